@@ -1,0 +1,343 @@
+"""CLIP (Radford et al., 2021, arXiv 2103.00020): image and text transformer, under OpenAI's names.
+
+Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly,
+without a table of renames. Everything is batch first. Two places go beyond the plain model, both
+needed by prompt tuning and both exact: a block can attend to further tokens (prompts) that it does
+not carry on, and can compute only the outputs that are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import MultiheadAttention, attention
+from .packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends
+
+HEAD_WIDTH = 64  # of every published CLIP ViT, image and text side
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in fp32, whatever the precision around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) → (..., W), in the dtype of `x`."""
+        return super().forward(x.float()).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x·σ(1.702x), the approximation OpenAI's models were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise, as silu(1.702x)/1.702: the same function in fewer passes over memory."""
+        return F.silu(1.702 * x).mul_(1 / 1.702)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
+
+    def __init__(self, width: int, quick_gelu: bool):
+        super().__init__()
+        self.attn = MultiheadAttention(width, heads=width // HEAD_WIDTH)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+        self.ln_2 = LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, prompts: Tensor | None = None, outputs: int | None = None
+    ) -> Tensor:
+        """One layer over image tokens.
+
+        Args:
+            x: tokens (B, N, D).
+            prompts: further tokens, (P, D) for all images or (B, P, D), that the layer attends to.
+                Their own outputs would be dropped after the layer, so they are never queries: a
+                prompt is a key and a value, and prompts for all images are projected only once.
+            outputs: how many of the first tokens are wanted (None: all); the others' queries and
+                MLP are not computed.
+
+        Returns: (B, outputs or N, D).
+        """
+        normed = self.ln_1(x)
+        if outputs is None:
+            q, k, v = self.attn.project(normed)  # (B, H, N, d)
+        else:
+            (q,) = self.attn.project(normed[:, :outputs], "q")
+            k, v = self.attn.project(normed, "kv")
+        if prompts is not None:
+            prompt_k, prompt_v = self.attn.project(self.ln_1(prompts), "kv")  # ([B,] H, P, d)
+            k, v = append(k, prompt_k), append(v, prompt_v)  # (B, H, N+P, d)
+        x = x[:, :outputs] + self.attn.merge(attention(q, k, v))
+        return x + self.mlp(self.ln_2(x))
+
+    def forward_packed(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+        """One layer over packed prompts, (S, W) → (S, W)."""
+        q, k, v = self.attn.project(self.ln_1(x))  # (H, S, d)
+        x = x + self.attn.merge(packed_attention(q, k, v, layout))
+        return x + self.mlp(self.ln_2(x))
+
+    def forward_packed_ends(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+        """The last layer over packed prompts, of which only EOT is read: (S, W) → (n, W)."""
+        normed = self.ln_1(x)
+        (q,) = self.attn.project(normed[layout.ends], "q")  # (H, n, d)
+        k, v = self.attn.project(normed, "kv")  # (H, S, d)
+        x = x[layout.ends] + self.attn.merge(packed_attention_of_ends(q, k, v, layout))
+        x = x + self.mlp(self.ln_2(x))
+        return x[layout.places]
+
+
+def append(tokens: Tensor, prompts: Tensor) -> Tensor:
+    """(B, H, N, d) and (H, P, d) or (B, H, P, d) → (B, H, N+P, d)."""
+    return torch.cat([tokens, prompts.expand(len(tokens), -1, -1, -1)], dim=2)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
+
+    def __init__(self, width: int, layers: int, quick_gelu: bool):
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, quick_gelu) for _ in range(layers)
+        )
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image encoder."""
+
+    def __init__(
+        self, resolution: int, patch: int, width: int, layers: int, embed_dim: int, quick_gelu: bool
+    ):
+        super().__init__()
+        self.resolution = resolution
+        tokens = 1 + (resolution // patch) ** 2
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, quick_gelu)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The tokens that enter the first layer, class token first: (B, 3, R, R) → (B, N, D).
+
+        Raises ValueError if the images have another size than the model.
+        """
+        if images.shape[1:] != (3, self.resolution, self.resolution):
+            expected = f"(B, 3, {self.resolution}, {self.resolution})"
+            raise ValueError(
+                f"expected images of shape {expected}, got {tuple(images.shape)}: "
+                "use the preprocess function that came with the model"
+            )
+        patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
+        patches = patches.flatten(2).transpose(1, 2)  # (B, N-1, D)
+        cls = self.class_embedding.expand(len(images), 1, -1)
+        return self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x = block(x)
+        return self.project(last(x, outputs=1))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Tokens after the last layer, class token first (B, ·, D) → image features (B, E)."""
+        return self.ln_post(x[:, 0]) @ self.proj
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) → (B, E), not normalised."""
+        return self.encode(self.embed(images))
+
+
+class CLIP(nn.Module):
+    """Image and text encoder into one space, and the learned temperature `logit_scale`.
+
+    Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        resolution: int,
+        vision_layers: int,
+        vision_width: int,
+        patch: int,
+        context_length: int,
+        vocab_size: int,
+        text_width: int,
+        text_layers: int,
+        quick_gelu: bool = True,
+    ):
+        super().__init__()
+        self.name = "custom"
+        self.visual = VisionTransformer(
+            resolution, patch, vision_width, vision_layers, embed_dim, quick_gelu
+        )
+        self.transformer = Transformer(text_width, text_layers, quick_gelu)
+        self.token_embedding = nn.Embedding(vocab_size, text_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
+        self.ln_final = LayerNorm(text_width)
+        self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the frozen network computes in."""
+        return self.visual.conv1.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.logit_scale.device
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text, 77 in every published model."""
+        return self.positional_embedding.shape[0]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, R, R), preprocessed → features (B, E), not normalised."""
+        return self.visual(images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (n, 77) from `tokenize` → features (n, E), not normalised.
+
+        A text ends at its EOT, the largest id; what follows is not computed (`packing.py`).
+        """
+        ends = tokens.argmax(dim=-1).tolist()
+        prompts = [row[: end + 1] for row, end in zip(tokens.tolist(), ends, strict=True)]
+        layout = pack(prompts).to(self.device)
+        return self.encode_prompts(self.embed_prompts(layout), layout)
+
+    def embed_prompts(self, layout: PackedPrompts) -> Tensor:
+        """Token plus positional embeddings (S, W) of packed prompts."""
+        positions = self.positional_embedding[layout.positions]
+        return self.token_embedding(layout.tokens) + positions
+
+    def encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+        """Embedded packed prompts (S, W) → text features (n, E), not normalised."""
+        *blocks, last = self.transformer.resblocks
+        x = x.to(self.dtype)
+        for block in blocks:
+            x = block.forward_packed(x, layout)
+        return self.ln_final(last.forward_packed_ends(x, layout)) @ self.text_projection
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits per image (B, n) and per text (n, B): cosines times exp(logit_scale)."""
+        image_features = F.normalize(self.encode_image(images).float(), dim=-1)
+        text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
+        return logits_per_image, logits_per_image.t()
+
+    def cast(self, dtype: torch.dtype) -> CLIP:
+        """Store the network in `dtype` and compute in it; norms and `logit_scale` stay fp32."""
+        self.fingerprint()  # of the weights as loaded, before any of them is rounded
+        for module in self.modules():
+            if not isinstance(module, LayerNorm):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if name != "logit_scale":
+                        parameter.data = parameter.data.to(dtype)
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names."""
+        if not hasattr(self, "_fingerprint"):
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.half().cpu().contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLIP:
+    """A frozen fp32 CLIP from tensors under OpenAI's names; all sizes are read off their shapes.
+
+    Args:
+        state_dict: name → tensor of any floating dtype.
+        quick_gelu: activation x·σ(1.702x), which OpenAI's weights need; False: the exact GELU,
+            which most models trained elsewhere need. A state dict does not say which.
+
+    Raises ValueError if the model is not a ViT, or a name is missing, unknown or of a wrong shape.
+    """
+    weights = {name: value for name, value in state_dict.items() if name not in NOT_WEIGHTS}
+    if any(name.startswith("visual.layer1.") for name in weights):
+        raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
+    with torch.device("meta"):
+        clip = CLIP(**infer_sizes(weights), quick_gelu=quick_gelu)
+    check_names_and_shapes(weights, clip.state_dict())
+    # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
+    copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
+    clip.load_state_dict(copies, assign=True)
+    return clip.requires_grad_(False).eval()
+
+
+def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The arguments of `CLIP` that fit these tensors."""
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "positional_embedding",
+        "token_embedding.weight",
+        "text_projection",
+    )
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(
+            f"expected a CLIP state dict with OpenAI's names, got one without {listed(missing)}"
+        )
+    width, _, patch, _ = weights["visual.conv1.weight"].shape
+    grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
+    vocab_size, text_width = weights["token_embedding.weight"].shape
+    return dict(
+        embed_dim=weights["text_projection"].shape[1],
+        resolution=grid * patch,
+        vision_layers=count_layers(weights, "visual.transformer.resblocks."),
+        vision_width=width,
+        patch=patch,
+        context_length=weights["positional_embedding"].shape[0],
+        vocab_size=vocab_size,
+        text_width=text_width,
+        text_layers=count_layers(weights, "transformer.resblocks."),
+    )
+
+
+def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of blocks whose tensors' names begin with `prefix` and a number."""
+    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def check_names_and_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """ValueError if names or shapes differ, saying which."""
+    problems = []
+    if missing := sorted(expected.keys() - got.keys()):
+        problems.append(f"missing {listed(missing)}")
+    if unknown := sorted(got.keys() - expected.keys()):
+        problems.append(f"unknown {listed(unknown)}")
+    problems += [
+        f"{name} is {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & got.keys())
+        if got[name].shape != expected[name].shape
+    ][:5]
+    if problems:
+        raise ValueError("not the weights of this model: " + "; ".join(problems))
+
+
+def listed(names: list[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,117 @@
+"""Prompts of unequal length in one matrix of tokens, each token stored and computed once.
+
+Two facts about CLIP's text transformer make this exact (METHOD's causal mask does both):
+
+- it is causal, so tokens after EOT never matter and are left out;
+- a token sees only what stands before it, so the tokens that begin every prompt (SOS and a context
+  shared by all classes) have the same hidden states in each, and one copy serves all.
+
+Rows of the matrix: first the shared prefix, then each prompt's own tokens up to its EOT, prompts
+sorted by length. Linear layers, norms and MLPs see one matrix without any padding; only attention
+needs to know where a prompt begins, and takes all prompts of one length together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import attention
+
+
+@dataclass(frozen=True)
+class PackedPrompts:
+    """Where n prompts lie in a matrix of S rows.
+
+    prefix: number of rows, at the top, that begin every prompt.
+    buckets: (prompts, own tokens of each), shortest first.
+    tokens: (S,) the token at each row.
+    positions: (S,) each row's place in its prompt, from 0.
+    ends: (n,) the row of each prompt's last token, in packed order.
+    places: (n,) where in packed order the i-th given prompt stands.
+    """
+
+    prefix: int
+    buckets: tuple[tuple[int, int], ...]
+    tokens: Tensor
+    positions: Tensor
+    ends: Tensor
+    places: Tensor
+
+    def to(self, device: torch.device) -> PackedPrompts:
+        """The same layout with its index tensors on `device`."""
+        indices = (self.tokens, self.positions, self.ends, self.places)
+        return PackedPrompts(self.prefix, self.buckets, *(index.to(device) for index in indices))
+
+
+def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
+    """Lay out token sequences, each of which ends in its EOT.
+
+    Raises ValueError if there are none, or one is empty.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError(f"expected one or more non-empty prompts, got {len(prompts)} prompts")
+    prefix = shared_prefix(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    tokens, positions, ends = list(prompts[0][:prefix]), list(range(prefix)), []
+    for index in order:
+        tokens.extend(prompts[index][prefix:])
+        positions.extend(range(prefix, len(prompts[index])))
+        ends.append(len(tokens) - 1)
+    lengths = Counter(len(prompts[index]) - prefix for index in order)  # keeps the packed order
+    buckets = tuple((count, length) for length, count in lengths.items())
+    places = sorted(range(len(order)), key=order.__getitem__)  # the inverse permutation
+    indices = map(torch.tensor, (tokens, positions, ends, places))
+    return PackedPrompts(prefix, buckets, *indices)
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens begin every prompt, leaving each at least its last one."""
+    limit = min(map(len, prompts)) - 1
+    first, last = min(prompts), max(prompts)  # what these two share, all between them share
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
+    """Causal attention within each prompt; q, k, v and the result are (H, S, d)."""
+    prefix = layout.prefix
+    attended = [attention(q[:, :prefix], k[:, :prefix], v[:, :prefix], causal=True)]
+    for rows, count, length in bucket_rows(layout):
+        own_q = q[:, rows].unflatten(1, (count, length)).transpose(0, 1)  # (n, H, T, d)
+        keys, values = (with_prefix(x, prefix, rows, count) for x in (k, v))  # (n, H, p+T, d)
+        bucket = attention(own_q, keys, values, causal=True)
+        attended.append(bucket.transpose(0, 1).flatten(1, 2))
+    return torch.cat(attended, dim=1)
+
+
+def packed_attention_of_ends(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
+    """Attention of each prompt's last token over its prompt.
+
+    q: (H, n, d), queries of the last tokens in packed order; k, v: (H, S, d). Returns (H, n, d).
+    """
+    attended, first = [], 0
+    for rows, count, _ in bucket_rows(layout):
+        ends = q[:, first : first + count].transpose(0, 1).unsqueeze(2)  # (n, H, 1, d)
+        keys, values = (with_prefix(x, layout.prefix, rows, count) for x in (k, v))
+        attended.append(attention(ends, keys, values).squeeze(2).transpose(0, 1))
+        first += count
+    return torch.cat(attended, dim=1)
+
+
+def bucket_rows(layout: PackedPrompts) -> Iterator[tuple[slice, int, int]]:
+    """For each bucket: its rows as a slice, number of prompts, tokens of each."""
+    start = layout.prefix
+    for count, length in layout.buckets:
+        yield slice(start, start + count * length), count, length
+        start += count * length
+
+
+def with_prefix(x: Tensor, prefix: int, rows: slice, count: int) -> Tensor:
+    """A bucket's keys or values behind the shared prefix's: (H, S, d) → (n, H, prefix + T, d)."""
+    shared = x[:, :prefix].expand(count, -1, -1, -1)
+    own = x[:, rows].unflatten(1, (count, -1)).transpose(0, 1)
+    return torch.cat([shared, own], dim=2)

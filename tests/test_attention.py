@@ -1,0 +1,154 @@
+"""The fused attention against the explicit one, both against a naive loop and numbers by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from minidpt.attention import MultiheadAttention, attention, causal_mask, explicit_attention
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # a few roundings of values about 1
+
+SHAPES = {  # queries, keys, key width, value width, causal
+    "plain": (7, 7, 5, 5, False),
+    "causal": (7, 7, 5, 5, True),
+    "causal, the queries are the last tokens": (3, 11, 5, 5, True),
+    "cross, more keys": (3, 11, 5, 5, False),
+    "cross, more queries": (11, 3, 5, 5, False),
+    "cross, wide values": (3, 11, 5, 13, False),
+    "causal, wide values": (3, 11, 5, 13, True),
+    "one query": (1, 7, 5, 5, False),
+    "one query, causal": (1, 7, 5, 5, True),
+    "one token": (1, 1, 5, 5, True),
+}
+every_shape = pytest.mark.parametrize(
+    ("queries", "keys", "width", "value_width", "causal"), SHAPES.values(), ids=SHAPES.keys()
+)
+
+
+def random_inputs(
+    queries: int, keys: int, width: int, value_width: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Queries, keys and values of 2 × 3 heads, their scores large enough to matter."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, queries, width), (2, 3, keys, width), (2, 3, keys, value_width))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    inputs[0] *= 2
+    return [value.to(dtype).requires_grad_() for value in inputs]
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """One query after the other, over the keys that it may see, in fp64."""
+    q, k, v = q.double(), k.double(), v.double()
+    rows = []
+    for i in range(q.shape[-2]):
+        seen = k.shape[-2] - q.shape[-2] + i + 1 if causal else k.shape[-2]
+        scores = [(q[..., i, :] * k[..., j, :]).sum(-1) for j in range(seen)]
+        exponentials = [(score / math.sqrt(q.shape[-1])).exp() for score in scores]
+        weighted = [e[..., None] * v[..., j, :] for j, e in enumerate(exponentials)]
+        rows.append(sum(weighted) / sum(exponentials)[..., None])
+    return torch.stack(rows, dim=-2)
+
+
+@every_shape
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_fused_and_explicit_attention_agree_in_value_and_gradient(
+    queries, keys, width, value_width, causal, dtype
+):
+    inputs = random_inputs(queries, keys, width, value_width, dtype)
+    fused = attention(*inputs, causal=causal)
+    explicit, _ = explicit_attention(*inputs, causal=causal)
+    assert fused.shape == explicit.shape == (2, 3, queries, value_width)
+    torch.testing.assert_close(fused, explicit, rtol=0, atol=TOLERANCE[dtype])
+
+    weights = torch.linspace(-1, 1, fused.numel(), dtype=dtype).view_as(fused)
+    of_fused = torch.autograd.grad((fused * weights).sum(), inputs)
+    of_explicit = torch.autograd.grad((explicit * weights).sum(), inputs)
+    for ours, theirs in zip(of_fused, of_explicit, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * TOLERANCE[dtype])
+
+
+@every_shape
+def test_explicit_attention_is_a_loop_over_queries_and_keys(
+    queries, keys, width, value_width, causal
+):
+    inputs = random_inputs(queries, keys, width, value_width, torch.float64)
+    result, _ = explicit_attention(*inputs, causal=causal)
+    expected = naive_attention(*inputs, causal)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
+
+
+@every_shape
+def test_weights_are_shares_and_no_query_looks_at_a_later_token(
+    queries, keys, width, value_width, causal
+):
+    q, k, v = random_inputs(queries, keys, width, value_width)
+    result, weights = explicit_attention(q, k, v, causal=causal)
+    assert weights.shape == (2, 3, queries, keys)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, queries), rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights @ v, result, rtol=0, atol=1e-6)
+    for i in range(queries):
+        seen = keys - queries + i + 1 if causal else keys
+        assert (weights[..., i, :seen] > 0).all()
+        assert (weights[..., i, seen:] == 0).all()
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_numbers_worked_out_by_hand(explicit):
+    # d = 4, so a score is half the product. The last query scores ln 3 with the first key and 0
+    # with the others: shares 3/5, 1/5, 1/5. The query before is 0: equal shares.
+    q = torch.tensor([[0.0, 0, 0, 0], [2, 0, 0, 0]])
+    k = torch.tensor([[math.log(3), 0, 0, 0], [0, 1, 0, 0], [0, 0, 7, 0]])
+    v = torch.tensor([[10.0, 0], [0, 20], [5, 40]])
+
+    def run(causal: bool) -> Tensor:
+        if explicit:
+            return explicit_attention(q, k, v, causal)[0]
+        return attention(q, k, v, causal)
+
+    expected = torch.tensor([[5.0, 20], [7, 12]])
+    torch.testing.assert_close(run(False), expected, rtol=1e-6, atol=0)
+    expected = torch.tensor([[5.0, 10], [7, 12]])  # the first of the two does not see the last key
+    torch.testing.assert_close(run(True), expected, rtol=1e-6, atol=0)
+
+
+def test_the_causal_mask_lets_the_last_query_see_every_key():
+    assert causal_mask(3, 3).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert causal_mask(2, 4).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert causal_mask(1, 3).tolist() == [[1, 1, 1]]
+    assert causal_mask(2, 2).dtype == torch.bool
+
+
+def random_multihead(width: int, heads: int) -> tuple[MultiheadAttention, Tensor]:
+    """Random weights, and tokens (2, 7, width)."""
+    generator = torch.Generator().manual_seed(1)
+    multihead = MultiheadAttention(width, heads).requires_grad_(False)
+    for parameter in multihead.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return multihead, torch.randn(2, 7, width, generator=generator)
+
+
+@pytest.mark.parametrize("parts", ["qkv", "q", "kv"])
+def test_projections_are_those_rows_of_in_proj_split_into_heads(parts):
+    multihead, x = random_multihead(width=15, heads=5)
+    every = x @ multihead.in_proj_weight.t() + multihead.in_proj_bias  # (2, 7, 45)
+    by_name = dict(zip("qkv", every.split(15, dim=-1), strict=True))
+    projected = multihead.project(x, parts)
+    assert len(projected) == len(parts)
+    for part, name in zip(projected, parts, strict=True):
+        assert part.shape == (2, 5, 7, 3)
+        for head in range(5):
+            expected = by_name[name][..., 3 * head : 3 * head + 3]
+            torch.testing.assert_close(part[:, head], expected, rtol=0, atol=1e-5)
+
+
+def test_self_attention_is_torchs_own():
+    ours, x = random_multihead(width=15, heads=5)
+    theirs = torch.nn.MultiheadAttention(15, 5, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())  # the same names
+    expected, _ = theirs(x, x, x, need_weights=False)
+    merged = ours.merge(attention(*ours.project(x)))
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)

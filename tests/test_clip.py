@@ -1,0 +1,281 @@
+"""The image and text encoder against the naive ones, and what may be done to a CLIP."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import minidpt
+import reference
+from golden_cases import assert_close
+from minidpt.clip import LayerNorm, QuickGELU, ResidualAttentionBlock
+from tiny_models import DEEP, WIDE, Sizes, clip_state, double, random_images
+
+TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
+BLOCK = "visual.transformer.resblocks.1"
+
+both_sizes = pytest.mark.parametrize("sizes", [WIDE, DEEP], ids=["wide", "deep"])
+
+
+def build(sizes: Sizes = WIDE, **options) -> minidpt.CLIP:
+    return minidpt.build_clip(clip_state(sizes), **options)
+
+
+# The network
+
+
+@both_sizes
+def test_features_agree_with_the_naive_encoders(sizes):
+    clip, state = build(sizes), double(clip_state(sizes))
+    images, tokens = random_images(sizes, 5), minidpt.tokenize(TEXTS)
+    expected_image = reference.encode_image(state, images.double())
+    expected_text = reference.encode_text(state, tokens)
+    assert_close(clip.encode_image(images), expected_image, "image features")
+    assert_close(clip.encode_text(tokens), expected_text, "text features")
+
+    expected = reference.normalize(expected_image) @ reference.normalize(expected_text).t() / 0.07
+    per_image, per_text = clip(images, tokens)
+    assert_close(per_image, expected, "logits per image")
+    assert_close(per_text, expected.t(), "logits per text")
+
+
+def block_of(clip: minidpt.CLIP) -> ResidualAttentionBlock:
+    return clip.visual.transformer.resblocks[1]
+
+
+def random_tokens(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(shape[-2])
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(2, 128), (3, 2, 128), (1, 128), (0, 128)])
+@pytest.mark.parametrize("outputs", [None, 1, 4])
+def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, outputs):
+    x, prompts = random_tokens(3, 7, 128), random_tokens(*shape)
+    ours = [value.clone().requires_grad_() for value in (x, prompts)]
+    result = block_of(build())(*ours, outputs=outputs)
+
+    theirs = [value.double().requires_grad_() for value in (x, prompts)]
+    every = torch.cat([theirs[0], theirs[1].expand(3, -1, -1)], dim=1)  # (3, 7 + P, 128)
+    expected = reference.block(double(clip_state(WIDE)), BLOCK, every)[:, : outputs or 7]
+    assert_close(result, expected, "tokens")
+
+    weights = random_tokens(*result.shape)
+    gradients = torch.autograd.grad((result * weights).sum(), ours)
+    expected_gradients = torch.autograd.grad((expected * weights.double()).sum(), theirs)
+    for gradient, value in zip(gradients, expected_gradients, strict=True):
+        assert (gradient - value).norm() <= 1e-5 * value.norm()  # roundings of some 1000 terms
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 7])
+def test_fewer_outputs_are_the_first_ones_of_all(outputs):
+    block, x = block_of(build()), random_tokens(3, 7, 128)
+    assert_close(block(x, outputs=outputs), block(x)[:, :outputs])
+
+
+def test_quick_gelu_is_x_times_sigmoid_of_1_702_x_in_value_and_gradient():
+    x = torch.linspace(-11, 11, 101, requires_grad=True)
+    exact = torch.linspace(-11, 11, 101, dtype=torch.float64, requires_grad=True)
+    value, expected = QuickGELU()(x), exact * torch.sigmoid(1.702 * exact)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=1e-7)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6, atol=1e-6)
+    assert x.tolist() == torch.linspace(-11, 11, 101).tolist()  # nothing written in place
+
+
+def test_exact_gelu_is_a_choice_and_makes_a_difference(monkeypatch):
+    images, tokens = random_images(WIDE, 3), minidpt.tokenize(TEXTS)
+    quick, exact = build(), build(quick_gelu=False)
+    assert (quick.encode_image(images) - exact.encode_image(images)).abs().max() > 1e-3
+    assert (quick.encode_text(tokens) - exact.encode_text(tokens)).abs().max() > 1e-3
+    monkeypatch.setattr(reference, "quick_gelu", F.gelu)
+    state = double(clip_state(WIDE))
+    assert_close(exact.encode_image(images), reference.encode_image(state, images.double()))
+    assert_close(exact.encode_text(tokens), reference.encode_text(state, tokens))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 22, 22), (2, 3, 21, 14), (2, 1, 21, 21), (3, 21, 21), (2, 21, 21, 3)]
+)
+def test_images_of_another_size_are_refused_with_the_size_expected(shape):
+    message = re.escape(f"(B, 3, 21, 21), got {shape}")
+    with pytest.raises(ValueError, match=message):
+        build().encode_image(torch.zeros(shape))
+
+
+# Building
+
+
+@both_sizes
+def test_sizes_are_read_off_the_tensors(sizes):
+    clip = build(sizes)
+    assert clip.visual.resolution == sizes.patch * sizes.grid
+    assert len(clip.visual.transformer.resblocks) == sizes.vision_layers
+    assert len(clip.transformer.resblocks) == sizes.text_layers
+    assert clip.visual.transformer.resblocks[0].attn.heads == sizes.vision_width // 64
+    assert clip.transformer.resblocks[0].attn.heads == sizes.text_width // 64
+    assert clip.context_length == 77
+    assert clip.encode_image(random_images(sizes, 2)).shape == (2, sizes.embedding)
+
+
+def test_a_clip_holds_the_given_tensors_under_their_names_frozen_in_fp32_and_as_copies():
+    given = {name: value.clone() for name, value in clip_state(WIDE).items()}
+    clip = minidpt.build_clip(given)
+    assert clip.state_dict().keys() == given.keys()
+    for value in given.values():
+        value.add_(1)
+    for name, value in clip.state_dict().items():
+        assert torch.equal(value, clip_state(WIDE)[name]), name
+        assert value.dtype == torch.float32
+    assert not any(value.requires_grad for value in clip.parameters())
+    assert not clip.training
+    assert not clip.encode_image(random_images(WIDE, 1)).requires_grad
+
+
+def test_half_precision_tensors_are_widened():
+    halves = {name: value.half() for name, value in clip_state(WIDE).items()}
+    clip = minidpt.build_clip(halves)
+    assert all(value.dtype == torch.float32 for value in clip.state_dict().values())
+    state = {name: value.double() for name, value in halves.items()}
+    images = random_images(WIDE, 2)
+    assert_close(clip.encode_image(images), reference.encode_image(state, images.double()))
+
+
+def test_the_numbers_in_openais_archives_are_not_weights():
+    numbers = {"input_resolution": 21, "context_length": 77, "vocab_size": 49408}
+    tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+    clip = minidpt.build_clip(clip_state(WIDE) | tensors)
+    assert clip.state_dict().keys() == clip_state(WIDE).keys()
+
+
+PROJ, C_FC, LN = "visual.proj", f"{BLOCK}.mlp.c_fc.weight", "ln_final.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({C_FC: None}, [f"missing {C_FC}"]),
+        ({C_FC: None, LN: None}, [f"missing {LN}, {C_FC}"]),
+        ({"head.weight": torch.zeros(2)}, ["unknown head.weight"]),
+        ({PROJ: torch.zeros(128, 36)}, [r"visual.proj is \(128, 36\), expected \(128, 37\)"]),
+        ({C_FC: torch.zeros(511, 128)}, [rf"{C_FC} is \(511, 128\), expected \(512, 128\)"]),
+        (
+            {LN: None, "head.weight": torch.zeros(2), PROJ: torch.zeros(37, 128)},
+            [f"missing {LN}", "unknown head.weight", r"visual.proj is \(37, 128\)"],
+        ),
+        ({"visual.positional_embedding": torch.zeros(12, 128)}, [r"is \(12, 128\), expected"]),
+        ({"visual.conv1.weight": None}, ["without visual.conv1.weight"]),
+        ({"text_projection": None}, ["without text_projection"]),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(2)}, ["ResNet", "only ViT"]),
+        ({"visual.conv1.weight": torch.zeros(128)}, ["visual.conv1.weight"]),
+        ({"token_embedding.weight": torch.zeros(7, 7, 7)}, ["token_embedding.weight"]),
+    ],
+)
+def test_tensors_that_are_no_clip_are_refused_and_named(changes, messages):
+    changed = clip_state(WIDE) | changes
+    tensors = {name: value for name, value in changed.items() if value is not None}
+    with pytest.raises(ValueError) as error:
+        minidpt.build_clip(tensors)
+    for message in messages:
+        assert re.search(message, str(error.value)), error.value
+
+
+def test_a_long_list_of_wrong_names_is_cut_and_counted():
+    tensors = {
+        name: value for name, value in clip_state(WIDE).items() if not name.endswith("bias")
+    }
+    missing = len(clip_state(WIDE)) - len(tensors)
+    with pytest.raises(ValueError, match=f"and {missing - 5} more") as error:
+        minidpt.build_clip(tensors)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("tensors", [{}, {"weight": torch.zeros(2, 3)}])
+def test_tensors_of_something_else_are_refused(tensors):
+    with pytest.raises(ValueError, match="CLIP.*visual.conv1.weight"):
+        minidpt.build_clip(tensors)
+
+
+def test_a_width_that_is_no_multiple_of_a_head_is_refused():
+    sizes = Sizes(vision_width=96)  # one and a half heads
+    with pytest.raises(ValueError, match="64"):
+        minidpt.build_clip(clip_state(sizes))
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("dtype", "closeness"),
+    [(torch.bfloat16, 0.03), (torch.float16, 0.004)],  # about 8 roundings of 2⁻⁹, 2⁻¹²
+)
+def test_a_cast_clip_computes_nearly_the_same(dtype, closeness):
+    exact, clip = build(), build()
+    assert clip.cast(dtype) is clip
+    assert clip.dtype == dtype
+    images, tokens = random_images(WIDE, 5), minidpt.tokenize(TEXTS)
+    for encode, inputs in (("encode_image", images), ("encode_text", tokens)):
+        features, expected = (getattr(model, encode)(inputs) for model in (clip, exact))
+        assert features.dtype == dtype
+        difference = (features.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert 0 < difference.max() <= closeness, encode
+    logits, _ = clip(images, tokens)
+    assert logits.dtype == torch.float32  # the scale and cosines are not rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_leaves_norms_and_temperature_in_fp32(dtype):
+    clip, state = build().cast(dtype), clip_state(WIDE)
+    kept = {name for name, value in clip.state_dict().items() if value.dtype == torch.float32}
+    assert kept == {name for name in state if re.search(r"\bln_|^logit_scale$", name)}
+    for name, value in clip.state_dict().items():
+        assert value.dtype == (torch.float32 if name in kept else dtype), name
+        assert torch.equal(value, state[name].to(value.dtype)), name
+        assert not value.requires_grad
+
+
+def test_a_norm_computes_in_fp32_and_returns_the_precision_it_was_given():
+    x = (1000 + torch.arange(7.0)).to(torch.bfloat16)[None]  # spacing of bf16 there: 4
+    norm = LayerNorm(7)
+    assert norm(x).dtype == torch.bfloat16
+    expected = F.layer_norm(x.float(), (7,)).to(torch.bfloat16)
+    assert torch.equal(norm(x), expected)
+    squares = torch.full((1, 7), 3000.0, dtype=torch.float16)  # 3000² is beyond fp16
+    squares[0, 0] = -3000
+    assert torch.isfinite(norm(squares)).all()
+
+
+# Fingerprint
+
+
+def test_a_fingerprint_is_that_of_the_weights_in_any_precision():
+    rounded = {name: value.half() for name, value in clip_state(WIDE).items()}
+    fingerprint = minidpt.build_clip(rounded).fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint)
+    assert build().fingerprint() == fingerprint  # fp32 weights, of which these are the rounding
+    widened = {name: value.double() for name, value in reversed(rounded.items())}
+    assert minidpt.build_clip(widened).fingerprint() == fingerprint  # another order, too
+    for dtype in (torch.bfloat16, torch.float16):
+        assert build().cast(dtype).fingerprint() == fingerprint
+    clip = build()
+    clip.fingerprint()
+    assert clip.cast(torch.bfloat16).fingerprint() == fingerprint
+    assert clip.to("cpu").fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "ln_final.bias", "token_embedding.weight"])
+def test_a_fingerprint_changes_with_any_value(name):
+    changed = clip_state(WIDE)[name].clone()
+    changed.view(-1)[-1] += 0.01
+    clip = minidpt.build_clip(clip_state(WIDE) | {name: changed})
+    assert clip.fingerprint() != build().fingerprint()
+
+
+def test_a_fingerprint_changes_with_the_activation():
+    # Prompts learned with one activation are wrong with the other, and no tensor tells them apart.
+    assert build().fingerprint() != build(quick_gelu=False).fingerprint()
