@@ -1,0 +1,200 @@
+"""CLIP's byte-pair tokenizer: any Unicode text to the ids that OpenAI's CLIP was trained with.
+
+A text is cleaned and cut into words, each word is a row of UTF-8 bytes, and the learned merges join
+neighbours until none applies (Sennrich et al., 2016; on bytes: Radford et al., 2019). The ids are
+
+        0 ..   255   one byte inside a word
+      256 ..   511   one byte that ends a word (printed as `</w>` in OpenAI's files)
+      512 .. 49405   merge number 0 .. 48893, earliest learned first
+    49406, 49407     `<|startoftext|>`, `<|endoftext|>`
+
+so the id of a merged token is also its rank: of two merges, the one with the smaller id goes first.
+`clip_merges.xz` beside this file holds the two ids that each merge joins; it is made by
+`tests/make_merges.py`, and read when the first text is tokenized.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import html
+import lzma
+import operator
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ftfy
+import regex
+import torch
+
+SOT_TOKEN = 49406
+EOT_TOKEN = 49407
+SPECIAL_TOKENS = {"<|startoftext|>": SOT_TOKEN, "<|endoftext|>": EOT_TOKEN}
+
+# A word: a special token, a contraction's end, a run of letters, one digit, or a run of the rest.
+WORD = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+)
+CACHED_WORDS = 2**15
+CACHED_WORD_LENGTH = 64  # in characters; with longer words the cache would have no bound in bytes
+
+
+class Vocabulary(NamedTuple):
+    """What the ids stand for."""
+
+    byte_ids: list[int]  # byte -> its id inside a word; 256 more at the end of a word
+    merges: dict[tuple[int, int], int]  # ids of two neighbours -> id of the token that joins them
+    spellings: list[bytes]  # id -> its bytes, with a space where a word ends
+
+
+def tokenize(
+    texts: str | Sequence[str], context_length: int = 77, truncate: bool = False
+) -> torch.LongTensor:
+    """Token ids of one text or several, one row each: start, text, end, zeros. (n, context_length)
+
+    A text with more tokens than `context_length`, counting start and end, raises ValueError; with
+    `truncate=True` its row keeps the first ones and ends with EOT_TOKEN. Raises TypeError for
+    anything that is not text.
+    """
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if operator.index(context_length) < 2:
+        raise ValueError(f"context_length is {context_length}, start and end need at least 2")
+
+    rows = [[SOT_TOKEN, *encode(text), EOT_TOKEN] for text in texts]
+    tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
+    for row, (text, ids) in enumerate(zip(texts, rows)):
+        if len(ids) > context_length:
+            if not truncate:
+                raise ValueError(
+                    f"text {_quote(text)} has {len(ids)} tokens with start and end, the limit is "
+                    f"{context_length}: shorten the text, or pass truncate=True to cut it"
+                )
+            ids = ids[: context_length - 1] + [EOT_TOKEN]
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text, without start and end.
+
+    The special tokens' names in a text become their ids, as in OpenAI's tokenizer: for CLIP, such a
+    text ends at its first `<|endoftext|>`. Raises TypeError if `text` is not a string.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"expected text as a string, got {type(text).__name__}: {_quote(text)}")
+    ids = []
+    for match in regex.finditer(WORD, _clean(text), regex.IGNORECASE):
+        word = match.group()
+        ids.extend(_cached_bpe(word) if len(word) <= CACHED_WORD_LENGTH else _bpe(word))
+    return ids
+
+
+def decode(ids: Iterable[int]) -> str:
+    """The text of token ids, lower case, with a space after every word, as OpenAI's tokenizer does.
+
+    Zeros are the token of `!`, so cut a padded row of `tokenize` at EOT_TOKEN first. Bytes that are
+    not UTF-8, as in a text cut inside a character, become U+FFFD. Raises ValueError for an id
+    outside the vocabulary.
+    """
+    spellings = _vocabulary().spellings
+    ids = [operator.index(i) for i in ids]
+    for i in ids:
+        if not 0 <= i < len(spellings):
+            raise ValueError(f"token id {i} is outside the vocabulary, 0 to {len(spellings) - 1}")
+    return b"".join(spellings[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def _clean(text: str) -> str:
+    """`text` as CLIP was trained on it: repaired, entities resolved, lower case.
+
+    ftfy undoes mojibake, typographic quotes and full-width letters. Entities are resolved twice,
+    for web text escaped twice. Numeric references are shortened first, to eight digits without
+    leading zeros, which changes no result (all numbers that long are U+FFFD): Python refuses to
+    read an integer of more than 4300 digits, so that OpenAI's tokenizer raises there. It also makes
+    every run of whitespace one space, which we leave out: whitespace is in no word, whatever its
+    length.
+    """
+    text = ftfy.fix_text(text)
+    for _ in range(2):
+        text = html.unescape(regex.sub(r"&#0*([0-9]{1,8})[0-9]*", r"&#\1", text))
+    return text.lower()
+
+
+@functools.cache
+def _vocabulary() -> Vocabulary:
+    """The vocabulary, read from the data file once (about 0.1 s).
+
+    The 256 bytes are numbered as in GPT-2: first those that Latin-1 prints, then the others.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    byte_order = printed + sorted(set(range(256)) - set(printed))
+    data = lzma.decompress(Path(__file__).with_name("clip_merges.xz").read_bytes())
+    pairs = list(struct.iter_unpack("<HH", data))
+
+    spellings = [bytes([byte]) for byte in byte_order]
+    spellings += [byte + b" " for byte in spellings]
+    for left, right in pairs:
+        spellings.append(spellings[left] + spellings[right])
+    spellings += [name.encode() for name in SPECIAL_TOKENS]
+    return Vocabulary(
+        byte_ids=[byte_order.index(byte) for byte in range(256)],
+        merges={pair: merged for merged, pair in enumerate(pairs, start=512)},
+        spellings=spellings,
+    )
+
+
+def _bpe(word: str) -> tuple[int, ...]:
+    """Ids of one word: again and again, the earliest learned merge joins its pairs, left to right.
+
+    Sennrich et al. (2016), algorithm 1, searches the whole word for every merge, in quadratic time.
+    Here the word is a linked list, `places` keeps where each possible merge starts, and a heap
+    finds the earliest: linear time, as the heap holds each merge at most once. The result is the
+    same: a merge is learned after both of its parts, so a pair that involves a new token always
+    ranks after it, and a merge that is done gets no further places.
+    """
+    if word in SPECIAL_TOKENS:
+        return (SPECIAL_TOKENS[word],)
+    byte_ids, merges, _ = _vocabulary()
+    symbols: list[int | None] = [byte_ids[byte] for byte in word.encode("utf-8")]
+    symbols[-1] += 256
+    symbols.append(None)  # closes the list to a ring: next to the last and the first, in no merge
+    length = len(symbols)
+    previous, following = list(range(-1, length - 1)), [*range(1, length), 0]
+    places: dict[int, list[int]] = {}  # merged id -> positions of its left part, ascending
+    waiting: list[int] = []  # heap of the keys of `places`
+
+    def note_pair(left: int) -> None:
+        merged = merges.get((symbols[left], symbols[following[left]]))
+        if merged in places:
+            places[merged].append(left)
+        elif merged is not None:
+            places[merged] = [left]
+            heapq.heappush(waiting, merged)
+
+    for left in range(length):
+        note_pair(left)
+    while waiting:
+        merged = heapq.heappop(waiting)
+        for left in places.pop(merged):
+            right = following[left]
+            if merges.get((symbols[left], symbols[right])) != merged:
+                continue  # another merge took one of the two since
+            symbols[left], symbols[right] = merged, None
+            following[left] = following[right]
+            previous[following[left]] = left
+            note_pair(previous[left])
+            note_pair(left)
+    return tuple(symbol for symbol in symbols if symbol is not None)
+
+
+_cached_bpe = functools.lru_cache(maxsize=CACHED_WORDS)(_bpe)
+
+
+def _quote(text: object) -> str:
+    """`text` in quotes for an error message, only its start if it is long."""
+    return repr(text) if len(str(text)) <= 80 else f"{str(text)[:60]!r}..."
