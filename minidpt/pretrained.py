@@ -1,0 +1,179 @@
+"""Pretrained CLIP weights by name: found on disk, or downloaded once and checked.
+
+OpenAI's files are looked for under their own names, `ViT-B-32.pt` and so on, in `weights/` beside
+this code, in the folder that MINIDPT_WEIGHTS names, and where OpenAI's package keeps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from os import PathLike
+from pathlib import Path
+
+from torch import device as Device
+
+from .checkpoint import read_state_dict
+from .clip import CLIP, build_clip
+from .transforms import Preprocess
+
+# SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
+SHA256 = {
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
+TINY = "tiny"  # the small model that this project ships in weights/
+NAMES = (*SHA256, TINY)
+BASE_URL = "https://openaipublic.azureedge.net/clip/models"
+CACHE = "~/.cache/clip"
+TIMEOUT = 30  # seconds without an answer or a byte
+
+
+def load(
+    name_or_path: str | PathLike, device: str | Device = "cpu", quick_gelu: bool = True
+) -> tuple[CLIP, Preprocess]:
+    """A pretrained CLIP, frozen and in fp32 on `device`, and the transform its images need.
+
+    Args:
+        name_or_path: one of `NAMES`, or an OpenAI archive or a state dict with OpenAI's names.
+            A known name is downloaded (338 MB for ViT-B/32) if no folder holds the file.
+        quick_gelu: as in `build_clip`; OpenAI's weights need True.
+
+    Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
+        Pillow image → tensor (3, R, R).
+    Raises ValueError if the name is unknown or the file is no CLIP with a ViT, FileNotFoundError
+        if the file does not exist or could not be downloaded.
+    """
+    name = os.fspath(name_or_path)
+    known = name in NAMES
+    path = find_or_download(name) if known else _existing(name)
+    try:
+        clip = build_clip(read_state_dict(path), quick_gelu=quick_gelu)
+    except ValueError as error:
+        text = str(error) if str(path) in str(error) else f"{path}: {error}"
+        fix = f": delete this file and load {name!r} again" if name in SHA256 else ""
+        raise ValueError(text + fix) from error
+    clip.name = name if known else path.stem
+    return clip.to(device), Preprocess(clip.visual.resolution)
+
+
+def _existing(path: str) -> Path:
+    """The path, if there is something; otherwise the error that fits a name or a path."""
+    expanded = Path(path).expanduser()
+    if expanded.exists():
+        return expanded
+    if expanded.suffix or path.startswith((".", "~", os.sep)):
+        raise FileNotFoundError(f"{path} does not exist: expected a CLIP checkpoint file (.pt)")
+    raise ValueError(
+        f"unknown CLIP {path!r}: expected one of {', '.join(NAMES)} or the path of a checkpoint"
+    )
+
+
+def filename(name: str) -> str:
+    """OpenAI's name of the file of a known model: ViT-L/14@336px → ViT-L-14-336px.pt."""
+    return name.replace("/", "-").replace("@", "-") + ".pt"
+
+
+def folders() -> list[Path]:
+    """Where weights are looked for, in this order.
+
+    Raises FileNotFoundError if MINIDPT_WEIGHTS names no folder.
+    """
+    package = Path(__file__).resolve().parent
+    found = [package / "weights", package.parent / "weights"]  # in a wheel, in a checkout
+    if named := os.environ.get("MINIDPT_WEIGHTS"):
+        if not Path(named).expanduser().is_dir():
+            raise FileNotFoundError(f"MINIDPT_WEIGHTS is {named!r}: expected an existing folder")
+        found.append(Path(named).expanduser())
+    return [*found, Path(CACHE).expanduser()]
+
+
+def find_or_download(name: str) -> Path:
+    """The file of a known model, downloaded into OpenAI's cache folder if no folder has it.
+
+    Raises FileNotFoundError if it cannot be had, saying what to put where, and ValueError if what
+    arrived is not OpenAI's file.
+    """
+    file = filename(name)
+    for folder in folders():
+        if (folder / file).is_file():
+            return folder / file
+    if name not in SHA256:
+        searched = ", ".join(map(str, folders()))
+        raise FileNotFoundError(
+            f"{file} comes with the project and is in none of {searched}: copy weights/ as well"
+        )
+    target = Path(CACHE).expanduser() / file
+    url = f"{BASE_URL}/{SHA256[name]}/{file}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download(url, target, SHA256[name])
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise FileNotFoundError(
+            f"{name} is not on this machine and could not be downloaded ({error}): "
+            f"try again, or put {url} at {target} or into the folder MINIDPT_WEIGHTS"
+        ) from error
+    return target
+
+
+def download(url: str, target: Path, sha256: str) -> None:
+    """Fetches a file to `target`, which appears only once it is complete and its hash is right.
+
+    What has arrived is kept in `target.part`, and the next call goes on from there, or from the
+    start if the server cannot. Nothing there is replaced by anything but the right file.
+
+    Raises OSError or HTTPException if the connection fails, and ValueError for a wrong hash, after
+    which the next call starts from nothing.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        _fetch(url, part)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # range not satisfiable: the part is already the whole file
+            raise
+        error.close()
+    with open(part, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        part.unlink()
+        raise ValueError(
+            f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}: removed; try again, "
+            "and if it stays wrong, something on the way to the server changes the file"
+        )
+    os.replace(part, target)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Appends to `part` what it lacks, with progress on a terminal; OSError if it stays short."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0  # the whole file comes, as it does from a server without ranges
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with open(part, "ab" if have else "wb") as file:
+            while chunk := response.read(1 << 18):
+                file.write(chunk)
+                have += len(chunk)
+                _show_progress(part.stem, have, total)
+    if total and have < total:
+        raise ConnectionError(f"connection lost after {have:,} of {total:,} bytes; they are kept")
+
+
+def _show_progress(file: str, have: int, total: int | None) -> None:
+    """One line on stderr that counts up, if that is a terminal."""
+    if sys.stderr.isatty():
+        of_total = f" of {total / 1e6:.0f}" if total else ""
+        end = "\n" if have == total else ""
+        print(f"\r{file}: {have / 1e6:.0f}{of_total} MB", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,326 @@
+"""Weights are found by name, downloaded whole or not at all, and errors say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minidpt
+from minidpt import pretrained
+from tiny_models import WIDE, clip_state, random_images
+
+RESOLUTION = WIDE.patch * WIDE.grid
+CONTENT = bytes(range(251)) * 401  # a file to download
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home and package folder, so that no weights of this machine are found."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # remembers the proxies
+    monkeypatch.delenv("MINIDPT_WEIGHTS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "project/minidpt/pretrained.py"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "ViT-B-32.pt"
+    torch.save({name: value.half() for name, value in clip_state(WIDE).items()}, path)
+    return path
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `content` at any address, with the server's faults."""
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.requests.append((self.path, self.headers.get("Range")))
+        start = 0
+        if server.ranges and self.headers.get("Range"):
+            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        if server.status != 200 or (start and start >= len(server.content)):
+            self.send_error(server.status if server.status != 200 else 416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            last = len(server.content) - 1
+            self.send_header("Content-Range", f"bytes {start}-{last}/{last + 1}")
+        self.send_header("Content-Length", str(len(server.content) - start))
+        self.end_headers()
+        self.wfile.write(server.content[start : server.cut])
+        self.wfile.flush()
+        server.stalled.wait(server.stall)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A server on this machine that stands for OpenAI's: `server.url` and its faults."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.requests, server.stalled = CONTENT, [], threading.Event()
+    server.status, server.ranges, server.cut, server.stall = 200, True, None, 0
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(pretrained, "BASE_URL", server.url)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.stalled.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def put(file: Path, folder: Path, name: str = "ViT-B-32.pt") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(file.read_bytes())
+    return folder / name
+
+
+# ---- load
+
+
+def test_a_path_gives_its_model_named_after_the_file_and_its_preprocessing(clip_file, home):
+    path = put(clip_file, home, "my.clip.pt")
+    for given in (path, str(path)):
+        clip, preprocess = minidpt.load(given)
+        assert clip.name == "my.clip" and not clip.training
+        images = random_images(WIDE, 2)
+        expected = minidpt.build_clip({k: v.half() for k, v in clip_state(WIDE).items()})
+        assert torch.equal(clip.encode_image(images), expected.encode_image(images))
+        assert preprocess(Image.new("RGB", (40, 30))).shape == (3, RESOLUTION, RESOLUTION)
+
+
+def test_a_known_name_is_found_and_kept_and_the_activation_is_passed_on(
+    clip_file, home, monkeypatch
+):
+    put(clip_file, home / "mine")
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(home / "mine"))
+    clip, _ = minidpt.load("ViT-B/32", quick_gelu=False)
+    assert clip.name == "ViT-B/32"
+    state = {name: value.half() for name, value in clip_state(WIDE).items()}
+    images = random_images(WIDE, 2)
+    exact = minidpt.build_clip(state, quick_gelu=False).encode_image(images)
+    assert torch.equal(clip.encode_image(images), exact)
+    assert not torch.equal(exact, minidpt.build_clip(state).encode_image(images))
+
+
+def test_the_model_is_moved_to_the_device(clip_file):
+    clip, _ = minidpt.load(clip_file, device="meta")
+    assert {value.device.type for value in clip.parameters()} == {"meta"}
+
+
+def test_a_home_folder_is_understood_in_a_path(clip_file, home):
+    put(clip_file, home / "home/models")
+    assert minidpt.load("~/models/ViT-B-32.pt")[0].name == "ViT-B-32"
+
+
+def test_folders_are_searched_in_their_order(home, monkeypatch):
+    monkeypatch.setenv("MINIDPT_WEIGHTS", "~/named")
+    folders = ["project/minidpt/weights", "project/weights", "home/named", "home/.cache/clip"]
+    for folder in folders:
+        (home / folder).mkdir(parents=True)
+        (home / folder / "ViT-L-14-336px.pt").touch()
+    for folder in folders:
+        found = pretrained.find_or_download("ViT-L/14@336px")
+        assert found == home / folder / "ViT-L-14-336px.pt"
+        found.unlink()
+
+
+def test_a_wrong_folder_in_the_environment_is_said_and_not_passed_over(home, monkeypatch):
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(home / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="MINIDPT_WEIGHTS is '.*nowhere': expected an exis"):
+        minidpt.load("ViT-B/32")
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/33", "vit-b/32"])
+def test_an_unknown_name_lists_the_choices(name):
+    choices = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny or the path of a checkpoint"
+    with pytest.raises(ValueError, match=f"unknown CLIP '{name}': expected one of {choices}"):
+        minidpt.load(name)
+
+
+@pytest.mark.parametrize("path", ["none.pt", "folder/none.pt", "/none", "~/none", "./none"])
+def test_a_path_that_does_not_exist_is_said(path):
+    with pytest.raises(FileNotFoundError, match=f"^{path} does not exist: expected a CLIP"):
+        minidpt.load(path)
+
+
+def test_a_folder_is_no_checkpoint(home):
+    with pytest.raises(FileNotFoundError, match="is a folder: expected a checkpoint file"):
+        minidpt.load(home)
+
+
+def test_the_missing_tiny_model_is_not_looked_for_in_the_network(server):
+    with pytest.raises(FileNotFoundError, match="tiny.pt comes with the project .*project/weights"):
+        minidpt.load("tiny")
+    assert not server.requests
+
+
+def test_a_truncated_file_under_a_known_name_says_to_delete_it(clip_file, home):
+    path = put(clip_file, home / "home/.cache/clip")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{path}: cut short .*delete this file and load 'ViT-B/"):
+        minidpt.load("ViT-B/32")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"visual.layer1.0.conv1.weight": torch.ones(1)}, "ResNet .* only ViT"),
+        ({"visual.proj": None, "ln_final.bias": None}, "missing ln_final.bias, visual.proj"),
+        ({"visual.extra": torch.ones(1)}, "unknown visual.extra"),
+        ({"ln_final.bias": torch.ones(3)}, r"ln_final.bias is \(3,\), expected \(64,\)"),
+        ({"visual.conv1.weight": None}, "without visual.conv1.weight"),
+    ],
+    ids=["resnet", "missing", "unknown", "shape", "no-clip"],
+)
+def test_weights_of_another_model_are_refused_with_the_file_and_the_names(home, change, message):
+    state = {name: value.half() for name, value in clip_state(WIDE).items()} | change
+    torch.save({k: v for k, v in state.items() if v is not None}, home / "other.pt")
+    with pytest.raises(ValueError, match=f"other.pt: .*{message}"):
+        minidpt.load(home / "other.pt")
+
+
+# ---- download
+
+
+def test_a_known_name_is_downloaded_once_and_loaded(server, clip_file, home, monkeypatch):
+    server.content = clip_file.read_bytes()
+    monkeypatch.setitem(pretrained.SHA256, "ViT-B/32", sha256(server.content))
+    for _ in range(2):
+        assert minidpt.load("ViT-B/32")[0].name == "ViT-B/32"
+    assert server.requests == [(f"/{sha256(server.content)}/ViT-B-32.pt", None)]
+    assert [file.name for file in (home / "home/.cache/clip").iterdir()] == ["ViT-B-32.pt"]
+
+
+def test_a_cut_download_is_kept_and_goes_on_where_it_stopped(server, home, monkeypatch):
+    monkeypatch.setitem(pretrained.SHA256, "ViT-B/16", sha256(CONTENT))
+    server.cut = 60_000
+    kept = "connection lost after 60,000 of 100,651 bytes; they are kept"
+    with pytest.raises(FileNotFoundError, match=f"{kept}.*: try again, or put {server.url}/"):
+        minidpt.load("ViT-B/16")
+    target = home / "home/.cache/clip/ViT-B-16.pt"
+    assert not target.exists()
+    assert target.with_name("ViT-B-16.pt.part").read_bytes() == CONTENT[:60_000]
+
+    server.cut = None
+    assert pretrained.find_or_download("ViT-B/16") == target
+    assert target.read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=60000-"]
+    assert not target.with_name("ViT-B-16.pt.part").exists()
+
+
+@pytest.mark.parametrize(
+    "part, ranges",
+    [
+        (CONTENT[:7919], True),
+        (CONTENT[:7919], False),  # the server sends all: start over
+        (b"something else", False),
+        (CONTENT, True),  # complete, only not renamed: the server answers 416
+        (CONTENT, False),
+        (b"", True),
+    ],
+    ids=["resumed", "no-ranges", "no-ranges-other", "complete", "complete-no-ranges", "empty"],
+)
+def test_what_lies_there_from_an_earlier_download_is_completed(server, home, part, ranges):
+    (home / "a.pt.part").write_bytes(part)
+    server.ranges = ranges
+    pretrained.download(server.url, home / "a.pt", sha256(CONTENT))
+    assert (home / "a.pt").read_bytes() == CONTENT
+    assert not (home / "a.pt.part").exists()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("part", [None, b"x" * 100, CONTENT + b"x"])
+def test_a_wrong_hash_is_refused_removed_and_replaces_nothing(server, home, part):
+    expected = sha256(CONTENT)
+    if part is None:
+        server.content = CONTENT[:-1] + b"x"
+    else:
+        (home / "a.pt.part").write_bytes(part)
+    got = sha256(server.content if part is None else part + CONTENT[len(part) :])
+    (home / "a.pt").write_bytes(b"older")
+    with pytest.raises(ValueError, match=f"expected SHA-256 {expected}, got {got}: removed; try"):
+        pretrained.download(server.url, home / "a.pt", expected)
+    assert (home / "a.pt").read_bytes() == b"older" and not (home / "a.pt.part").exists()
+    server.content = CONTENT
+    pretrained.download(server.url, home / "a.pt", expected)
+    assert (home / "a.pt").read_bytes() == CONTENT
+
+
+def test_a_missing_file_on_the_server_keeps_what_is_there_and_says_what_to_do(server, home):
+    server.status = 404
+    target = home / "home/.cache/clip/ViT-L-14.pt"
+    target.parent.mkdir(parents=True)
+    (target.parent / "ViT-L-14.pt.part").write_bytes(b"abc")
+    with pytest.raises(FileNotFoundError, match=f"404.*put {server.url}/.* at {target} or into"):
+        minidpt.load("ViT-L/14")
+    assert (target.parent / "ViT-L-14.pt.part").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    "name, address",  # openai/CLIP, clip/clip.py
+    [
+        (
+            "ViT-B/32",
+            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        ),
+        (
+            "ViT-L/14@336px",
+            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+        ),
+    ],
+)
+def test_offline_the_address_and_the_place_of_the_file_are_said(home, monkeypatch, name, address):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens: refused at once
+    url = f"https://openaipublic.azureedge.net/clip/models/{address}"
+    place = home / "home/.cache/clip" / Path(address).name
+    with pytest.raises(FileNotFoundError) as error:
+        minidpt.load(name)
+    assert "refused" in str(error.value) and "\n" not in str(error.value)
+    assert f"put {url} at {place} or into the folder MINIDPT_WEIGHTS" in str(error.value)
+
+
+def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(pretrained, "TIMEOUT", 0.1)
+    server.cut, server.stall = 100, 20
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="could not be downloaded .*timed out"):
+        minidpt.load("ViT-B/32")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_counts_up_to_the_whole_on_a_terminal_only(server, home, monkeypatch, terminal):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    server.content = bytes(2_000_000)
+    (home / "a.pt.part").write_bytes(bytes(500_000))
+    pretrained.download(server.url, home / "a.pt", sha256(server.content))
+    shown = sys.stderr.getvalue()
+    if terminal:
+        assert shown.startswith("\ra.pt: 1 of 2 MB\r") and shown.endswith("\ra.pt: 2 of 2 MB\n")
+    else:
+        assert not shown
