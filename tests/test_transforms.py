@@ -1,0 +1,374 @@
+"""Images are read as a person sees them, and transformed exactly as torchvision does."""
+
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from minidpt import transforms
+from PIL import Image
+
+
+def pattern() -> Image.Image:
+    """A picture of 13 x 11 pixels without any symmetry."""
+    y, x, c = np.mgrid[0:11, 0:13, 0:3]
+    return Image.fromarray(((x * x * 7 + y * 23 + x * y * 5 + c * 41) % 256).astype(np.uint8))
+
+
+def row(*values: int) -> Image.Image:
+    """A grey picture, one pixel high, of these values."""
+    return Image.fromarray(np.array([values], np.uint8)).convert("RGB")
+
+
+# ---- geometry; the stored values were made with torchvision 0.29 from `pattern()`, green channel
+
+
+def test_central_view_equals_resize_and_center_crop_of_torchvision():
+    assert np.asarray(transforms.central_view(pattern(), 5))[..., 1].tolist() == [
+        [69, 140, 116, 145, 120],
+        [132, 135, 139, 132, 102],
+        [170, 105, 150, 134, 136],
+        [146, 129, 126, 140, 135],
+        [104, 137, 103, 113, 104],
+    ]
+
+
+def test_resized_crop_equals_torchvision_and_looks_at_no_pixel_outside_the_box():
+    expected = [
+        [138, 141, 106, 137, 117],
+        [179, 120, 143, 137, 147],
+        [127, 80, 174, 146, 75],
+        [93, 148, 140, 129, 154],
+        [65, 152, 114, 119, 171],
+    ]
+    box = (2, 1, 11, 8)
+    assert np.asarray(transforms.resized_crop(pattern(), box, 5))[..., 1].tolist() == expected
+    framed = Image.new("RGB", (13, 11), "white")
+    framed.paste(pattern().crop(box), box)
+    assert np.asarray(transforms.resized_crop(framed, box, 5))[..., 1].tolist() == expected
+
+
+def test_preprocess_equals_the_whole_chain_of_torchvision():
+    # made as above: Resize(5), CenterCrop(5), ToTensor, Normalize; pixels (2, 1) and (2, 2)
+    expected = [
+        [0.3537062108516693, -0.1426403522491455],
+        [-0.17628143727779388, 0.4990682005882263],
+        [0.15508782863616943, 0.31150853633880615],
+    ]
+    images = transforms.Preprocess(5)(pattern())
+    assert images.shape == (3, 5, 5) and images.dtype == torch.float32
+    assert torch.equal(images[:, 2, 1:3], torch.tensor(expected))
+
+
+def bicubic(values: np.ndarray, size: int) -> np.ndarray:
+    """Resamples the first axis to `size`: Keys' cubic (a = -1/2), widened when it shrinks."""
+    scale = len(values) / size
+    wide = max(scale, 1.0)
+    out = []
+    for i in range(size):
+        distance = np.abs((np.arange(len(values)) + 0.5 - (i + 0.5) * scale) / wide)
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+        out.append(np.tensordot(weights / weights.sum(), values, 1))
+    return np.clip(np.round(out), 0, 255)  # Pillow stores 8 bits between its two passes
+
+
+@pytest.mark.parametrize("resolution", [5, 17])
+def test_resampling_is_antialiased_bicubic(resolution):
+    pixels = np.asarray(pattern(), np.float64)[1:8, 2:11]
+    rows = bicubic(pixels.transpose(1, 0, 2), resolution).transpose(1, 0, 2)
+    expected = bicubic(rows, resolution)
+    found = np.asarray(transforms.resized_crop(pattern(), (2, 1, 11, 8), resolution), np.float64)
+    # Pillow's weights are rounded to 22 bits: at most a step of one where the sum is near a half
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.02
+
+
+def test_short_side_is_exact_and_long_side_rounded_down():
+    assert transforms.resize_short_side(Image.new("RGB", (13, 11)), 7).size == (8, 7)  # 8.27
+    assert transforms.resize_short_side(Image.new("RGB", (11, 17)), 7).size == (7, 10)  # 10.8
+    assert transforms.resize_short_side(Image.new("RGB", (5, 5)), 7).size == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "expected"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], 5, [3, 4, 5, 6, 7]),  # margin 1.5 -> 2, the even one
+        ([1, 2, 3, 4, 5, 6], 5, [1, 2, 3, 4, 5]),  # margin 0.5 -> 0, the even one
+        ([1, 2, 3, 4, 5], 3, [2, 3, 4]),
+        ([1, 2, 3, 4], 7, [0, 1, 2, 3, 4, 0, 0]),  # 3 pixels are missing: 1 at the left
+    ],
+)
+def test_center_crop_of_odd_margins_and_of_smaller_images(values, size, expected):
+    found = np.asarray(transforms.center_crop(row(*values), size))
+    assert found.shape == (size, size, 3)
+    assert found[(size - 1) // 2, :, 0].tolist() == expected  # the only row; black above, below
+
+
+class Scripted(random.Random):
+    """A generator whose numbers are given: on 0..1, and for randrange the last one but `back`."""
+
+    def __init__(self, *values, back=0):
+        super().__init__()
+        self.values, self.back = list(values), back
+
+    def random(self):
+        return self.values.pop(0)
+
+    def randrange(self, stop):
+        return stop - 1 - self.back
+
+
+def test_crop_box_worked_out_by_hand():
+    # area: 60 * 50 * (0.08 + 0.92 / 4) = 930; shape e^0 = 1: sqrt(930) = 30.496 -> 30 x 30, and
+    # the corner as far right and down as it goes: 60 - 30 = 30, 50 - 30 = 20; then two back
+    assert transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5)) == (30, 20, 60, 50)
+    box = transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5, back=2))
+    assert box == (28, 18, 58, 48)
+
+
+def test_crop_box_is_as_wide_as_its_shape_says():
+    # area 3000 * 0.54 = 1620, shape 4/3: sqrt(2160) = 46.5 -> 46 wide, sqrt(1215) = 34.9 -> 35
+    left, top, right, bottom = transforms.random_resized_crop_box(60, 50, Scripted(0.5, 1.0))
+    assert (right - left, bottom - top) == (46, 35)
+
+
+def test_crop_box_that_does_not_fit_is_drawn_again():
+    too_large = [1.0, 1.0]  # the whole area at 4:3 is higher or wider than a square
+    box = transforms.random_resized_crop_box(50, 50, Scripted(*too_large * 9, 0.0, 0.5))
+    assert box == (36, 36, 50, 50)  # tenth try: sqrt(200) = 14.14 -> 14
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((500, 10), (243, 0, 256, 10)),  # 4:3 of height 10: 13 wide, (500 - 13) // 2 = 243
+        ((10, 500), (0, 243, 10, 256)),
+    ],
+)
+def test_crop_box_falls_back_to_the_centre_of_thin_images(size, box):
+    assert transforms.random_resized_crop_box(*size, random.Random(0)) == box
+    whole = transforms.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
+    assert whole == (0, 0, 60, 50)
+
+
+def test_crop_boxes_have_the_published_distribution():
+    generator, numpy = random.Random(3), np.random.default_rng(5)
+    boxes = [transforms.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
+    left, top, right, bottom = np.array(boxes, np.float64).T
+    assert left.min() >= 0 and top.min() >= 0 and right.max() <= 900 and bottom.max() <= 600
+
+    area = numpy.uniform(0.08, 1, 8000) * 900 * 600
+    shape = np.exp(numpy.uniform(math.log(3 / 4), math.log(4 / 3), 8000))
+    w, h = np.sqrt(area * shape), np.sqrt(area / shape)
+    fits = (w <= 900) & (h <= 600)
+    w, h = w[fits], h[fits]
+    quantiles = np.linspace(0.05, 0.95, 19)
+    for found, expected in [
+        (right - left, w),
+        (bottom - top, h),
+        (left, numpy.uniform(0, 1, len(w)) * (900 - w)),
+        (top, numpy.uniform(0, 1, len(h)) * (600 - h)),
+    ]:
+        difference = np.quantile(found, quantiles) - np.quantile(expected, quantiles)
+        assert np.abs(difference).max() < 0.035 * 900  # about four standard errors
+
+
+def test_random_view_mirrors_half_of_the_views_and_repeats_for_a_seed():
+    image = row(*range(0, 250, 10)).resize((25, 25))  # brighter to the right
+    views = [transforms.random_view(image, 6, random.Random(seed)) for seed in range(300)]
+    falling = [np.asarray(view)[0, 0, 0] > np.asarray(view)[0, -1, 0] for view in views]
+    assert 110 < sum(falling) < 190  # binomial, n = 300: more than four standard deviations
+    again = transforms.random_view(image, 6, random.Random(7))
+    assert np.array_equal(np.asarray(views[7]), np.asarray(again))
+
+
+# ---- numbers
+
+
+def test_normalize_equals_float32_arithmetic_to_the_last_bit():
+    values = torch.arange(256, dtype=torch.uint8).repeat(6).view(2, 3, 16, 16)
+    mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(3, 1, 1)
+    std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(3, 1, 1)
+    expected = (values.numpy().astype(np.float32) / np.float32(255) - mean) / std
+    assert expected.dtype == np.float32
+    assert np.array_equal(transforms.normalize(values).numpy(), expected)
+
+
+def test_normalize_refuses_what_is_normalised_already():
+    with pytest.raises(ValueError, match="expected uint8 pixels, got torch.float32"):
+        transforms.normalize(torch.zeros(3, 2, 2))
+
+
+def test_preprocess_states_its_resolution_and_takes_any_mode():
+    preprocess = transforms.Preprocess(224)
+    assert repr(preprocess) == "Preprocess(resolution=224)" and preprocess.resolution == 224
+    see_through = Image.new("LA", (300, 250), (0, 0))
+    white = transforms.normalize(torch.full((3, 224, 224), 255, dtype=torch.uint8))
+    assert torch.equal(preprocess(see_through), white)
+    with pytest.raises(ValueError, match="resolution"):
+        transforms.Preprocess(0)
+
+
+# ---- files, as a person sees them: left half red, right half blue, unless said
+
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def flag(size=(32, 16)) -> Image.Image:
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image
+
+
+def saved(folder, image, name="a.png", **options):
+    image.save(folder / name, **options)
+    return transforms.open_image(folder / name)
+
+
+def assert_shows(image, left, right, within=0):
+    assert image.mode == "RGB" and image.size == (32, 16)
+    for x, color in [(4, left), (27, right)]:
+        assert np.abs(np.subtract(image.getpixel((x, 8)), color)).max() <= within
+
+
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [("a.png", 0), ("a.bmp", 0), ("a.tiff", 0), ("a.gif", 0), ("a.ppm", 0)]
+    + [("a.JPG", 6), ("a.webp", 12)],  # lossy, with coarser colours
+)
+def test_file_formats(tmp_path, name, within):
+    assert_shows(saved(tmp_path, flag(), name), RED, BLUE, within)
+
+
+def test_palette(tmp_path):
+    image = flag().quantize(2)
+    assert image.mode == "P"
+    assert_shows(saved(tmp_path, image), RED, BLUE)
+
+
+def test_palette_with_a_see_through_colour(tmp_path):
+    image = flag().quantize(2)
+    see_through = image.getpixel((27, 8))
+    assert_shows(saved(tmp_path, image, transparency=see_through), RED, WHITE)
+    alphas = bytes(0 if index == see_through else 255 for index in range(2))
+    assert_shows(saved(tmp_path, image, "b.png", transparency=alphas), RED, WHITE)
+    assert_shows(saved(tmp_path, image, "a.gif", transparency=see_through), RED, WHITE)
+
+
+def test_cmyk_jpeg(tmp_path):
+    image = Image.new("CMYK", (32, 16), (0, 255, 255, 0))  # magenta and yellow ink: red
+    image.paste((255, 255, 0, 0), (16, 0, 32, 16))
+    assert_shows(saved(tmp_path, image, "a.jpg", quality=95), RED, BLUE, within=6)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_grey(tmp_path, name):
+    values = np.zeros((16, 32), np.uint16)
+    values[:, :16] = 65535 // 4
+    values[:, 16:] = 65535
+    assert_shows(saved(tmp_path, Image.fromarray(values), name), (64, 64, 64), WHITE)
+
+
+def test_16_bit_grey_with_a_see_through_value(tmp_path):
+    values = np.full((16, 32), 30000, np.uint16)
+    values[:, 16:] = 0
+    assert_shows(saved(tmp_path, Image.fromarray(values), transparency=0), (117,) * 3, WHITE)
+
+
+@pytest.mark.parametrize("largest", [1.0, 255.0])
+def test_floating_point_grey(tmp_path, largest):
+    values = np.full((16, 32), 0.2 * largest, np.float32)
+    values[:, 16:] = largest
+    assert_shows(saved(tmp_path, Image.fromarray(values), "a.tiff"), (51, 51, 51), WHITE)
+
+
+def test_alpha_lies_over_white(tmp_path):
+    image = flag().convert("RGBA")
+    image.paste((0, 0, 0, 51), (16, 0, 32, 16))  # black at 20 % over white: 80 % grey
+    assert_shows(saved(tmp_path, image), RED, (204, 204, 204))
+    grey = Image.new("LA", (32, 16), (0, 255))
+    grey.paste((0, 0), (16, 0, 32, 16))
+    assert_shows(saved(tmp_path, grey, "b.png"), (0, 0, 0), WHITE)
+
+
+def test_black_and_white(tmp_path):
+    image = Image.new("1", (32, 16), 0)
+    image.paste(1, (16, 0, 32, 16))
+    assert_shows(saved(tmp_path, image), (0, 0, 0), WHITE)
+
+
+# What a camera stores of an upright picture u for each EXIF orientation; the standard says which
+# visual side the stored first row and first column are (6: row = right side, column = top).
+STORED = {
+    1: lambda u: u,  # top, left
+    2: lambda u: u[:, ::-1],  # top, right
+    3: lambda u: u[::-1, ::-1],  # bottom, right
+    4: lambda u: u[::-1],  # bottom, left
+    5: lambda u: u.swapaxes(0, 1),  # left, top
+    6: lambda u: u.swapaxes(0, 1)[::-1],  # right, top
+    7: lambda u: u.swapaxes(0, 1)[::-1, ::-1],  # right, bottom
+    8: lambda u: u.swapaxes(0, 1)[:, ::-1],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_rotated(tmp_path, orientation, name):
+    upright = np.asarray(pattern())
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = saved(tmp_path, stored, name, exif=exif)
+    assert np.array_equal(np.asarray(image), upright)
+    assert np.array_equal(np.asarray(transforms.to_rgb(image)), upright)  # not turned again
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
+def test_unreadable_exif_leaves_the_picture_as_it_is(tmp_path, exif):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow may warn, the picture is fine
+        assert_shows(saved(tmp_path, flag(), "a.jpg", exif=exif), RED, BLUE, within=6)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    flag().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 16))])
+    assert_shows(transforms.open_image(tmp_path / "a.gif"), RED, BLUE)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tiff", "a.gif", "a.webp", "a.ppm"])
+def test_truncated_file_is_named(tmp_path, name):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    for part in (0, 10, len(content) // 2):
+        (tmp_path / name).write_bytes(content[:part])
+        with pytest.raises(ValueError, match=f"image .*{name}: expected a readable") as error:
+            transforms.open_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("words")
+    flag().save(tmp_path / "b.eps")  # Pillow would start Ghostscript for it
+    (tmp_path / "b.eps").rename(tmp_path / "b.jpg")
+    for name in ("a.png", "b.jpg", ""):
+        reason = "IsADirectory" if name == "" else "Unidentified"  # b.jpg: by no decoder of ours
+        with pytest.raises(ValueError, match=f"expected a readable picture .*{reason}"):
+            transforms.open_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        transforms.open_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("limit", [300, 200])  # 512 pixels: a warning, an error of Pillow
+def test_too_large_a_picture_is_named(tmp_path, monkeypatch, limit):
+    flag().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.warns(Image.DecompressionBombWarning) if limit == 300 else pytest.raises(
+        ValueError, match="a.png: too large"
+    ):
+        transforms.open_image(tmp_path / "a.png")
