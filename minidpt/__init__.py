@@ -1,0 +1,33 @@
+"""minidpt: few-shot prompt tuning of CLIP (zero-shot, CoOp, VPT, VLP, DPT) in plain PyTorch."""
+
+from .clip import CLIP, build_clip
+from .model import (
+    METHODS,
+    ModelOutput,
+    Prediction,
+    PromptConfig,
+    PromptedCLIP,
+    build_model,
+    load_model,
+)
+from .pretrained import load
+from .published import read_published
+from .tokenizer import tokenize
+from .training import learning_rate, parameter_groups
+
+__all__ = [
+    "CLIP",
+    "METHODS",
+    "ModelOutput",
+    "Prediction",
+    "PromptConfig",
+    "PromptedCLIP",
+    "build_clip",
+    "build_model",
+    "learning_rate",
+    "load",
+    "load_model",
+    "parameter_groups",
+    "read_published",
+    "tokenize",
+]

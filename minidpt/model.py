@@ -1,0 +1,415 @@
+"""CLIP with learned prompts: the five methods, their losses, and what a trained one can do.
+
+| method   | text side        | image side                                            |
+|----------|------------------|-------------------------------------------------------|
+| zeroshot | template         | plain                                                 |
+| coop     | learned context  | plain                                                 |
+| vpt      | template         | visual prompts                                        |
+| vlp      | learned context  | visual prompts                                        |
+| dpt      | learned context  | visual prompts below layer j, class-aware from j to L |
+
+Layers are counted from 1 here and in `PromptConfig`, as in the paper.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import published
+from .clip import CLIP
+from .pretrained import load
+from .prompts import CLASS_TOKEN_POSITIONS, ClassAwarePrompts, TextPrompts, VisualPrompts
+from .tokenizer import tokenize
+from .transforms import Preprocess, open_image
+
+METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Which method, and its options. Defaults are the paper's.
+
+    method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
+    n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
+    n_visual: visual prompts per layer; 0 for none.
+    visual_layers: they act in the layers 1 to this one; None for all (deep), 1 is shallow.
+    class_aware_from: the first layer with class-aware prompts; None for the last layer only.
+    top_k: classes that class-aware prompts are made from; more than there are means all.
+    alpha: weight of the auxiliary loss of the class-aware prompts.
+
+    Raises ValueError for a value outside these.
+    """
+
+    method: str = "dpt"
+    n_ctx: int = 16
+    ctx_init: str | None = None
+    csc: bool = False
+    class_token_position: str = "end"
+    n_visual: int = 10
+    visual_layers: int | None = None
+    class_aware_from: int | None = None
+    top_k: int = 10
+    alpha: float = 0.3
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method '{self.method}': expected one of {', '.join(METHODS)}")
+        if self.class_token_position not in CLASS_TOKEN_POSITIONS:
+            choices = ", ".join(CLASS_TOKEN_POSITIONS)
+            got = self.class_token_position
+            raise ValueError(f"class_token_position '{got}': expected one of {choices}")
+        least = {"n_ctx": 1, "n_visual": 0, "visual_layers": 1, "class_aware_from": 1, "top_k": 1,
+                 "alpha": 0}  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether the text context is learned."""
+        return self.method in ("coop", "vlp", "dpt")
+
+    @property
+    def learns_image(self) -> bool:
+        """Whether there are learned prompts on the image side."""
+        return self.method in ("vpt", "vlp", "dpt")
+
+    @property
+    def guided(self) -> bool:
+        """Whether training begins with general-knowledge guidance (both sides learn)."""
+        return self.learns_text and self.learns_image
+
+
+class ModelOutput(NamedTuple):
+    """What `PromptedCLIP` returns; B images, C classes, K selected ones.
+
+    Logits are cosines times exp(logit_scale), in fp32.
+
+    logits: (B, C).
+    text_branch_logits: (B, C), learned text features against the frozen image feature.
+    image_branch_logits: (B, C), prompted image feature against the template classifier.
+    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first.
+    class_aware_logits: (B, layers, K, C), auxiliary logits, not scaled.
+    """
+
+    logits: Tensor
+    text_branch_logits: Tensor | None = None  # VLP, DPT
+    image_branch_logits: Tensor | None = None  # VLP, DPT
+    top_classes: Tensor | None = None  # DPT
+    class_aware_logits: Tensor | None = None  # DPT
+
+
+class Prediction(NamedTuple):
+    """A class name and its probability, 0–1."""
+
+    classname: str
+    probability: float
+
+
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP and the learned prompts of one method. Made by `build_model`."""
+
+    def __init__(
+        self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig
+    ):
+        super().__init__()
+        self.clip = clip
+        self.classnames = list(classnames)
+        self.template = template
+        self.config = config
+        self.text_prompts: TextPrompts | None = None
+        self.visual_prompts: VisualPrompts | None = None
+        self.class_aware = nn.ModuleList()
+        self._cached_text: tuple[tuple, Tensor] | None = None
+
+        layers = len(clip.visual.transformer.resblocks)
+        self.first_class_aware = layers + 1  # beyond the last: none
+        if config.learns_text:
+            self.text_prompts = TextPrompts(
+                clip,
+                classnames,
+                config.n_ctx,
+                config.ctx_init,
+                config.csc,
+                config.class_token_position,
+            )
+        if config.method == "dpt":
+            self.first_class_aware = config.class_aware_from or layers
+            if self.first_class_aware > layers:
+                got = f"got {config.class_aware_from}"
+                raise ValueError(f"class_aware_from: expected 1 to {layers} of this CLIP, {got}")
+        if config.learns_image:
+            embed_dim, width = clip.visual.proj.shape[1], clip.visual.proj.shape[0]
+            prompted = min(config.visual_layers or layers, self.first_class_aware - 1)
+            if prompted and config.n_visual:
+                self.visual_prompts = VisualPrompts(prompted, config.n_visual, width)
+            for _ in range(self.first_class_aware, layers + 1):
+                self.class_aware.append(ClassAwarePrompts(embed_dim, width, len(classnames)))
+        self.register_buffer("template_features", self._template_features(), persistent=False)
+        self.to(clip.device)
+
+    @torch.no_grad()
+    def _template_features(self) -> Tensor:
+        """The zero-shot classifier W0: normalised text features (C, E) of the filled template."""
+        texts = [self.template.replace("{}", name.replace("_", " ")) for name in self.classnames]
+        tokens = tokenize(texts, self.clip.context_length).to(self.clip.device)
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def text_features(self) -> Tensor:
+        """Features (C, E) of all classes in fp32: learned and not normalised, or the template's.
+
+        Without gradient they are computed once and kept until the context changes (in any way that
+        autograd notices: not by writing into `ctx.data`).
+        """
+        if self.text_prompts is None:
+            return self.template_features
+        ctx = self.text_prompts.ctx
+        if torch.is_grad_enabled() or ctx.is_inference():  # the latter cannot tell its changes
+            return self._encode_text()
+        state = (ctx.data_ptr(), ctx._version, self.clip.dtype)
+        if self._cached_text is None or self._cached_text[0] != state:
+            self._cached_text = (state, self._encode_text())
+        return self._cached_text[1]
+
+    def _encode_text(self) -> Tensor:
+        return self.clip.encode_prompts(self.text_prompts(), self.text_prompts.layout).float()
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Logits of preprocessed images (B, 3, R, R)."""
+        config, scale = self.config, self.clip.logit_scale.exp()
+        text_features = self.text_features()  # (C, E)
+        classifier = F.normalize(text_features, dim=-1)
+        with torch.no_grad():
+            tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
+            if config.guided or not config.learns_image:
+                frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)  # (B, E)
+        if not config.learns_image:
+            return ModelOutput(scale * frozen @ classifier.t())
+
+        top_classes = class_features = None
+        if config.method == "dpt":
+            top_k = min(config.top_k, len(self.classnames))
+            top_classes = (frozen @ self.template_features.t()).topk(top_k).indices  # (B, K)
+            class_features = text_features[top_classes]  # (B, K, E)
+        features, class_aware_logits = self.encode_image(tokens, class_features)
+        features = F.normalize(features.float(), dim=-1)  # (B, E)
+        logits = scale * features @ classifier.t()
+        if not config.guided:
+            return ModelOutput(logits)
+        return ModelOutput(
+            logits,
+            text_branch_logits=scale * frozen @ classifier.t(),
+            image_branch_logits=scale * features @ self.template_features.t(),
+            top_classes=top_classes,
+            class_aware_logits=class_aware_logits,
+        )
+
+    def encode_image(
+        self, x: Tensor, class_features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The image transformer with its prompts.
+
+        Args:
+            x: tokens that enter the first layer, (B, N, D), from `clip.visual.embed`.
+            class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
+
+        Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
+        of the layers with class-aware prompts, or None.
+        """
+        blocks, auxiliary = self.clip.visual.transformer.resblocks, []
+        for layer, block in enumerate(blocks, start=1):
+            prompts = None
+            if layer >= self.first_class_aware:
+                generator = self.class_aware[layer - self.first_class_aware]
+                prompts, class_logits = generator(x, class_features)  # (B, K, D), (B, K, C)
+                auxiliary.append(class_logits)
+            elif self.visual_prompts is not None:
+                prompts = self.visual_prompts(layer - 1)  # (P, D)
+            if prompts is not None:
+                prompts = prompts.to(x.dtype)
+            x = block(x, prompts, outputs=1 if layer == len(blocks) else None)
+        return self.clip.visual.project(x), torch.stack(auxiliary, dim=1) if auxiliary else None
+
+    def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
+        """The training loss of a batch, a scalar in fp32.
+
+        Args:
+            output: of `forward`.
+            labels: (B,) class indices.
+            guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
+                that each side first learns beside the other's frozen knowledge.
+        """
+        loss = F.cross_entropy(output.logits, labels)
+        if guidance and self.config.guided:
+            text_branch = F.cross_entropy(output.text_branch_logits, labels)
+            image_branch = F.cross_entropy(output.image_branch_logits, labels)
+            loss = text_branch + image_branch + 0.1 * loss
+        if output.class_aware_logits is not None:
+            loss = loss + self.config.alpha * auxiliary_loss(output, labels)
+        return loss
+
+    def zero_shot_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of the frozen CLIP with the template, without any prompt."""
+        features = F.normalize(self.clip.encode_image(images).float(), dim=-1)
+        return self.clip.logit_scale.exp() * features @ self.template_features.t()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Name → learned parameter: all but CLIP's."""
+        named = self.named_parameters()
+        return {name: value for name, value in named if not name.startswith("clip.")}
+
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over prompts learned with the published implementations of CoOp and DPT.
+
+        Args:
+            tensors: by their published names, from `published.read_published` for instance.
+
+        Raises ValueError if names or shapes do not fit this model; it is unchanged then.
+        """
+        published.load_into(self, tensors)
+
+    def published(self, grad: bool = False) -> dict[str, Tensor]:
+        """The learned tensors (or their gradients) under the published names."""
+        return published.tensors_of(self, grad)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
+
+        A few hundred kilobytes; CLIP itself is not in it. An existing file is replaced whole.
+        """
+        content = {
+            "format": FORMAT,
+            "learned": {name: value.detach().cpu() for name, value in self.learned().items()},
+            "classnames": self.classnames,
+            "template": self.template,
+            "config": asdict(self.config),
+            "clip": {"name": self.clip.name, "fingerprint": self.clip.fingerprint()},
+        }
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".part")
+        torch.save(content, unfinished)
+        os.replace(unfinished, path)
+
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor | Image.Image | str | os.PathLike | Sequence, top: int = 5
+    ) -> list[list[Prediction]]:
+        """For each image the `top` likeliest classes, best first.
+
+        Args:
+            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures, as Pillow
+                images or paths.
+
+        Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read.
+        """
+        if not isinstance(images, Tensor):
+            one = isinstance(images, (str, os.PathLike, Image.Image))
+            preprocess = Preprocess(self.clip.visual.resolution)
+            pictures = [
+                picture if isinstance(picture, Image.Image) else open_image(picture)
+                for picture in ([images] if one else images)
+            ]
+            if not pictures:
+                return []
+            images = torch.stack([preprocess(picture) for picture in pictures])
+        probabilities = self(images.to(self.clip.device)).logits.softmax(dim=-1)
+        values, classes = probabilities.topk(min(top, len(self.classnames)))
+        return [
+            [Prediction(self.classnames[c], p) for c, p in zip(row, ps, strict=True)]
+            for row, ps in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+
+
+def auxiliary_loss(output: ModelOutput, labels: Tensor) -> Tensor:
+    """Cross-entropy of the class-aware logits where the slot's class is the image's label.
+
+    Averaged over just those (image, layer, slot); 0 if there is none, where the published code
+    divides by zero.
+    """
+    layers, classes = output.class_aware_logits.shape[1], output.class_aware_logits.shape[-1]
+    hits = (output.top_classes == labels.unsqueeze(1)).float()  # (B, K)
+    logits = output.class_aware_logits.transpose(1, 2).flatten(0, 1)  # (B·K, layers, C)
+    targets = labels.repeat_interleave(hits.shape[1])  # (B·K,)
+    losses = F.cross_entropy(
+        logits.reshape(-1, classes), targets.repeat_interleave(layers), reduction="none"
+    )
+    losses = losses.view(*hits.shape, layers).mean(dim=-1)  # (B, K)
+    return (losses * hits).sum() / hits.sum().clamp(min=1)
+
+
+FORMAT = "minidpt 1"
+
+
+def build_model(
+    clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig | None = None
+) -> PromptedCLIP:
+    """A model to train, its prompts at their initial values, on CLIP's device.
+
+    Args:
+        clip: frozen; it is used, not copied.
+        classnames: C names; `_` is read as a space.
+        template: with `{}` where the name goes, such as "a photo of a {}.".
+        config: None for DPT as in the paper.
+
+    Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
+    long, or the config does not fit this CLIP.
+    """
+    if len(classnames) < 2:
+        raise ValueError(f"expected at least two class names, got {list(classnames)}")
+    if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
+        raise ValueError(f"expected a name for each class, got {blank[0]!r}")
+    if "{}" not in template:
+        raise ValueError(f"template '{template}': expected {{}} where the class name goes")
+    return PromptedCLIP(clip, classnames, template, config or PromptConfig())
+
+
+def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
+    """A model that `PromptedCLIP.save` wrote, ready to predict.
+
+    Args:
+        clip: the CLIP it was trained on; None: found by its name, as `load` does.
+
+    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file or CLIP's
+    weights are others than those the prompts were learned with.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model file {path}: expected a file that minidpt saved, got none")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        config = PromptConfig(**content["config"])
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model file {path}: expected one that minidpt saved, got something else ({reason})"
+        ) from error
+    if clip is None:
+        clip, _ = load(content["clip"]["name"])
+    if clip.fingerprint() != content["clip"]["fingerprint"]:
+        raise ValueError(
+            f"model file {path}: its prompts were learned with the weights of "
+            f"{content['clip']['name']} ({content['clip']['fingerprint'][:12]}…), got those of "
+            f"{clip.name} ({clip.fingerprint()[:12]}…): pass the CLIP it was trained on"
+        )
+    model = build_model(clip, content["classnames"], content["template"], config)
+    missing_or_unknown = model.learned().keys() ^ content["learned"].keys()
+    if missing_or_unknown:
+        raise ValueError(f"model file {path}: missing or unknown {sorted(missing_or_unknown)}")
+    with torch.no_grad():
+        for name, parameter in model.learned().items():
+            if parameter.shape != content["learned"][name].shape:
+                raise ValueError(f"model file {path}: {name} has another shape than its config")
+            parameter.copy_(content["learned"][name])
+    return model.eval()

@@ -1,0 +1,190 @@
+"""The three kinds of learned prompts: text context, deep visual prompts, class-aware visual prompts.
+
+These modules hold what is learned and nothing else. Where CLIP is needed to make them it is an
+argument; `model.py` joins them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attention
+from .clip import CLIP
+from .packing import PackedPrompts, pack
+from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+
+INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
+
+
+class TextPrompts(nn.Module):
+    """A learned context of M vectors for the prompt of every class (CoOp, arXiv 2109.01134).
+
+    The prompt of a class is SOS, context, name, full stop, EOT; all but the context is frozen.
+    Calling the module gives the embedded prompts of all classes, packed (`packing.py`): with one
+    context for all classes, SOS and the context before the name are stored and computed once.
+
+    Args:
+        clip: whose token embeddings the prompts start from.
+        classnames: C names; `_` is read as a space.
+        n_ctx: M. With `ctx_init` it is the number of that phrase's tokens instead (the published
+            code counts its words, which is the same for phrases of common words).
+        ctx_init: a phrase such as "a photo of a" to begin with; None: random, N(0, 0.02²).
+        csc: class-specific context, ctx (C, M, W) instead of (M, W).
+        class_token_position: the name stands at the "end", at the "front" of the context, or in the
+            "middle", after its first M // 2 vectors.
+
+    Raises ValueError for a name that makes its prompt too long, or a phrase without a word.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        n_ctx: int = 16,
+        ctx_init: str | None = None,
+        csc: bool = False,
+        class_token_position: str = "end",
+    ):
+        super().__init__()
+        vocabulary, width = clip.token_embedding.weight.shape
+        if ctx_init is None:
+            ctx = torch.empty(n_ctx, width, device=clip.device)
+        else:
+            phrase = encode(ctx_init.replace("_", " "))
+            if not phrase:
+                raise ValueError(f"ctx_init: expected a phrase, got {ctx_init!r}")
+            n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float()
+        if csc:
+            ctx = ctx.repeat(len(classnames), 1, 1)
+        self.ctx = nn.Parameter(ctx if ctx_init is not None else nn.init.normal_(ctx, std=INIT_STD))
+
+        # The m-th context vector (of class c) is written as a token beyond the vocabulary.
+        prompts = []
+        for index, name in enumerate(classnames):
+            first = vocabulary + (index * n_ctx if csc else 0)
+            slots = list(range(first, first + n_ctx))
+            prompts.append(prompt_tokens(name, slots, class_token_position))
+            check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
+        self._layout = pack(prompts).to(clip.device)
+
+        tokens = self._layout.tokens
+        learned = tokens >= vocabulary
+        rows = clip.embed_prompts(replace(self._layout, tokens=tokens.masked_fill(learned, 0)))
+        positions = clip.positional_embedding[self._layout.positions]
+        rows = torch.where(learned.unsqueeze(1), positions, rows).float()  # (S, W)
+        for name, constant in {
+            "rows": rows,  # embedded prompts, with nothing but positions where the context goes
+            "slot_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
+            "slots": tokens[learned] - vocabulary,  # and which one
+            "ends": self._layout.ends,
+            "places": self._layout.places,
+        }.items():
+            self.register_buffer(name, constant, persistent=False)
+
+    @property
+    def layout(self) -> PackedPrompts:
+        """Where each class's prompt lies in the rows that `forward` returns."""
+        return replace(self._layout, ends=self.ends, places=self.places)
+
+    def forward(self) -> Tensor:
+        """Token plus positional embeddings of all prompts, (S, W) in fp32."""
+        vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
+        return self.rows.index_add(0, self.slot_rows, vectors[self.slots])
+
+
+def prompt_tokens(name: str, slots: list[int], position: str) -> list[int]:
+    """The tokens of one class's prompt, `slots` standing for its context vectors."""
+    name = name.replace("_", " ")
+    own, length = encode(name + "."), len(encode(name))  # the name and a stop; the name alone
+    half = len(slots) // 2
+    body = {
+        "end": slots + own,
+        "middle": slots[:half] + own[:length] + slots[half:] + own[length:],
+        "front": own[:length] + slots + own[length:],
+    }[position]
+    return [SOT_TOKEN, *body, EOT_TOKEN]
+
+
+def check_length(tokens: Sequence[int], what: str, clip: CLIP) -> None:
+    """ValueError if a prompt has more tokens than CLIP has positions."""
+    if len(tokens) > clip.context_length:
+        raise ValueError(
+            f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}: "
+            "shorten the name or use fewer context vectors"
+        )
+
+
+class VisualPrompts(nn.Module):
+    """P learned tokens for each of the first layers of the image transformer (VPT, 2203.12119).
+
+    A layer attends to its own prompts beside the image's tokens; what it would make of the prompts
+    is dropped, so in all they are keys and values of that layer.
+    """
+
+    def __init__(self, layers: int, n_prompts: int, width: int):
+        super().__init__()
+        self.prompts = nn.Parameter(torch.empty(layers, n_prompts, width))
+        nn.init.normal_(self.prompts, std=INIT_STD)
+
+    def forward(self, layer: int) -> Tensor | None:
+        """The prompts (P, D) of a layer, counted from 0; None where there are none."""
+        return self.prompts[layer] if layer < len(self.prompts) else None
+
+
+class ClassAware(NamedTuple):
+    """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss."""
+
+    prompts: Tensor
+    class_logits: Tensor
+
+
+class ClassAwarePrompts(nn.Module):
+    """Makes one layer's visual prompts for each image from its likeliest classes (CAVPT).
+
+    Cross attention (DPT, section III-C): text features of the K classes ask, the image's tokens and
+    10 learned ones answer; keys and queries have 32 dimensions in one head, values are the tokens
+    themselves.
+
+        q = g·M + b                              queries, in the image transformer's width
+        o = softmax((q·Wq)(kv·Wk)ᵀ / √32)·kv·Wv  with kv = [x ; learned tokens]
+        prompts = LN(o + q),   class_logits = LN(o)·Wcls
+
+    Differs from the paper's figure, as the published code does: the layer's plain visual prompts
+    take no part.
+    """
+
+    KEY_WIDTH = 32
+    LEARNED_TOKENS = 10
+
+    def __init__(self, embed_dim: int, width: int, classes: int):
+        super().__init__()
+        self.meta_net = nn.Linear(embed_dim, width)
+        self.query = nn.Linear(width, self.KEY_WIDTH, bias=False)
+        self.key = nn.Linear(width, self.KEY_WIDTH, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.tokens = nn.Parameter(torch.empty(self.LEARNED_TOKENS, width))
+        nn.init.normal_(self.tokens, std=INIT_STD)
+        self.ln_class = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, classes, bias=False)
+        self.ln_prompt = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, class_features: Tensor) -> ClassAware:
+        """Prompts for the layer that `x` enters.
+
+        Args:
+            x: image tokens (B, N, D). No gradient flows back into them.
+            class_features: text features (B, K, E) of each image's classes, not normalised.
+        """
+        queries = self.meta_net(class_features)  # (B, K, D)
+        learned = self.tokens.expand(len(x), -1, -1)
+        tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
+        attended = attention(self.query(queries), self.key(tokens), tokens)  # (B, K, D)
+        attended = self.value(attended)
+        class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
+        return ClassAware(self.ln_prompt(attended + queries), class_logits)

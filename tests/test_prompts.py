@@ -1,0 +1,164 @@
+"""The modules that hold prompts, on their own; `test_methods` has them at work inside CLIP."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import minidpt
+from minidpt.prompts import ClassAwarePrompts, TextPrompts, VisualPrompts, prompt_tokens
+from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from tiny_models import WIDE, clip_state
+
+NAMES = ["ox", "boeing_747-400", "red fox"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> minidpt.CLIP:
+    return minidpt.build_clip(clip_state(WIDE))
+
+
+def test_the_name_stands_at_the_end_in_the_middle_or_at_the_front():
+    red, fox, stop = encode("red fox.")
+    slots = [90001, 90002, 90003]  # half of 3 is 1
+    expected = {
+        "end": [90001, 90002, 90003, red, fox, stop],
+        "middle": [90001, red, fox, 90002, 90003, stop],
+        "front": [red, fox, 90001, 90002, 90003, stop],
+    }
+    for position, body in expected.items():
+        assert prompt_tokens("red_fox", slots, position) == [SOT_TOKEN, *body, EOT_TOKEN]
+
+
+@pytest.mark.parametrize(
+    ("csc", "position", "prefix"),
+    [(False, "end", 6), (False, "middle", 3), (False, "front", 1), (True, "end", 1)],
+)
+def test_only_what_begins_every_class_is_stored_once(clip, csc, position, prefix):
+    prompts = TextPrompts(clip, NAMES, n_ctx=5, csc=csc, class_token_position=position)
+    assert prompts.layout.prefix == prefix
+    lengths = [len(encode(name.replace("_", " "))) + 8 for name in NAMES]  # SOS, 5, stop, EOT
+    assert len(prompts()) == prefix + sum(length - prefix for length in lengths)
+    assert prompts.ctx.shape == ((3, 5, 64) if csc else (5, 64))
+
+
+@pytest.mark.parametrize("csc", [False, True])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_every_row_is_a_token_or_a_context_vector_plus_its_position(clip, csc, position):
+    prompts, state = TextPrompts(clip, NAMES, 4, None, csc, position), clip_state(WIDE)
+    rows, layout = prompts(), prompts.layout
+    end = 0
+    for c, name in enumerate(NAMES):
+        first = 90000 + (4 * c if csc else 0)
+        tokens = prompt_tokens(name, list(range(first, first + 4)), position)
+        end = layout.ends[layout.places[c]].item()
+        own = range(end + 1 - (len(tokens) - layout.prefix), end + 1)
+        for place, row in enumerate([*range(layout.prefix), *own]):
+            token = tokens[place]
+            if token < 90000:
+                vector = state["token_embedding.weight"][token]
+            else:
+                vector = prompts.ctx.flatten(0, -2)[token - 90000]
+            expected = vector + state["positional_embedding"][place]
+            torch.testing.assert_close(rows[row], expected, rtol=0, atol=1e-6)
+
+
+def test_a_context_that_classes_share_collects_the_gradient_of_all_its_places(clip):
+    shared, own = (TextPrompts(clip, NAMES, n_ctx=2, class_token_position="front", csc=csc)
+                   for csc in (False, True))  # fmt: skip
+    for prompts in (shared, own):
+        prompts().sum().backward()
+    assert (shared.ctx.grad == 3).all()  # behind the name, so each class has a copy
+    assert (own.ctx.grad == 1).all()
+
+
+def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(clip):
+    prompts = TextPrompts(clip, NAMES, n_ctx=16, ctx_init="a_photo of")
+    expected = clip_state(WIDE)["token_embedding.weight"][encode("a photo of")]
+    assert torch.equal(prompts.ctx, expected)
+    csc = TextPrompts(clip, NAMES, n_ctx=16, ctx_init="a photo of", csc=True)
+    assert torch.equal(csc.ctx, expected.expand(3, -1, -1))
+    with torch.no_grad():
+        csc.ctx[0, 0, 0] += 1  # each class has its own copy
+    assert torch.equal(csc.ctx[1], expected)
+    assert torch.equal(clip.token_embedding.weight, clip_state(WIDE)["token_embedding.weight"])
+
+
+@pytest.mark.parametrize("phrase", ["", "  "])
+def test_a_phrase_without_a_word_is_refused(clip, phrase):
+    with pytest.raises(ValueError, match="ctx_init"):
+        minidpt.build_model(
+            clip, NAMES, "a {}.", minidpt.PromptConfig(method="coop", ctx_init=phrase)
+        )
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_class(clip):
+    TextPrompts(clip, ["ox", "x " * 10], n_ctx=64)  # 77: just fits
+    with pytest.raises(ValueError, match=r"65 context vectors and class 'x x.* 78 tokens.* 77"):
+        TextPrompts(clip, ["ox", "x " * 10], n_ctx=65)
+
+
+def test_text_prompts_are_in_fp32_also_for_a_clip_in_lower_precision():
+    clip = minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16)
+    for phrase in (None, "a photo of"):
+        prompts = TextPrompts(clip, NAMES, ctx_init=phrase)
+        assert prompts.ctx.dtype == prompts().dtype == torch.float32
+
+
+def test_nothing_but_the_context_is_stored(clip):
+    assert TextPrompts(clip, NAMES).state_dict().keys() == {"ctx"}
+
+
+def test_layers_beyond_the_last_with_visual_prompts_have_none():
+    prompts = VisualPrompts(layers=2, n_prompts=3, width=5)
+    assert [name for name, _ in prompts.named_parameters()] == ["prompts"]
+    assert torch.equal(prompts(1), prompts.prompts[1])
+    assert prompts(2) is None
+
+
+def class_aware(x: Tensor) -> tuple[ClassAwarePrompts, Tensor]:
+    torch.manual_seed(0)
+    generator = ClassAwarePrompts(embed_dim=3, width=x.shape[-1], classes=7)
+    return generator, torch.randn(len(x), 2, 3, requires_grad=True)
+
+
+def test_class_aware_prompts_send_gradient_to_the_class_features_and_none_to_the_image():
+    x = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    generator, features = class_aware(x)
+    out = generator(x, features)
+    assert out.prompts.shape == (2, 2, 11) and out.class_logits.shape == (2, 2, 7)
+    (out.prompts.square().sum() + out.prompts[..., 0].sum() + out.class_logits.sum()).backward()
+    assert x.grad is None
+    assert features.grad.abs().sum() > 0
+    assert all(parameter.grad.abs().sum() > 0 for parameter in generator.parameters())
+
+
+def test_class_aware_prompts_of_an_image_in_low_precision_are_computed_in_fp32():
+    x = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(1)).bfloat16()
+    generator, features = class_aware(x)
+    low, exact = generator(x, features), generator(x.float(), features)
+    assert low.prompts.dtype == torch.float32
+    assert torch.equal(low.prompts, exact.prompts)
+
+
+def test_equal_image_tokens_are_looked_at_equally_and_without_weights_not_at_all():
+    # All tokens are u, so whatever the attention, it finds u; Wv = 0 then leaves LN(q) alone.
+    u = torch.tensor([1.0, -1, 2, 0, 0])
+    torch.manual_seed(0)
+    generator = ClassAwarePrompts(embed_dim=3, width=5, classes=2)
+    features = torch.randn(1, 1, 3)
+    with torch.no_grad():
+        generator.tokens.copy_(u.expand(10, -1))
+        generator.value.weight.copy_(torch.eye(5))
+        logits = generator(u.expand(1, 4, -1), features).class_logits
+        normed = (u - 0.4) / torch.sqrt(torch.tensor(1.04) + 1e-5)  # mean 0.4, variance 1.04
+        expected = generator.classifier.weight @ normed
+        torch.testing.assert_close(logits[0, 0], expected, rtol=0, atol=1e-5)
+
+        generator.value.weight.zero_()
+        out = generator(u.expand(1, 4, -1), features)
+        assert (out.class_logits == 0).all()
+        query = generator.meta_net.weight @ features[0, 0] + generator.meta_net.bias
+        spread = query.var(unbiased=False).add(1e-5).sqrt()
+        torch.testing.assert_close(out.prompts[0, 0], (query - query.mean()) / spread)

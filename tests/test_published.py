@@ -1,0 +1,178 @@
+"""Prompts saved by the published code: folders as its training loop (Dassl's) leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import minidpt
+import reference
+from golden_cases import assert_close
+from tiny_models import WIDE, clip_state, learned_shapes, learned_tensors, random_images
+
+NAMES = ["ox", "red fox", "gnu"]
+TEMPLATE = "a photo of a {}."
+CONFIGS = {
+    "coop": {"method": "coop", "n_ctx": 3},
+    "vpt": {"method": "vpt", "n_visual": 2},
+    "vlp": {"method": "vlp", "n_ctx": 3, "n_visual": 2},
+    "dpt": {"method": "dpt", "n_ctx": 3, "n_visual": 2, "top_k": 2, "class_aware_from": 2},
+    "csc": {"method": "coop", "n_ctx": 3, "csc": True},
+}
+PARTS = {
+    "coop": {"prompt_learner"},
+    "csc": {"prompt_learner"},
+    "vpt": {"image_encoder.transformer.ctx_learner"},
+    "vlp": {"prompt_learner", "image_encoder.transformer.ctx_learner"},
+    "dpt": {
+        "prompt_learner",
+        "image_encoder.transformer.ctx_learner",
+        "image_encoder.transformer.extractor",
+    },
+}
+every_config = pytest.mark.parametrize("kind", CONFIGS)
+
+
+class WarmUp(torch.optim.lr_scheduler.LRScheduler):
+    """As Dassl's: its state holds the scheduler that comes after it, an object of torch.optim."""
+
+    def __init__(self, optimizer, successor):
+        self.successor = successor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [1e-5 for _ in self.base_lrs]
+
+
+def learned_of(kind: str, seed: int = 1) -> dict[str, Tensor]:
+    return learned_tensors(learned_shapes(WIDE, len(NAMES), CONFIGS[kind]), seed)
+
+
+def save_published(
+    folder: Path, tensors: dict[str, Tensor], epoch: int, dtype: torch.dtype = torch.float16
+) -> Path:
+    """A folder for each part with `model.pth.tar-N`, after a step of training."""
+    for part in ("prompt_learner", "image_encoder.transformer.ctx_learner",
+                 "image_encoder.transformer.extractor"):  # fmt: skip
+        state = {name.removeprefix(part + "."): value.to(dtype) for name, value in tensors.items()
+                 if name.startswith(part + ".")}  # fmt: skip
+        if not state:
+            continue
+        parameters = [nn.Parameter(value.clone()) for value in state.values()]
+        optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9, weight_decay=5e-4)
+        scheduler = WarmUp(optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50.0))
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        if part == "prompt_learner":
+            state["token_prefix"] = torch.ones(len(NAMES), 1, 64, dtype=dtype)
+            state["token_suffix"] = torch.ones(len(NAMES), 73, 64, dtype=dtype)
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        checkpoint = {
+            "state_dict": state,
+            "epoch": epoch,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "val_result": 91.2,
+        }
+        assert type(checkpoint["scheduler"]["successor"]).__module__ == "torch.optim.lr_scheduler"
+        torch.save(checkpoint, folder / part / f"model.pth.tar-{epoch}")
+        (folder / part / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+    (folder / "log.txt").write_text("epoch 1\n")
+    return folder
+
+
+def new_model(kind: str) -> minidpt.PromptedCLIP:
+    clip = minidpt.build_clip(clip_state(WIDE))
+    return minidpt.build_model(clip, NAMES, TEMPLATE, minidpt.PromptConfig(**CONFIGS[kind])).eval()
+
+
+@every_config
+def test_a_published_run_is_read_into_a_model_and_computes_as_published(kind, tmp_path):
+    learned = {name: value.half() for name, value in learned_of(kind).items()}
+    tensors = minidpt.read_published(save_published(tmp_path, learned, epoch=50))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == PARTS[kind]
+    model = new_model(kind)
+    model.load_published(tensors)
+    for name, value in model.published().items():
+        assert torch.equal(value, learned[name].float()), name
+        assert value.dtype == torch.float32, name
+    expected = reference.forward(
+        clip_state(WIDE), {name: value.float() for name, value in learned.items()},
+        images := random_images(WIDE, 3), NAMES, TEMPLATE, minidpt.tokenize,
+        method=CONFIGS[kind]["method"], top_k=CONFIGS[kind].get("top_k", 10),
+    )  # fmt: skip
+    assert_close(model(images).logits, expected.logits, "logits")
+
+
+def test_the_latest_epoch_is_taken_by_its_number_or_the_one_asked_for(tmp_path):
+    by_epoch = {epoch: learned_of("vlp", seed=epoch) for epoch in (9, 10, 100)}
+    for epoch, learned in by_epoch.items():
+        save_published(tmp_path, learned, epoch, torch.float32)
+    best = tmp_path / "prompt_learner" / "model-best.pth.tar"
+    best.write_bytes(b"not looked at")
+    for asked, expected in {None: 100, 9: 9, 10: 10}.items():
+        tensors = minidpt.read_published(tmp_path, epoch=asked)
+        for name, value in by_epoch[expected].items():
+            assert torch.equal(tensors[name], value), (asked, name)
+
+
+def test_what_was_read_outlives_the_files_and_does_not_change_them(tmp_path):
+    learned = learned_of("coop")
+    file = save_published(tmp_path, learned, 50) / "prompt_learner" / "model.pth.tar-50"
+    before, model = file.read_bytes(), new_model("coop")
+    model.load_published(minidpt.read_published(tmp_path))
+    with torch.no_grad():
+        model.text_prompts.ctx.add_(1)
+    assert file.read_bytes() == before
+
+
+def test_a_folder_without_any_part_is_refused_and_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prompt_learner/"):
+        minidpt.read_published(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match="prompt_learner/"):
+        minidpt.read_published(tmp_path)
+    save_published(tmp_path, learned_of("coop"), 50)
+    with pytest.raises(FileNotFoundError, match="prompt_learner/"):  # one level too deep
+        minidpt.read_published(tmp_path / "prompt_learner")
+
+
+def test_a_part_without_a_checkpoint_and_an_epoch_that_is_not_there_are_refused(tmp_path):
+    save_published(tmp_path, learned_of("vlp"), 9)
+    save_published(tmp_path, learned_of("vlp"), 50)
+    with pytest.raises(FileNotFoundError, match=r"model\.pth\.tar-7.*\[9, 50\]"):
+        minidpt.read_published(tmp_path, epoch=7)
+    for file in (tmp_path / "image_encoder.transformer.ctx_learner").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"ctx_learner.*model\.pth\.tar-N"):
+        minidpt.read_published(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 50}, {"state_dict": None}, [1, 2], b"text"])
+def test_a_file_that_is_no_such_checkpoint_is_refused_and_named(content, tmp_path):
+    file = tmp_path / "prompt_learner" / "model.pth.tar-50"
+    file.parent.mkdir()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(ValueError, match=r"model\.pth\.tar-50"):
+        minidpt.read_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "message"),
+    [
+        ("coop", "dpt", "missing image_encoder"),
+        ("dpt", "coop", "unknown image_encoder"),
+        ("coop", "csc", r"prompt_learner\.ctx is \(3, 64\), expected \(3, 3, 64\)"),
+    ],
+)
+def test_a_run_of_another_method_is_refused(saved, wanted, message, tmp_path):
+    tensors = minidpt.read_published(save_published(tmp_path, learned_of(saved), 50))
+    with pytest.raises(ValueError, match=message):
+        new_model(wanted).load_published(tensors)
