@@ -1,17 +1,17 @@
-"""Pictures with class names: what lies in a folder, the few-shot draw, split files, batches.
+"""Pictures with class names: the few-shot draw, split files, batches.
 
-open_dataset (a folder) or read_split (a list) -> few_shot -> train_batches, test_batches
+open_dataset (datasets.py) or read_split -> few_shot, select_classes -> train_batches, test_batches
 
 The user's folder is only ever read.
 """
 
 import json
+import math
 import os
 import random
 import threading
-import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import regex
 import torch
 from PIL import Image
 
@@ -30,6 +29,7 @@ IMAGE_SUFFIXES = {
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 }
 DEFAULT_TEMPLATE = "a photo of a {}."
+PARTS = ("train", "val", "test")
 
 
 class Item(NamedTuple):
@@ -60,224 +60,26 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-# ---- what lies in a folder
-
-
-def open_dataset(path: str | os.PathLike, seed: int = 1) -> Dataset:
-    """Finds out what kind of data set a folder holds, and lists its pictures.
-
-    In this order: Caltech101 (the folder 101_ObjectCategories, or one that has it inside, at most
-    two levels up; with CoOp's split file beside it or without), folders train/ and test/ (val/,
-    valid/ or validation/ may be there) of class folders, class folders. Where no split is given,
-    `seed` draws one: it is not the seed of the few-shot draw, so that all runs share a test set.
-
-    Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
-    """
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
-    if not root.is_dir():
-        raise ValueError(f"data folder {root}: expected a folder, got a file: pass its folder")
-    if categories := _find_caltech101(root):
-        return _open_caltech101(categories, seed)
-    if parts := _find_parts(root):
-        return _open_parts(root, parts)
-    return _split_class_folders(root, root.resolve().name, _class_folders(root), seed)
-
-
-CALTECH101_SPLIT = "split_zhou_Caltech101.json"
-CALTECH101_DROPPED = {"BACKGROUND_Google", "Faces_easy"}
-CALTECH101_RENAMED = {
-    "airplanes": "airplane",
-    "Faces": "face",
-    "Leopards": "leopard",
-    "Motorbikes": "motorbike",
-}
-
-
-def _find_caltech101(root: Path) -> Path | None:
-    """The folder 101_ObjectCategories at, in or two levels below `root`; one with a split first."""
-    if root.resolve().name == "101_ObjectCategories":
-        return root
-    found = [*root.glob("101_ObjectCategories"), *sorted(root.glob("*/101_ObjectCategories"))]
-    found = [folder for folder in found if folder.is_dir()]
-    with_split = [folder for folder in found if (folder.parent / CALTECH101_SPLIT).is_file()]
-    return next(iter(with_split + found), None)
-
-
-def _open_caltech101(categories: Path, seed: int) -> Dataset:
-    """Caltech101 by its published split where there is one, else by its folders.
-
-    Two folders are dropped and four renamed, as in the published split. A set of other classes in
-    the same layout works, too.
-    """
-    for where in (categories.absolute().parent, categories.resolve().parent):  # may be a link
-        if (where / CALTECH101_SPLIT).is_file():
-            return read_split(where / CALTECH101_SPLIT, categories, name="Caltech101")
-    folders = _class_folders(categories, CALTECH101_RENAMED, CALTECH101_DROPPED)
-    published = {folder.name for folder in folders.values()} & set(CALTECH101_RENAMED)
-    name = "Caltech101" if published else categories.resolve().parent.name
-    return _split_class_folders(categories, name, folders, seed)
-
-
-_PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-
-
-def _find_parts(root: Path) -> dict[str, Path]:
-    """The folders train, val and test in `root`; nothing unless train and one more are there."""
-    found = {_PARTS[f.name.lower()]: f for f in _sub_folders(root) if f.name.lower() in _PARTS}
-    parts = {part: found[part] for part in ("train", "val", "test") if part in found}
-    return parts if "train" in parts and len(parts) > 1 else {}
-
-
-def _open_parts(root: Path, parts: dict[str, Path]) -> Dataset:
-    """A data set from folders train, val and test of class folders; labels are those of train."""
-    folders = _class_folders(parts["train"])
-    _require_classes(parts["train"], folders)
-    labels = {name: label for label, name in enumerate(folders)}
-    listed = {"train": [], "val": [], "test": []}
-    for part, folder in parts.items():
-        for name, class_folder in _class_folders(folder).items():
-            if name not in labels:
-                raise ValueError(
-                    f"folder {class_folder}: expected only classes that {parts['train']} has, "
-                    f"got '{name}': add training pictures or remove it"
-                )
-            listed[part] += [Item(f, labels[name], name) for f in _images(class_folder)]
-    _require_images(parts["train"], listed["train"], list(folders))
-
-    how = ", ".join(f"{folder.name}/" for folder in parts.values())
-    if "test" not in parts:
-        listed["test"], listed["val"] = listed["val"], []
-        how += f" (no test/, so {parts['val'].name}/ is the test set)"
-    if not listed["test"]:
-        raise ValueError(
-            f"folder {parts.get('test') or parts['val']}: expected pictures in class folders, as "
-            f"in {parts['train']}, got none: add some"
-        )
-    return _dataset(root.resolve().name, root, list(folders), listed, f"folders {how}")
-
-
-def _split_class_folders(root: Path, name: str, folders: dict[str, Path], seed: int) -> Dataset:
-    """A data set from one folder for each class: 50 % train, 20 % val, 30 % test of each class.
-
-    A class of two or more pictures has at least one for training and one for the test.
-    """
-    _require_classes(root, folders)
-    generator = random.Random(seed)
-    listed = {"train": [], "val": [], "test": []}
-    for label, (classname, folder) in enumerate(folders.items()):
-        items = [Item(file, label, classname) for file in _images(folder)]
-        generator.shuffle(items)
-        train = max(1, round(0.5 * len(items)))
-        val = max(0, min(round(0.2 * len(items)), len(items) - train - 1))
-        listed["train"] += items[:train]
-        listed["val"] += items[train : train + val]
-        listed["test"] += items[train + val :]
-    _require_images(root, listed["train"], list(folders))
-    how = f"class folders in {root}, no split file: drawn 50/20/30 % with the fixed seed {seed}"
-    return _dataset(name, root, list(folders), listed, how)
-
-
-def _dataset(name: str, root: Path, classnames: list[str], listed: dict, how: str) -> Dataset:
-    """Puts a Dataset together and describes it in its line `source`."""
-    counts = "/".join(str(len(listed[part])) for part in ("train", "val", "test"))
+def make_dataset(
+    name: str,
+    root: Path,
+    classnames: list[str],
+    template: str,
+    listed: dict[str, list[Item]],
+    how: str,
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """Puts a Dataset together and describes it in its line `source`; `how`: from which files."""
+    counts = "/".join(str(len(listed[part])) for part in PARTS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
-    tested = Counter(item.label for item in listed["test"])
-    notes = tuple(
+    tested = {item.label for item in listed["test"]}
+    untested = (
         f"class '{classname}' has no test image"
         for label, classname in enumerate(classnames)
-        if not tested[label]
+        if label not in tested
     )
-    return Dataset(
-        name, root, classnames, DEFAULT_TEMPLATE, **listed, source=source, notes=notes
-    )
-
-
-def _require_classes(root: Path, folders: dict[str, Path]) -> None:
-    if not folders:
-        raise ValueError(
-            f"data folder {root}: expected a folder for each class (or train/ and test/ of class "
-            f"folders), got no folder in it: make one folder for each class"
-        )
-    if len(folders) == 1:
-        raise ValueError(
-            f"data folder {root}: expected at least 2 class folders, got only "
-            f"'{next(iter(folders.values())).name}': add a class, or pass the folder of the classes"
-        )
-
-
-def _require_images(folder: Path, items: list[Item], classnames: list[str]) -> None:
-    counts = Counter(item.label for item in items)
-    empty = [name for label, name in enumerate(classnames) if not counts[label]]
-    if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise ValueError(
-            f"folder {folder}: expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))}) of every "
-            f"class, got none for '{empty[0]}'{more}: add some or remove the folder"
-        )
-
-
-def _sub_folders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, sorted by name."""
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX"
-    )
-
-
-def _class_folders(
-    folder: Path, renamed: dict[str, str] | None = None, dropped: Collection[str] = ()
-) -> dict[str, Path]:
-    """Class name -> its folder, sorted by the folders' names."""
-    folders, seen = {}, {}
-    for class_folder in _sub_folders(folder):
-        if class_folder.name in dropped:
-            continue
-        name = (renamed or {}).get(class_folder.name) or readable(class_folder.name)
-        other = seen.setdefault(name.casefold(), class_folder)
-        if other is not class_folder:  # CLIP reads lower case: both would have the same prompt
-            raise ValueError(
-                f"folder {folder}: expected a name of its own for each class, got '{other.name}' "
-                f"and '{class_folder.name}': rename or merge them"
-            )
-        folders[name] = class_folder
-    return folders
-
-
-def readable(folder_name: str) -> str:
-    """A folder's name as words for a prompt: sea_horse, sea-horse and SeaHorse -> "sea horse"...
-
-    ...the last as "Sea Horse"; the tokenizer ignores case. "iPhone" and "UFOs" stay whole.
-    """
-    name = os.fsencode(folder_name).decode("utf-8", "replace")  # names that are no valid UTF-8
-    name = unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
-    words = regex.sub(r"(?<=\p{Ll}{2})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll}{2})", " ", name)
-    return " ".join(regex.sub(r"[_-]", " ", words).split()) or name
-
-
-def _images(folder: Path) -> list[str]:
-    """The picture files in a folder and its sub-folders, sorted; hidden ones are left out.
-
-    Links to folders are followed, but never to a folder that was seen or that contains this one.
-    """
-    real = folder.resolve()
-    seen = {str(parent) for parent in real.parents}
-    files = []
-    for current, names, file_names in os.walk(folder, followlinks=True):
-        where = os.path.realpath(current)
-        if where in seen:
-            names.clear()
-            continue
-        seen.add(where)
-        names[:] = [name for name in names if not name.startswith(".")]
-        files += [
-            os.path.join(current, name)
-            for name in file_names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(files)
+    notes = (*notes, *untested)
+    return Dataset(name, root, classnames, template, **listed, source=source, notes=notes)
 
 
 # ---- few shots
@@ -288,10 +90,16 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
     The published draw, picture for picture (CoOp's protocol): one generator, classes in the order
     of their first picture, first train, then val. A class with fewer pictures gives all it has,
-    and a line in `notes` says so. Raises ValueError for less than one shot.
+    and a line in `notes` says so. Raises ValueError for less than one shot, and for a data set
+    that is only a test.
     """
     if shots < 1:
         raise ValueError(f"shots: expected at least 1, got {shots}")
+    if not dataset.train:
+        raise ValueError(
+            f"{dataset.name}: expected training pictures for few shots, got only a test set: "
+            f"train on another data set and test on this one"
+        )
     generator = random.Random(seed)
     train = _draw(dataset.train, shots, generator)
     val = _draw(dataset.val, min(shots, 4), generator)
@@ -314,6 +122,38 @@ def _draw(items: list[Item], count: int, generator: random.Random) -> list[Item]
     return drawn
 
 
+def select_classes(dataset: Dataset, which: str) -> Dataset:
+    """The "base" classes (the first half of the labels, rounded up), the "new" ones, or "all".
+
+    Labels of the result count from 0 (base-to-new generalisation, CoCoOp, section 4.1). To be given
+    the result of `few_shot`: the published protocol draws from all classes, then selects. Raises
+    ValueError for another word, or if fewer than two classes would be left.
+    """
+    count = len(dataset.classnames)
+    half = math.ceil(count / 2)
+    choices = {"all": range(count), "base": range(half), "new": range(half, count)}
+    if which not in choices:
+        raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
+    kept = choices[which]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{dataset.name}: expected at least 2 {which} classes, got {len(kept)} of {count}: "
+            f"use a data set of at least 4 classes"
+        )
+    listed = {
+        part: [
+            Item(path, label - kept.start, classname)
+            for path, label, classname in getattr(dataset, part)
+            if label in kept
+        ]
+        for part in PARTS
+    }
+    counts = "/".join(str(len(items)) for items in listed.values())
+    source = f"{dataset.source}; {which}: {len(kept)} classes, {counts} images"
+    classnames = dataset.classnames[kept.start : kept.stop]
+    return replace(dataset, classnames=classnames, **listed, source=source)
+
+
 # ---- split files
 
 
@@ -334,7 +174,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
         "classnames": dataset.classnames,
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
-    for part in ("train", "val", "test"):
+    for part in PARTS:
         rows = (
             [Path(os.path.relpath(item.path, dataset.root)).as_posix(), item.label, item.classname]
             for item in getattr(dataset, part)
@@ -361,7 +201,7 @@ def read_split(
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = {
             part: [(str(f), int(label), str(name)) for f, label, name in content.get(part, [])]
-            for part in ("train", "val", "test")
+            for part in PARTS
         }
         named = {label: name for own in rows.values() for _, label, name in own}
         count = len(content["classnames"]) if "classnames" in content else len(named)
@@ -375,21 +215,40 @@ def read_split(
         ) from error
     root = root if root is not None else content.get("root")
     if root is None or not Path(root).is_dir():
-        raise FileNotFoundError(f"split file {path}: expected its image folder, got {root}")
+        raise FileNotFoundError(
+            f"split file {path}: expected its image folder, got {root}: pass the data folder"
+        )
     listed = {
         part: [Item(os.path.join(root, *file.split("/")), label, name) for file, label, name in own]
         for part, own in rows.items()
     }
-    paths = [item.path for own in listed.values() for item in own]
-    missing = [file for file in paths if not os.path.exists(file)]
+    missing = missing_files(item.path for own in listed.values() for item in own)
     if missing:
         raise FileNotFoundError(
             f"split file {path}: expected all its pictures in {root}, got {len(missing)} missing, "
             f"the first {missing[0]}"
         )
     name = name or content.get("name") or path.stem
-    dataset = _dataset(name, Path(root), classnames, listed, path.name)
-    return replace(dataset, template=content.get("template", DEFAULT_TEMPLATE))
+    template = content.get("template", DEFAULT_TEMPLATE)
+    return make_dataset(name, Path(root), classnames, template, listed, path.name)
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of the files that do not exist.
+
+    Folders of which many files are asked for are listed, which on a network disk is much faster
+    than to ask for each file.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    missing = []
+    for folder, own in by_folder.items():
+        if len(own) > 20 and os.path.isdir(folder):
+            there = set(os.listdir(folder))
+            own = [path for path in own if os.path.basename(path) not in there]
+        missing += [path for path in own if not os.path.exists(path)]
+    return missing
 
 
 # ---- batches
@@ -429,6 +288,12 @@ class ImageStore:
                     self._images[path] = image
                     self.bytes += size
         return image
+
+    def fill(self, paths: list[str], workers: int = 2) -> None:
+        """Decodes pictures ahead, so that a broken one is found before any work is done."""
+        with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
+            for _ in images:
+                pass
 
 
 def train_batches(

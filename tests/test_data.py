@@ -1,4 +1,4 @@
-"""What lies in a folder, the few-shot draw, split files and batches."""
+"""The few-shot draw, base and new classes, split files and batches."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minidpt import data, transforms
+from image_folders import draw_classes
 from PIL import Image
 
-from image_folders import draw, draw_classes
+from minidpt import data, transforms
+from minidpt.datasets import open_dataset
 
 
 def files(items, root) -> list[str]:
@@ -22,249 +23,6 @@ def files(items, root) -> list[str]:
 
 def everything(dataset) -> list[data.Item]:
     return dataset.train + dataset.val + dataset.test
-
-
-# ---- any folder
-
-
-def test_class_folders_are_split_by_class(tmp_path):
-    draw_classes(tmp_path, {"owl": 10, "cat": 7, "sea_horse": 20})
-    dataset = data.open_dataset(tmp_path)
-    assert dataset.classnames == ["cat", "owl", "sea horse"]
-    assert dataset.template == "a photo of a {}." and dataset.notes == ()
-    counts = {
-        part: [[i.label for i in getattr(dataset, part)].count(label) for label in range(3)]
-        for part in ("train", "val", "test")
-    }
-    # 50 and 20 % of 7: 3.5 -> 4 (the even one), 1.4 -> 1; the rest is the test
-    assert counts == {"train": [4, 5, 10], "val": [1, 2, 4], "test": [2, 3, 6]}
-    assert len({item.path for item in everything(dataset)}) == 37
-    for item in everything(dataset):
-        assert item.classname == dataset.classnames[item.label]
-        assert Path(item.path).parent.name == ["cat", "owl", "sea_horse"][item.label]
-    assert "3 classes" in dataset.source and "19/7/11" in dataset.source
-    assert "fixed seed 1" in dataset.source
-
-
-def test_drawn_split_depends_on_its_seed_alone(tmp_path):
-    draw_classes(tmp_path, {"a": 30, "b": 30})
-    assert data.open_dataset(tmp_path) == data.open_dataset(tmp_path)
-    assert data.open_dataset(tmp_path).test != data.open_dataset(tmp_path, seed=0).test
-    assert data.open_dataset(tmp_path).train != sorted(data.open_dataset(tmp_path).train)
-
-
-@pytest.mark.parametrize(
-    ("count", "parts"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1))]
-)
-def test_tiny_classes_have_a_training_and_a_test_image(tmp_path, count, parts):
-    draw_classes(tmp_path, {"a": count, "b": 10})
-    dataset = data.open_dataset(tmp_path)
-    found = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
-    assert tuple(found) == parts
-    assert dataset.notes == (() if count > 1 else ("class 'a' has no test image",))
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        ("sea_horse", "sea horse"),
-        ("sea-horse", "sea horse"),
-        ("SeaHorse", "Sea Horse"),
-        ("AnnualCrop_2", "Annual Crop 2"),
-        ("BMWSeries", "BMW Series"),
-        ("iPhone", "iPhone"),
-        ("UFOs", "UFOs"),
-        ("USA", "USA"),
-        ("ÉcoleÉlémentaire", "École Élémentaire"),
-        ("Cafe\u0301", "Caf\u00e9"),  # decomposed, as macOS stores it
-        ("海馬", "海馬"),
-        ("__a__b", "a b"),
-        ("_", "_"),
-        (os.fsdecode(b"caf\xe9"), "caf\ufffd"),  # Latin-1 bytes
-    ],
-)
-def test_folder_names_become_words(folder, name):
-    assert data.readable(folder) == name
-
-
-def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
-    draw_classes(tmp_path, {"a": 2, "b": 2})
-    draw(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
-    draw(tmp_path / "a" / "x.WebP")
-    draw(tmp_path / "a" / ".hidden.png")
-    draw(tmp_path / "a" / ".thumbnails" / "x.png")
-    draw(tmp_path / ".git" / "x.png")
-    draw(tmp_path / "__MACOSX" / "x.png")
-    draw(tmp_path / "loose.png")
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
-    dataset = data.open_dataset(tmp_path)
-    assert dataset.classnames == ["a", "b"]
-    assert sorted(f for f in files(everything(dataset), tmp_path) if f.startswith("a/")) == [
-        "a/deep/er/UPPER.JPG",
-        "a/image_0001.png",
-        "a/image_0002.png",
-        "a/x.WebP",
-    ]
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    root = tmp_path / "root"
-    draw_classes(root, {"a": 2, "b": 2})
-    draw_classes(tmp_path / "elsewhere", {"c": 3, "d": 4})
-    (root / "c").symlink_to(tmp_path / "elsewhere" / "c")  # a class that lies elsewhere
-    (root / "a" / "more").symlink_to(tmp_path / "elsewhere" / "d")
-    (root / "a" / "twice").symlink_to(tmp_path / "elsewhere" / "d")
-    (root / "a" / "self").symlink_to(root / "a")
-    (root / "b" / "up").symlink_to(root)
-    dataset = data.open_dataset(root)
-    counts = [sum(item.label == label for item in everything(dataset)) for label in range(3)]
-    assert dataset.classnames == ["a", "b", "c"] and counts == [2 + 4, 2, 3]
-
-
-# ---- train, val, test
-
-
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
-def test_train_val_test_folders_are_kept(tmp_path, val):
-    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
-    draw_classes(tmp_path / val, {"dog": 1})
-    draw_classes(tmp_path / "test", {"dog": 2, "cat": 4})
-    dataset = data.open_dataset(tmp_path)
-    assert dataset.classnames == ["cat", "dog"]
-    assert files(dataset.train, tmp_path)[0] == "train/cat/image_0001.png"
-    assert [item.label for item in dataset.train] == [0, 0, 1, 1, 1]
-    assert files(dataset.val, tmp_path) == [f"{val}/dog/image_0001.png"]
-    assert dataset.val[0].label == 1  # counted by the classes of train, not of val
-    assert [item.label for item in dataset.test] == [0, 0, 0, 0, 1, 1]
-
-
-def test_without_a_test_folder_val_is_the_test_and_said_so(tmp_path):
-    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
-    draw_classes(tmp_path / "val", {"dog": 1, "cat": 2})
-    dataset = data.open_dataset(tmp_path)
-    assert len(dataset.test) == 3 and dataset.val == []
-    assert "no test/, so val/ is the test set" in dataset.source
-
-
-def test_class_that_only_the_test_has_is_named(tmp_path):
-    draw_classes(tmp_path / "train", {"dog": 1, "cat": 1})
-    draw_classes(tmp_path / "test", {"dog": 1, "owl": 1})
-    with pytest.raises(ValueError, match="only classes that .*train has, got 'owl'"):
-        data.open_dataset(tmp_path)
-
-
-# ---- Caltech101
-
-CALTECH = {"BACKGROUND_Google": 4, "Faces": 4, "Faces_easy": 4, "airplanes": 4, "crocodile_head": 4}
-
-
-@pytest.mark.parametrize("above", ["", "caltech-101", "caltech101", "data/caltech101"])
-def test_caltech101_is_found_at_each_level_and_renamed(tmp_path, above):
-    draw_classes(tmp_path / above / "101_ObjectCategories", CALTECH)
-    start = tmp_path / "data" if above.startswith("data") else tmp_path
-    for path in (start, tmp_path / above, tmp_path / above / "101_ObjectCategories"):
-        dataset = data.open_dataset(path)
-        assert dataset.name == "Caltech101"
-        assert dataset.classnames == ["face", "airplane", "crocodile head"]  # by folder
-        assert {item.classname for item in dataset.test} == set(dataset.classnames)
-
-
-def test_other_classes_in_the_layout_of_caltech101(tmp_path):
-    draw_classes(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
-    dataset = data.open_dataset(tmp_path)
-    assert dataset.classnames == ["bird", "road sign"] and dataset.name == tmp_path.name
-
-
-def published_caltech101(root: Path) -> Path:
-    """Two classes with a split file as CoOp's; its order is not that of the folders."""
-    draw_classes(root / "101_ObjectCategories", {"Faces": 3, "crocodile_head": 3})
-    rows = [
-        [f"{folder}/image_{number:04d}.png", label, name]
-        for number in (3, 1, 2)
-        for folder, label, name in [("crocodile_head", 1, "crocodile_head"), ("Faces", 0, "face")]
-    ]
-    split = {"train": rows[:2], "val": rows[2:4], "test": rows[4:]}
-    (root / "split_zhou_Caltech101.json").write_text(json.dumps(split))
-    return root
-
-
-def test_caltech101_with_its_split_file_keeps_names_and_order(tmp_path):
-    published_caltech101(tmp_path / "caltech-101")
-    (tmp_path / "link").symlink_to(tmp_path / "caltech-101" / "101_ObjectCategories")
-    for path in ("", "caltech-101", "caltech-101/101_ObjectCategories", "link"):
-        dataset = data.open_dataset(tmp_path / path)
-        assert dataset.classnames == ["face", "crocodile_head"] and dataset.name == "Caltech101"
-        assert files(dataset.train, dataset.root) == [
-            "crocodile_head/image_0003.png",
-            "Faces/image_0003.png",
-        ]
-        assert [item.label for item in dataset.train] == [1, 0]
-        assert dataset.source == (
-            "Caltech101: 2 classes, split_zhou_Caltech101.json, 2/2/2 images (train/val/test)"
-        )
-
-
-# ---- mistakes
-
-
-def no_folder(root):
-    pass
-
-
-def a_file(root):
-    root.write_text("x")
-
-
-def empty(root):
-    root.mkdir()
-
-
-def one_class(root):
-    draw_classes(root, {"owl": 3})
-
-
-def class_without_image(root):
-    draw_classes(root, {"owl": 3, "cat": 2, "dog": 0})
-
-
-def same_name_twice(root):
-    draw_classes(root, {"sea_horse": 3, "SeaHorse": 2})
-
-
-def one_class_in_parts(root):
-    draw_classes(root / "train", {"owl": 3})
-    draw_classes(root / "test", {"owl": 3})
-
-
-def empty_test(root):
-    draw_classes(root / "train", {"owl": 3, "cat": 3})
-    draw_classes(root / "test", {"owl": 0})
-
-
-def train_class_without_image(root):
-    draw_classes(root / "train", {"owl": 3, "cat": 0})
-    draw_classes(root / "test", {"owl": 3, "cat": 3})
-
-
-@pytest.mark.parametrize(
-    ("made", "error", "message"),
-    [
-        (no_folder, FileNotFoundError, "expected a folder, got nothing there"),
-        (a_file, ValueError, "expected a folder, got a file"),
-        (empty, ValueError, "expected a folder for each class .*, got no folder in it"),
-        (one_class, ValueError, "at least 2 class folders, got only 'owl'"),
-        (class_without_image, ValueError, "of every class, got none for 'dog'"),
-        (same_name_twice, ValueError, "got 'SeaHorse' and 'sea_horse': rename or merge"),
-        (one_class_in_parts, ValueError, "train: expected at least 2 class folders"),
-        (empty_test, ValueError, "test: expected pictures in class folders"),
-        (train_class_without_image, ValueError, "got none for 'cat'"),
-    ],
-)
-def test_mistakes_get_one_line_that_names_the_folder(tmp_path, made, error, message):
-    made(tmp_path / "root")
-    with pytest.raises(error, match=message) as raised:
-        data.open_dataset(tmp_path / "root")
-    assert str(tmp_path / "root") in str(raised.value) and "\n" not in str(raised.value)
 
 
 # ---- few shots
@@ -326,12 +84,50 @@ def test_few_shots_leave_the_global_generator_alone():
     assert random.random() == expected
 
 
+# ---- base and new classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "base", "new"),
+    [(4, [0, 1], [2, 3]), (5, [0, 1, 2], [3, 4]), (7, [0, 1, 2, 3], [4, 5, 6])],
+)
+def test_first_half_of_the_labels_rounded_up_is_base(classes, base, new):
+    dataset = made_dataset({label: 3 for label in range(classes)}, {0: 1, classes - 1: 2}, classes)
+    for which, kept in [("base", base), ("new", new), ("all", base + new)]:
+        selected = data.select_classes(dataset, which)
+        assert selected.classnames == [f"class{label}" for label in kept]
+        for part in ("train", "val", "test"):
+            expected = [
+                data.Item(path, kept.index(label), name)
+                for path, label, name in getattr(dataset, part)
+                if label in kept
+            ]
+            assert getattr(selected, part) == expected
+        assert selected.template == dataset.template
+
+
+def test_base_classes_have_the_pictures_of_the_draw_from_all_classes():
+    dataset = made_dataset({3: 9, 0: 9, 1: 9, 2: 9}, {}, classes=4)
+    drawn = data.few_shot(dataset, 2, seed=1)
+    new = data.select_classes(drawn, "new")
+    assert [item.path for item in new.train] == [i.path for i in drawn.train if i.label in (2, 3)]
+    assert "new: 2 classes, 4/0/4 images" in new.source
+
+
+def test_too_few_classes_and_unknown_words_are_refused():
+    dataset = made_dataset({0: 1, 1: 1, 2: 1}, {})
+    with pytest.raises(ValueError, match="at least 2 new classes, got 1 of 3: use a data set of"):
+        data.select_classes(dataset, "new")
+    with pytest.raises(ValueError, match="expected one of all, base, new, got 'old'"):
+        data.select_classes(dataset, "old")
+
+
 # ---- split files
 
 
 def test_split_file_brings_back_the_same_data_set(tmp_path):
     draw_classes(tmp_path / "data", {"a_b": 6, "ünï": 6, os.fsdecode(b"caf\xe9"): 6})
-    drawn = data.few_shot(data.open_dataset(tmp_path / "data"), 2, seed=1)
+    drawn = data.few_shot(open_dataset(tmp_path / "data"), 2, seed=1)
     data.write_split(drawn, tmp_path / "split.json")
     again = data.read_split(tmp_path / "split.json")
     for name in ("name", "classnames", "template", "train", "val", "test"):
@@ -345,7 +141,7 @@ def test_split_file_brings_back_the_same_data_set(tmp_path):
 
 def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
     draw_classes(tmp_path / "data", {"a": 3, "b": 3})
-    data.write_split(data.open_dataset(tmp_path / "data"), tmp_path / "split.json")
+    data.write_split(open_dataset(tmp_path / "data"), tmp_path / "split.json")
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="expected its image folder, got .*data"):
         data.read_split(tmp_path / "split.json")
@@ -356,9 +152,17 @@ def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
         data.read_split(tmp_path / "split.json", tmp_path / "moved")
 
 
+def test_missing_files_are_found_among_few_and_among_many(tmp_path):
+    draw_classes(tmp_path, {"a": 25})
+    there = sorted(map(str, (tmp_path / "a").iterdir()))
+    gone = [str(tmp_path / "a" / "none.png"), str(tmp_path / "b" / "none.png")]
+    assert data.missing_files(there + gone) == gone == data.missing_files(gone)
+    assert data.missing_files(there) == []
+
+
 def test_nothing_is_written_into_the_data_folder(tmp_path):
     draw_classes(tmp_path / "data", {"a": 3, "b": 3})
-    dataset = data.open_dataset(tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
     with pytest.raises(ValueError, match="outside the data folder"):
         data.write_split(dataset, tmp_path / "data" / "a" / "split.json")
     assert len(list((tmp_path / "data").rglob("*"))) == 8
@@ -406,7 +210,7 @@ def epoch(items, seed=1, epoch=0, store=None, workers=0, batch_size=4):
 
 def same(some, others) -> bool:
     assert len(some) == len(others)
-    return all(torch.equal(a.images, b.images) for a, b in zip(some, others))
+    return all(torch.equal(a.images, b.images) for a, b in zip(some, others, strict=True))
 
 
 def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
@@ -443,7 +247,7 @@ def test_each_epoch_and_seed_has_its_own_order_and_crops(pictures):
 def test_an_epoch_shows_each_picture_once(pictures):
     plain = [Image.new("RGB", (9, 9), (number, 0, 0)) for number in range(11)]
     store = data.ImageStore()
-    store._images = {item.path: image for item, image in zip(pictures, plain)}
+    store._images = {item.path: image for item, image in zip(pictures, plain, strict=True)}
     batches = epoch(pictures, store=store, batch_size=20)
     shown = batches[0].images[:, 0, 0, 0].tolist()
     assert sorted(shown) == list(range(11)) and shown != sorted(shown)

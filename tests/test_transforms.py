@@ -2,13 +2,16 @@
 
 import math
 import random
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from minidpt import transforms
 from PIL import Image
+
+from minidpt import transforms
 
 
 def pattern() -> Image.Image:
@@ -186,6 +189,18 @@ def test_random_view_mirrors_half_of_the_views_and_repeats_for_a_seed():
     assert np.array_equal(np.asarray(views[7]), np.asarray(again))
 
 
+def test_random_view_is_the_crop_or_its_mirror_image_to_the_last_bit():
+    mirrored = []
+    for seed in range(9):
+        generator = random.Random(seed)
+        box = transforms.random_resized_crop_box(13, 11, generator)
+        mirrored.append(generator.random() < 0.5)
+        crop = np.asarray(transforms.resized_crop(pattern(), box, 5))
+        view = np.asarray(transforms.random_view(pattern(), 5, random.Random(seed)))
+        assert np.array_equal(view, crop[:, ::-1] if mirrored[-1] else crop)
+    assert any(mirrored) and not all(mirrored)
+
+
 # ---- numbers
 
 
@@ -280,6 +295,22 @@ def test_16_bit_grey_with_a_see_through_value(tmp_path):
     assert_shows(saved(tmp_path, Image.fromarray(values), transparency=0), (117,) * 3, WHITE)
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+def test_16_bit_colour(tmp_path, alpha):
+    # Pillow cannot write it: a PNG by hand, its values in big-endian pairs of bytes
+    left, right = [0xFFFF, 0x8080, 0], [0, 0x4040, 0xFFFF]
+    pixels = [left + [0xFFFF] * alpha] * 16 + [right + [0] * alpha] * 16  # the right is see-through
+    row = b"\0" + np.array(pixels, ">u2").tobytes()
+    header = struct.pack(">IIBBBBB", 32, 16, 16, 6 if alpha else 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in [(b"IHDR", header), (b"IDAT", zlib.compress(row * 16)), (b"IEND", b"")]:
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    (tmp_path / "a.png").write_bytes(content)
+    shown = transforms.open_image(tmp_path / "a.png")
+    assert_shows(shown, (255, 128, 0), WHITE if alpha else (0, 64, 255), within=1)
+
+
 @pytest.mark.parametrize("largest", [1.0, 255.0])
 def test_floating_point_grey(tmp_path, largest):
     values = np.full((16, 32), 0.2 * largest, np.float32)
@@ -368,7 +399,9 @@ def test_what_is_no_picture_is_named(tmp_path):
 def test_too_large_a_picture_is_named(tmp_path, monkeypatch, limit):
     flag().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.warns(Image.DecompressionBombWarning) if limit == 300 else pytest.raises(
-        ValueError, match="a.png: too large"
+    with (
+        pytest.warns(Image.DecompressionBombWarning)
+        if limit == 300
+        else pytest.raises(ValueError, match="a.png: too large")
     ):
         transforms.open_image(tmp_path / "a.png")

@@ -1,0 +1,267 @@
+"""Any pictures with class names: folders of classes, train/ val/ test/, a CSV file.
+
+files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
+"""
+
+import gc
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+
+from .data import IMAGE_SUFFIXES, PARTS, Dataset, Item, make_dataset, missing_files
+from .naming import Naming, read_rows
+
+# part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",
+# or "all": to be split by class.
+Parts = dict[str, dict[str, list[str]]]
+
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+LABELS = "labels.csv"  # in a folder: lists its pictures
+
+
+# ---- listing
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, by name."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    return [folder / name for name in sorted(names) if name != "__MACOSX"]
+
+
+def images_in(folder: str | os.PathLike) -> list[str]:
+    """The picture files in a folder and its sub-folders, sorted; hidden ones are left out.
+
+    Links to folders are followed, but never to a folder that was seen or that contains this one.
+    The system is asked about folders and links only, not about each file: a million files take
+    seconds. Raises FileNotFoundError for a link to nothing.
+    """
+    suffixes = tuple(IMAGE_SUFFIXES)
+    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
+    files, waiting = [], [os.fspath(folder)]
+    while waiting:
+        current = waiting.pop()
+        if (identity := _identity(current)) in seen:
+            continue
+        seen.add(identity)
+        with os.scandir(current) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif not entry.name.lower().endswith(suffixes):
+                    continue
+                elif entry.is_file():
+                    files.append(entry.path)
+                elif entry.is_symlink():
+                    raise FileNotFoundError(
+                        f"picture {entry.path}: expected a file, got a link to nothing: remove it"
+                    )
+    return sorted(files)
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def class_folders(folder: Path, naming: Naming, at_least: int = 2) -> dict[str, list[str]]:
+    """The pictures of each class folder. Raises ValueError for less than `at_least` classes."""
+    found = [f for f in sub_folders(folder) if f.name not in naming.dropped]
+    if not found and at_least:
+        raise ValueError(
+            f"data folder {folder}: expected a folder for each class (or train/ and test/ of class "
+            f"folders, or labels.csv), got {contents(folder)}: make one folder for each class"
+        )
+    if len(found) < at_least:
+        raise ValueError(
+            f"data folder {folder}: expected at least {at_least} class folders, got only "
+            f"'{found[0].name}': add a class, or pass the folder of the classes"
+        )
+    return {class_folder.name: images_in(class_folder) for class_folder in found}
+
+
+def parts_of_classes(folders: dict[str, Path], naming: Naming) -> Parts:
+    """The class folders of each part; the first part must have two classes, the test one."""
+    least = {"val": 0, "test": 1, next(iter(folders)): 2}
+    return {part: class_folders(own, naming, least[part]) for part, own in folders.items()}
+
+
+def contents(folder: Path) -> str:
+    """What lies in a folder, in a few words for an error."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]).replace("\n", " ") + more if names else "no folder and no file"
+
+
+# ---- folders
+
+
+def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
+    """The data set of folders train/ and test/ (val/) of class folders, or of class folders."""
+    folders = {_PART_NAMES.get(f.name.lower()): f for f in sub_folders(root)}
+    folders = {part: folders[part] for part in PARTS if part in folders}
+    if "train" not in folders or len(folders) == 1:
+        how = f"class folders in {root}"
+        return assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
+
+    parts = parts_of_classes(folders, naming)
+    how = "folders " + ", ".join(f"{folder.name}/" for folder in folders.values())
+    return assemble(root, parts, naming, how, seed)
+
+
+def assemble(
+    root: Path, parts: Parts, naming: Naming, how: str, seed: int, keys: list[str] | None = None
+) -> Dataset:
+    """A Dataset of the files of each part and class.
+
+    `keys` are the classes in the order of labels (None: sorted; those of the first part count).
+    "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`. Without "test", "val" is
+    the test. Every class must have a picture in the first part.
+    """
+    first = next(iter(parts))
+    keys = keys or naming.ordered(parts[first])
+    names, notes = naming.classnames(root, keys)
+    empty = [key for key in keys if not parts[first].get(key)]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise ValueError(
+            f"folder {root}: expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))}) of every "
+            f"class, got none for '{empty[0]}'{more}: add some or remove the class"
+        )
+    if "all" in parts:
+        parts = _split_by_class({key: parts["all"][key] for key in keys}, seed)
+        how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
+    elif "test" not in parts and "val" in parts:
+        parts = {"train": parts["train"], "test": parts["val"]}
+        how += " (no test/, so val/ is the test set)"
+    if not any(parts.get("test", {}).values()):
+        raise ValueError(f"data folder {root}: expected pictures for the test, got none: add some")
+
+    listed: dict[str, list[Item]] = {part: [] for part in PARTS}
+    labels = {key: label for label, key in enumerate(names)}
+    with _collector_paused():
+        for part, files in parts.items():
+            for key, own in files.items():
+                if key not in labels:
+                    raise ValueError(
+                        f"data folder {root}: expected only classes that {first} has, got '{key}' "
+                        f"in {part}: add {first} pictures of it or remove it"
+                    )
+                listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
+    name = naming.name or root.resolve().name
+    return make_dataset(name, root, list(names.values()), naming.template, listed, how, notes)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: it would look at a million new Items again and again (2 s for 0.5)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
+    """50 % train, 20 % val, 30 % test; two or more pictures give one for training, one for test."""
+    generator = random.Random(seed)
+    parts: Parts = {part: {} for part in PARTS}
+    for key, own in files.items():
+        own = list(own)
+        generator.shuffle(own)
+        train = max(1, round(0.5 * len(own)))
+        val = max(0, min(round(0.2 * len(own)), len(own) - train - 1))
+        parts["train"][key] = own[:train]
+        parts["val"][key] = own[train : train + val]
+        parts["test"][key] = own[train + val :]
+    return parts
+
+
+# ---- CSV files
+
+_COLUMNS = {
+    "path": {"path", "file", "filename", "file_name", "filepath", "image", "image_path"},
+    "label": {"label", "class", "classname", "class_name", "category"},
+    "split": {"split", "part", "subset", "set"},
+}
+
+
+def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
+    """The data set of a CSV file of `path,label[,split]`; paths start from the file's folder.
+
+    A header may name these columns in any order, among others. Without one, the first row must
+    begin with a picture file. The split is train, val or test; without one, it is drawn. Raises
+    ValueError or FileNotFoundError with the line's number.
+    """
+    where = f"labels {path}"
+    rows = read_rows(path, where)
+    columns, rows = _columns(rows, where)
+    parts: Parts = {}
+    lines: dict[str, int] = {}  # picture -> line
+    first_lines: dict[str, int] = {}  # class -> line
+    for line, row in rows:
+        cells = {name: row[column] for name, column in columns.items() if column < len(row)}
+        part = _PART_NAMES.get(cells.get("split", "").lower()) if "split" in columns else "all"
+        if not (cells.get("path") and cells.get("label") and part):
+            expected = "a path, a label" + " and train, val or test" * ("split" in columns)
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {','.join(row)}")
+        file, label = os.path.join(path.parent, cells["path"]), cells["label"]
+        if lines.setdefault(file, line) != line:
+            raise ValueError(
+                f"{where}, line {line}: expected each picture once, got {cells['path']} again "
+                f"(line {lines[file]}): remove one"
+            )
+        first_lines.setdefault(label, line)
+        parts.setdefault(part, {}).setdefault(label, []).append(file)
+    if len(first_lines) < 2:
+        raise ValueError(f"{where}: expected at least 2 labels, got {list(first_lines)}: add some")
+
+    if missing := missing_files(lines):
+        raise FileNotFoundError(
+            f"{where}, line {lines[missing[0]]}: expected a picture, got nothing at {missing[0]} "
+            f"({len(missing)} missing in all): mend the path"
+        )
+    parts = {part: parts[part] for part in ("all", *PARTS) if part in parts}
+    first = next(iter(parts))
+    for label, line in first_lines.items():
+        if label not in parts[first]:
+            raise ValueError(
+                f"{where}, line {line}: expected only labels that {first} has, got '{label}': "
+                f"add {first} pictures of it or remove it"
+            )
+    named = path.resolve().parent.name if path.name == LABELS else path.stem
+    naming = replace(naming, name=naming.name or named)
+    return assemble(path.parent, parts, naming, path.name, seed)
+
+
+def _columns(rows: list, where: str) -> tuple[dict[str, int], list]:
+    """Which column is the path, which the label, which the split; and the rows below a header."""
+    first = rows[0][1] if rows else []
+    header = [cell.lower() for cell in first]
+    columns = {
+        name: number
+        for name, words in _COLUMNS.items()
+        for number, cell in reversed(list(enumerate(header)))
+        if cell in words
+    }
+    if "path" in columns and "label" in columns:
+        return columns, rows[1:]
+    if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
+        return {name: number for number, name in enumerate(_COLUMNS) if number < len(first)}, rows
+    raise ValueError(
+        f"{where}, line 1: expected a header path,label[,split], or a picture file and its label, "
+        f"got {','.join(first) or 'an empty file'}"
+    )

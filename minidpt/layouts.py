@@ -1,0 +1,277 @@
+"""The fifteen data sets of few-shot CLIP research: folders, lists, class names, templates.
+
+They are those of CoOp's data guide (github.com/KaiyangZhou/CoOp, DATASETS.md) and of torchvision's
+downloads. datasets.py recognises and reads them.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from .data import PARTS
+from .naming import Naming
+
+# ---- from a folder or a line of a list to the class
+
+
+def underscores(key: str) -> str:
+    """apple_pie -> apple pie; hyphens and capitals are part of the published names."""
+    return key.replace("_", " ")
+
+
+def lower_case(key: str) -> str:
+    """British_Shorthair -> british shorthair."""
+    return underscores(key).lower()
+
+
+def year_first(key: str) -> str:
+    """Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
+    words = underscores(key).split()
+    return " ".join(words[-1:] + words[:-1])
+
+
+def capitals(key: str) -> str:
+    """ApplyEyeMakeup, Apply_Eye_Makeup -> Apply Eye Makeup."""
+    return " ".join(re.findall("[A-Z][^A-Z_]*", key)) or key
+
+
+def without_letter_reversed(key: str) -> str:
+    """c/cathedral/indoor -> indoor cathedral."""
+    parts = key.split("/")
+    return underscores(" ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts)))
+
+
+def in_folder(line: str) -> tuple[str, str]:
+    """/a/abbey/sun_aa.jpg or apple_pie/1005649 -> a/abbey/sun_aa.jpg and a/abbey, and so on."""
+    file = line.strip("/")
+    return file if file.endswith(".jpg") else f"{file}.jpg", os.path.dirname(file)
+
+
+def pet(line: str) -> tuple[str, str]:
+    """Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
+    name = line.split()[0]
+    return f"{name}.jpg", name.rpartition("_")[0]
+
+
+def variant(line: str) -> tuple[str, str]:
+    """1025794 707-320 -> 1025794.jpg and 707-320."""
+    number, _, name = line.partition(" ")
+    return f"{number}.jpg", name
+
+
+# ---- the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(Naming):
+    """Where the files of a data set lie. Paths start from its folder, unless said."""
+
+    folders: tuple[str, ...]  # what its folder is called below a root (CoOp's name first)
+    images: tuple[str, ...]  # where its pictures lie, the first that is there
+    signs: tuple[str, ...]  # what tells it from all others (patterns); its split file does, too
+    published: tuple[int, int, int, int]  # classes; train, val and test images
+    rule: Callable[[str], str] = underscores
+    inner: str = ""  # one more folder, in torchvision's downloads
+    lists: Mapping[str, str] = field(default_factory=dict)  # part -> list of its pictures
+    entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> picture, class
+    order: str = ""  # list of all classes, in the order of labels
+    names: str = ""  # file of "folder name" lines
+    parts: Mapping[str, str] = field(default_factory=dict)  # part -> its class folders, in images
+    numbered: bool = False  # folder 7 is the 8th of `names`
+    nested: bool = False  # classes are the innermost folders
+
+    split: bool = True  # CoOp made a split file of it
+
+    @property
+    def split_file(self) -> str:
+        """CoOp's list of the published train, val and test pictures."""
+        return f"split_zhou_{self.name}.json"
+
+
+LAYOUTS = (
+    Layout(
+        name="ImageNet",
+        folders=("imagenet", "ILSVRC2012"),
+        images=("images", "."),
+        signs=("images/train/n[01]*", "train/n[01]*"),
+        split=False,
+        parts={"train": "train", "test": "val"},
+        names="classnames.txt",
+        published=(1000, 1_281_167, 0, 50_000),
+    ),
+    Layout(
+        name="Caltech101",
+        folders=("caltech-101", "caltech101"),
+        images=("101_ObjectCategories",),
+        signs=("101_ObjectCategories",),
+        dropped=("BACKGROUND_Google", "Faces_easy"),
+        renamed={
+            "airplanes": "airplane",
+            "Faces": "face",
+            "Leopards": "leopard",
+            "Motorbikes": "motorbike",
+        },
+        published=(100, 4_128, 1_649, 2_465),
+    ),
+    Layout(
+        name="OxfordPets",
+        folders=("oxford_pets", "oxford-iiit-pet"),
+        images=("images",),
+        signs=("annotations/trainval.txt",),
+        lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
+        entry=pet,
+        sort=str.lower,
+        rule=lower_case,
+        template="a photo of a {}, a type of pet.",
+        published=(37, 2_944, 736, 3_669),
+    ),
+    Layout(
+        name="StanfordCars",
+        folders=("stanford_cars",),
+        images=(".",),
+        signs=("cars_train", "cars_test"),
+        rule=year_first,
+        published=(196, 6_509, 1_635, 8_041),
+    ),
+    Layout(
+        name="OxfordFlowers",
+        folders=("oxford_flowers", "flowers-102"),
+        images=("jpg",),
+        signs=("imagelabels.mat", "cat_to_name.json"),
+        names="cat_to_name.json",
+        template="a photo of a {}, a type of flower.",
+        published=(102, 4_093, 1_633, 2_463),
+    ),
+    Layout(
+        name="Food101",
+        folders=("food-101",),
+        images=("images",),
+        signs=("meta/train.json", "meta/train.txt"),
+        lists={"train": "meta/train.json", "test": "meta/test.json"},
+        template="a photo of {}, a type of food.",
+        published=(101, 50_500, 20_200, 30_300),
+    ),
+    Layout(
+        name="FGVCAircraft",
+        folders=("fgvc_aircraft", "fgvc-aircraft-2013b"),
+        inner="data",
+        images=("images",),
+        signs=("images_variant_train.txt",),
+        split=False,
+        lists={part: f"images_variant_{part}.txt" for part in PARTS},
+        entry=variant,
+        order="variants.txt",
+        rule=str,
+        template="a photo of a {}, a type of aircraft.",
+        published=(100, 3_334, 3_333, 3_333),
+    ),
+    Layout(
+        name="SUN397",
+        folders=("sun397",),
+        images=("SUN397", "."),
+        signs=("SUN397/[a-z]", "ClassName.txt"),
+        lists={"train": "Training_01.txt", "test": "Testing_01.txt"},
+        order="ClassName.txt",
+        nested=True,
+        rule=without_letter_reversed,
+        published=(397, 15_880, 3_970, 19_850),
+    ),
+    Layout(
+        name="DescribableTextures",
+        folders=("dtd", "describable_textures"),
+        inner="dtd",
+        images=("images",),
+        signs=("labels/train1.txt",),
+        lists={part: f"labels/{part}1.txt" for part in PARTS},
+        template="{} texture.",
+        published=(47, 2_820, 1_128, 1_692),
+    ),
+    Layout(
+        name="EuroSAT",
+        folders=("eurosat", "EuroSAT_RGB"),
+        images=("2750", "."),
+        signs=("2750/[A-Z]*", "AnnualCrop/AnnualCrop_*", "SeaLake/SeaLake_*"),
+        renamed={
+            "AnnualCrop": "Annual Crop Land",
+            "HerbaceousVegetation": "Herbaceous Vegetation Land",
+            "Highway": "Highway or Road",
+            "Industrial": "Industrial Buildings",
+            "Pasture": "Pasture Land",
+            "PermanentCrop": "Permanent Crop Land",
+            "Residential": "Residential Buildings",
+            "SeaLake": "Sea or Lake",
+        },
+        template="a centered satellite photo of {}.",
+        published=(10, 13_500, 5_400, 8_100),
+    ),
+    Layout(
+        name="UCF101",
+        folders=("ucf101",),
+        images=("UCF-101-midframes",),
+        signs=("UCF-101-midframes",),
+        rule=capitals,
+        template="a photo of a person doing {}.",
+        published=(101, 7_639, 1_898, 3_783),
+    ),
+    Layout(
+        name="ImageNetV2",
+        folders=("imagenetv2",),
+        images=("imagenetv2-matched-frequency-format-val",),
+        signs=("imagenetv2-matched-frequency-format-val",),
+        split=False,
+        parts={"test": "."},
+        names="classnames.txt",
+        numbered=True,
+        published=(1000, 0, 0, 10_000),
+    ),
+    Layout(
+        name="ImageNetSketch",
+        folders=("imagenet-sketch",),
+        images=("images", "sketch"),
+        signs=("sketch/n[01]*",),
+        split=False,
+        parts={"test": "."},
+        names="classnames.txt",
+        published=(1000, 0, 0, 50_889),
+    ),
+    Layout(
+        name="ImageNetA",
+        folders=("imagenet-adversarial",),
+        images=("imagenet-a",),
+        signs=("imagenet-a",),
+        split=False,
+        parts={"test": "."},
+        names="classnames.txt",
+        published=(200, 0, 0, 7_500),
+    ),
+    Layout(
+        name="ImageNetR",
+        folders=("imagenet-rendition",),
+        images=("imagenet-r",),
+        signs=("imagenet-r",),
+        split=False,
+        parts={"test": "."},
+        names="classnames.txt",
+        published=(200, 0, 0, 30_000),
+    ),
+)
+_OTHER_NAMES = {"OxfordIIITPet": "OxfordPets", "Flowers102": "OxfordFlowers"}  # torchvision's
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of a data set by its name or its folder's, upper or lower case, - and _ left out.
+
+    Raises ValueError with the choices.
+    """
+    for layout in LAYOUTS:
+        others = (other for other, ours in _OTHER_NAMES.items() if ours == layout.name)
+        if plain(name) in map(plain, (layout.name, *layout.folders, *others)):
+            return layout
+    choices = ", ".join(layout.name for layout in LAYOUTS)
+    raise ValueError(f"data set: expected one of {choices}, got '{name}'")
+
+
+def plain(name: str) -> str:
+    """A name without upper case, - and _, to compare."""
+    return re.sub(r"[-_ ]", "", name).lower()

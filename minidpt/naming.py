@@ -1,0 +1,149 @@
+"""How classes are called: words from folder names, lists of names, ImageNet's own."""
+
+import csv
+import functools
+import io
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import regex
+
+from .data import DEFAULT_TEMPLATE
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def readable(folder_name: str) -> str:
+    """A folder's name as words for a prompt: sea_horse, sea-horse and SeaHorse -> "sea horse"...
+
+    ...the last as "Sea Horse"; the tokenizer ignores case. "iPhone", "UFOs" and "X-ray" stay whole.
+    """
+    name = os.fsencode(folder_name).decode("utf-8", "replace")  # names that are no valid UTF-8
+    name = unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
+    words = regex.sub(r"_|(?<=\p{L}{2})-(?=\p{L}{2})", " ", name)
+    words = regex.sub(r"(?<=\p{Ll}{2})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll}{2})", " ", words)
+    return " ".join(words.split()) or name
+
+
+@functools.cache
+def imagenet_classnames() -> dict[str, str]:
+    """WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""
+    return read_classnames(Path(__file__).with_name("imagenet_classnames.txt"))
+
+
+def read_classnames(path: str | os.PathLike) -> dict[str, str]:
+    """Folder or label -> class name, from a file of such pairs.
+
+    Lines of "n01440764 tench" (.txt and others; the name may have spaces), of "n01440764,tench"
+    (.csv), or one JSON object (.json). Raises FileNotFoundError or ValueError (names the line).
+    """
+    path = Path(path)
+    pairs, where = [], f"class names {path}"
+    if path.suffix.lower() == ".json":
+        try:
+            content = json.loads(read_text(path, where))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}, line {error.lineno}: expected JSON, got {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {content!r:.40}')
+        pairs = [(1, [key, name]) for key, name in content.items()]
+    elif path.suffix.lower() == ".csv":
+        pairs = read_rows(path, where)
+    else:
+        lines = enumerate(read_text(path, where).splitlines(), start=1)
+        pairs = [(number, line.split(maxsplit=1)) for number, line in lines if line.strip()]
+
+    names = {}
+    for line, pair in pairs:
+        if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
+            raise ValueError(f"{where}, line {line}: expected a folder and its name, got {pair}")
+        key, name = (cell.strip() for cell in pair)
+        if names.setdefault(key, name) != name:
+            raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How a data set and its classes are called; by default as their folders are."""
+
+    name: str = ""
+    template: str = DEFAULT_TEMPLATE
+    rule: Callable[[str], str] = readable  # a folder or label -> class name
+    renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
+    dropped: Collection[str] = ()  # folders that are no class
+    sort: Callable[[str], str] = str  # labels are in this order of folders or labels
+
+    def ordered(self, keys: Collection[str]) -> list[str]:
+        """Folders or labels in the order of labels: as numbers if all of them are numbers."""
+        if all(key.isdecimal() for key in keys):
+            return sorted(keys, key=lambda key: (int(key), key))
+        return sorted(keys, key=self.sort)
+
+    def classnames(self, where: Path, keys: list[str]) -> tuple[dict[str, str], list[str]]:
+        """Folders or labels -> class names, and notes on those that two classes share.
+
+        Two folders that differ only in spelling are a mistake; that two classes have the same name
+        in a list happens, even in ImageNet's.
+        """
+        renamed = dict(self.renamed)
+        if any(_WORDNET_ID.fullmatch(key) for key in keys):
+            renamed = {**imagenet_classnames(), **renamed}
+        names, keys_of, notes = {}, {}, []
+        for key in keys:
+            if _WORDNET_ID.fullmatch(key) and key not in renamed:
+                raise ValueError(
+                    f"folder {where}: expected a name for each class, got the WordNet id '{key}', "
+                    f"none of ImageNet's 1000: pass class names, a file of '{key} NAME' lines"
+                )
+            name = names[key] = renamed.get(key) or self.rule(key)
+            other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
+            if other != key and key in renamed and other in renamed:
+                notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
+            elif other != key:
+                raise ValueError(
+                    f"folder {where}: expected a name of its own for each class, got '{other}' "
+                    f"and '{key}': rename or merge them"
+                )
+        return names, notes
+
+
+# ---- files
+
+
+def read_text(path: Path, where: str) -> str:
+    """The text of a UTF-8 file; `where` begins the errors."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: expected a file, got nothing there")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{where}, line {line}: expected UTF-8, got the byte {content[error.start]:#x}: "
+            f"save the file as UTF-8"
+        ) from error
+
+
+def read_rows(path: Path, where: str) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, each with its line number, cells stripped.
+
+    Commas, or semicolons or tabs if the first line has more of them.
+    """
+    text = read_text(path, where)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num, [cell.strip() for cell in row]))
+    except csv.Error as error:
+        raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error
+    return rows

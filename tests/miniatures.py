@@ -1,0 +1,309 @@
+"""Draws a miniature of every data set as users have it: a few classes, genuine folders and lists.
+
+    python tests/miniatures.py FOLDER        # all of them, as in CoOp's data guide
+
+Six pictures of each class, in its own colour; where there is a list, 3 are for training, 1 for
+val, 2 for the test.
+"""
+
+import json
+import sys
+from itertools import compress
+from pathlib import Path
+
+from image_folders import draw
+
+COLORS = [(200, 40, 40), (40, 160, 60), (50, 70, 220), (230, 200, 40), (150, 60, 170)]
+
+# What the pictures' folder (or list) calls a class, and what its published split calls it; in the
+# order of labels. None: no class.
+CLASSES: dict[str, dict[str, str | None]] = {
+    "ImageNet": {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane bird"},
+    "Caltech101": {
+        "BACKGROUND_Google": None,
+        "Faces": "face",
+        "Faces_easy": None,
+        "Leopards": "leopard",
+        "crocodile_head": "crocodile_head",
+    },
+    "OxfordPets": {
+        "Abyssinian": "abyssinian",
+        "american_bulldog": "american_bulldog",
+        "British_Shorthair": "british_shorthair",
+    },
+    "StanfordCars": {
+        "AM General Hummer SUV 2000": "2000 AM General Hummer SUV",
+        "Acura TL Sedan 2012": "2012 Acura TL Sedan",
+        "smart fortwo Convertible 2012": "2012 smart fortwo Convertible",
+    },
+    "OxfordFlowers": {
+        "1": "pink primrose",
+        "2": "hard-leaved pocket orchid",
+        "10": "globe thistle",
+    },
+    "Food101": {"apple_pie": "apple_pie", "churros": "churros", "hot_dog": "hot_dog"},
+    "FGVCAircraft": {"707-320": "707-320", "727-200": "727-200", "F/A-18": "F/A-18"},
+    "SUN397": {
+        "a/abbey": "abbey",
+        "a/airplane_cabin": "airplane_cabin",
+        "c/cathedral/indoor": "indoor cathedral",
+        "c/cathedral/outdoor": "outdoor cathedral",
+    },
+    "DescribableTextures": {
+        "banded": "banded",
+        "polka-dotted": "polka-dotted",
+        "zigzagged": "zigzagged",
+    },
+    "EuroSAT": {
+        "AnnualCrop": "Annual Crop Land",
+        "Forest": "Forest",
+        "Highway": "Highway or Road",
+        "SeaLake": "Sea or Lake",
+    },
+    "UCF101": {
+        "Apply_Eye_Makeup": "Apply_Eye_Makeup",
+        "Tai_Chi": "Tai_Chi",
+        "Yo_Yo": "Yo_Yo",
+    },
+    "ImageNetV2": {"0": "tench", "1": "goldfish", "2": "crane bird"},
+    "ImageNetSketch": {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane bird"},
+    "ImageNetA": {"n01443537": "goldfish", "n02012849": "crane bird"},
+    "ImageNetR": {"n01443537": "goldfish", "n02012849": "crane bird"},
+}
+
+# The parts of the six pictures.
+SIX = ("train", "test", "train", "val", "train", "test")
+
+
+def draw_miniature(root: Path, name: str, torchvision: bool = False, split: bool = True) -> Path:
+    """Draws a data set under its folder's name in `root`, and returns that folder.
+
+    As in CoOp's data guide, or as torchvision downloads it; the first with its split file if
+    `split` (and if it has one).
+    """
+    drawn_by = {
+        "ImageNet": draw_imagenet,
+        "Caltech101": draw_caltech,
+        "OxfordPets": draw_pets,
+        "StanfordCars": draw_cars,
+        "OxfordFlowers": draw_flowers,
+        "Food101": draw_food,
+        "FGVCAircraft": draw_aircraft,
+        "SUN397": draw_sun,
+        "DescribableTextures": draw_dtd,
+        "EuroSAT": draw_eurosat,
+        "UCF101": draw_ucf,
+    }.get(name, draw_variant)
+    return drawn_by(root, CLASSES[name], torchvision, name, split and not torchvision)
+
+
+def draw_class_folders(root: Path, name: str) -> Path:
+    """A data set as plain class folders, without any list."""
+    return draw_each(root, list(CLASSES[name]), "{key}/{number}.jpg") and root
+
+
+# ---- helpers
+
+
+def draw_each(images: Path, keys: list[str], pattern: str, count: int = 6) -> dict[str, list[str]]:
+    """Draws `count` pictures of each class; class -> their paths below `images`."""
+    drawn = {}
+    for label, key in enumerate(keys):
+        names = [pattern.format(key=key, number=n, all=6 * label + n) for n in range(1, count + 1)]
+        for number, name in enumerate(names):
+            draw(images / name, (20 + number, 16), COLORS[label % len(COLORS)])
+        drawn[key] = names
+    return drawn
+
+
+def parts_of(drawn: dict[str, list[str]], names: dict[str, str | None]) -> dict[str, list]:
+    """Rows of CoOp's split: [path, label, class name]."""
+    keys = [key for key in drawn if names[key] is not None]
+    rows = {"train": [], "val": [], "test": []}
+    for label, key in enumerate(keys):
+        for part, path in zip(SIX, drawn[key], strict=True):
+            rows[part].append([path, label, names[key]])
+    return rows
+
+
+def write_split(folder: Path, name: str, rows: dict[str, list]) -> None:
+    write(folder / f"split_zhou_{name}.json", json.dumps(rows, indent=4))
+
+
+def write(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_mat(path: Path) -> None:
+    """The first bytes of a MATLAB file: there, but of no use."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"MATLAB 5.0 MAT-file, Platform: GLNX86".ljust(124) + b"\x00\x01IM")
+
+
+def write_classnames(path: Path, names: dict[str, str | None]) -> None:
+    """CoOp's classnames.txt lists all classes of ImageNet, not only those present."""
+    ids = {**CLASSES["ImageNet"], **{k: n for k, n in names.items() if k.startswith("n")}}
+    write(path, *(f"{key} {name}" for key, name in sorted(ids.items())))
+
+
+# ---- one function for each layout
+
+
+def draw_imagenet(root, names, torchvision, name, split):
+    folder = root / "imagenet"
+    images = folder if torchvision else folder / "images"
+    draw_each(images / "train", list(names), "{key}/{key}_{number}.JPEG", count=4)
+    draw_each(images / "val", list(names), "{key}/ILSVRC2012_val_{all:08d}.JPEG", count=2)
+    if not torchvision:
+        write_classnames(folder / "classnames.txt", names)
+    return folder
+
+
+def draw_caltech(root, names, torchvision, name, split):
+    folder = root / ("caltech101" if torchvision else "caltech-101")
+    images = folder / "101_ObjectCategories"
+    drawn = draw_each(images, list(names), "{key}/image_{number:04d}.jpg")
+    if torchvision:
+        write_mat(folder / "Annotations" / "Faces_2" / "annotation_0001.mat")
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_pets(root, names, torchvision, name, split):
+    folder = root / ("oxford-iiit-pet" if torchvision else "oxford_pets")
+    drawn = draw_each(folder / "images", list(names), "{key}_{number}.jpg")
+    write_mat(folder / "images" / "Abyssinian_100.mat")
+    lines = {"trainval": [], "test": []}
+    for number, (key, paths) in enumerate(drawn.items(), start=1):
+        species = 2 if key == "american_bulldog" else 1
+        for part, path in zip(SIX, paths, strict=True):
+            part = "test" if part == "test" else "trainval"
+            lines[part].append(f"{Path(path).stem} {number} {species} {number}")
+    for part, own in lines.items():
+        write(folder / "annotations" / f"{part}.txt", *own)
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_cars(root, names, torchvision, name, split):
+    folder = root / "stanford_cars"
+    rows = {"train": [], "val": [], "test": []}
+    for label, key in enumerate(names):
+        for number, part in enumerate(SIX, start=1):
+            where = "cars_test" if part == "test" else "cars_train"
+            path = f"{where}/{6 * label + number:05d}.jpg"
+            draw(folder / path, (20, 16), COLORS[label])
+            rows[part].append([path, label, names[key]])
+    write_mat(folder / "devkit" / "cars_meta.mat")
+    write_mat(folder / "cars_test_annos_withlabels.mat")
+    if split:
+        write_split(folder, name, rows)
+    return folder
+
+
+def draw_flowers(root, names, torchvision, name, split):
+    folder = root / ("flowers-102" if torchvision else "oxford_flowers")
+    drawn = draw_each(folder / "jpg", list(names), "image_{all:05d}.jpg")
+    write_mat(folder / "imagelabels.mat")
+    write_mat(folder / "setid.mat")
+    if not torchvision:
+        write(folder / "cat_to_name.json", json.dumps(names))
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_food(root, names, torchvision, name, split):
+    folder = root / "food-101"
+    drawn = draw_each(folder / "images", list(names), "{key}/100{all:04d}.jpg")
+    for part in ("train", "test"):
+        kept = [(own == "test") == (part == "test") for own in SIX]
+        stems = {key: [path[:-4] for path in compress(paths, kept)] for key, paths in drawn.items()}
+        write(folder / "meta" / f"{part}.json", json.dumps(stems))
+        write(folder / "meta" / f"{part}.txt", *sum(stems.values(), []))
+    write(folder / "meta" / "classes.txt", *names)
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_aircraft(root, names, torchvision, name, split):
+    folder = root / ("fgvc-aircraft-2013b" if torchvision else "fgvc_aircraft")
+    data = folder / "data" if torchvision else folder
+    drawn = draw_each(data / "images", list(names), "100{all:04d}.jpg")
+    write(data / "variants.txt", *names)
+    for part, own in parts_of(drawn, names).items():
+        lines = [f"{path[:-4]} {variant}" for path, _, variant in reversed(own)]
+        write(data / f"images_variant_{part}.txt", *lines)
+    return folder
+
+
+def draw_sun(root, names, torchvision, name, split):
+    folder = root if torchvision else root / "sun397"
+    images = folder / "SUN397"
+    drawn = draw_each(images, list(names), "{key}/sun_a{number}bkdcgfpks.jpg")
+    write((images if torchvision else folder) / "ClassName.txt", *(f"/{key}" for key in names))
+    if not torchvision:
+        rows = parts_of(drawn, names)
+        lines = ["/" + path for path, _, _ in rows["train"] + rows["val"]]
+        write(folder / "Training_01.txt", *lines)
+        write(folder / "Testing_01.txt", *("/" + path for path, _, _ in rows["test"]))
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return images if torchvision else folder
+
+
+def draw_dtd(root, names, torchvision, name, split):
+    folder = root / "dtd"
+    data = folder / "dtd" if torchvision else folder
+    drawn = draw_each(data / "images", list(names), "{key}/{key}_{number:04d}.jpg")
+    for part, own in parts_of(drawn, names).items():
+        write(data / "labels" / f"{part}1.txt", *(path for path, _, _ in own))
+    write_mat(data / "imdb" / "imdb.mat")
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_eurosat(root, names, torchvision, name, split):
+    folder = root / "eurosat"
+    drawn = draw_each(folder / "2750", list(names), "{key}/{key}_{number}.jpg")
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_ucf(root, names, torchvision, name, split):
+    folder = root / "ucf101"
+    pattern = "{key}/v_{key}_g01_c{number:02d}.jpg"
+    drawn = draw_each(folder / "UCF-101-midframes", list(names), pattern)
+    if split:
+        write_split(folder, name, parts_of(drawn, names))
+    return folder
+
+
+def draw_variant(root, names, torchvision, name, split):
+    """ImageNet's four other test sets."""
+    folder, images, pattern = {
+        "ImageNetV2": (
+            "imagenetv2",
+            "imagenetv2-matched-frequency-format-val",
+            "{key}/{number:040x}.jpeg",
+        ),
+        "ImageNetSketch": ("imagenet-sketch", "images", "{key}/sketch_{number}.JPEG"),
+        "ImageNetA": ("imagenet-adversarial", "imagenet-a", "{key}/0.00{number}_fox _ 0.9.jpg"),
+        "ImageNetR": ("imagenet-rendition", "imagenet-r", "{key}/art_{number}.jpg"),
+    }[name]
+    draw_each(root / folder / images, list(names), pattern, count=3)
+    if name in ("ImageNetA", "ImageNetR"):
+        write(root / folder / images / "README.txt", "200 classes of ImageNet")
+    write_classnames(root / folder / "classnames.txt", names)
+    return root / folder
+
+
+if __name__ == "__main__":
+    for each in CLASSES:
+        print(draw_miniature(Path(sys.argv[1]), each))

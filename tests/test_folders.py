@@ -1,0 +1,427 @@
+"""Any folder of pictures, any CSV file: what is found, how classes are called, what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from image_folders import draw, draw_classes
+
+from minidpt import data, naming, transforms
+from minidpt.data import few_shot, write_split
+from minidpt.datasets import open_dataset
+
+
+def files(items, root) -> list[str]:
+    return [Path(item.path).relative_to(root).as_posix() for item in items]
+
+
+def everything(dataset) -> list[data.Item]:
+    return dataset.train + dataset.val + dataset.test
+
+
+# ---- any folder
+
+
+def test_class_folders_are_split_by_class(tmp_path):
+    draw_classes(tmp_path, {"owl": 10, "cat": 7, "sea_horse": 20})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "owl", "sea horse"]
+    assert dataset.template == "a photo of a {}." and dataset.notes == ()
+    counts = {
+        part: [[i.label for i in getattr(dataset, part)].count(label) for label in range(3)]
+        for part in ("train", "val", "test")
+    }
+    # 50 and 20 % of 7: 3.5 -> 4 (the even one), 1.4 -> 1; the rest is the test
+    assert counts == {"train": [4, 5, 10], "val": [1, 2, 4], "test": [2, 3, 6]}
+    assert len({item.path for item in everything(dataset)}) == 37
+    for item in everything(dataset):
+        assert item.classname == dataset.classnames[item.label]
+        assert Path(item.path).parent.name == ["cat", "owl", "sea_horse"][item.label]
+    assert "3 classes" in dataset.source and "19/7/11" in dataset.source
+    assert "fixed seed 1" in dataset.source
+
+
+def test_drawn_split_depends_on_its_seed_alone(tmp_path):
+    draw_classes(tmp_path, {"a": 30, "b": 30})
+    assert open_dataset(tmp_path) == open_dataset(tmp_path)
+    assert open_dataset(tmp_path).test != open_dataset(tmp_path, seed=0).test
+    assert open_dataset(tmp_path).train != sorted(open_dataset(tmp_path).train)
+
+
+@pytest.mark.parametrize(
+    ("count", "parts"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1))]
+)
+def test_tiny_classes_have_a_training_and_a_test_image(tmp_path, count, parts):
+    draw_classes(tmp_path, {"a": count, "b": 10})
+    dataset = open_dataset(tmp_path)
+    found = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
+    assert tuple(found) == parts
+    assert dataset.notes == (() if count > 1 else ("class 'a' has no test image",))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("sea_horse", "sea horse"),
+        ("sea-horse", "sea horse"),
+        ("SeaHorse", "Sea Horse"),
+        ("AnnualCrop_2", "Annual Crop 2"),
+        ("BMWSeries", "BMW Series"),
+        ("iPhone", "iPhone"),
+        ("UFOs", "UFOs"),
+        ("USA", "USA"),
+        ("ÉcoleÉlémentaire", "École Élémentaire"),
+        ("Cafe\u0301", "Caf\u00e9"),  # decomposed, as macOS stores it
+        ("海馬", "海馬"),
+        ("__a__b", "a b"),
+        ("_", "_"),
+        ("X-ray", "X-ray"),
+        ("737-200", "737-200"),
+        ("cat-2", "cat-2"),
+        (os.fsdecode(b"caf\xe9"), "caf\ufffd"),  # Latin-1 bytes
+    ],
+)
+def test_folder_names_become_words(folder, name):
+    assert naming.readable(folder) == name
+
+
+def test_names_in_odd_encodings_can_be_opened(tmp_path):
+    for folder in ("海馬", "Cafe\u0301", os.fsdecode(b"caf\xe9"), "  spaces  "):
+        draw(tmp_path / folder / "ü \u202e,\n.PNG")
+        draw(tmp_path / folder / os.fsdecode(b"\xff.png"))
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["spaces", "Caf\u00e9", "caf\ufffd", "海馬"]
+    assert len(everything(dataset)) == 8
+    for item in everything(dataset):
+        assert transforms.open_image(item.path).size == (7, 5)
+
+
+def test_numbered_folders_are_counted_not_spelled(tmp_path):
+    draw_classes(tmp_path, {"10": 2, "9": 2, "0": 2})
+    assert open_dataset(tmp_path).classnames == ["0", "9", "10"]
+
+
+def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
+    draw_classes(tmp_path, {"a": 2, "b": 2})
+    draw(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
+    draw(tmp_path / "a" / "x.WebP")
+    draw(tmp_path / "a" / ".hidden.png")
+    draw(tmp_path / "a" / ".thumbnails" / "x.png")
+    draw(tmp_path / ".git" / "x.png")
+    draw(tmp_path / "__MACOSX" / "x.png")
+    draw(tmp_path / "loose.png")
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["a", "b"]
+    assert sorted(f for f in files(everything(dataset), tmp_path) if f.startswith("a/")) == [
+        "a/deep/er/UPPER.JPG",
+        "a/image_0001.png",
+        "a/image_0002.png",
+        "a/x.WebP",
+    ]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = tmp_path / "root"
+    draw_classes(root, {"a": 2, "b": 2})
+    draw_classes(tmp_path / "elsewhere", {"c": 3, "d": 4})
+    (root / "c").symlink_to(tmp_path / "elsewhere" / "c")  # a class that lies elsewhere
+    (root / "a" / "more").symlink_to(tmp_path / "elsewhere" / "d")
+    (root / "a" / "twice").symlink_to(tmp_path / "elsewhere" / "d")
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "b" / "up").symlink_to(root)
+    dataset = open_dataset(root)
+    counts = [sum(item.label == label for item in everything(dataset)) for label in range(3)]
+    assert dataset.classnames == ["a", "b", "c"] and counts == [2 + 4, 2, 3]
+
+
+def test_link_to_nothing_is_named(tmp_path):
+    draw_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "none.jpg")
+    with pytest.raises(FileNotFoundError, match="a/gone.jpg: expected a file, got a link"):
+        open_dataset(tmp_path)
+
+
+# ---- train, val, test
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_train_val_test_folders_are_kept(tmp_path, val):
+    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
+    draw_classes(tmp_path / val, {"dog": 1})
+    draw_classes(tmp_path / "test", {"dog": 2, "cat": 4})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "dog"]
+    assert files(dataset.train, tmp_path)[0] == "train/cat/image_0001.png"
+    assert [item.label for item in dataset.train] == [0, 0, 1, 1, 1]
+    assert files(dataset.val, tmp_path) == [f"{val}/dog/image_0001.png"]
+    assert dataset.val[0].label == 1  # counted by the classes of train, not of val
+    assert [item.label for item in dataset.test] == [0, 0, 0, 0, 1, 1]
+
+
+def test_without_a_test_folder_val_is_the_test_and_said_so(tmp_path):
+    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
+    draw_classes(tmp_path / "val", {"dog": 1, "cat": 2})
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.test) == 3 and dataset.val == []
+    assert "no test/, so val/ is the test set" in dataset.source
+
+
+def test_class_that_only_the_test_has_is_named(tmp_path):
+    draw_classes(tmp_path / "train", {"dog": 1, "cat": 1})
+    draw_classes(tmp_path / "test", {"dog": 1, "owl": 1})
+    with pytest.raises(ValueError, match="only classes that train has, got 'owl' in test"):
+        open_dataset(tmp_path)
+
+
+# ---- CSV files
+
+
+def table(folder: Path, text: str | bytes, name: str = "birds.csv") -> Path:
+    """A CSV file beside the pictures a.png to f.png."""
+    for letter in "abcdef":
+        draw(folder / "pictures" / f"{letter}.png")
+    text = text.encode() if isinstance(text, str) else text
+    (folder / name).write_bytes(text)
+    return folder / name
+
+
+FULL = """path,label,split
+pictures/a.png,sea_horse,train
+pictures/b.png,owl,train
+pictures/c.png,owl,val
+pictures/d.png,sea_horse,test
+pictures/e.png,owl,test
+"""
+
+
+def test_csv_with_a_split_is_kept(tmp_path):
+    dataset = open_dataset(table(tmp_path, FULL))
+    assert dataset.name == "birds" and dataset.classnames == ["owl", "sea horse"]
+    assert dataset.root == tmp_path
+    assert [(Path(p).name, n, c) for p, n, c in dataset.train] == [
+        ("a.png", 1, "sea horse"),
+        ("b.png", 0, "owl"),
+    ]
+    assert files(dataset.val, tmp_path) == ["pictures/c.png"]
+    assert sorted(files(dataset.test, tmp_path)) == ["pictures/d.png", "pictures/e.png"]
+    assert dataset.source == "birds: 2 classes, birds.csv, 2/1/2 images (train/val/test)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pictures/a.png,owl,train\npictures/b.png,cat,train\npictures/c.png,cat,test",
+        "image;id;class;part\npictures/a.png;1;owl;TRAIN\n\npictures/b.png;2;cat;training\n"
+        "pictures/c.png;3;cat;Testing\n",
+        "\ufeffLabel,Split,Filename\r\nowl,train,pictures/a.png\r\ncat,train,pictures/b.png\r\n"
+        "cat,validation,pictures/c.png\r\n",  # no test: val is the test
+        'split\tlabel\tpath\ntrain\towl\t"pictures/a.png"\ntrain\tcat\tpictures/b.png\n'
+        "dev\tcat\tpictures/c.png",
+    ],
+    ids=["no header", "semicolons", "Windows", "tabs"],
+)
+def test_csv_dialects(tmp_path, text):
+    dataset = open_dataset(table(tmp_path, text))
+    assert dataset.classnames == ["cat", "owl"]
+    assert sorted(files(dataset.train, tmp_path)) == ["pictures/a.png", "pictures/b.png"]
+    assert files(dataset.test, tmp_path) == ["pictures/c.png"] and dataset.val == []
+
+
+def test_csv_without_a_split_is_drawn(tmp_path):
+    rows = "".join(f"pictures/{letter}.png,{'ab'[n % 2]}\n" for n, letter in enumerate("abcdef"))
+    dataset = open_dataset(table(tmp_path, rows))
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (4, 0, 2)
+    assert "drawn 50/20/30 % with the fixed seed 1" in dataset.source
+
+
+def test_csv_takes_absolute_paths_and_numbers_as_labels(tmp_path):
+    picture = draw(tmp_path / "elsewhere" / "x,1.png")
+    rows = f'path,label\n"{picture}",10\npictures/a.png,9\npictures/b.png,9\npictures/c.png,10'
+    dataset = open_dataset(table(tmp_path / "data", rows))
+    assert dataset.classnames == ["9", "10"]
+    assert str(picture) in [item.path for item in everything(dataset)]
+
+
+def test_folder_with_labels_csv_is_read_by_it(tmp_path):
+    draw_classes(tmp_path, {"x": 2, "y": 2})  # would be classes
+    dataset = open_dataset(table(tmp_path, FULL, "labels.csv").parent)
+    assert dataset.classnames == ["owl", "sea horse"] and dataset.name == tmp_path.name
+
+
+def test_csv_of_a_known_data_set_has_its_names_and_template(tmp_path):
+    text = FULL.replace("sea_horse", "SeaLake").replace("owl", "River")
+    dataset = open_dataset(table(tmp_path, text), "eurosat")
+    assert dataset.name == "EuroSAT" and dataset.classnames == ["River", "Sea or Lake"]
+    assert dataset.template == "a centered satellite photo of {}."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: expected a header path,label.*, got an empty file"),
+        ("file,species\npictures/a.png,owl", "line 1: expected a header .*, got file,species"),
+        ("owl,pictures/a.png\n", "line 1: expected a header .*, got owl,pictures/a.png"),
+        ("pictures/a.png\n", "line 1: expected a header"),
+        (FULL + "pictures/f.png,owl", "line 7: expected a path, a label and train, val or test"),
+        (FULL + "pictures/f.png,owl,later", "line 7: .* train, val or test, got .*later"),
+        (FULL + "\n\npictures/f.png,,test", "line 9: expected a path, a label"),
+        (FULL + ",owl,test", "line 7: expected a path, a label"),
+        (FULL + "pictures/b.png,cat,test", r"line 7: .* pictures/b.png again \(line 3\)"),
+        (FULL + "pictures/g.png,owl,test", r"line 7: .* nothing at .*pictures/g.png \(1 missing"),
+        (FULL + "pictures/f.png,cat,test", "line 7: .* only labels that train has, got 'cat'"),
+        (FULL + '"pictures/f.png,cat,test', "line 7: expected CSV, got"),
+        (FULL.encode() + b"pictures/\xe9.png,owl,test", "line 7: expected UTF-8, got .* 0xe9"),
+        ("pictures/a.png,owl\npictures/b.png,owl", "at least 2 labels, got .*owl"),
+        (FULL.replace("val", "train").replace("test", "train"), "pictures for the test, got none"),
+    ],
+)
+def test_csv_mistakes_name_the_line(tmp_path, text, message):
+    path = table(tmp_path, text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        open_dataset(path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- names and templates by the caller
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "x1 snowy owl\n\nx3   lynx\nfolder name\n"),
+        ("names.csv", "folder,name\nx1,snowy owl\nx3,lynx\n"),
+        ("names.json", '{"x1": "snowy owl", "x3": "lynx"}'),
+    ],
+)
+def test_classes_are_renamed_by_a_file(tmp_path, name, text):
+    draw_classes(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    (tmp_path / name).write_text(text)
+    dataset = open_dataset(tmp_path / "data", classnames=tmp_path / name)
+    assert dataset.classnames == ["snowy owl", "x2", "lynx"]
+    assert {i.classname for i in dataset.test} == set(dataset.classnames)
+    assert dataset.source.endswith(f"2 of 3 class names from {name}")
+
+
+def test_labels_of_a_csv_and_classes_of_a_split_file_are_renamed(tmp_path):
+    (tmp_path / "names.txt").write_text("owl snowy owl\n")
+    dataset = open_dataset(table(tmp_path / "data", FULL), classnames=tmp_path / "names.txt")
+    assert dataset.classnames == ["snowy owl", "sea horse"]
+    write_split(open_dataset(table(tmp_path / "data", FULL)), tmp_path / "split.json")
+    dataset = open_dataset(tmp_path / "split.json", classnames=tmp_path / "names.txt")
+    assert dataset.classnames == ["snowy owl", "sea horse"]
+    assert {item.classname for item in dataset.test} == {"snowy owl", "sea horse"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("n.txt", "x1 a\nx2\n", "line 2: expected a folder and its name, got .*x2"),
+        ("n.txt", "x1 a\nx1 b\n", "line 2: expected one name for 'x1', got a second"),
+        ("n.csv", "x1,a,b\n", "line 1: expected a folder and its name"),
+        ("n.json", "{\n", "line 2: expected JSON"),
+        ("n.json", '["a", "b"]', "expected .*folder.*name"),
+        ("n.json", '{"x1": 1}', "expected a folder and its name"),
+        ("n.txt", "y1 a\n", r"expected lines for the classes of data \(x1, x2, ...\), got none"),
+        ("n.txt", "x1 a\nx2 A\n", None),
+    ],
+)
+def test_mistakes_in_class_names_are_named(tmp_path, name, text, message):
+    draw_classes(tmp_path / "data", {"x1": 2, "x2": 2})
+    (tmp_path / name).write_text(text)
+    if message is None:  # the same name twice, on purpose
+        dataset = open_dataset(tmp_path / "data", classnames=tmp_path / name)
+        assert dataset.notes == ("classes 'x1' and 'x2' are both called 'A'",)
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        open_dataset(tmp_path / "data", classnames=tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="none.txt: expected a file"):
+        open_dataset(tmp_path / "data", classnames=tmp_path / "none.txt")
+
+
+def test_template_is_the_callers(tmp_path):
+    draw_classes(tmp_path, {"a": 2, "b": 2})
+    assert open_dataset(tmp_path, template="a sketch of {}").template == "a sketch of {}"
+    for template in ("no class", "{} and {}", ""):
+        with pytest.raises(ValueError, match="template: expected one {} for the class name"):
+            open_dataset(tmp_path, template=template)
+
+
+def test_split_file_of_a_run_opens_without_listing_a_folder(tmp_path, monkeypatch):
+    draw_classes(tmp_path / "data", {"a": 8, "b": 8})
+    drawn = few_shot(open_dataset(tmp_path / "data", template="the {}"), 2, seed=3)
+    write_split(drawn, tmp_path / "split.json")
+    monkeypatch.setattr(os, "scandir", None)
+    again = open_dataset(tmp_path / "split.json")
+    assert (again.train, again.val, again.test) == (drawn.train, drawn.val, drawn.test)
+    assert again.template == "the {}" and again.name == "data"
+
+
+# ---- mistakes
+
+
+def no_folder(root):
+    pass
+
+
+def a_file(root):
+    root.write_text("x")
+
+
+def empty(root):
+    root.mkdir()
+
+
+def one_class(root):
+    draw_classes(root, {"owl": 3})
+
+
+def class_without_image(root):
+    draw_classes(root, {"owl": 3, "cat": 2, "dog": 0})
+
+
+def same_name_twice(root):
+    draw_classes(root, {"sea_horse": 3, "SeaHorse": 2})
+
+
+def one_class_in_parts(root):
+    draw_classes(root / "train", {"owl": 3})
+    draw_classes(root / "test", {"owl": 3})
+
+
+def empty_test(root):
+    draw_classes(root / "train", {"owl": 3, "cat": 3})
+    draw_classes(root / "test", {"owl": 0})
+
+
+def flat_test(root):
+    draw_classes(root / "train", {"owl": 3, "cat": 3})
+    draw(root / "test" / "a.png")
+
+
+def train_class_without_image(root):
+    draw_classes(root / "train", {"owl": 3, "cat": 0})
+    draw_classes(root / "test", {"owl": 3, "cat": 3})
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (no_folder, FileNotFoundError, "expected a folder, got nothing there"),
+        (a_file, ValueError, "expected a folder, got a file"),
+        (empty, ValueError, "expected a folder for each class .*, got no folder and no file"),
+        (one_class, ValueError, "at least 2 class folders, got only 'owl'"),
+        (class_without_image, ValueError, "of every class, got none for 'dog'"),
+        (same_name_twice, ValueError, "got 'SeaHorse' and 'sea_horse': rename or merge"),
+        (one_class_in_parts, ValueError, "train: expected at least 2 class folders"),
+        (empty_test, ValueError, "expected pictures for the test, got none"),
+        (flat_test, ValueError, "test: expected a folder for each class .*, got a.png"),
+        (train_class_without_image, ValueError, "got none for 'cat'"),
+    ],
+)
+def test_mistakes_get_one_line_that_names_the_folder(tmp_path, made, error, message):
+    made(tmp_path / "root")
+    with pytest.raises(error, match=message) as raised:
+        open_dataset(tmp_path / "root")
+    assert str(tmp_path / "root") in str(raised.value) and "\n" not in str(raised.value)
