@@ -29,7 +29,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) → (..., W), in the dtype of `x`."""
-        return super().forward(x.float()).to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class QuickGELU(nn.Module):
@@ -134,12 +135,14 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """The tokens that enter the first layer, class token first: (B, 3, R, R) → (B, N, D).
 
-        Raises ValueError if the images have another size than the model.
+        Raises ValueError if the images have another size than the model, or are not normalised.
         """
-        if images.shape[1:] != (3, self.resolution, self.resolution):
+        shape = (3, self.resolution, self.resolution)
+        if images.shape[1:] != shape or not images.is_floating_point():
             expected = f"(B, 3, {self.resolution}, {self.resolution})"
             raise ValueError(
-                f"expected images of shape {expected}, got {tuple(images.shape)}: "
+                f"expected floating-point images of shape {expected}, "
+                f"got {images.dtype} of shape {tuple(images.shape)}: "
                 "use the preprocess function that came with the model"
             )
         patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
@@ -184,6 +187,7 @@ class CLIP(nn.Module):
     ):
         super().__init__()
         self.name = "custom"
+        self.quick_gelu = quick_gelu
         self.visual = VisionTransformer(
             resolution, patch, vision_width, vision_layers, embed_dim, quick_gelu
         )
@@ -255,9 +259,12 @@ class CLIP(nn.Module):
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names."""
+        """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
+
+        The exact GELU makes another model of the same weights, and another fingerprint.
+        """
         if not hasattr(self, "_fingerprint"):
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(b"" if self.quick_gelu else b"exact GELU")
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
@@ -289,20 +296,29 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLI
 
 def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """The arguments of `CLIP` that fit these tensors."""
-    needed = (
-        "visual.conv1.weight",
-        "visual.positional_embedding",
-        "positional_embedding",
-        "token_embedding.weight",
-        "text_projection",
-    )
-    if missing := [name for name in needed if name not in weights]:
+    dimensions = {
+        "visual.conv1.weight": 4,
+        "visual.positional_embedding": 2,
+        "positional_embedding": 2,
+        "token_embedding.weight": 2,
+        "text_projection": 2,
+    }
+    if missing := [name for name in dimensions if name not in weights]:
         raise ValueError(
             f"expected a CLIP state dict with OpenAI's names, got one without {listed(missing)}"
         )
+    for name, count in dimensions.items():
+        if weights[name].ndim != count:
+            got = tuple(weights[name].shape)
+            raise ValueError(f"{name}: expected a tensor of {count} dimensions, got shape {got}")
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     vocab_size, text_width = weights["token_embedding.weight"].shape
+    for side, own in (("vision", width), ("text", text_width)):
+        if own % HEAD_WIDTH:
+            raise ValueError(
+                f"{side} width {own}: expected a multiple of {HEAD_WIDTH}, CLIP's head"
+            )
     return dict(
         embed_dim=weights["text_projection"].shape[1],
         resolution=grid * patch,
@@ -318,7 +334,11 @@ def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
     """The number of blocks whose tensors' names begin with `prefix` and a number."""
-    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+    own = (name[len(prefix) :] for name in weights if name.startswith(prefix))
+    numbers = {name.partition(".")[0] for name in own}
+    if not numbers:
+        raise ValueError(f"expected a CLIP state dict with tensors {prefix}0…, got none")
+    return len(numbers)
 
 
 def check_names_and_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The three kinds of learned prompts: text context, deep visual prompts, class-aware visual prompts.
+"""The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
 These modules hold what is learned and nothing else. Where CLIP is needed to make them it is an
 argument; `model.py` joins them with it.
@@ -54,12 +54,12 @@ class TextPrompts(nn.Module):
         super().__init__()
         vocabulary, width = clip.token_embedding.weight.shape
         if ctx_init is None:
-            ctx = torch.empty(n_ctx, width, device=clip.device)
+            ctx = torch.empty(n_ctx, width)  # drawn on the CPU: a seed means the same everywhere
         else:
             phrase = encode(ctx_init.replace("_", " "))
             if not phrase:
                 raise ValueError(f"ctx_init: expected a phrase, got {ctx_init!r}")
-            n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float()
+            n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()
         if csc:
             ctx = ctx.repeat(len(classnames), 1, 1)
         self.ctx = nn.Parameter(ctx if ctx_init is not None else nn.init.normal_(ctx, std=INIT_STD))

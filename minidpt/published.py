@@ -110,27 +110,35 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     Raises FileNotFoundError if there is no such folder or file.
     """
     folder, tensors = Path(folder), {}
-    for part in (TEXT, VISUAL, CLASS_AWARE):
-        if (folder / part).is_dir():
-            state = read_checkpoint(find_checkpoint(folder / part, epoch))["state_dict"]
-            tensors.update({f"{part}.{name}": value for name, value in state.items()})
-    if not tensors:
+    parts = [part for part in (TEXT, VISUAL, CLASS_AWARE) if (folder / part).is_dir()]
+    if not parts:
         raise FileNotFoundError(
             f"folder {folder}: expected {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/ in it, got none: "
             "pass the output folder of a run of the published code"
         )
+    saved = {part: saved_epochs(folder / part) for part in parts}
+    common = set.intersection(*saved.values())  # a run may have been killed between two of them
+    if not common or (epoch is not None and epoch not in common):
+        wanted = "N" if epoch is None else epoch
+        got = ", ".join(f"{part}: {sorted(epochs)}" for part, epochs in saved.items())
+        raise FileNotFoundError(f"folder {folder}: expected model.pth.tar-{wanted}, got {got}")
+    epoch = max(common) if epoch is None else epoch
+    for part in parts:
+        for name, value in read_state(folder / part / f"model.pth.tar-{epoch}").items():
+            tensors[f"{part}.{name}"] = value
     return tensors
 
 
-def find_checkpoint(folder: Path, epoch: int | None) -> Path:
-    """`model.pth.tar-N` of one part."""
-    found = {}
-    for path in folder.glob("model.pth.tar-*"):
-        if number := re.fullmatch(r"model\.pth\.tar-(\d+)", path.name):
-            found[int(number[1])] = path
-    if not found or (epoch is not None and epoch not in found):
-        wanted = "N" if epoch is None else epoch
-        raise FileNotFoundError(
-            f"folder {folder}: expected model.pth.tar-{wanted}, got epochs {sorted(found)}"
-        )
-    return found[max(found) if epoch is None else epoch]
+def saved_epochs(folder: Path) -> set[int]:
+    """The numbers N of the files `model.pth.tar-N` in a folder."""
+    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.iterdir())
+    return {int(name[1]) for name in names if name}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors under `state_dict`. Raises ValueError if there is no such thing."""
+    content = read_checkpoint(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a checkpoint with tensors in 'state_dict', got none")
+    return state

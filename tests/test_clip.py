@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
+import reference
 import torch
+from golden_cases import assert_close
+from tiny_models import DEEP, WIDE, Sizes, clip_state, double, random_images
 from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
-import reference
-from golden_cases import assert_close
 from minidpt.clip import LayerNorm, QuickGELU, ResidualAttentionBlock
-from tiny_models import DEEP, WIDE, Sizes, clip_state, double, random_images
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
 BLOCK = "visual.transformer.resblocks.1"
@@ -103,9 +103,24 @@ def test_exact_gelu_is_a_choice_and_makes_a_difference(monkeypatch):
     "shape", [(2, 3, 22, 22), (2, 3, 21, 14), (2, 1, 21, 21), (3, 21, 21), (2, 21, 21, 3)]
 )
 def test_images_of_another_size_are_refused_with_the_size_expected(shape):
-    message = re.escape(f"(B, 3, 21, 21), got {shape}")
+    message = re.escape(f"(B, 3, 21, 21), got torch.float32 of shape {shape}")
     with pytest.raises(ValueError, match=message):
         build().encode_image(torch.zeros(shape))
+
+
+def test_images_that_were_not_normalised_are_refused():
+    with pytest.raises(ValueError, match="floating-point images"):
+        build().encode_image(torch.zeros(2, 3, 21, 21, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_clip_cast_the_usual_way_computes_too(dtype):
+    """`.half()` also casts the norms' weights, which `cast` keeps in fp32."""
+    images = torch.ones(2, 3, 21, 21)
+    got = build().to(dtype).encode_image(images)
+    assert got.dtype == dtype
+    expected = build().encode_image(images)
+    assert (got.float() - expected).norm() < 0.03 * expected.norm()
 
 
 # Building
@@ -186,9 +201,7 @@ def test_tensors_that_are_no_clip_are_refused_and_named(changes, messages):
 
 
 def test_a_long_list_of_wrong_names_is_cut_and_counted():
-    tensors = {
-        name: value for name, value in clip_state(WIDE).items() if not name.endswith("bias")
-    }
+    tensors = {name: value for name, value in clip_state(WIDE).items() if not name.endswith("bias")}
     missing = len(clip_state(WIDE)) - len(tensors)
     with pytest.raises(ValueError, match=f"and {missing - 5} more") as error:
         minidpt.build_clip(tensors)

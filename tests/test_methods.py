@@ -10,11 +10,8 @@ import copy
 import math
 
 import pytest
-import torch
-from torch import Tensor
-
-import minidpt
 import reference
+import torch
 from golden_cases import RELATIVE, assert_close
 from tiny_models import (
     DEEP,
@@ -26,6 +23,9 @@ from tiny_models import (
     learned_tensors,
     random_images,
 )
+from torch import Tensor
+
+import minidpt
 
 TEMPLATE = "a photo of a {}."
 UNEQUAL = [  # names of 1 to 15 tokens, in no order of length
@@ -618,3 +618,50 @@ def test_learning_rates_are_those_worked_out_by_hand():
     assert rates == pytest.approx(by_hand, rel=1e-9)
     assert minidpt.learning_rate(0, 0.002, epochs=50, warmup_epochs=0) == 0.002
     assert minidpt.learning_rate(25, 0.002, epochs=50, warmup_epochs=0) == pytest.approx(0.001)
+
+
+def test_a_fused_optimizer_changes_what_is_predicted():
+    """Fused steps do not count as changes in autograd's books (`_version`)."""
+    pair = Pair(OF_METHOD["coop"])
+    images, labels = pair.images(), labels_for(pair, 4)
+    with torch.no_grad():
+        before = pair.model.eval()(images).logits
+    optimizer = torch.optim.SGD([pair.model.text_prompts.ctx], lr=1.0, fused=True)
+    pair.model.loss(pair.model.train()(images), labels).backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = pair.model.eval()(images).logits
+        pair.model._cached_text = None
+        afresh = pair.model(images).logits
+    assert torch.equal(after, afresh) and not torch.equal(after, before)
+
+
+def test_logits_are_fp32_inside_autocast():
+    pair = Pair(OF_METHOD["dpt"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = pair.model(pair.images())
+    logits = [value for value in outputs if value is not None and value.is_floating_point()]
+    assert len(logits) == 4
+    assert all(value.dtype == torch.float32 for value in logits)
+
+
+def test_more_prompted_layers_than_the_model_has_are_refused():
+    with pytest.raises(ValueError, match="visual_layers: expected 1 to 3 .* got 4"):
+        Pair({**OF_METHOD["vpt"], "visual_layers": 4})
+
+
+def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
+    from PIL import Image
+
+    from minidpt import model as model_module
+
+    pair = Pair(OF_METHOD["vlp"])
+    pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
+    at_once = pair.model.predict(pictures, top=2)
+    monkeypatch.setattr(model_module, "PREDICT_BATCH", 2)
+    in_parts = pair.model.predict(pictures, top=2)
+    assert [[p.classname for p in row] for row in in_parts] == [
+        [p.classname for p in row] for row in at_once
+    ]
+    with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
+        pair.model.predict(pictures, top=0)

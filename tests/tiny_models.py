@@ -6,10 +6,9 @@ import functools
 import math
 from typing import NamedTuple
 
+import reference
 import torch
 from torch import Tensor
-
-import reference
 
 Tensors = dict[str, Tensor]
 
