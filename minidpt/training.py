@@ -42,14 +42,16 @@ def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -
     return base_lr / 2 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
 
 
-def default_epochs(method: str, shots: int) -> int:
-    """Epochs of the published configurations: CoOp's by number of shots; 60 or 100 with prompts.
+def default_epochs(method: str, shots: int, dataset: str = "") -> int:
+    """Epochs of the published configurations: CoOp's by number of shots, and 50 on ImageNet.
 
     The published DPT code gives 60 for its one example, with 1 shot, and 100 elsewhere.
     """
     if method == "zeroshot":
         return 0
     if method == "coop":
+        if dataset == "ImageNet":
+            return 50
         return 50 if shots == 1 else 100 if shots <= 4 else 200
     return 60 if shots == 1 else 100
 
@@ -58,7 +60,7 @@ class TestImages:
     """Test pictures as batches (images (B, 3, R, R) uint8, labels (B,)), decoded once.
 
     The batches are kept after the first pass if they fit in `max_bytes` (default 1 GiB: 7,000
-    pictures at 224 pixels); otherwise each pass decodes again.
+    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class TestImages:
         workers: int = 2,
         max_bytes: int = 1024**3,
     ):
+        if not items:
+            raise ValueError("expected test images, got none: give every class at least two images")
         self.items, self.resolution = items, resolution
         self.batch_size, self.workers = batch_size, workers
         self.keep = len(items) * 3 * resolution**2 <= max_bytes

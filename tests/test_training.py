@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_folders import draw
 from PIL import Image
+from tiny_models import WIDE, clip_state, random_images
 from torch import Tensor
 
 import minidpt
-from image_folders import draw
 from minidpt import data, training
-from tiny_models import WIDE, clip_state, random_images
 
 
 @pytest.mark.parametrize(

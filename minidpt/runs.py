@@ -1,0 +1,216 @@
+"""What the command lines share: run folders, devices and precisions, the progress line, errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import PIL
+import torch
+
+from .clip import CLIP
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+SPLIT, MODEL = "split.json", "model.pt"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Run:
+    """A run's folder.
+
+    config.json: all settings; metrics.jsonl: a line for each epoch; split.json: the pictures used;
+    model.pt: the learned prompts, after each epoch; summary.json: the result, written last.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    @classmethod
+    def new(cls, folder: str | os.PathLike, data: Path) -> Run:
+        """A run to be written to a new folder (`create` makes it).
+
+        Raises ValueError if the folder holds something, or lies within the data.
+        """
+        path = Path(folder)
+        if path.resolve().is_relative_to(data.resolve()):
+            raise ValueError(
+                f"output folder {path}: expected one outside the data folder {data}: pass --out"
+            )
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            held = "another run" if (path / CONFIG).exists() else "other files"
+            raise ValueError(
+                f"output folder {path}: expected a new or empty one, got one with {held}: "
+                "pass another --out or remove it"
+            )
+        return cls(path)
+
+    @classmethod
+    def new_numbered(cls, folder: Path, data: Path) -> Run:
+        """A run to be written to this folder, or with -2, -3, … behind it if that is taken."""
+        number, path = 1, folder
+        while path.exists() and any(path.iterdir()):
+            number += 1
+            path = folder.with_name(f"{folder.name}-{number}")
+        return cls.new(path, data)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Run:
+        """A finished or interrupted run. Raises FileNotFoundError if the folder holds none."""
+        run = cls(folder)
+        for name in (CONFIG, SPLIT, MODEL):
+            if not (run.folder / name).is_file():
+                raise FileNotFoundError(
+                    f"run folder {folder}: expected {name} in it, got none: "
+                    "pass the folder that train.py printed"
+                )
+        return run
+
+    def create(self) -> None:
+        """Make the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """The file of that name in the folder."""
+        return self.folder / name
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file whole: no half of it is ever there."""
+        unfinished = self.path(name + ".part")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path(name))
+
+    def read_json(self, name: str, *needed: str) -> dict[str, Any]:
+        """Read a JSON file of the run. Raises ValueError if it is damaged or lacks a key."""
+        try:
+            content = json.loads(self.path(name).read_text(encoding="utf-8"))
+            missing = [key for key in needed if key not in content]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path(name)}: expected JSON, got {error}") from error
+        if missing:
+            raise ValueError(f"{self.path(name)}: expected an entry '{missing[0]}', got none")
+        return content
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.path(METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one. Raises ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: expected one of the CUDA devices, this machine (or this build of "
+            f"torch) has {torch.cuda.device_count()}: pass --device cpu"
+        )
+    return device
+
+
+def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
+    """The precision the frozen CLIP is stored and computed in, and the reason for it."""
+    if name is not None:
+        return name, "as asked"
+    if device.type != "cuda":
+        return "fp32", "the processor's plain precision"
+    if torch.cuda.get_device_capability(device)[0] >= 8:
+        return "bf16", "this GPU computes in it, and its range is fp32's"
+    return "fp16", "this GPU does not compute in bf16"
+
+
+def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
+    """CLIP on the device, stored in the precision."""
+    clip = clip if precision == "fp32" else clip.cast(PRECISIONS[precision])
+    return clip.to(device)
+
+
+class Progress:
+    """One line on a terminal, rewritten in place; silent elsewhere."""
+
+    def __init__(self, total: int, stream=None):
+        self.total, self.stream = total, stream or sys.stderr
+        self.started, self.shown = time.monotonic(), self.stream.isatty()
+
+    def show(self, done: int, text: str) -> None:
+        """Report `done` of `total` and what is known; adds the time left."""
+        if self.shown:
+            spent = time.monotonic() - self.started
+            left = spent / max(done, 1) * (self.total - done)
+            print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the line, also when interrupted."""
+        if self.shown:
+            print(file=self.stream)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main: a user's mistake becomes one line and exit status 2."""
+    try:
+        status = main()
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+        status = 2
+    except torch.cuda.OutOfMemoryError:
+        fix = "pass a smaller --batch-size, or --precision bf16 or fp16"
+        print(f"{Path(sys.argv[0]).name}: error: out of GPU memory: {fix}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

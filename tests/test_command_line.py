@@ -1,0 +1,746 @@
+"""`train.py` and `eval.py` as a user runs them, on a small drawn data set and a tiny random CLIP.
+
+A few runs are processes of their own; the others call the same main in this one, which is faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from image_folders import draw, draw_classes
+from PIL import Image
+from tiny_models import DEEP, WIDE, clip_state
+
+import minidpt
+from minidpt import data, demo, naming, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {  # of the pictures in a class folder
+    "Owl": (50, 70, 190),
+    "gnu": (70, 150, 60),
+    "red_fox": (200, 60, 40),
+    "sea horse": (180, 160, 60),
+}
+CLASSNAMES = ["Owl", "gnu", "red fox", "sea horse"]
+PICTURES = 10  # of each class: 5 to train, 2 to validate, 3 to test
+SHORT = [  # a run of a second that learns something
+    *("--shots", "3", "--epochs", "6", "--batch-size", "5", "--warmup-epochs", "1"),
+    *("--guidance-epochs", "2", "--n-ctx", "3", "--n-visual", "2", "--top-k", "3"),
+]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Place(NamedTuple):
+    """What all tests share, and only read: pictures, and a CLIP's state dict in a file."""
+
+    data: Path
+    clip: Path
+
+
+def save_clip(path: Path, sizes=WIDE, seed: int = 0) -> Path:
+    torch.save({name: value.half() for name, value in clip_state(sizes, seed).items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    folder, rng = tmp_path_factory.mktemp("place"), random.Random(0)
+    for name, colour in COLOURS.items():
+        for number in range(PICTURES):
+            shade = tuple(value + rng.randrange(-40, 41) for value in colour)
+            picture = Image.new("RGB", (27, 23), shade)
+            for _ in range(60):
+                spot = rng.randrange(27), rng.randrange(23)
+                picture.putpixel(spot, tuple(rng.randrange(256) for _ in range(3)))
+            path = folder / "pictures" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    return Place(folder / "pictures", save_clip(folder / "little.pt"))
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Everything in a folder with the time of its last change."""
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def environment() -> dict[str, str]:
+    """One thread, as in these tests: the order of sums, and so the last bit, depends on it."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+def process(cwd: Path, script: str, *arguments: object) -> Result:
+    """A script run by Python, from another folder than its own."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, encoding="utf-8", timeout=300
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name[:-3]}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS = {name: load_script(name) for name in ("train.py", "eval.py")}
+
+
+def inside(script: str, *arguments: object) -> Result:
+    """The same in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with pytest.raises(SystemExit) as ended:
+                runs.run_command(SCRIPTS[script].main)
+    return Result(ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(place: Place, tmp_path_factory) -> tuple[Path, Result]:
+    """A run of DPT in a process of its own. Only read it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    arguments = ("--data", place.data, "--model", place.clip, "--out", folder, *SHORT)
+    return folder, process(folder.parent, "train.py", *arguments)
+
+
+def train(place: Place, out: str | Path, *options: object) -> Result:
+    """A short run that must succeed."""
+    result = inside(
+        "train.py", "--data", place.data, "--model", place.clip, "--out", out, *SHORT, *options
+    )
+    assert (result.status, result.err) == (0, "")
+    return result
+
+
+def summary(run: str | Path) -> dict:
+    return json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
+
+
+def metrics(run: str | Path) -> list[dict]:
+    lines = (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def learned(run: str | Path) -> dict[str, torch.Tensor]:
+    return torch.load(Path(run) / "model.pt", weights_only=True)["learned"]
+
+
+def assert_same_result(first: str | Path, second: str | Path) -> None:
+    assert summary(first)["accuracy"] == summary(second)["accuracy"]
+    ours, theirs = learned(first), learned(second)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def assert_one_line(result: Result, script: str, *words: str) -> None:
+    """A user's mistake: one line that says all these words, exit status 2, nothing else."""
+    assert result.status == 2, result
+    assert result.err.startswith(f"{script}: error: "), result.err
+    assert result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+# Training
+
+
+def test_training_prints_what_it_does_and_both_accuracies(trained):
+    folder, result = trained
+    assert (result.status, result.err) == (0, "")  # also no progress: this is no terminal
+    lines = result.out.splitlines()
+    assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
+    assert "CLIP little on " in lines[1]
+    content = summary(folder)
+    zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
+    assert lines[2] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
+    assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[3]
+    assert str(folder) in lines[4]
+    assert len(lines) == 5
+    assert accuracy >= zero_shot + 20  # the colours are easily told apart
+
+
+def test_a_run_folder_holds_the_five_files(trained):
+    assert sorted(path.name for path in trained[0].iterdir()) == [
+        *("config.json", "metrics.jsonl", "model.pt", "split.json", "summary.json")
+    ]
+
+
+def test_the_summary_says_what_was_run_and_what_came_out(trained, place):
+    content = summary(trained[0])
+    fixed = {"dataset": "pictures", "method": "dpt", "shots": 3, "seed": 1, "model": "little",
+             "epochs": 6, "classes": 4, "train_images": 12, "test_images": 12}  # fmt: skip
+    assert fixed.items() <= content.items()
+    for name in ("zero_shot_accuracy", "accuracy"):
+        right = content[name] * 12 / 100
+        assert right == pytest.approx(round(right), abs=1e-9)
+    assert 0 < content["seconds"] < 300
+    assert content["versions"]["torch"] == torch.__version__
+    assert {"python", "numpy", "pillow"} < content["versions"].keys()
+
+
+def test_the_config_holds_every_setting_as_it_was_used(trained, place):
+    content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
+    used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
+            "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
+            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
+            "workers": 2}  # fmt: skip
+    assert used.items() <= content.items()
+    assert content["device"] in ("cpu", "cuda") and content["precision"] in runs.PRECISIONS
+    expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
+    assert minidpt.PromptConfig(**content["prompts"]) == expected
+
+
+def test_metrics_have_a_line_for_each_epoch(trained):
+    records = metrics(trained[0])
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    for epoch, record in enumerate(records):
+        rates = {"visual": minidpt.learning_rate(epoch, 0.01, 6, 1),
+                 "text": minidpt.learning_rate(epoch, 0.002, 6, 1)}  # fmt: skip
+        assert record["lr"] == pytest.approx(rates)
+        assert record["loss"] > 0 and record["images_per_second"] > 0
+        right = record["train_accuracy"] * 10 / 100  # 12 pictures, two batches of 5
+        assert right == pytest.approx(round(right), abs=1e-6)
+    # epochs 3 to 6: without the guidance stage, whose loss is another
+    assert records[5]["loss"] < records[2]["loss"]
+
+
+def test_the_split_lists_the_pictures_that_were_used(trained, place):
+    content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    assert content["classnames"] == CLASSNAMES
+    for part, each in {"train": 3, "val": 2, "test": 3}.items():
+        labels = [label for _, label, _ in content[part]]
+        assert sorted(labels) == sorted(list(range(4)) * each)
+        for path, label, name in content[part]:
+            assert (place.data / path).is_file()
+            assert name == CLASSNAMES[label]
+            assert naming.readable(path.split("/")[0]) == name
+    used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
+    assert len(set(used)) == len(used)
+    assert data.read_split(trained[0] / "split.json").classnames == CLASSNAMES
+
+
+def test_the_model_file_is_small_and_predicts(trained, place):
+    file = trained[0] / "model.pt"
+    assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
+    clip, _ = minidpt.load(place.clip)
+    model = minidpt.load_model(file, clip)
+    assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
+    dataset = data.read_split(trained[0] / "split.json")
+    predictions = model.predict([item.path for item in dataset.test], top=1)
+    right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
+    assert summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
+
+
+def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, place):
+    for workers in (0, 3):
+        train(place, f"workers-{workers}", "--workers", workers)
+        assert_same_result(f"workers-{workers}", trained[0])
+        ours, theirs = metrics(f"workers-{workers}"), metrics(trained[0])
+        assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
+
+
+def test_another_seed_draws_other_pictures_and_prompts(trained, place):
+    train(place, "other", "--seed", 0)
+    assert not torch.equal(learned("other")["text_prompts.ctx"],
+                           learned(trained[0])["text_prompts.ctx"])  # fmt: skip
+    ours, theirs = (data.read_split(Path(run) / "split.json") for run in ("other", trained[0]))
+    assert ours.train != theirs.train
+    assert ours.test == theirs.test  # one test set for all seeds
+
+
+@pytest.mark.parametrize("method", ["zeroshot", "coop", "vpt", "vlp"])
+def test_every_method_runs_and_says_what_it_learned(place, method):
+    result = train(place, "run", "--method", method, "--epochs", 2)
+    content, names = summary("run"), set(learned("run"))
+    assert content["method"] == method
+    assert f"{method} accuracy {content['accuracy']:.2f} %" in result.out
+    assert ("text_prompts.ctx" in names) == (method in ("coop", "vlp"))
+    assert ("visual_prompts.prompts" in names) == (method in ("vpt", "vlp"))
+    epochs = 0 if method == "zeroshot" else 2
+    assert content["epochs"] == epochs
+    assert (len(metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
+    if method == "zeroshot":
+        assert content["accuracy"] == content["zero_shot_accuracy"]
+    evaluated = inside("eval.py", "--run", "run")
+    assert (evaluated.status, evaluated.err) == (0, "")
+    assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained(
+    place, precision, monkeypatch
+):
+    result = train(place, "run", "--precision", precision, "--epochs", 3)
+    assert f"in {precision} (as asked)" in result.out
+    assert json.loads(Path("run/config.json").read_text())["precision"] == precision
+    assert all(value.dtype == torch.float32 for value in learned("run").values())
+    assert all(torch.isfinite(value).all() for value in learned("run").values())
+    assert all(0 < record["loss"] < 20 for record in metrics("run"))
+    cast_to = []
+    monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
+    evaluated = inside("eval.py", "--run", "run")
+    assert cast_to == [runs.PRECISIONS[precision]]
+    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
+    assert evaluated.status == 0
+
+
+def spy(method: Callable, arguments: list) -> Callable:
+    """The same method, which also notes its argument."""
+
+    def noting(self, argument):
+        arguments.append(argument)
+        return method(self, argument)
+
+    return noting
+
+
+def test_the_options_of_prompts_reach_the_model(place):
+    train(place, "run", "--epochs", 0, "--ctx-init", "a photo of", "--csc", "--top-k", 1,
+          "--class-token-position", "front", "--n-visual", 3, "--class-aware-from", 2,
+          "--alpha", 0.5, "--template", "{} texture.")  # fmt: skip
+    model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
+    assert model.template == "{} texture."
+    assert model.config == minidpt.PromptConfig(
+        n_ctx=3, ctx_init="a photo of", csc=True, class_token_position="front", n_visual=3,
+        class_aware_from=2, alpha=0.5, top_k=1,
+    )  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in learned("run").items()}
+    assert shapes["text_prompts.ctx"] == (4, 3, 64)
+    assert shapes["visual_prompts.prompts"] == (1, 3, 128)
+    assert {name.split(".")[1] for name in shapes if name.startswith("class_aware")} == {"0", "1"}
+
+
+def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):
+    folder = draw_classes(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
+    result = train(Place(folder, place.clip), "run", "--shots", 5, "--epochs", 1)
+    notes = [line for line in result.out.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: class 'ox' has 2 images, 5 shots wanted: using 2"]
+    assert summary("run")["train_images"] == 7
+
+
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path, place):
+    root = tmp_path / "parts"
+    draw_classes(root / "train", {"ox": 3, "gnu": 3})
+    draw_classes(root / "test", {"ox": 2, "gnu": 1})
+    train(Place(root, place.clip), "run", "--epochs", 1)
+    content = summary("run")
+    assert (content["train_images"], content["test_images"]) == (6, 3)
+
+
+def test_the_data_folder_is_only_read(trained, place):
+    before = listing(place.data)
+    train(place, "run", "--epochs", 1)
+    inside("eval.py", "--run", "run")
+    inside("eval.py", "--run", "run", "--image", place.data)
+    assert listing(place.data) == before
+
+
+@pytest.mark.parametrize("out", ["run", "Owl/run", None])
+def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
+    tmp_path, place, monkeypatch, out
+):
+    folder = shutil.copytree(place.data, tmp_path / "data")
+    before = listing(folder)
+    monkeypatch.chdir(folder)
+    where = ["--out", folder / out] if out else []  # without --out: runs/ in this folder
+    result = inside("train.py", "--data", ".", "--model", place.clip, *SHORT, *where)
+    assert_one_line(result, "train.py", "data folder")
+    assert listing(folder) == before
+
+
+def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(place, monkeypatch):
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 3)
+    arguments = ("--model", place.clip, "--shots", 2, "--method", "zeroshot")
+    first = inside("train.py", *arguments)
+    assert (first.status, first.err) == (0, "")
+    drawn = listing(Path("runs/demo-v1"))
+    assert inside("train.py", *arguments).status == 0
+    assert listing(Path("runs/demo-v1")) == drawn
+    names = {path.name for path in Path("runs").iterdir()}
+    assert names == {"demo-v1", *(f"demo-v1-zeroshot-2shots-seed1{end}" for end in ("", "-2"))}
+    content = summary("runs/demo-v1-zeroshot-2shots-seed1-2")
+    assert (content["classes"], content["train_images"], content["test_images"]) == (12, 24, 36)
+
+
+def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
+    command = [sys.executable, str(ROOT / "train.py"), "--data", str(place.data), "--model",
+               str(place.clip), "--out", "run", *SHORT, "--epochs", "100000"]  # fmt: skip
+    # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(), encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    written, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not written.exists() or written.read_text(encoding="utf-8").count("\n") < 3:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "Traceback" not in err and len(err.splitlines()) <= 1
+    assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
+    epochs = [record["epoch"] for record in metrics("run")]
+    assert epochs == list(range(1, len(epochs) + 1))
+    result = inside("eval.py", "--run", "run")
+    assert (result.status, result.err) == (0, "")
+    assert "dpt accuracy" in result.out
+
+
+# Testing and classifying
+
+
+def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_path):
+    folder, _ = trained
+    content = summary(folder)
+    result = process(tmp_path, "eval.py", "--run", folder)
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        f"dpt accuracy {content['accuracy']:.2f} %, "
+        f"zero-shot {content['zero_shot_accuracy']:.2f} % on 12 test images "
+        f"({content['model']} on cpu in fp32)\n"
+    )
+    assert "." in f"{content['accuracy']}" and content["accuracy"] != content["zero_shot_accuracy"]
+
+
+def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_path(
+    tmp_path, place, monkeypatch
+):
+    monkeypatch.chdir(place.clip.parent)
+    relative = Place(place.data.relative_to(place.clip.parent), Path(place.clip.name))
+    train(relative, tmp_path / "run", "--epochs", 1)
+    monkeypatch.chdir(tmp_path)
+    result = inside("eval.py", "--run", "run")
+    assert (result.status, result.err) == (0, "")
+
+
+def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained, tmp_path, place):
+    moved = shutil.copytree(place.data, tmp_path / "moved")
+    shutil.copytree(trained[0], tmp_path / "run")
+    split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
+    Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"))
+    clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
+    result = inside("eval.py", "--run", "run", "--data", moved, "--model", clip)
+    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in result.out
+
+
+def printed(result: Result) -> dict[str, list[tuple[str, float]]]:
+    """File → [(class name, probability in percent), ...] of what eval.py --image printed."""
+    guesses = {}
+    for line in result.out.splitlines():
+        path, _, text = line.partition(": ")
+        guesses[path] = [
+            (name, float(percent)) for name, percent in re.findall(r"(\w[\w ]*?) ([\d.]+) %", text)
+        ]
+    return guesses
+
+
+def test_images_are_classified_with_names_and_probabilities(trained, place):
+    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
+    result = inside("eval.py", "--run", trained[0], "--image", *images)
+    assert (result.status, result.err) == (0, "")
+    guesses = printed(result)
+    assert list(guesses) == [str(path) for path in images]
+    model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(place.clip)[0])
+    for path, predictions in zip(images, model.predict(images), strict=True):
+        names, percents = zip(*guesses[str(path)], strict=True)
+        assert sorted(names) == CLASSNAMES  # 4 classes, of which up to 5 are printed
+        assert list(names) == [p.classname for p in predictions]
+        assert percents == pytest.approx([100 * p.probability for p in predictions], abs=0.051)
+        assert sum(percents) == pytest.approx(100, abs=0.3)
+        assert list(percents) == sorted(percents, reverse=True)
+
+
+def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained, tmp_path, place):
+    draw(tmp_path / "mixed" / "b.PNG")
+    draw(tmp_path / "mixed" / "below" / "a.jpg")
+    (tmp_path / "mixed" / "notes.txt").write_text("no picture")
+    single = place.data / "gnu" / "0.png"
+    result = inside("eval.py", "--run", trained[0], "--top", 2, "--image", "mixed", single)
+    guesses = printed(result)
+    assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
+    assert all(len(names) == 2 for names in guesses.values())
+
+
+def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, place):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    good = place.data / "gnu" / "0.png"
+    result = process(
+        tmp_path, "eval.py", "--run", trained[0], "--image", "broken.jpg", good, "missing.png"
+    )
+    assert result.status == 2
+    assert list(printed(result)) == [str(good)]
+    errors = result.err.splitlines()
+    assert len(errors) == 2 and "Traceback" not in result.err
+    assert "broken.jpg" in errors[0] and "missing.png" in errors[1]
+    assert all(line.startswith("eval.py: error: ") for line in errors)
+
+
+def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, tmp_path, place):
+    shutil.copytree(trained[0], tmp_path / "run")
+    split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
+    Path("run/split.json").write_text(json.dumps({**split, "root": "/gone"}))
+    result = inside("eval.py", "--run", "run", "--image", place.data / "gnu" / "0.png")
+    assert (result.status, len(printed(result))) == (0, 1)
+
+
+# Bad input
+
+
+def test_a_mistake_is_one_line_and_status_2_without_a_traceback(tmp_path):
+    for script, arguments in {
+        "train.py": ("--data", "nowhere"),
+        "eval.py": ("--run", "nowhere"),
+    }.items():
+        result = process(tmp_path, script, *arguments)
+        assert_one_line(result, script, "nowhere", "expected")
+        assert result.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (None, ["nowhere", "expected a folder"]),
+        ({}, ["expected a folder for each class", "got no folder"]),
+        ({"ox": 3}, ["expected at least 2 class", "'ox'"]),
+        ({"ox": 3, "gnu": 3, "owl": 0}, ["none for 'owl'", "remove"]),
+        ({"ox": 1, "gnu": 1}, ["test"]),  # one picture each: none is left for the test
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path, place, classes, words):
+    folder = tmp_path / "nowhere"
+    if classes is not None:
+        folder.mkdir()
+        draw_classes(folder, classes)
+        for name, count in classes.items():
+            if not count:
+                (folder / name / "notes.txt").write_text("no picture")
+    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", str(folder), *words)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_a_broken_image_is_named(trained, tmp_path, place, which):
+    folder = shutil.copytree(place.data, tmp_path / "data")
+    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    broken = folder / split[which][0][0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", str(broken), "expected a readable picture", "remove")
+
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "cocoop"], ["cocoop", *minidpt.METHODS]),
+        (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32", "ViT-L/14@336px", "tiny"]),
+        (["--model", "missing.pt"], ["missing.pt", "expected a CLIP checkpoint"]),
+        (["--model", "empty.pt"], ["empty.pt", "expected a checkpoint"]),
+        (["--shots", "0"], ["--shots", "at least 1"]),
+        (["--shots", "-3"], ["--shots", "at least 1"]),
+        (["--shots", "many"], ["--shots", "many"]),
+        (["--batch-size", "0"], ["--batch-size", "at least 1"]),
+        (["--epochs", "-1"], ["--epochs", "at least 0"]),
+        (["--workers", "-1"], ["--workers", "at least 0"]),
+        (["--precision", "fp64"], ["fp64", "fp32", "bf16", "fp16"]),
+        (["--device", "tpu"], ["--device tpu", "cpu, cuda or cuda:N"]),
+        pytest.param(["--device", "cuda"], ["--device cuda", "--device cpu"], marks=NO_CUDA),
+        (["--device", "cuda:99"], ["--device cuda:99", "--device cpu"]),
+        (["--template", "a photo"], ["a photo", "{}"]),
+        (["--template", "a {} of {}"], ["a {} of {}", "{}"]),
+        (["--template", "a {} of {name}"], ["a {} of {name}", "{}"]),
+        (["--template", "a {} {"], ["a {} {", "{}"]),
+        (["--n-ctx", "0"], ["n_ctx", "at least 1"]),
+        (["--n-ctx", "77"], ["77 context vectors", "fewer context vectors"]),
+        (["--ctx-init", ""], ["ctx_init"]),
+        (["--class-token-position", "start"], ["start", "end", "middle", "front"]),
+        (["--class-aware-from", "4"], ["class_aware_from", "1 to 3", "4"]),
+        (["--top-k", "0"], ["top_k", "at least 1"]),
+        (["--alpha", "-1"], ["alpha", "at least 0"]),
+        (["--visual-lr", "-1"], ["-1"]),
+        (["--shotz", "3"], ["--shotz"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(place, options, words):
+    Path("empty.pt").touch()
+    result = inside(
+        "train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT, *options
+    )
+    assert_one_line(result, "train.py", *words)
+    assert not Path("run").exists()
+
+
+def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, place):
+    shutil.copytree(trained[0], "run")
+    Path("files").mkdir()
+    Path("files", "notes.txt").write_text("mine")
+    for folder, held in {"run": "another run", "files": "other files"}.items():
+        before = listing(Path(folder))
+        result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", folder)
+        assert_one_line(result, "train.py", folder, held, "another --out")
+        assert listing(Path(folder)) == before
+    result = inside(
+        "train.py", "--data", place.data, "--model", place.clip, "--out", "files/notes.txt"
+    )
+    assert_one_line(result, "train.py", "notes.txt")
+    Path("empty").mkdir()
+    train(place, "empty", "--epochs", 0)
+
+
+def test_a_run_is_refused_with_another_clip(trained, tmp_path):
+    same_sizes = save_clip(tmp_path / "same_sizes.pt", seed=1)
+    other_sizes = save_clip(tmp_path / "other_sizes.pt", DEEP)
+    for other in (same_sizes, other_sizes):
+        result = inside("eval.py", "--run", trained[0], "--model", other)
+        assert_one_line(result, "eval.py", "model.pt", "little", other.stem)
+        assert result.out == ""
+
+
+@pytest.mark.parametrize("missing", ["config.json", "split.json", "model.pt"])
+def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp_path, missing):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / missing).unlink()
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "run", f"expected {missing}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.pt", b""),
+        ("model.pt", b"PK\x03\x04 damaged"),
+        ("config.json", b"{"),
+        ("config.json", b"{}"),
+        ("split.json", b"[]"),
+    ],
+)
+def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_path, file, content):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content)
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["--run"]),
+        (["--image", "empty"], ["empty", "expected images"]),
+        (["--image", "picture.png", "--top", "0"], ["--top", "at least 1"]),
+        (["--image", "picture.png", "--top", "-1"], ["--top", "at least 1"]),
+        (["--workers", "-1"], ["workers"]),
+        (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+    ],
+    ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
+)
+def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, options, words):
+    (tmp_path / "empty").mkdir()
+    draw(tmp_path / "picture.png")
+    run = ["--run", trained[0]] if options else []
+    assert_one_line(inside("eval.py", *run, *options), "eval.py", *words)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_option(script):
+    result = inside(script, "--help")
+    assert (result.status, result.err) == (0, "")
+    options = re.findall(r"^  (--[\w-]+).*(?:\n {10,}.*)*", result.out, re.MULTILINE)
+    explained = re.findall(r"^  (--[\w-]+)[^\n]*(?:  +|\n {10,})\w", result.out, re.MULTILINE)
+    assert options and options == explained
+    assert "default: None" not in result.out
+
+
+# What the scripts are made of
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_is_one_line_with_the_time_left_and_only_on_a_terminal(monkeypatch):
+    now = iter([100.0, 130.0, 160.0])
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(now))
+    with runs.Progress(8, terminal := Terminal()) as progress:
+        progress.show(1, "epoch 1/8 · loss 2.5")
+        progress.show(4, "epoch 4/8")
+    shown = terminal.getvalue().replace("\x1b[K", "").split("\r")
+    assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
+
+    monkeypatch.setattr(runs.time, "monotonic", lambda: 0.0)
+    with runs.Progress(8, stream := io.StringIO()) as quiet:
+        quiet.show(1, "epoch 1/8")
+    assert stream.getvalue() == ""
+
+
+def test_times_are_written_as_on_a_clock():
+    assert [runs.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
+        *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
+    ]
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
+    run = runs.Run(tmp_path / "deep" / "run")
+    run.create()
+    run.write_json("summary.json", {"accuracy": 1.5, "name": "é"})
+    assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+    with pytest.raises(TypeError):
+        run.write_json("summary.json", {"accuracy": object()})
+    assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+
+
+def test_runs_of_one_name_are_numbered(tmp_path):
+    names = []
+    for _ in range(3):
+        run = runs.Run.new_numbered(tmp_path / "runs" / "a", tmp_path / "data")
+        run.create()
+        run.write_json("config.json", {})
+        names.append(run.folder.name)
+    assert names == ["a", "a-2", "a-3"]
+
+
+def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
+    cpu = torch.device("cpu")
+    assert runs.choose_precision(None, cpu)[0] == "fp32"
+    assert runs.choose_precision("bf16", cpu) == ("bf16", "as asked")

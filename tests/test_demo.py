@@ -1,0 +1,131 @@
+"""The demo's pictures: drawn from a seed, once, in folders that a data set is read from."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minidpt import datasets, demo
+from minidpt.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
+
+both_styles = pytest.mark.parametrize("style", [BOOK_STYLE, STREET_STYLE], ids=["book", "night"])
+
+
+def scene(thing: str, seed: int, style=STREET_STYLE, **options) -> bytes:
+    return draw_scene(thing, random.Random(seed), style, **options).tobytes()
+
+
+@both_styles
+def test_a_picture_is_its_seeds_and_no_other(style):
+    random.seed(7)
+    first = scene("fish", 3, style)
+    random.seed(8)  # the global generator has no part in it
+    assert scene("fish", 3, style) == first
+    assert scene("fish", 4, style) != first
+    assert scene("tree", 3, style) != first
+
+
+@both_styles
+@pytest.mark.parametrize("name", THINGS)
+def test_everything_can_be_drawn_and_is_seen(name, style):
+    for seed in range(3):
+        picture = draw_scene(name, random.Random(seed), style, side=48)
+        assert picture.mode == "RGB" and picture.size == (48, 48)
+        assert len(picture.getcolors(48 * 48)) > 2  # a thing before a background, smooth edges
+
+
+@pytest.mark.parametrize("name", THINGS)
+def test_things_lie_in_their_square_and_use_three_colours(name):
+    for seed in range(20):
+        for which, polygon in THINGS[name](random.Random(seed)):
+            assert which in (0, 1, 2) and len(polygon) >= 3
+            assert all(-0.01 <= c <= 1.01 for point in polygon for c in point)
+
+
+def test_the_names_are_unique_words_and_the_demo_has_twelve_of_them():
+    assert len(CLASSES) == 12 and set(CLASSES) < set(THINGS)
+    assert all(name.isalpha() and name.islower() for name in THINGS)
+
+
+def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkeypatch):
+    drawn = []
+
+    def record(draw, name, rng, style, size, pixels, at_edge):
+        drawn.append((name, size))
+
+    monkeypatch.setattr(demo, "draw_thing", record)
+    counts = Counter()
+    for seed in range(50):
+        drawn.clear()
+        draw_scene("fish", random.Random(seed), STREET_STYLE)
+        *others, (name, size) = drawn  # the last one is in front
+        assert name == "fish" and STREET_STYLE.size[0] <= size <= STREET_STYLE.size[1]
+        assert "fish" not in [other for other, _ in others]
+        least, most = STREET_STYLE.other_size
+        assert all(least * size <= small <= most * size for _, small in others)
+        counts[len(others)] += 1
+    assert counts.keys() == {1, 2}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """2 training and 3 test pictures of each class instead of over a hundred."""
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 3)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
+    folder = demo.draw_demo(tmp_path / "not yet" / "there")
+    assert folder == tmp_path / "not yet" / "there" / "demo-v1"
+    assert [path.name for path in folder.parent.iterdir()] == ["demo-v1"]  # nothing left beside it
+    listed = Counter(tuple(Path(name).parts[:2]) for name in contents(folder))
+    expected = {("train", name): 2 for name in CLASSES} | {("test", name): 3 for name in CLASSES}
+    assert listed == expected
+
+    dataset = datasets.open_dataset(folder)
+    assert dataset.classnames == sorted(CLASSES)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (24, 0, 36)
+    with Image.open(dataset.test[0].path) as picture:
+        assert (picture.mode, picture.size) == ("RGB", (96, 96))
+
+
+def test_no_two_pictures_of_the_demo_are_the_same(few, tmp_path):
+    pixels = [content for _, content in contents(demo.draw_demo(tmp_path)).values()]
+    assert len(set(pixels)) == len(pixels) == 60
+
+
+def test_the_demo_is_drawn_once_and_the_same_everywhere(few, tmp_path):
+    folder = demo.draw_demo(tmp_path / "a")
+    before = contents(folder)
+    random.seed(5)
+    assert demo.draw_demo(tmp_path / "a") == folder
+    assert contents(folder) == before
+    other = contents(demo.draw_demo(tmp_path / "b"))
+    assert {name: pixels for name, (_, pixels) in other.items()} == {
+        name: pixels for name, (_, pixels) in before.items()
+    }
+
+
+def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_path, monkeypatch):
+    real, calls = demo.draw_scene, iter(range(7))
+
+    def interrupted(*args):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "draw_scene", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo.draw_demo(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(contents(demo.draw_demo(tmp_path))) == 60
