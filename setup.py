@@ -3,6 +3,17 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithWeights(build_py):
+    """`minidpt.weights` is a folder of data: the script that made it stays out of the wheel."""
+
+    def find_package_modules(self, package, package_dir):
+        if package == "minidpt.weights":
+            return []
+        return super().find_package_modules(package, package_dir)
+
 
 setup(
     name="minidpt",
@@ -17,6 +28,7 @@ setup(
     extras_require={"test": ["pytest>=7"]},
     packages=["minidpt", "minidpt.weights"],
     package_dir={"minidpt": "minidpt", "minidpt.weights": "weights"},
-    package_data={"minidpt": ["*.xz"], "minidpt.weights": ["tiny.pt"]},
+    cmdclass={"build_py": BuildWithWeights},
+    package_data={"minidpt": ["*.xz", "*.txt"], "minidpt.weights": ["tiny.pt"]},
     include_package_data=False,
 )

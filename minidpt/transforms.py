@@ -217,7 +217,7 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).div_(white).sub_(mean).div_(std)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """255, mean and std on the device, made once: a copy in each step would wait for the GPU.
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import WIDE, clip_state, random_images
 from torch import Tensor, nn
 
 import minidpt
 from minidpt.checkpoint import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
-from tiny_models import WIDE, clip_state, random_images
 
 # ---- files to read
 

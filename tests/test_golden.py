@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 
+import golden_cases
 import pytest
+import reference
 import torch
+from golden_cases import METHOD_CASES, assert_close, assert_tensors_equal, load_case
 from numpy.random import RandomState
 from torch import Tensor
 
-import golden_cases
 import minidpt
-import reference
-from golden_cases import METHOD_CASES, assert_close, assert_tensors_equal, load_case
 
 BASE_LR = {"visual": 0.01, "text": 0.002}
 SIDES = {"coop": ["text"], "vpt": ["visual"], "vlp": ["visual", "text"], "dpt": ["visual", "text"]}

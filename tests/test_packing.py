@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+import reference
 import torch
+from golden_cases import assert_close
+from tiny_models import WIDE, clip_state, double
 from torch import Tensor
 
 import minidpt
-import reference
-from golden_cases import assert_close
 from minidpt.packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends
-from tiny_models import WIDE, clip_state, double
 
 SOT, EOT = 1, 9
 HAND_MADE = [[SOT, 2, 3, EOT], [SOT, 2, EOT], [SOT, 2, 4, 5, 3, EOT], [SOT, 2, 5, EOT]]

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_models import WIDE, clip_state, random_images
 
 import minidpt
 from minidpt import pretrained
-from tiny_models import WIDE, clip_state, random_images
 
 RESOLUTION = WIDE.patch * WIDE.grid
 CONTENT = bytes(range(251)) * 401  # a file to download

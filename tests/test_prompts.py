@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import WIDE, clip_state
 from torch import Tensor
 
 import minidpt
 from minidpt.prompts import ClassAwarePrompts, TextPrompts, VisualPrompts, prompt_tokens
 from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from tiny_models import WIDE, clip_state
 
 NAMES = ["ox", "boeing_747-400", "red fox"]
 
