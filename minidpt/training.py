@@ -35,7 +35,7 @@ def parameter_groups(
 def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -> float:
     """The learning rate of an epoch, counted from 0 (CoOp's schedule).
 
-    1e-5 while warming up, then a cosine over all `epochs`: since it starts late it does not reach 0.
+    1e-5 while warming up, then a cosine over all `epochs`; starting late, it does not reach 0.
     """
     if epoch < warmup_epochs:
         return WARMUP_LR

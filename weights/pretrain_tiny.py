@@ -10,8 +10,9 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
   `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds;
 - scenes drawn by `minidpt.demo` in its plain style.
 
-About an hour on 2 CPU cores, minutes on a GPU, with torch >= 2.9 (for its Muon). The result is a TorchScript archive in fp16 with
-OpenAI's tensor names. The program inside it is not meant to be run: minidpt reads the tensors only.
+About an hour on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The result is a
+TorchScript archive in fp16 with OpenAI's tensor names. The program inside it is not meant to be
+run: minidpt reads the tensors only.
 """
 
 from __future__ import annotations

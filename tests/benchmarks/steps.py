@@ -1,0 +1,217 @@
+"""Time and peak memory of minidpt against the published way of computing, ViT-B/32, random weights.
+
+    python tests/benchmarks/steps.py                          # train step and test batch
+    python tests/benchmarks/steps.py --part text image        # encoders alone, forward + backward
+    python tests/benchmarks/steps.py --precision bf16 --classes 100
+
+The published way is `tests/reference.py` with torch's fused primitives in place of its spelled-out
+ones, and the template classifier computed once: every class padded to 77 tokens, in training and in
+each test batch; visual prompts carried as full tokens. Each side is a process of its own; they take
+turns (A B A B …), one measurement each, so the ratios hold when the machine's speed drifts. Medians
+are printed. Above `--reference-limit` classes the reference is not run: its time is extrapolated by
+a straight line through its times at the two largest numbers of classes that were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
+
+import reference  # noqa: E402
+import tiny_models  # noqa: E402
+
+import minidpt  # noqa: E402
+from minidpt.runs import PRECISIONS, place  # noqa: E402
+
+VIT_B_32 = tiny_models.Sizes(
+    embedding=512, vision_width=768, vision_layers=12, text_width=512, text_layers=12, patch=32,
+    grid=7,
+)  # fmt: skip
+SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi xo zu".split()
+PARTS = ("train", "test", "text", "image")
+
+
+def classnames(count: int) -> list[str]:
+    """Made-up names of one to three words, about as long as those of the usual data sets."""
+    first, second = len(SYLLABLES), len(SYLLABLES) ** 2
+
+    def word(i: int) -> str:
+        return SYLLABLES[i % first] + SYLLABLES[i // first % first] + SYLLABLES[i // second % first]
+
+    return [" ".join(word(7 * i + j) for j in range(1 + i % 3)) for i in range(count)]
+
+
+class Ours:
+    """The package's model."""
+
+    def __init__(self, count: int, precision: str):
+        clip = place(minidpt.build_clip(weights()), torch.device("cpu"), precision)
+        self.model = minidpt.build_model(clip, classnames(count), "a photo of a {}.")
+
+    def train(self, images, labels):
+        self.model.train().zero_grad()
+        self.model.loss(self.model(images), labels).backward()
+
+    @torch.no_grad()
+    def test(self, images, labels):
+        self.model.eval()(images)
+
+    def text(self, images, labels):
+        self.model.train().zero_grad()
+        self.model.text_features().sum().backward()
+
+    def image(self, images, labels):
+        self.model.zero_grad()
+        features = self.model.template_features[: self.model.config.top_k]
+        x = self.model.clip.visual.embed(images)
+        self.model.encode_image(x, features.expand(len(images), -1, -1))[0].sum().backward()
+
+
+class Reference:
+    """The naive reference in fp32, its primitives replaced by torch's fused ones."""
+
+    def __init__(self, count: int, precision: str):
+        reference.linear = F.linear
+        reference.layer_norm = lambda x, w, b: F.layer_norm(x, w.shape, w, b)
+        reference.attention = F.scaled_dot_product_attention
+        self.names, self.clip = classnames(count), weights()
+        template = reference.zero_shot_classifier
+        shapes = tiny_models.learned_shapes(VIT_B_32, count, {"method": "dpt"})
+        self.learned = {
+            name: (0.02 * torch.randn(shape)).requires_grad_() for name, shape in shapes.items()
+        }
+        with torch.no_grad():
+            parts = [
+                template(self.clip, self.names[i : i + 100], "a photo of a {}.", minidpt.tokenize)
+                for i in range(0, count, 100)
+            ]
+        self.classifier = torch.cat(parts)
+        reference.zero_shot_classifier = lambda *_: self.classifier
+
+    def forward(self, images):
+        return reference.forward(
+            self.clip, self.learned, images, self.names, "a photo of a {}.", minidpt.tokenize,
+            method="dpt",
+        )  # fmt: skip
+
+    def backward(self, loss):
+        for value in self.learned.values():
+            value.grad = None
+        loss.backward()
+
+    def train(self, images, labels):
+        self.backward(
+            reference.losses(self.forward(images), labels, method="dpt", guidance=False).total
+        )
+
+    @torch.no_grad()
+    def test(self, images, labels):
+        self.forward(images)
+
+    def text(self, images, labels):
+        ctx = self.learned[reference.CONTEXT]
+        self.backward(
+            reference.learned_text_features(
+                self.clip, ctx, self.names, "end", minidpt.tokenize
+            ).sum()
+        )
+
+    def image(self, images, labels):
+        selected = self.classifier[:10].expand(len(images), -1, -1)
+        features, _ = reference.prompted_image_feature(self.clip, self.learned, images, selected)
+        self.backward(features.sum())
+
+
+def weights():
+    """Random weights of ViT-B/32's sizes, scaled so that activations stay moderate."""
+    return tiny_models.clip_state(VIT_B_32)
+
+
+def serve(connection, side: type, count: int, part: str, precision: str, batch: int) -> None:
+    """A process that measures a step each time it is asked; answers seconds and peak MB."""
+    torch.manual_seed(0)
+    model = side(count, precision)
+    images = torch.randn(batch, 3, 224, 224)
+    labels = torch.randint(0, count, (batch,))
+    while connection.recv():
+        started = time.perf_counter()
+        getattr(model, part)(images, labels)
+        seconds = time.perf_counter() - started
+        connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+class Worker:
+    """A process running `serve`."""
+
+    def __init__(self, *job):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, *job))
+        self.process.start()
+
+    def measure(self) -> tuple[float, float]:
+        self.connection.send(True)
+        return self.connection.recv()
+
+    def stop(self):
+        self.connection.send(False)
+        self.process.join()
+
+
+def measure(sides: list[type], count: int, part: str, precision: str, batch: int, runs: int):
+    """Median seconds and peak MB of each side, after one step that is not counted."""
+    workers = [Worker(side, count, part, precision, batch) for side in sides]
+    results = [[worker.measure() for worker in workers] for _ in range(runs + 1)][1:]
+    for worker in workers:
+        worker.stop()
+    columns = list(zip(*results, strict=True))
+    return [(statistics.median(s for s, _ in c), max(mb for _, mb in c)) for c in columns]
+
+
+def main() -> None:
+    """Measure and print one Markdown table for each part."""
+    parser = argparse.ArgumentParser(description="minidpt against the published way.")
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 397, 1000])
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=["train", "test"])
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--reference-limit", type=int, default=397)
+    args = parser.parse_args()
+    for part in args.part:
+        batch = 50 if part == "test" else 32
+        print(f"\n{part}, batch {batch}, {args.precision}, torch {torch.__version__}, "
+              f"{torch.get_num_threads()} threads\n")  # fmt: skip
+        print("| classes | published way | minidpt | ratio | MB published | MB minidpt |")
+        print("|---|---|---|---|---|---|")
+        known = []  # (classes, seconds) of the reference
+        for count in sorted(args.classes):
+            runs = (count, part, args.precision, batch, args.runs)
+            if count <= args.reference_limit:
+                (theirs, their_mb), (ours, our_mb) = measure([Reference, Ours], *runs)
+                known.append((count, theirs))
+                note, their_memory = "", f"{their_mb:.0f}"
+            else:
+                ((ours, our_mb),) = measure([Ours], *runs)
+                (c1, t1), (c2, t2) = known[-2:]
+                theirs = t2 + (t2 - t1) / (c2 - c1) * (count - c2)
+                note, their_memory = " (extrapolated)", "–"
+            print(
+                f"| {count} | {theirs:.2f} s{note} | {ours:.2f} s | {theirs / ours:.1f}× "
+                f"| {their_memory} | {our_mb:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
