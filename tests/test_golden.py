@@ -24,15 +24,6 @@ every_case = pytest.mark.parametrize("name", METHOD_CASES)
 every_implementation = pytest.mark.parametrize("implementation", ["reference", "package"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from a second one, and lose much where it is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Naive:
     """`reference` behind the names that a model of the package has."""
 

@@ -52,15 +52,6 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_learning_method = pytest.mark.parametrize("method", LEARNING)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from a second one, and lose much where it is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Pair:
     """A model of the package and the same learned tensors for the reference."""
 
