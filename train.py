@@ -2,26 +2,40 @@
 
     python train.py                                  # the demo: nothing to download, a minute
     python train.py --data ./caltech101 --shots 16
+    python train.py --data ./caltech101 --method coop dpt --shots 1 2 4 8 16 --seed 1 2 3
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
-(`minidpt.runs.Run`) that eval.py reads.
+(`minidpt.runs.Run`) that eval.py reads. With several methods, numbers of shots, seeds or data sets
+it is a sweep: a folder of runs and a table, which the same command goes on with after a stop.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from argparse import Namespace
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from minidpt.data import ImageStore, few_shot, train_batches, write_split
+from minidpt.clip import CLIP
+from minidpt.data import (
+    Dataset,
+    ImageStore,
+    few_shot,
+    select_classes,
+    train_batches,
+    write_split,
+)
 from minidpt.datasets import open_dataset
 from minidpt.demo import draw_demo
+from minidpt.evaluation import FeatureCache, TestSet, accuracy, zero_shot_accuracy
 from minidpt.model import METHODS, PromptConfig, build_model
 from minidpt.pretrained import NAMES, load
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
+from minidpt.results import harmonic_mean, tested_on, write_tables
 from minidpt.runs import (
     CONFIG,
     MODEL,
@@ -31,6 +45,7 @@ from minidpt.runs import (
     Parser,
     Progress,
     Run,
+    Sweep,
     choose_device,
     choose_precision,
     clock,
@@ -38,13 +53,7 @@ from minidpt.runs import (
     run_command,
     versions,
 )
-from minidpt.training import (
-    TestImages,
-    accuracy,
-    default_epochs,
-    learning_rate,
-    parameter_groups,
-)
+from minidpt.training import default_epochs, learning_rate, parameter_groups
 from minidpt.transforms import normalize
 
 
@@ -54,19 +63,23 @@ def parse_arguments():
     parser = Parser(description="Few-shot prompt tuning of CLIP.")
     add = parser.add_argument
     # fmt: off
-    add("--data", metavar="DIR", help="Caltech101, any folder of class folders, or train/ val/ "
-        "test/ of class folders; without it the demo's own pictures")
-    add("--shots", type=int, default=16, help="training images per class")
-    add("--method", choices=METHODS, default=defaults.method, help="what is learned")
+    add("--data", metavar="DIR", help="Caltech101, any folder of class folders, a CSV of "
+        "path,label[,split], or a folder of known data sets; without it the demo's own pictures")
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
+    add("--classnames", metavar="FILE", help="renames classes: a line 'folder name' for each")
+    add("--classes", choices=("all", "base", "new"), default="all",
+        help="base: train on the first half of the classes, test on both halves")
+    add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
+    add("--shots", nargs="+", type=int, default=[16], help="training images per class")
+    add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
     add("--model", help=f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; "
         "without it ViT-B/32, and tiny for the demo")
-    add("--seed", type=int, default=1, help="of the few-shot draw and the training")
     add("--epochs", type=int, help="without it the published number for method and shots")
     add("--batch-size", type=int, default=32, help="images per training step")
     add("--exact-gelu", action="store_true",
         help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
-    add("--out", metavar="DIR", help="new run folder; without it one in runs/")
+    add("--out", metavar="DIR", help="new run folder, or folder of a sweep; without it in runs/")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
     add("--workers", type=int, default=2, help="threads that read images")
@@ -88,83 +101,161 @@ def parse_arguments():
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
     # fmt: on
     args = parser.parse_args()
-    least = dict(shots=1, batch_size=1, epochs=0, workers=0, guidance_epochs=0, warmup_epochs=0,
-                 visual_lr=0, text_lr=0)  # fmt: skip
+    least = dict(shots=1, seed=0, batch_size=1, epochs=0, workers=0, guidance_epochs=0,
+                 warmup_epochs=0, visual_lr=0, text_lr=0)  # fmt: skip
     for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and value < bound:
-            option = "--" + name.replace("_", "-")
-            parser.error(f"{option}: expected at least {bound}, got {value}")
-    if not 0 <= args.seed < 2**63:
-        parser.error("--seed: expected 0 or a positive number below 2**63")
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < bound:
+                option = "--" + name.replace("_", "-")
+                parser.error(f"{option}: expected at least {bound}, got {value}")
+    if max(args.seed) >= 2**63:
+        parser.error(f"--seed: expected a number below 2**63, got {max(args.seed)}")
+    if args.csc and args.classes == "base":
+        parser.error("--csc: expected contexts that new classes can share, got one for each class")
     if args.model and args.model not in NAMES:
         path = Path(args.model).expanduser()
         if path.exists():
             args.model = str(path.resolve())  # eval.py may be called from elsewhere
+    if args.classnames:
+        args.classnames = str(Path(args.classnames).expanduser().resolve())
     return args
 
 
 def main() -> int:
-    """Train and test."""
+    """Data, CLIP, and a run or a sweep of runs."""
     args = parse_arguments()
-    started = time.monotonic()
-    torch.manual_seed(args.seed)
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)
-    config = PromptConfig(
-        method=args.method, n_ctx=args.n_ctx, ctx_init=args.ctx_init, csc=args.csc,
-        class_token_position=args.class_token_position, n_visual=args.n_visual,
-        visual_layers=args.visual_layers, class_aware_from=args.class_aware_from,
-        top_k=args.top_k, alpha=args.alpha,
-    )  # fmt: skip
+    folder = Path(args.data).expanduser() if args.data else draw_demo("runs")
+    args.model = args.model or ("ViT-B/32" if args.data else "tiny")
+
+    jobs, roots = [], [folder]
+    for name in dict.fromkeys(args.dataset or [None]):
+        dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
+        print(dataset.source)
+        for note in dataset.notes:
+            print(f"note: {note}")
+        settings = Namespace(**vars(args))
+        settings.data, settings.dataset = str(folder.resolve()), name
+        settings.device, settings.precision = str(device), precision
+        jobs += [(dataset, own) for own in runs_on(dataset, settings)]
+        roots.append(dataset.root)
+
+    # Where the results go: a folder for the one run, or a folder with a folder for each.
+    sweep = None
+    if len(jobs) == 1:
+        name = Path("runs") / jobs[0][1].name
+        todo = [(*jobs[0], Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots))]
+    else:
+        sweep = Sweep(args.out or Path("runs") / f"{folder.resolve().name}-sweep", roots)
+        todo = [(*job, sweep.run(job[1].name)) for job in jobs]
+        todo = [(*job, run) for *job, run in todo if not run.finished(config_of(job[1]))]
+        print(f"{len(jobs)} runs in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
+
+    # The frozen CLIP is loaded once, and each data set's test images are decoded once.
+    store, tests, tested = ImageStore(), {}, None
+    if todo:
+        clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
+        clip = place(clip, device, precision)
+        print(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        if sweep:
+            sweep.create(vars(args))
+    for number, (dataset, settings, run) in enumerate(todo, start=1):
+        if dataset is not tested:
+            cache = FeatureCache(sweep.folder / "features") if sweep else None
+            parts = ("base", "new") if args.classes == "base" else (args.classes,)
+            chosen = {part: select_classes(dataset, part) for part in parts}
+            tests = {
+                part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
+                for part, own in chosen.items()
+            }
+            tested = dataset
+        if sweep:
+            print(f"[{number}/{len(todo)}] {settings.name}")
+        train(settings, dataset, tests, clip, run, store)
+    if sweep:
+        print(f"\n{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv")
+    return 0
+
+
+def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
+    """The settings of every run on a data set. Zero-shot CLIP has no shots, no seed: it is one."""
+    runs = {}
+    for method, shots, seed in product(args.method, args.shots, args.seed):
+        name = f"{dataset.name}-{method}-{shots}shots-seed{seed}"
+        if method == "zeroshot":
+            name, shots, seed = f"{dataset.name}-{method}", 0, args.seed[0]
+        own = Namespace(**vars(args))
+        own.name = name if args.classes == "all" else f"{name}-{args.classes}"
+        own.method, own.shots, own.seed = method, shots, seed
+        if args.epochs is None or method == "zeroshot":
+            own.epochs = default_epochs(method, shots, dataset.name)
+        if args.warmup_epochs is None:
+            own.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
+        own.template = dataset.template
+        own.prompts = asdict(PromptConfig(
+            method=method, n_ctx=args.n_ctx, ctx_init=args.ctx_init, csc=args.csc,
+            class_token_position=args.class_token_position, n_visual=args.n_visual,
+            visual_layers=args.visual_layers, class_aware_from=args.class_aware_from,
+            top_k=args.top_k, alpha=args.alpha,
+        ))  # fmt: skip
+        runs[own.name] = own
+    return list(runs.values())
+
+
+def config_of(settings: Namespace) -> dict:
+    """What config.json says."""
+    return {**vars(settings), "versions": versions()}
+
+
+def train(
+    args: Namespace,
+    dataset: Dataset,
+    tests: dict[str, tuple[Dataset, TestSet]],
+    clip: CLIP,
+    run: Run,
+    store: ImageStore,
+) -> None:
+    """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
+
+    tests: by part of the classes ("all", "base", "new"); the first is the one that is trained on.
+    """
+    started = time.monotonic()
+    device = torch.device(args.device)
+    part, (own, test) = next(iter(tests.items()))
 
     # Data: all test images, a few training images of each class.
-    folder = args.data or draw_demo("runs")
-    dataset = open_dataset(folder)
-    print(dataset.source)
-    dataset = few_shot(dataset, args.shots, args.seed)
-    for note in dataset.notes:
-        print(f"note: {note}")
-    template = args.template or dataset.template
-    if args.epochs is None:
-        args.epochs = default_epochs(args.method, args.shots, dataset.name)
-    if args.warmup_epochs is None:
-        args.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
-
-    if args.out:
-        run = Run.new(args.out, dataset.root)
+    if args.method == "zeroshot":
+        drawn = replace(own, train=[], val=[])
     else:
-        name = f"{dataset.name}-{args.method}-{args.shots}shots-seed{args.seed}"
-        run = Run.new_numbered(Path("runs") / name, dataset.root)
+        drawn = few_shot(dataset, args.shots, args.seed)
+        for note in drawn.notes[len(dataset.notes) :]:
+            print(f"note: {note}")
+        drawn = select_classes(drawn, part)  # the published protocol draws before it selects
 
-    # The frozen CLIP, and the prompts to learn.
-    model_name = args.model or ("ViT-B/32" if args.data else "tiny")
-    clip, preprocess = load(model_name, quick_gelu=not args.exact_gelu)
-    clip = place(clip, device, precision)
-    model = build_model(clip, dataset.classnames, template, config)
+    # The prompts to learn.
+    torch.manual_seed(args.seed)
+    model = build_model(clip, drawn.classnames, args.template, PromptConfig(**args.prompts))
+    groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
-    print(f"CLIP {clip.name} on {device} in {precision} ({reason}); {learned:,} learned numbers")
+    print(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    store = ImageStore()
-    store.fill([item.path for item in dataset.train], args.workers)
-    test = TestImages(dataset.test, preprocess.resolution, workers=args.workers)
-    zero_shot = accuracy(model.zero_shot_logits, test, device)
+    store.fill([item.path for item in drawn.train], args.workers)
+    zero_shot = zero_shot_accuracy(model, test)
     print(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 
     run.create()
-    settings = {**vars(args), "model": model_name, "template": template, "device": str(device)}
-    settings.update(precision=precision, prompts=asdict(config), versions=versions())
-    run.write_json(CONFIG, settings)
-    write_split(dataset, run.path(SPLIT))
+    run.write_json(CONFIG, config_of(args))
+    write_split(drawn, run.path(SPLIT))
 
     # Training: SGD on the prompts alone.
-    groups = parameter_groups(model, args.visual_lr, args.text_lr)
     epochs = args.epochs if groups else 0
     warmup = {"visual": args.warmup_epochs, "text": 1}
     base_lr = {group["name"]: group["lr"] for group in groups}
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4) if groups else None
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     model.train()
     model.save(run.path(MODEL))
     with Progress(epochs) as progress:
@@ -176,7 +267,7 @@ def main() -> int:
             total_loss = torch.zeros((), device=device)
             total_correct = torch.zeros((), device=device)
             for images, labels in train_batches(
-                dataset.train, preprocess.resolution, args.batch_size, args.seed, epoch, store,
+                drawn.train, clip.visual.resolution, args.batch_size, args.seed, epoch, store,
                 args.workers, pin_memory=device.type == "cuda",
             ):  # fmt: skip
                 images = normalize(images.to(device, non_blocking=True))
@@ -212,21 +303,32 @@ def main() -> int:
                 f"{record['images_per_second']:.0f} images/s",
             )
 
-    # The result.
+    # The result, and with base classes also what the prompts do for the new ones.
     model.eval()
-    result = accuracy(lambda images: model(images).logits, test, device)
+    results = {}
+    for part, (own, test) in tests.items():
+        tested = model if own.classnames == model.classnames else model.for_classes(own.classnames)
+        results[tested_on(dataset.name, part)] = {
+            "zero_shot_accuracy": zero_shot_accuracy(tested, test),
+            "accuracy": accuracy(tested, test),
+            "test_images": len(test),
+        }
+    result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
-        "dataset": dataset.name, "method": args.method, "shots": args.shots, "seed": args.seed,
-        "model": clip.name, "epochs": epochs, "classes": len(dataset.classnames),
-        "train_images": len(dataset.train), "test_images": len(test),
-        "zero_shot_accuracy": zero_shot, "accuracy": result,
+        "dataset": dataset.name, "classes": len(drawn.classnames), "method": args.method,
+        "shots": args.shots, "seed": args.seed, "model": clip.name, "epochs": epochs,
+        "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
-    print(f"{args.method} accuracy {result:.2f} %, zero-shot {zero_shot:.2f} % "
-          f"({result - zero_shot:+.2f}), {clock(seconds)} min in all")  # fmt: skip
+    gain = result["accuracy"] - zero_shot
+    print(f"{args.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+          f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
+    for name, other in zip(list(results)[1:], others, strict=True):
+        mean = harmonic_mean(result["accuracy"], other["accuracy"])
+        print(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
+              f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
     print(f"{run.folder}: python eval.py --run {run.folder}")
-    return 0
 
 
 if __name__ == "__main__":

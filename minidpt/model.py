@@ -188,15 +188,20 @@ class PromptedCLIP(nn.Module):
     def _encode_text(self) -> Tensor:
         return self.clip.encode_prompts(self.text_prompts(), self.text_prompts.layout).float()
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Logits of preprocessed images (B, 3, R, R)."""
+    def forward(self, images: Tensor | None, frozen: Tensor | None = None) -> ModelOutput:
+        """Logits of preprocessed images (B, 3, R, R).
+
+        `frozen` (B, E) are the frozen CLIP's normalised features of these images, if they are
+        known: one pass less. Methods that learn nothing on the image side need no `images` then.
+        """
         config = self.config
         text_features = self.text_features()  # (C, E)
         classifier = F.normalize(text_features, dim=-1)
         with torch.no_grad():
-            tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
-            if config.guided or not config.learns_image:
-                frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)  # (B, E)
+            if config.learns_image or frozen is None:
+                tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
+            if frozen is None and (config.guided or not config.learns_image):
+                frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
 
@@ -267,6 +272,27 @@ class PromptedCLIP(nn.Module):
         if output.class_aware_logits is not None:
             loss = loss + self.config.alpha * auxiliary_loss(output, labels)
         return loss
+
+    def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
+        """The learned prompts with other classes, ready to predict; CLIP is shared.
+
+        For base-to-new and cross-data-set tests. The auxiliary classifier of class-aware prompts,
+        which only training needs, starts anew. `template` None is this model's. Raises ValueError
+        if contexts were learned class by class.
+        """
+        same = list(classnames) == self.classnames
+        if self.config.csc and self.config.learns_text and not same:
+            raise ValueError(
+                "contexts of this model belong to its classes (csc): expected a shared context for "
+                "other classes: train without csc"
+            )
+        model = build_model(self.clip, classnames, template or self.template, self.config)
+        learned = self.learned()
+        with torch.no_grad():
+            for name, parameter in model.learned().items():
+                if same or not name.endswith("classifier.weight"):
+                    parameter.copy_(learned[name])
+        return model.eval()
 
     def zero_shot_logits(self, images: Tensor) -> Tensor:
         """Logits (B, C) of the frozen CLIP with the template, without any prompt."""

@@ -13,6 +13,7 @@ needs to know where a prompt begins, and takes all prompts of one length togethe
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import attention
+from .attention import attention, causal_mask
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,11 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt; q, k, v and the result are (H, S, d)."""
-    prefix = layout.prefix
-    attended = [attention(q[:, :prefix], k[:, :prefix], v[:, :prefix], causal=True)]
+    prefix_q, prefix_k, prefix_v = (x[:, : layout.prefix] for x in (q, k, v))
+    attended = [attention(prefix_q, prefix_k, prefix_v, causal=True)]
     for rows, count, length in bucket_rows(layout):
-        own_q = q[:, rows].unflatten(1, (count, length)).transpose(0, 1)  # (n, H, T, d)
-        keys, values = (with_prefix(x, prefix, rows, count) for x in (k, v))  # (n, H, p+T, d)
-        bucket = attention(own_q, keys, values, causal=True)
-        attended.append(bucket.transpose(0, 1).flatten(1, 2))
+        own = (x[:, rows].unflatten(1, (count, length)) for x in (q, k, v))  # (H, n, T, d)
+        attended.append(attention_behind_prefix(*own, prefix_k, prefix_v).flatten(1, 2))
     return torch.cat(attended, dim=1)
 
 
@@ -93,13 +92,40 @@ def packed_attention_of_ends(q: Tensor, k: Tensor, v: Tensor, layout: PackedProm
 
     q: (H, n, d), queries of the last tokens in packed order; k, v: (H, S, d). Returns (H, n, d).
     """
+    prefix_k, prefix_v = (x[:, : layout.prefix] for x in (k, v))
     attended, first = [], 0
-    for rows, count, _ in bucket_rows(layout):
-        ends = q[:, first : first + count].transpose(0, 1).unsqueeze(2)  # (n, H, 1, d)
-        keys, values = (with_prefix(x, layout.prefix, rows, count) for x in (k, v))
-        attended.append(attention(ends, keys, values).squeeze(2).transpose(0, 1))
+    for rows, count, length in bucket_rows(layout):
+        ends = q[:, first : first + count].unsqueeze(2)  # (H, n, 1, d)
+        own = (x[:, rows].unflatten(1, (count, length)) for x in (k, v))
+        attended.append(attention_behind_prefix(ends, *own, prefix_k, prefix_v).squeeze(2))
         first += count
     return torch.cat(attended, dim=1)
+
+
+def attention_behind_prefix(
+    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor
+) -> Tensor:
+    """Causal attention of n prompts' own tokens over a prefix that they share and over themselves.
+
+    One softmax over both parts, so exactly what `attention` makes of the prefix and the own tokens
+    in a row, but the prefix is not copied for each prompt: all queries meet it in one product.
+
+    Args:
+        q: (H, n, Q, d), queries of the last Q of each prompt's T own tokens.
+        k, v: (H, n, T, d). prefix_k, prefix_v: (H, p, d).
+
+    Returns: (H, n, Q, d).
+    """
+    prompts, queries, width = q.shape[1:]
+    q = q * width**-0.5
+    to_prefix = (q.flatten(1, 2) @ prefix_k.mT).unflatten(1, (prompts, queries))  # (H, n, Q, p)
+    to_own = q @ k.mT  # (H, n, Q, T)
+    if queries > 1:
+        to_own = to_own.masked_fill(~causal_mask(queries, k.shape[2], q.device), -math.inf)
+    weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1)
+    on_prefix, on_own = weights.split([prefix_k.shape[1], k.shape[2]], dim=-1)
+    from_prefix = (on_prefix.flatten(1, 2) @ prefix_v).unflatten(1, (prompts, queries))
+    return from_prefix + on_own @ v
 
 
 def bucket_rows(layout: PackedPrompts) -> Iterator[tuple[slice, int, int]]:
@@ -108,10 +134,3 @@ def bucket_rows(layout: PackedPrompts) -> Iterator[tuple[slice, int, int]]:
     for count, length in layout.buckets:
         yield slice(start, start + count * length), count, length
         start += count * length
-
-
-def with_prefix(x: Tensor, prefix: int, rows: slice, count: int) -> Tensor:
-    """A bucket's keys or values behind the shared prefix's: (H, S, d) → (n, H, prefix + T, d)."""
-    shared = x[:, :prefix].expand(count, -1, -1, -1)
-    own = x[:, rows].unflatten(1, (count, -1)).transpose(0, 1)
-    return torch.cat([shared, own], dim=2)

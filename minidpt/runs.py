@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,9 @@ import torch
 from .clip import CLIP
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-SPLIT, MODEL = "split.json", "model.pt"
+SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
+SWEEP = "sweep.json"
+NOT_COMPARED = ("out", "workers", "versions")  # settings that do not change a run's result
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,23 +29,21 @@ class Run:
     """A run's folder.
 
     config.json: all settings; metrics.jsonl: a line for each epoch; split.json: the pictures used;
-    model.pt: the learned prompts, after each epoch; summary.json: the result, written last.
+    model.pt: the learned prompts, after each epoch; summary.json: the result, written last;
+    transfer.json: results of eval.py on other data.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     @classmethod
-    def new(cls, folder: str | os.PathLike, data: Path) -> Run:
+    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Run:
         """A run to be written to a new folder (`create` makes it).
 
-        Raises ValueError if the folder holds something, or lies within the data.
+        Raises ValueError if the folder holds something, or lies within one of the data folders.
         """
         path = Path(folder)
-        if path.resolve().is_relative_to(data.resolve()):
-            raise ValueError(
-                f"output folder {path}: expected one outside the data folder {data}: pass --out"
-            )
+        check_outside(path, data)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             held = "another run" if (path / CONFIG).exists() else "other files"
             raise ValueError(
@@ -53,7 +53,7 @@ class Run:
         return cls(path)
 
     @classmethod
-    def new_numbered(cls, folder: Path, data: Path) -> Run:
+    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Run:
         """A run to be written to this folder, or with -2, -3, … behind it if that is taken."""
         number, path = 1, folder
         while path.exists() and any(path.iterdir()):
@@ -74,8 +74,28 @@ class Run:
         return run
 
     def create(self) -> None:
-        """Make the folder."""
+        """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, METRICS, MODEL, SPLIT, SUMMARY, TRANSFER):
+            self.path(name).unlink(missing_ok=True)
+
+    def finished(self, settings: dict[str, Any]) -> bool:
+        """Whether the folder holds a run of these settings, and its result.
+
+        Raises ValueError if what it holds is another run, or none.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return False
+        if not self.path(CONFIG).is_file():
+            raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
+        there = self.read_json(CONFIG)
+        for name, value in settings.items():
+            if name not in NOT_COMPARED and there.get(name) != value:
+                raise ValueError(
+                    f"run folder {self.folder}: expected to go on with {name} {value}, got a run "
+                    f"with {there.get(name)}: pass another --out or remove it"
+                )
+        return self.path(SUMMARY).is_file()
 
     def path(self, name: str) -> Path:
         """The file of that name in the folder."""
@@ -102,6 +122,43 @@ class Run:
         """Append a line to metrics.jsonl."""
         with self.path(METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+class Sweep:
+    """A folder of runs that can be stopped and continued.
+
+    sweep.json: what was asked for last; table.md, table.csv: all results; features/: what the
+    frozen CLIP makes of the test pictures.
+    """
+
+    def __init__(self, folder: str | os.PathLike, data: Iterable[Path]):
+        """Raises ValueError if the folder holds something else, or lies within the data."""
+        self.folder = Path(folder)
+        check_outside(self.folder, data)
+        held = self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()))
+        if held and not (self.folder / SWEEP).is_file():
+            raise ValueError(
+                f"output folder {self.folder}: expected a new or empty one, or a sweep to go on "
+                "with, got one with other files: pass another --out"
+            )
+
+    def create(self, settings: dict[str, Any]) -> None:
+        """Make the folder and note what was asked for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Run(self.folder).write_json(SWEEP, settings)
+
+    def run(self, name: str) -> Run:
+        """The run of that name."""
+        return Run(self.folder / name)
+
+
+def check_outside(folder: Path, data: Iterable[Path]) -> None:
+    """ValueError if a folder to write to lies within one of the data folders."""
+    for root in data:
+        if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+            raise ValueError(
+                f"output folder {folder}: expected one outside the data folder {root}: pass --out"
+            )
 
 
 def versions() -> dict[str, str]:
@@ -183,8 +240,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default is None or action.default is False
-        return action.help if plain else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,17 +1,11 @@
-"""What the training loop is made of: parameter groups, learning-rate schedule, accuracy."""
+"""What the training loop is made of: parameter groups, learning-rate schedule, epochs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .data import Batch, Item, test_batches
 from .model import PromptedCLIP
-from .transforms import normalize
 
 WARMUP_LR = 1e-5
 
@@ -54,56 +48,3 @@ def default_epochs(method: str, shots: int, dataset: str = "") -> int:
             return 50
         return 50 if shots == 1 else 100 if shots <= 4 else 200
     return 60 if shots == 1 else 100
-
-
-class TestImages:
-    """Test pictures as batches (images (B, 3, R, R) uint8, labels (B,)), decoded once.
-
-    The batches are kept after the first pass if they fit in `max_bytes` (default 1 GiB: 7,000
-    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
-    """
-
-    def __init__(
-        self,
-        items: list[Item],
-        resolution: int,
-        batch_size: int = 100,
-        workers: int = 2,
-        max_bytes: int = 1024**3,
-    ):
-        if not items:
-            raise ValueError("expected test images, got none: give every class at least two images")
-        self.items, self.resolution = items, resolution
-        self.batch_size, self.workers = batch_size, workers
-        self.keep = len(items) * 3 * resolution**2 <= max_bytes
-        self._kept: list[Batch] = []
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._kept:
-            yield from self._kept
-            return
-        batches = []
-        for batch in test_batches(self.items, self.resolution, self.batch_size, self.workers):
-            if self.keep:
-                batches.append(batch)
-            yield batch
-        self._kept = batches
-
-
-@torch.no_grad()
-def accuracy(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], device) -> float:
-    """Top-1 accuracy in percent.
-
-    Args:
-        logits_of: preprocessed images (B, 3, R, R) → logits (B, C).
-        batches: of uint8 images and labels, from `TestImages` for instance.
-    """
-    correct = total = 0
-    for images, labels in batches:
-        logits = logits_of(normalize(images.to(device)))
-        correct += (logits.argmax(dim=-1).cpu() == labels).sum().item()
-        total += len(labels)
-    return 100 * correct / total

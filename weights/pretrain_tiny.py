@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from minidpt.checkpoint import read_state_dict  # noqa: E402
 from minidpt.clip import CLIP  # noqa: E402
 from minidpt.demo import BOOK_STYLE, THINGS, draw_scene  # noqa: E402
 from minidpt.tokenizer import SOT_TOKEN, tokenize  # noqa: E402
@@ -45,7 +46,8 @@ from minidpt.transforms import normalize, random_resized_crop_box, resized_crop 
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32
 WARMUP = 150  # steps
 NEGATIVES = 300  # names that each picture is told from, beside the batch's own
-CROP = (0.35, 1.0)  # share of a drawn scene that is seen
+CROP = (0.35, 1.0)  # share of a drawn scene that is seen,
+CLOSE_CROP = (0.2, 1.0)  # and of half of the pasted pictures: few-shot training crops like this
 SIZES = dict(
     embed_dim=128, resolution=RESOLUTION, vision_layers=4, vision_width=192, patch=8,
     context_length=77, vocab_size=49408, text_width=128, text_layers=3,
@@ -245,6 +247,14 @@ class Pairs(torch.utils.data.IterableDataset):
         """A picture, a caption, all names true of the picture, the one that the caption says."""
         if rng.random() < 0.4:
             return drawn_pair(rng)
+        image, *texts = self.pasted_pair(rng)
+        if rng.random() < 0.5:
+            box = random_resized_crop_box(*image.size, rng, CLOSE_CROP)
+            image = resized_crop(image, box, RESOLUTION)
+        return image, *texts
+
+    def pasted_pair(self, rng: random.Random):
+        """The same of one or two icons or pieces of clip art."""
         picture = rng.choice(self.pictures)
         ground = make_ground(rng)
         if rng.random() < 0.12:  # two things
@@ -402,7 +412,7 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
     started, average = time.monotonic(), None
     for step in range(first, args.steps):
         progress = max(0, step - WARMUP) / max(1, args.steps - WARMUP)
-        rate = 2e-3 * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = args.lr * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
         images, captions, truths, said = next(loader)
         negatives = rng.sample(names, NEGATIVES)
         bank = sorted(set(negatives).union(*truths).intersection(names))
@@ -473,6 +483,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain weights/tiny.pt.")
     parser.add_argument("--pictures", type=Path, required=True, help="folder for downloads")
     parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--init", type=Path, help="an earlier result to start from")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -485,6 +497,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     clip = CLIP(**SIZES).requires_grad_(True)
     initialise(clip)
+    if args.init:
+        clip.load_state_dict(read_state_dict(args.init))
     pretrain(clip.to(args.device), pictures, args)
     write_archive(clip, args.out)
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,169 @@
+"""Accuracy on a test set. What is the same for every model is computed once.
+
+A test picture's pixels, and the frozen CLIP's feature of it, do not depend on what was learned.
+Zero-shot and CoOp need only that feature; VPT, VLP and DPT need one pass with their prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .clip import CLIP
+from .data import Batch, Item, test_batches
+from .model import PromptedCLIP
+from .transforms import normalize
+
+
+class FeatureCache:
+    """Frozen features of test sets as files in a folder, for the next process.
+
+    The key of a file: CLIP's weights and activation, its precision and kind of device, the size it
+    takes, and each picture's path, size and time of last change. Files take at most `max_bytes`
+    (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used give way.
+    """
+
+    def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
+        self.folder, self.max_bytes = Path(folder), max_bytes
+
+    def file(self, clip: CLIP, items: list[Item]) -> Path:
+        """Where the features of these pictures belong."""
+        stats = [os.stat(item.path) for item in items]
+        key = {
+            "clip": [clip.fingerprint(), clip.quick_gelu, str(clip.dtype), clip.device.type],
+            "resolution": clip.visual.resolution,
+            "pictures": [
+                [os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns]
+                for item, stat in zip(items, stats, strict=True)
+            ],
+        }
+        return self.folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".npy")
+
+    def read(self, file: Path) -> Tensor | None:
+        """What was written there; None if nothing was, or not all of it."""
+        try:
+            features = torch.from_numpy(np.load(file, allow_pickle=False))
+            os.utime(file)  # used now
+        except (OSError, ValueError, EOFError):
+            return None
+        return features
+
+    def write(self, file: Path, features: Tensor) -> None:
+        """Keep features (N, E); older files make room, one that is too large is not kept."""
+        size = features.numel() * features.element_size()
+        if size > self.max_bytes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(self.folder.glob("*.npy"), key=os.path.getmtime, reverse=True)  # newest
+        for other in others:
+            size += other.stat().st_size
+            if size > self.max_bytes:
+                other.unlink()
+        unfinished = file.with_suffix(".part")
+        with unfinished.open("wb") as stream:
+            np.save(stream, features.cpu().numpy())
+        os.replace(unfinished, file)
+
+
+class TestBatch(NamedTuple):
+    """images (B, 3, R, R) preprocessed, or None if not asked for; labels (B,); frozen (B, E)."""
+
+    images: Tensor | None
+    labels: Tensor
+    frozen: Tensor
+
+
+class TestSet:
+    """Test pictures for one CLIP: decoded once, their frozen features computed once.
+
+    The pixels are kept after the first pass if they fit in `max_bytes` (default 1 GiB: 7,000
+    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
+    """
+
+    def __init__(
+        self,
+        items: list[Item],
+        clip: CLIP,
+        batch_size: int = 100,
+        workers: int = 2,
+        max_bytes: int = 1024**3,
+        cache: FeatureCache | None = None,
+    ):
+        if not items:
+            raise ValueError("expected test images, got none: give every class at least two images")
+        self.items, self.clip, self.cache = items, clip, cache
+        self.batch_size, self.workers = batch_size, workers
+        self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
+        self._kept: list[Batch] = []
+        self._features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def pixels(self) -> Iterator[Batch]:
+        """Batches of uint8 images and labels."""
+        if self._kept:
+            yield from self._kept
+            return
+        batches, resolution = [], self.clip.visual.resolution
+        for batch in test_batches(self.items, resolution, self.batch_size, self.workers):
+            if self.keep:
+                batches.append(batch)
+            yield batch
+        self._kept = batches
+
+    @torch.no_grad()
+    def features(self) -> Tensor:
+        """The frozen CLIP's normalised image features (N, E), on its device."""
+        if self._features is None:
+            device = self.clip.device
+            file = self.cache.file(self.clip, self.items) if self.cache else None
+            features = self.cache.read(file) if self.cache else None
+            if features is None:
+                parts = [self.clip.encode_image(normalize(images.to(device))).float()
+                         for images, _ in self.pixels()]  # fmt: skip
+                features = F.normalize(torch.cat(parts), dim=-1)
+                if self.cache:
+                    self.cache.write(file, features)
+            self._features = features.to(device)
+        return self._features
+
+    def batches(self, images: bool) -> Iterator[TestBatch]:
+        """All pictures in order, with or without `images`, on CLIP's device."""
+        frozen = self.features().split(self.batch_size)
+        if images:
+            for (pixels, labels), features in zip(self.pixels(), frozen, strict=True):
+                preprocessed = normalize(pixels.to(features.device))
+                yield TestBatch(preprocessed, labels.to(features.device), features)
+        else:
+            labels = torch.tensor([item.label for item in self.items], device=frozen[0].device)
+            for own, features in zip(labels.split(self.batch_size), frozen, strict=True):
+                yield TestBatch(None, own, features)
+
+
+@torch.no_grad()
+def accuracy(model: PromptedCLIP, test: TestSet) -> float:
+    """Top-1 accuracy of a model, in percent."""
+    correct = 0
+    for images, labels, frozen in test.batches(images=model.config.learns_image):
+        correct += (model(images, frozen).logits.argmax(dim=-1) == labels).sum()
+    return 100 * int(correct) / len(test)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:
+    """Top-1 accuracy of the frozen CLIP with the model's template, in percent."""
+    correct = 0
+    for _, labels, frozen in test.batches(images=False):
+        logits = model.scaled_cosines(frozen, model.template_features)
+        correct += (logits.argmax(dim=-1) == labels).sum()
+    return 100 * int(correct) / len(test)

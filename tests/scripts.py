@@ -1,0 +1,85 @@
+"""Calls train.py and eval.py as a user does, in this process or in one of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from tiny_models import WIDE, clip_state
+
+from minidpt import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = [  # a run of a second that learns something
+    *("--shots", "3", "--epochs", "6", "--batch-size", "5", "--warmup-epochs", "1"),
+    *("--guidance-epochs", "2", "--n-ctx", "3", "--n-visual", "2", "--top-k", "3"),
+]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def save_clip(path: Path, sizes=WIDE, seed: int = 0) -> Path:
+    torch.save({name: value.half() for name, value in clip_state(sizes, seed).items()}, path)
+    return path
+
+
+def environment() -> dict[str, str]:
+    """One thread, as in these tests: the order of sums, and so the last bit, depends on it."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+def process(cwd: Path, script: str, *arguments: object) -> Result:
+    """A script run by Python, from another folder than its own."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, encoding="utf-8", timeout=300
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name[:-3]}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS = {name: load_script(name) for name in ("train.py", "eval.py")}
+
+
+def inside(script: str, *arguments: object) -> Result:
+    """The same in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with pytest.raises(SystemExit) as ended:
+                runs.run_command(SCRIPTS[script].main)
+    return Result(ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def summary(run: str | Path) -> dict:
+    return json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
+
+
+def assert_one_line(result: Result, script: str, *words: str) -> None:
+    """A user's mistake: one line that says all these words, exit status 2, nothing else."""
+    assert result.status == 2, result
+    assert result.err.startswith(f"{script}: error: "), result.err
+    assert result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    for word in words:
+        assert word in result.err, result.err

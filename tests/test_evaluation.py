@@ -1,0 +1,191 @@
+"""Accuracy, test sets whose pixels and frozen features are kept, and the cache of features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import draw
+from PIL import Image
+from tiny_models import WIDE, clip_state
+from torch.nn import functional as F
+
+import minidpt
+from minidpt import data, evaluation
+from minidpt.transforms import Preprocess
+
+CLASSNAMES = ["ox", "owl", "gnu"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> minidpt.CLIP:
+    return minidpt.build_clip(clip_state(WIDE))
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[data.Item]:
+    colours = [(10 * n, 200 - 30 * n, 99) for n in range(7)]
+    paths = [draw(tmp_path / f"{n}.png", color=colour) for n, colour in enumerate(colours)]
+    return [data.Item(str(path), n % 3, CLASSNAMES[n % 3]) for n, path in enumerate(paths)]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The paths of pictures in the order in which they are decoded."""
+    paths, open_image = [], data.open_image
+
+    def counting(path: str) -> Image.Image:
+        paths.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr(data, "open_image", counting)
+    return paths
+
+
+def build(clip: minidpt.CLIP, method: str) -> minidpt.PromptedCLIP:
+    torch.manual_seed(0)
+    config = minidpt.PromptConfig(method=method, n_ctx=3, n_visual=2, top_k=2)
+    return minidpt.build_model(clip, CLASSNAMES, "a {}.", config).eval()
+
+
+def assert_same(first: list[data.Batch], second: list[data.Batch]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@torch.no_grad()
+def naive_logits(model: minidpt.PromptedCLIP, items: list[data.Item]) -> torch.Tensor:
+    """Picture by picture, nothing shared."""
+    preprocess = Preprocess(model.clip.visual.resolution)
+    images = [preprocess(Image.open(item.path).convert("RGB")) for item in items]
+    return torch.cat([model(image[None]).logits for image in images])
+
+
+@pytest.mark.parametrize("method", minidpt.METHODS)
+def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
+    model = build(clip, method)
+    labels = naive_logits(model, items).argmax(dim=-1)
+    right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
+    wrong = [item._replace(label=(int(label) + 1) % 3) for item, label in zip(items, labels)]
+    mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
+    for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
+        test = evaluation.TestSet(own, clip, batch_size=3, workers=0)
+        assert evaluation.accuracy(model, test) == pytest.approx(expected)
+
+
+def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
+    model = build(clip, "dpt")
+    labels = naive_logits(build(clip, "zeroshot"), items).argmax(dim=-1)
+    right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
+    assert evaluation.zero_shot_accuracy(model, evaluation.TestSet(right, clip)) == 100.0
+
+
+def test_frozen_features_are_those_of_the_pictures(clip, items):
+    preprocess = Preprocess(clip.visual.resolution)
+    images = torch.stack([preprocess(Image.open(item.path).convert("RGB")) for item in items])
+    with torch.no_grad():
+        expected = F.normalize(clip.encode_image(images), dim=-1)
+    features = evaluation.TestSet(items, clip, batch_size=2).features()
+    torch.testing.assert_close(features, expected)
+    assert not features.requires_grad
+
+
+@pytest.mark.parametrize("method", minidpt.METHODS)
+def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
+    model = build(clip, method)
+    test = evaluation.TestSet(items, clip, batch_size=4)
+    for images, _, frozen in test.batches(images=True):
+        expected, output = model(images), model(images, frozen)
+        for ours, theirs in zip(output, expected, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs)
+
+
+def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
+    test = evaluation.TestSet(items, clip, batch_size=3, workers=0)
+    for method in ("dpt", "coop"):
+        evaluation.zero_shot_accuracy(build(clip, method), test)
+        evaluation.accuracy(build(clip, method), test)
+    assert decoded == [item.path for item in items]
+    first, second = list(test.pixels()), list(test.pixels())
+    assert len(test) == 7 and [len(part.labels) for part in first] == [3, 3, 1]
+    assert_same(first, second)
+    assert torch.cat([part.labels for part in second]).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert all(part.images.dtype == torch.uint8 for part in second)
+
+
+@pytest.mark.parametrize(("spare", "times"), [(0, 1), (-1, 2)])
+def test_test_images_that_take_too_much_memory_are_decoded_again(
+    clip, items, decoded, spare, times
+):
+    size = 7 * 3 * clip.visual.resolution**2
+    test = evaluation.TestSet(items, clip, batch_size=3, max_bytes=size + spare)
+    assert_same(list(test.pixels()), list(test.pixels()))
+    assert len(decoded) == 7 * times
+
+
+def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
+    test = evaluation.TestSet(items, clip, batch_size=3, workers=0)
+    next(iter(test.pixels()))
+    assert sum(len(part.labels) for part in test.pixels()) == 7
+
+
+# The cache of features
+
+
+def cached(folder: Path, items, clip, **settings) -> torch.Tensor:
+    cache = evaluation.FeatureCache(folder, **settings)
+    return evaluation.TestSet(items, clip, workers=0, cache=cache).features()
+
+
+def test_another_process_reads_features_instead_of_pictures(tmp_path, clip, items, decoded):
+    first = cached(tmp_path / "features", items, clip)
+    del decoded[:]
+    assert torch.equal(cached(tmp_path / "features", items, clip), first)
+    assert decoded == []
+
+
+def test_changed_pictures_or_weights_or_precision_are_other_features(
+    tmp_path, clip, items, decoded
+):
+    folder = tmp_path / "features"
+    cached(folder, items, clip)
+    others = [minidpt.build_clip(clip_state(WIDE, seed=1)),
+              minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16),
+              minidpt.build_clip(clip_state(WIDE), quick_gelu=False)]  # fmt: skip
+    for other in others:
+        expected = evaluation.TestSet(items, other, workers=0).features()
+        assert torch.equal(cached(folder, items, other), expected)
+    Image.new("RGB", (30, 30), (250, 0, 0)).save(items[0].path)
+    assert torch.equal(
+        cached(folder, items, clip), evaluation.TestSet(items, clip, workers=0).features()
+    )
+    assert len(list(folder.iterdir())) == 5
+
+
+def test_damaged_features_are_computed_again(tmp_path, clip, items):
+    folder = tmp_path / "features"
+    first = cached(folder, items, clip)
+    (file,) = folder.iterdir()
+    for content in (b"", file.read_bytes()[:200]):
+        file.write_bytes(content)
+        assert torch.equal(cached(folder, items, clip), first)
+
+
+def test_the_least_recently_used_features_make_room(tmp_path, clip, items):
+    folder, size = tmp_path / "features", 3 * clip.visual.proj.shape[1] * 4
+    parts = [items[:3], items[1:4], items[2:5]]
+    files = [evaluation.FeatureCache(folder).file(clip, part) for part in parts]
+    cached(folder, parts[0], clip)
+    cached(folder, parts[1], clip)
+    os.utime(files[0], (1, 1))
+    os.utime(files[1], (2, 2))
+    cached(folder, parts[0], clip)  # used again
+    room = 2 * size + 300  # files are a little larger than their numbers
+    cached(folder, parts[2], clip, max_bytes=room)
+    assert sorted(folder.iterdir()) == sorted([files[0], files[2]])
+    cached(folder, items, clip, max_bytes=size)
+    assert not evaluation.FeatureCache(folder).file(clip, items).exists()  # too large

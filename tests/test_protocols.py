@@ -1,0 +1,299 @@
+"""Sweeps, base-to-new, tests on other data, tables: the protocols of few-shot research."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import pytest
+import torch
+from image_folders import draw_classes
+from miniatures import draw_miniature
+from scripts import SHORT, Result, assert_one_line, inside, save_clip, summary
+
+import minidpt
+from minidpt import data, datasets, results
+from minidpt.layouts import LAYOUTS
+
+NAMES = [layout.name for layout in LAYOUTS]
+TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip") / "little.pt")
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("guide")
+    for name in NAMES:
+        draw_miniature(root, name)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def succeed(script: str, *arguments: object) -> Result:
+    result = inside(script, *arguments)
+    assert (result.status, result.err) == (0, "")
+    return result
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder: str | Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*.*")}
+
+
+def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guide, clip):
+    before = files(guide)
+    result = succeed(
+        "train.py", "--data", guide, "--dataset", *TRAINED, "--model", clip, "--out", "sweep",
+        *SHORT, "--shots", 2, "--epochs", 1,
+    )  # fmt: skip
+    for name in TRAINED:
+        dataset = datasets.open_dataset(guide, name)
+        content = summary(f"sweep/{name}-dpt-2shots-seed1")
+        assert content["dataset"] == name and content["classes"] == len(dataset.classnames)
+        assert content["train_images"] == 2 * content["classes"]
+        assert content["test_images"] == len(dataset.test)
+        config = json.loads(Path(f"sweep/{name}-dpt-2shots-seed1/config.json").read_text())
+        assert config["template"] == dataset.template
+    assert "Mean of 11 data sets" in result.out and "Published means" in result.out
+    assert Path("sweep/table.md").read_text(encoding="utf-8") in result.out
+
+    run = "sweep/ImageNet-dpt-2shots-seed1"
+    result = succeed("eval.py", "--run", run, "--data", guide, "--dataset", *TEST_ONLY, "EuroSAT")
+    for name in (*TEST_ONLY, "EuroSAT"):
+        assert f"{run} on {name}: dpt accuracy" in result.out
+    table = succeed("eval.py", "--table", "sweep").out
+    assert "Trained on one, tested on another" in table
+    tested = [row["tested"] for row in read_csv("sweep/table.csv") if row["dataset"] == "ImageNet"]
+    assert sorted(tested) == sorted(["ImageNet", *TEST_ONLY, "EuroSAT"])
+    assert files(guide) == before
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    return draw_classes(folder, {"ox": 10, "gnu": 10, "owl": 10, "red fox": 10, "yak": 10})
+
+
+@pytest.fixture(scope="module")
+def sweep(pictures, clip, tmp_path_factory) -> tuple[Path, list, Result]:
+    """Seven runs and their command. Only read them."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    command = ["--data", pictures, "--model", clip, *SHORT, "--epochs", 2,
+               "--method", "zeroshot", "coop", "dpt", "--shots", 1, 3, "--seed", 0, 2]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        return folder, command, succeed("train.py", *command, "--out", folder)
+
+
+def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
+    folder, _, result = sweep
+    names = {f"pictures0-{method}-{shots}shots-seed{seed}"
+             for method in ("coop", "dpt") for shots in (1, 3) for seed in (0, 2)}  # fmt: skip
+    found = {path.parent.name.replace(path.parent.name.split("-")[0], "pictures0", 1)
+             for path in folder.glob("*/summary.json")}  # fmt: skip
+    assert found == names | {"pictures0-zeroshot"}
+    assert "9 runs in" in result.out and "0 of them finished" in result.out
+    assert (folder / "table.md").read_text(encoding="utf-8") in result.out
+
+
+def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, pictures, clip):
+    (run,) = sweep[0].glob("*-dpt-3shots-seed2")
+    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 2, "--shots", 3,
+            "--seed", 2, "--out", "alone")  # fmt: skip
+    for name in ("accuracy", "zero_shot_accuracy", "train_images", "tests"):
+        assert summary("alone")[name] == summary(run)[name]
+    ours, theirs = (
+        torch.load(Path(folder) / "model.pt", weights_only=True)["learned"]
+        for folder in ("alone", run)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
+    folder, _, _ = sweep
+    table = {(row["method"], row["shots"]): row for row in read_csv(folder / "table.csv")}
+    assert set(table) == {("zeroshot", "0"), *((m, s) for m in ("coop", "dpt") for s in "13")}
+    for method in ("coop", "dpt"):
+        for shots in "13":
+            runs = [summary(path) for path in folder.glob(f"*-{method}-{shots}shots-seed*")]
+            accuracies = [run["accuracy"] for run in runs]
+            row = table[method, shots]
+            assert (row["seeds"], len(runs)) == ("2", 2)
+            assert float(row["accuracy"]) == pytest.approx(fmean(accuracies))
+            assert float(row["std"]) == pytest.approx(pstdev(accuracies))
+            assert float(row["zero_shot_accuracy"]) == runs[0]["zero_shot_accuracy"]
+            shown = f"{fmean(accuracies):.1f} ± {pstdev(accuracies):.1f}"
+            lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+            assert any(line.startswith(f"| {method}") and shown in line for line in lines)
+
+
+def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, pictures):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    finished = sorted(path.parent for path in Path("again").glob("*/summary.json"))
+    stopped, never_begun = finished[2], finished[5]
+    (stopped / "summary.json").unlink()
+    shutil.rmtree(never_begun)
+    kept = [path for path in finished if path not in (stopped, never_begun)]
+    before = {path: files(path) for path in kept}
+    (stopped / "metrics.jsonl").write_text("of the stopped run")
+    result = succeed("train.py", *command, "--out", "again")
+    assert "9 runs in again, 7 of them finished" in result.out
+    assert {path: files(path) for path in kept} == before
+    for path in (stopped, never_begun):
+        assert summary(path)["accuracy"] == summary(folder / path.name)["accuracy"]
+    assert (stopped / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 2
+    assert Path("again/table.csv").read_text() == (folder / "table.csv").read_text()
+
+    before = files("again")
+    result = succeed("train.py", *command, "--out", "again")
+    assert "9 of them finished" in result.out and "CLIP" not in result.out.split("finished")[0]
+    changed = {path for path, time in files("again").items() if before.get(path) != time}
+    assert changed == {"again/table.md", "again/table.csv"}
+
+
+def test_a_sweep_can_grow(sweep, pictures, clip):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    more = [*command[: command.index("--seed")], "--seed", 0, 2, 5]
+    assert "13 runs in again, 9 of them finished" in succeed(
+        "train.py", *more, "--out", "again").out  # fmt: skip
+    rows = read_csv("again/table.csv")
+    assert {row["seeds"] for row in rows if row["method"] != "zeroshot"} == {"3"}
+
+
+def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    before = files("again")
+    result = inside("train.py", *command, "--epochs", 3, "--out", "again")
+    assert_one_line(result, "train.py", "epochs 3", "with 2", "--out")
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    assert_one_line(inside("train.py", *command, "--out", "mine"), "train.py", "mine", "--out")
+    assert files("again") == before and len(files("mine")) == 1
+
+
+def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
+    decoded, open_image = [], data.open_image
+    monkeypatch.setattr(data, "open_image", lambda path: decoded.append(path) or open_image(path))
+    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
+               "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
+    succeed("train.py", *command)
+    assert len(decoded) == len(set(decoded))
+    assert len(list(Path("sweep/features").iterdir())) == 1
+    del decoded[:]
+    shutil.rmtree(next(Path("sweep").glob("*-coop-3shots-seed1")))
+    succeed("train.py", *command)
+    assert len(decoded) == 5 * 3  # the shots of that run; its test needs the kept features only
+
+
+def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
+    result = succeed(
+        "train.py", "--data", pictures, "--model", clip, *SHORT, "--classes", "base",
+        "--method", "zeroshot", "dpt", "--seed", 1, 2, "--out", "sweep",
+    )  # fmt: skip
+    (run,) = Path("sweep").glob("*-dpt-3shots-seed1-base")
+    content = summary(run)
+    assert content["classes"] == 3 and content["train_images"] == 9
+    base, new = content["tests"].values()
+    assert (base["test_images"], new["test_images"]) == (9, 6)
+    assert [name.split(", ")[1] for name in content["tests"]] == ["base classes", "new classes"]
+    mean = 2 * base["accuracy"] * new["accuracy"] / ((base["accuracy"] + new["accuracy"]) or 1)
+    assert f"harmonic mean {mean:.2f} %" in result.out
+    assert "Base to new" in (Path("sweep") / "table.md").read_text(encoding="utf-8")
+    rows = read_csv("sweep/table.csv")
+    both = [row for row in rows if "harmonic mean" in row["tested"] and row["method"] == "dpt"]
+    parts = [row for row in rows if row["method"] == "dpt" and row not in both]
+    first, second = (float(row["accuracy"]) for row in parts)
+    assert float(both[0]["accuracy"]) == pytest.approx(results.harmonic_mean(first, second))
+
+    again = succeed("eval.py", "--run", run, "--classes", "new").out  # the same once more
+    assert (
+        f"dpt accuracy {new['accuracy']:.2f} %, zero-shot {new['zero_shot_accuracy']:.2f} %"
+        in again
+    )
+    again = succeed("eval.py", "--run", run).out
+    assert f"dpt accuracy {base['accuracy']:.2f} %" in again
+
+
+@pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])
+def test_learned_prompts_serve_other_classes(clip, method):
+    loaded, _ = minidpt.load(clip)
+    torch.manual_seed(0)
+    config = minidpt.PromptConfig(method=method, n_ctx=3, n_visual=2, top_k=4)
+    model = minidpt.build_model(loaded, ["ox", "owl", "gnu"], "a {}.", config)
+    other = model.for_classes(["red fox", "yak", "cat", "ant"], "{} texture.")
+    assert (other.classnames[1], other.template, other.clip) == ("yak", "{} texture.", loaded)
+    assert model.classnames == ["ox", "owl", "gnu"] and not other.training
+    images = torch.randn(2, 3, loaded.visual.resolution, loaded.visual.resolution)
+    assert other(images).logits.shape == (2, 4)
+    ours, theirs = other.learned(), model.learned()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if not name.endswith("classifier.weight"):
+            assert torch.equal(value, theirs[name]) and value is not theirs[name]
+    # the classifier is not used: other numbers in it change nothing
+    before = other(images).logits
+    with torch.no_grad():
+        for layer in other.class_aware:
+            layer.classifier.weight.fill_(7)
+    assert torch.equal(other(images).logits, before)
+    # the same classes in another order: the same logits in that order
+    config = minidpt.PromptConfig(method=method, n_ctx=3, n_visual=2, top_k=2)
+    model = minidpt.build_model(loaded, ["ox", "owl", "gnu"], "a {}.", config).eval()
+    turned = model.for_classes(["gnu", "ox", "owl"])
+    torch.testing.assert_close(turned(images).logits, model(images).logits[:, [2, 0, 1]])
+
+
+def test_contexts_of_classes_cannot_serve_others(clip):
+    config = minidpt.PromptConfig(method="coop", n_ctx=3, csc=True)
+    model = minidpt.build_model(minidpt.load(clip)[0], ["ox", "owl"], "a {}.", config)
+    with pytest.raises(ValueError, match="csc"):
+        model.for_classes(["ox", "gnu"])
+    same = model.for_classes(["ox", "owl"])
+    assert torch.equal(same.text_prompts.ctx, model.text_prompts.ctx)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("train.py", ["--dataset", "Caltech102"], ["Caltech102", "Caltech101"]),
+        ("train.py", ["--classes", "old"], ["old", "base"]),
+        ("train.py", ["--classes", "base", "--csc"], ["--csc"]),
+        ("train.py", ["--shots", "1", "0"], ["--shots", "at least 1"]),
+        ("train.py", ["--seed", "1", "-1"], ["--seed", "at least 0"]),
+        ("train.py", ["--classnames", "none.txt"], ["none.txt"]),
+        ("eval.py", ["--table", "empty"], ["empty", "finished runs"]),
+        ("eval.py", ["--table", "empty", "--run", "x"], ["--run", "--table"]),
+        ("eval.py", [], ["--run", "--table"]),
+    ],
+)
+def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
+    Path("empty").mkdir()
+    given = ["--data", pictures, "--model", clip, "--out", "run"] if script == "train.py" else []
+    assert_one_line(inside(script, *given, *options), script, *words)
+    assert not Path("run").exists()
+
+
+def test_a_damaged_result_is_named(sweep):
+    shutil.copytree(sweep[0], "again")
+    path = next(Path("again").glob("*/summary.json"))
+    path.write_text("{}")
+    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path))
