@@ -82,6 +82,9 @@ def parse_arguments():
     add("--out", metavar="DIR", help="new run folder, or folder of a sweep; without it in runs/")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
+    add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
+        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase")
@@ -101,8 +104,8 @@ def parse_arguments():
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
     # fmt: on
     args = parser.parse_args()
-    least = dict(shots=1, seed=0, batch_size=1, epochs=0, workers=0, guidance_epochs=0,
-                 warmup_epochs=0, visual_lr=0, text_lr=0)  # fmt: skip
+    least = dict(shots=1, seed=0, batch_size=1, epochs=0, workers=0, class_chunk=0,
+                 guidance_epochs=0, warmup_epochs=0, visual_lr=0, text_lr=0)  # fmt: skip
     for name, bound in least.items():
         given = getattr(args, name)
         for value in given if isinstance(given, list) else [given]:
@@ -237,6 +240,9 @@ def train(
     # The prompts to learn.
     torch.manual_seed(args.seed)
     model = build_model(clip, drawn.classnames, args.template, PromptConfig(**args.prompts))
+    if args.class_chunk is not None:
+        model.class_chunk = args.class_chunk or None
+    forward = torch.compile(model) if args.compile else model
     groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
     print(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
@@ -272,7 +278,7 @@ def train(
             ):  # fmt: skip
                 images = normalize(images.to(device, non_blocking=True))
                 labels = labels.to(device, non_blocking=True)
-                output = model(images)
+                output = forward(images)
                 loss = model.loss(output, labels, guidance=epoch < args.guidance_epochs)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()

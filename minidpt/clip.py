@@ -16,9 +16,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import MultiheadAttention, attention
-from .packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends
+from .packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends, split
 
 HEAD_WIDTH = 64  # of every published CLIP ViT, image and text side
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
@@ -233,8 +234,22 @@ class CLIP(nn.Module):
         positions = self.positional_embedding[layout.positions]
         return self.token_embedding(layout.tokens) + positions
 
-    def encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
-        """Embedded packed prompts (S, W) → text features (n, E), not normalised."""
+    def encode_prompts(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
+        """Embedded packed prompts (S, W) → text features (n, E), not normalised.
+
+        With `chunk`, that many prompts are encoded at a time. What a chunk needs for gradients is
+        not kept but computed again when its turn comes in the backward pass: equal gradients in
+        the memory of one chunk, for half as much time again.
+        """
+        if chunk is None or chunk >= len(layout.ends):
+            return self._encode_prompts(x, layout)
+        features = [
+            checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
+            for rows, piece in split(layout, chunk)
+        ]
+        return torch.cat(features)[layout.places]
+
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
         *blocks, last = self.transformer.resblocks
         x = x.to(self.dtype)
         for block in blocks:

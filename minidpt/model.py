@@ -33,6 +33,7 @@ from .transforms import Preprocess, open_image
 
 FORMAT = "minidpt 1"  # of saved models
 PREDICT_BATCH = 100
+TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
 
 
@@ -158,6 +159,7 @@ class PromptedCLIP(nn.Module):
                 self.visual_prompts = VisualPrompts(prompted, config.n_visual, width)
             for _ in range(self.first_class_aware, layers + 1):
                 self.class_aware.append(ClassAwarePrompts(embed_dim, width, len(classnames)))
+        self.class_chunk = self._class_chunk()  # classes encoded at a time in training; None: all
         self.register_buffer("template_features", self._template_features(), persistent=False)
         self.to(clip.device)
 
@@ -167,6 +169,20 @@ class PromptedCLIP(nn.Module):
         texts = [self.template.replace("{}", name.replace("_", " ")) for name in self.classnames]
         tokens = tokenize(texts, self.clip.context_length).to(self.clip.device)
         return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def _class_chunk(self) -> int | None:
+        """How many classes keep TEXT_MEMORY: None if all do.
+
+        A token keeps about 10 numbers for each of a layer's width: what enters the two norms,
+        queries, keys, values, and the inner layer of the MLP.
+        """
+        if self.text_prompts is None:
+            return None
+        layout, blocks = self.text_prompts.layout, self.clip.transformer.resblocks
+        itemsize = torch.finfo(self.clip.dtype).bits // 8
+        numbers = 10 * self.clip.positional_embedding.shape[1] * len(blocks)
+        share = TEXT_MEMORY / (len(layout.tokens) * numbers * itemsize)
+        return None if share >= 1 else max(1, int(share * len(self.classnames)))
 
     def text_features(self) -> Tensor:
         """Features (C, E) of all classes in fp32: learned and not normalised, or the template's.
@@ -186,7 +202,8 @@ class PromptedCLIP(nn.Module):
         return self._cached_text[1]
 
     def _encode_text(self) -> Tensor:
-        return self.clip.encode_prompts(self.text_prompts(), self.text_prompts.layout).float()
+        rows, layout = self.text_prompts(), self.text_prompts.layout
+        return self.clip.encode_prompts(rows, layout, self.class_chunk).float()
 
     def forward(self, images: Tensor | None, frozen: Tensor | None = None) -> ModelOutput:
         """Logits of preprocessed images (B, 3, R, R).

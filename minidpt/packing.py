@@ -77,6 +77,30 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
+def split(layout: PackedPrompts, size: int) -> list[tuple[Tensor, PackedPrompts]]:
+    """The layout in pieces of at most `size` prompts, each behind a copy of the shared prefix.
+
+    Returns the rows (S',) and the layout of each piece, whose prompts are in packed order.
+    """
+    lengths = [length for count, length in layout.buckets for _ in range(count)]
+    device, pieces, start = layout.tokens.device, [], layout.prefix
+    for first in range(0, len(lengths), size):
+        own = lengths[first : first + size]
+        stop = start + sum(own)
+        rows = torch.cat([torch.arange(layout.prefix), torch.arange(start, stop)]).to(device)
+        piece = PackedPrompts(
+            prefix=layout.prefix,
+            buckets=tuple((count, length) for length, count in Counter(own).items()),
+            tokens=layout.tokens[rows],
+            positions=layout.positions[rows],
+            ends=layout.ends[first : first + size] - (start - layout.prefix),
+            places=torch.arange(len(own), device=device),
+        )
+        pieces.append((rows, piece))
+        start = stop
+    return pieces
+
+
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt; q, k, v and the result are (H, S, d)."""
     prefix_q, prefix_k, prefix_v = (x[:, : layout.prefix] for x in (q, k, v))

@@ -21,7 +21,8 @@ from .clip import CLIP
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP = "sweep.json"
-NOT_COMPARED = ("out", "workers", "versions")  # settings that do not change a run's result
+# Settings that change no more than the last digits of a result.
+NOT_COMPARED = ("out", "workers", "versions", "class_chunk", "compile")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

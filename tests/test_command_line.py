@@ -331,12 +331,12 @@ def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(place, mon
     arguments = ("--model", place.clip, "--shots", 2, "--method", "zeroshot")
     first = inside("train.py", *arguments)
     assert (first.status, first.err) == (0, "")
-    drawn = listing(Path("runs/demo-v1"))
+    drawn = listing(Path("runs/demo-v2"))
     assert inside("train.py", *arguments).status == 0
-    assert listing(Path("runs/demo-v1")) == drawn
+    assert listing(Path("runs/demo-v2")) == drawn
     names = {path.name for path in Path("runs").iterdir()}
-    assert names == {"demo-v1", "demo-v1-zeroshot", "demo-v1-zeroshot-2"}
-    content = summary("runs/demo-v1-zeroshot-2")
+    assert names == {"demo-v2", "demo-v2-zeroshot", "demo-v2-zeroshot-2"}
+    content = summary("runs/demo-v2-zeroshot-2")
     assert (content["classes"], content["train_images"], content["test_images"]) == (12, 0, 36)
 
 

@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import minidpt
 from minidpt import datasets, demo
 from minidpt.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
 
@@ -85,8 +87,8 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
     folder = demo.draw_demo(tmp_path / "not yet" / "there")
-    assert folder == tmp_path / "not yet" / "there" / "demo-v1"
-    assert [path.name for path in folder.parent.iterdir()] == ["demo-v1"]  # nothing left beside it
+    assert folder == tmp_path / "not yet" / "there" / "demo-v2"
+    assert [path.name for path in folder.parent.iterdir()] == ["demo-v2"]  # nothing left beside it
     listed = Counter(tuple(Path(name).parts[:2]) for name in contents(folder))
     expected = {("train", name): 2 for name in CLASSES} | {("test", name): 3 for name in CLASSES}
     assert listed == expected
@@ -129,3 +131,19 @@ def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_p
             demo.draw_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(contents(demo.draw_demo(tmp_path))) == 60
+
+
+def test_the_small_clip_in_the_project_is_an_openai_archive_that_knows_plain_scenes():
+    file = Path(__file__).parents[1] / "weights" / "tiny.pt"
+    assert file.stat().st_size <= 20_000_000
+    state = minidpt.checkpoint.read_state_dict(file)
+    assert {value.dtype for value in state.values() if value.ndim == 2} == {torch.float16}
+
+    clip, preprocess = minidpt.load("tiny")
+    assert clip.name == "tiny" and len(clip.visual.transformer.resblocks) >= 4
+    rng, texts = random.Random(0), [f"a photo of a {name}." for name in CLASSES]
+    images = [preprocess(draw_scene(name, rng, BOOK_STYLE)) for name in CLASSES for _ in range(10)]
+    with torch.no_grad():
+        logits, _ = clip(torch.stack(images), minidpt.tokenize(texts))
+    labels = torch.arange(len(CLASSES)).repeat_interleave(10)
+    assert (logits.argmax(dim=-1) == labels).float().mean() >= 0.7

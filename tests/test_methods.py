@@ -222,6 +222,32 @@ def test_both_sides_together_agree_with_the_reference(method, csc, position):
     check({**config, "top_k": 20, "class_aware_from": 1} if method == "dpt" else config)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("csc", [False, True])
+def test_classes_in_chunks_agree_with_the_reference(csc, chunk):
+    pair = Pair({**OF_METHOD["dpt"], "csc": csc})
+    pair.model.class_chunk = chunk
+    pair.assert_agree(pair.images(), labels_for(pair, 4))
+
+
+def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monkeypatch):
+    config = OF_METHOD["vlp"]
+    clip = minidpt.build_clip(clip_state(WIDE))
+    names = [f"ox {n}" for n in range(200)]
+
+    def chunk(memory: int, dtype: torch.dtype = torch.float32) -> int | None:
+        monkeypatch.setattr(minidpt.model, "TEXT_MEMORY", memory)
+        options = minidpt.PromptConfig(**config)
+        return minidpt.build_model(clip.cast(dtype), names, TEMPLATE, options).class_chunk
+
+    assert chunk(10**9) is None
+    small, large = chunk(1_000_000), chunk(2_000_000)
+    assert 1 < small < large < 200 and large == pytest.approx(2 * small, abs=1)
+    assert chunk(1) == 1
+    half = chunk(1_000_000, torch.bfloat16)
+    assert half == pytest.approx(2 * small, abs=1)
+
+
 def test_the_defaults_agree_with_the_reference():
     check({"method": "dpt"}, DEEP)
 

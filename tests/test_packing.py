@@ -12,7 +12,13 @@ from tiny_models import WIDE, clip_state, double
 from torch import Tensor
 
 import minidpt
-from minidpt.packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends
+from minidpt.packing import (
+    PackedPrompts,
+    pack,
+    packed_attention,
+    packed_attention_of_ends,
+    split,
+)
 
 SOT, EOT = 1, 9
 HAND_MADE = [[SOT, 2, 3, EOT], [SOT, 2, EOT], [SOT, 2, 4, 5, 3, EOT], [SOT, 2, 5, EOT]]
@@ -127,6 +133,19 @@ def test_packed_attention_is_causal_attention_within_each_prompt(prompts):
         torch.testing.assert_close(result[:, rows], alone, rtol=0, atol=1e-13)
         end = ends[:, layout.places[index]]
         torch.testing.assert_close(end, alone[:, -1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
+    prompts = [[1, 2, 3, 9], [1, 2, 9], [1, 2, 4, 5, 3, 9], [1, 2, 5, 9], [1, 2, 6, 9]]
+    layout, found = pack(prompts), []
+    for rows, piece in split(layout, size):
+        assert piece.prefix == layout.prefix == 2
+        assert len(piece.ends) == sum(count for count, _ in piece.buckets) <= size
+        assert torch.equal(piece.tokens, layout.tokens[rows])
+        assert torch.equal(piece.positions, layout.positions[rows])
+        found += [piece.tokens[rows_of(piece, i)].tolist() for i in range(len(piece.ends))]
+    assert [found[place] for place in layout.places.tolist()] == prompts
 
 
 TEXTS = ["a photo of an ox.", "a photo of a red fox.", "owl", "", "a photo of a gnu.", "owl"]

@@ -66,3 +66,47 @@ def test_the_learning_rate_warms_up_then_falls_and_never_reaches_zero(warmup):
     assert rates[warmup] == 0.01 == max(rates)
     falling = rates[warmup:]
     assert falling == sorted(falling, reverse=True) and falling[-1] > 1e-5
+
+
+@pytest.mark.parametrize("method", ["coop", "dpt"])
+def test_chunks_of_classes_save_memory(method):
+    """What the forward pass keeps for the backward pass, all tensors together."""
+    clip = minidpt.build_clip(clip_state(WIDE))
+    names = [f"ox {n}" for n in range(100)]
+    config = minidpt.PromptConfig(method=method, n_ctx=3, n_visual=2, top_k=3)
+    model = minidpt.build_model(clip, names, "a {}.", config).train()
+    images = random_images(WIDE, 2)
+
+    def kept(chunk: int | None) -> int:
+        model.class_chunk, storages = chunk, {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = model(images)
+        del output
+        return sum(storages.values())
+
+    weights = sum(p.untyped_storage().nbytes() for p in clip.parameters())
+    everything, chunked = kept(None) - weights, kept(10) - weights
+    assert chunked < everything / 2, (chunked, everything)
+
+
+def test_a_compiled_model_computes_the_same():
+    """As `--compile` does, with a backend that needs no C++ compiler."""
+    torch.manual_seed(0)
+    clip = minidpt.build_clip(clip_state(WIDE))
+    config = minidpt.PromptConfig(n_ctx=3, n_visual=2, top_k=3)
+    model = minidpt.build_model(clip, ["ox", "owl", "gnu", "red fox"], "a {}.", config).train()
+    images, labels = random_images(WIDE, 3), torch.arange(3)
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        output = forward(images)
+        model.loss(output, labels, guidance=True).backward()
+        gradients = {name: value.grad.clone() for name, value in model.learned().items()}
+        results.append((output.logits.detach(), gradients))
+    torch.testing.assert_close(results[0], results[1])
