@@ -84,7 +84,8 @@ def parse_arguments():
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
     add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
         "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; for long runs")
+    add("--compile", action="store_true",
+        help="torch.compile: a slow start, then faster steps; for long runs")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase")

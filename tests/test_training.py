@@ -95,6 +95,7 @@ def test_chunks_of_classes_save_memory(method):
     assert chunked < everything / 2, (chunked, everything)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 def test_a_compiled_model_computes_the_same():
     """As `--compile` does, with a backend that needs no C++ compiler."""
     torch.manual_seed(0)

@@ -10,12 +10,13 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
   `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds;
 - scenes drawn by `minidpt.demo` in its plain style.
 
-About an hour and a half on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The file
-in this folder was made by two calls, 870,000 pictures in all (the first before `CLOSE_CROP` was
-there, so its pasted pictures were not cropped):
+About an hour and a half on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The
+file in this folder was made by two calls, 870,000 pictures in all (the first before `CLOSE_CROP`
+was there, so its pasted pictures were not cropped):
 
     python weights/pretrain_tiny.py --pictures FOLDER --steps 2200 --out first.pt
-    python weights/pretrain_tiny.py --pictures FOLDER --steps 1200 --init first.pt --lr 1e-3 --seed 1
+    python weights/pretrain_tiny.py --pictures FOLDER --steps 1200 \\
+        --init first.pt --lr 1e-3 --seed 1
 
 The result is a TorchScript archive in fp16 with OpenAI's tensor names. The program inside it is not
 meant to be run: minidpt reads the tensors only.
