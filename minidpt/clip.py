@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -34,12 +33,32 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
-class QuickGELU(nn.Module):
-    """x·σ(1.702x), the approximation OpenAI's models were trained with."""
+class MLP(nn.Module):
+    """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
+
+    def __init__(self, width: int, quick_gelu: bool):
+        super().__init__()
+        self.quick_gelu = quick_gelu
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise, as silu(1.702x)/1.702: the same function in fewer passes over memory."""
-        return F.silu(1.702 * x).mul_(1 / 1.702)
+        """(..., W) → (..., W).
+
+        x·σ(1.702x) = silu(1.702x)/1.702: the products on both sides take the factors along, so
+        that nothing but the silu passes over the wide layer between them.
+        """
+        if not self.quick_gelu:
+            return self.c_proj(F.gelu(self.c_fc(x)))
+        inner = scaled_linear(x, self.c_fc, 1.702, 1.702)
+        return scaled_linear(F.silu(inner), self.c_proj, 1 / 1.702)
+
+
+def scaled_linear(x: Tensor, linear: nn.Linear, factor: float, bias_factor: float = 1) -> Tensor:
+    """factor·W·x + bias_factor·b without a pass of its own for the factors."""
+    bias = linear.bias * bias_factor if bias_factor != 1 else linear.bias
+    product = torch.addmm(bias, x.flatten(0, -2), linear.weight.t(), alpha=factor)
+    return product.unflatten(0, x.shape[:-1])
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -49,13 +68,7 @@ class ResidualAttentionBlock(nn.Module):
         super().__init__()
         self.attn = MultiheadAttention(width, heads=width // HEAD_WIDTH)
         self.ln_1 = LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
-                gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(4 * width, width),
-            )
-        )
+        self.mlp = MLP(width, quick_gelu)
         self.ln_2 = LayerNorm(width)
 
     def forward(
