@@ -12,11 +12,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from minidpt.data import IMAGE_SUFFIXES, Dataset, read_split, select_classes
 from minidpt.datasets import open_dataset
 from minidpt.evaluation import TestSet, accuracy, zero_shot_accuracy
-from minidpt.model import PromptedCLIP, load_model
+from minidpt.model import load_model
 from minidpt.pretrained import load
 from minidpt.results import tested_on, write_tables
 from minidpt.runs import (
@@ -24,6 +27,7 @@ from minidpt.runs import (
     MODEL,
     PRECISIONS,
     SPLIT,
+    SUMMARY,
     TRANSFER,
     Parser,
     Run,
@@ -32,6 +36,8 @@ from minidpt.runs import (
     run_command,
 )
 from minidpt.transforms import open_image
+
+CLIP_SETTINGS = ("model", "device", "precision", "exact_gelu")
 
 
 def parse_arguments():
@@ -73,73 +79,128 @@ def main() -> int:
 
     # One CLIP for all runs.
     runs = [Run.open(folder) for folder in args.run]
-    needed = ("model", "device", "precision", "exact_gelu")
-    configs = [run.read_json(CONFIG, *needed, "data", "classes") for run in runs]
-    if len({tuple(config[key] for key in needed) for config in configs}) > 1:
-        raise ValueError("--run: expected runs with one CLIP, got several: test them one by one")
-    config = configs[0]
-    try:
-        device = choose_device(args.device or config["device"])
-    except ValueError:
-        device = choose_device(args.device)  # the run's device is not here
-    precision = args.precision or config["precision"]
-    clip, _ = load(args.model or config["model"], quick_gelu=not config["exact_gelu"])
+    configs = [run.read_json(CONFIG, *CLIP_SETTINGS) for run in runs]
+    model_name, device, precision, exact_gelu = one_clip(args, configs)
+    tests = [] if args.image else tests_of(args, runs, configs)
+    clip, _ = load(model_name, quick_gelu=not exact_gelu)
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     if args.image:
         return classify(models[0], args.image, args.top)
 
-    where = f"({clip.name} on {device} in {precision})"
-    if args.data or args.dataset or args.classes:
-        for dataset in other_data(args, config):
-            test = TestSet(dataset.test, clip, workers=args.workers)
-            for run, model in zip(runs, models, strict=True):
+    other = args.data or args.dataset or args.classes
+    for dataset, numbers in tests:
+        test = TestSet(dataset.test, clip, workers=args.workers)
+        if other:
+            print(dataset.source)
+        for run, model in ((runs[number], models[number]) for number in numbers):
+            begin = f"{run.folder}: " if len(runs) > 1 else ""
+            if other:
+                begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-                name = f"{run.folder} on {dataset.name}: "
-                zero_shot, result = report(model, test, where, name)
-                note_transfer(run, dataset.name, zero_shot, result, len(test))
-        return 0
-
-    test = None
-    for run, model in zip(runs, models, strict=True):
-        items = read_split(run.path(SPLIT), args.root).test
-        if test is None or test.items != items:
-            test = TestSet(items, clip, workers=args.workers)
-        report(model, test, where, f"{run.folder}: " if len(runs) > 1 else "")
+            zero_shot, result = zero_shot_accuracy(model, test), accuracy(model, test)
+            print(
+                f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
+                f"{zero_shot:.2f} % on {len(test)} test images "
+                f"({clip.name} on {device} in {precision})"
+            )
+            if other:
+                own = not (args.data or args.dataset)
+                note_transfer(run, dataset, own, zero_shot, result)
     return 0
 
 
-def other_data(args, config: dict) -> list[Dataset]:
-    """The data sets, or parts of one, that are not what the run was tested on."""
-    names = args.dataset or [None if args.data else config.get("dataset")]
-    classnames = args.classnames or (None if args.data else config.get("classnames"))
-    datasets = []
-    for name in names:
+def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
+    """The model, device, precision and exact_gelu of all runs. ValueError if they differ."""
+    values = []
+    for name in CLIP_SETTINGS:
+        given = getattr(args, name, None)
+        found = {config[name]: None for config in configs} if given is None else {given: None}
+        if len(found) > 1:
+            fix = "" if name == "exact_gelu" else f", or pass --{name}"
+            raise ValueError(
+                f"--run: expected runs with one CLIP, got {name} {' and '.join(map(str, found))}: "
+                f"test them one by one{fix}"
+            )
+        values += found
+    model_name, device, precision, exact_gelu = values
+    try:
+        device = choose_device(device)
+    except ValueError:
+        device = choose_device(args.device)  # the run's device is not here
+    return model_name, device, precision, exact_gelu
+
+
+def tests_of(args, runs: list[Run], configs: list[dict]) -> list[tuple[Dataset, list[int]]]:
+    """Data sets to test on, and the numbers of the runs to test on each."""
+    tests = {}
+    if not (args.data or args.dataset or args.classes):
+        for number, run in enumerate(runs):
+            dataset = read_split(run.path(SPLIT), args.root)
+            tests.setdefault(tuple(dataset.test), (dataset, []))[1].append(number)
+        return list(tests.values())
+    for number, config in enumerate(configs):
+        for source in sources_of(args, config):
+            if source not in tests:
+                tests[source] = source.open(), []
+            tests[source][1].append(number)
+    return list(tests.values())
+
+
+class Source(NamedTuple):
+    """All that decides on pictures and classes of a test."""
+
+    data: str
+    dataset: str | None
+    classnames: str | None
+    template: str | None
+    classes: str
+
+    def open(self) -> Dataset:
+        """The data set, or the part of it; its name says which."""
         dataset = open_dataset(
-            args.data or config["data"], name, classnames=classnames, template=args.template
+            self.data, self.dataset, classnames=self.classnames, template=self.template
         )
-        part = args.classes or "all"
-        dataset = select_classes(dataset, part)
-        print(dataset.source)
-        datasets.append(replace(dataset, name=tested_on(dataset.name, part)))
-    return datasets
+        dataset = select_classes(dataset, self.classes)
+        return replace(dataset, name=tested_on(dataset.name, self.classes))
 
 
-def report(model: PromptedCLIP, test: TestSet, where: str, begin: str) -> tuple[float, float]:
-    """Print and return zero-shot accuracy and the model's."""
-    zero_shot, result = zero_shot_accuracy(model, test), accuracy(model, test)
-    print(
-        f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {zero_shot:.2f} % "
-        f"on {len(test)} test images {where}"
-    )
-    return zero_shot, result
+def sources_of(args, config: dict) -> list[Source]:
+    """What the command line names, completed by where and what a run was trained on."""
+    data, classes = args.data or args.root or config.get("data"), args.classes or "all"
+    if args.data or args.dataset:
+        return [
+            Source(data, name, args.classnames, args.template, classes)
+            for name in args.dataset or [None]
+        ]
+    classnames = args.classnames or config.get("classnames")
+    template = args.template or config.get("template")
+    return [Source(data, config.get("dataset"), classnames, template, classes)]
 
 
-def note_transfer(run: Run, tested: str, zero_shot: float, result: float, images: int) -> None:
-    """Keep a result on other data beside the run's own, for tables."""
-    there = run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
-    there[tested] = {"zero_shot_accuracy": zero_shot, "accuracy": result, "test_images": images}
-    run.write_json(TRANSFER, there)
+def note_transfer(run: Run, dataset: Dataset, own: bool, zero_shot: float, result: float) -> None:
+    """Keep a result on other data beside the run's own, for tables; not what train.py tested.
+
+    own: the pictures are those that the run was trained on, wherever they lie now.
+    """
+    trained_root = run.read_json(SPLIT, "root")["root"]
+    root = trained_root if own else str(dataset.root.resolve())
+    tested = run.read_json(SUMMARY)["tests"] if run.path(SUMMARY).is_file() else {}
+    noted = run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
+    if dataset.name in tested and root == trained_root:
+        return
+    roots = {name: entry["root"] for name, entry in noted.items()}
+    roots |= dict.fromkeys(tested, trained_root)
+    taken = roots.get(dataset.name, root) != root  # by other pictures of that name
+    name = f"{dataset.name} in {root}" if taken else dataset.name
+    noted[name] = {
+        "zero_shot_accuracy": zero_shot,
+        "accuracy": result,
+        "test_images": len(dataset.test),
+        "root": root,
+        "template": dataset.template,
+    }
+    run.write_json(TRANSFER, noted)
 
 
 def classify(model, paths: list[str], top: int) -> int:

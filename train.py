@@ -32,6 +32,7 @@ from minidpt.data import (
 from minidpt.datasets import open_dataset
 from minidpt.demo import draw_demo
 from minidpt.evaluation import FeatureCache, TestSet, accuracy, zero_shot_accuracy
+from minidpt.layouts import layout_of
 from minidpt.model import METHODS, PromptConfig, build_model
 from minidpt.pretrained import NAMES, load
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
@@ -55,6 +56,12 @@ from minidpt.runs import (
 )
 from minidpt.training import default_epochs, learning_rate, parameter_groups
 from minidpt.transforms import normalize
+
+LEARNING = {  # options that zero-shot CLIP has no use for
+    "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
+    "visual_layers", "class_aware_from", "top_k", "alpha", "guidance_epochs", "visual_lr",
+    "text_lr", "warmup_epochs", "prompts",
+}  # fmt: skip
 
 
 def parse_arguments():
@@ -134,47 +141,51 @@ def main() -> int:
     folder = Path(args.data).expanduser() if args.data else draw_demo("runs")
     args.model = args.model or ("ViT-B/32" if args.data else "tiny")
 
+    # Every data set, and the runs on it. What can't be drawn from it is an error now.
     jobs, roots = [], [folder]
-    for name in dict.fromkeys(args.dataset or [None]):
+    parts = ("base", "new") if args.classes == "base" else (args.classes,)
+    for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
         dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
         print(dataset.source)
         for note in dataset.notes:
             print(f"note: {note}")
+        tested = [(part, select_classes(dataset, part)) for part in parts]
+        if set(args.method) != {"zeroshot"}:
+            few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
         settings.device, settings.precision = str(device), precision
-        jobs += [(dataset, own) for own in runs_on(dataset, settings)]
+        jobs += [(dataset, tested, own) for own in runs_on(dataset, settings)]
         roots.append(dataset.root)
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     sweep = None
-    if len(jobs) == 1:
-        name = Path("runs") / jobs[0][1].name
+    if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
+        name = Path("runs") / jobs[0][-1].name
         todo = [(*jobs[0], Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots))]
     else:
         sweep = Sweep(args.out or Path("runs") / f"{folder.resolve().name}-sweep", roots)
-        todo = [(*job, sweep.run(job[1].name)) for job in jobs]
-        todo = [(*job, run) for *job, run in todo if not run.finished(config_of(job[1]))]
-        print(f"{len(jobs)} runs in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
+        todo = [(*job, sweep.run(job[-1].name)) for job in jobs]
+        todo = [job for job in todo if not job[-1].finished(config_of(job[-2]))]
+        count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
+        print(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
 
     # The frozen CLIP is loaded once, and each data set's test images are decoded once.
-    store, tests, tested = ImageStore(), {}, None
+    store, tests, tests_of = ImageStore(), {}, None
     if todo:
         clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
         clip = place(clip, device, precision)
         print(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep:
             sweep.create(vars(args))
-    for number, (dataset, settings, run) in enumerate(todo, start=1):
-        if dataset is not tested:
-            cache = FeatureCache(sweep.folder / "features") if sweep else None
-            parts = ("base", "new") if args.classes == "base" else (args.classes,)
-            chosen = {part: select_classes(dataset, part) for part in parts}
+    cache = FeatureCache(sweep.folder / "features") if sweep else None
+    for number, (dataset, tested, settings, run) in enumerate(todo, start=1):
+        if dataset is not tests_of:
+            tests_of = dataset
             tests = {
                 part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
-                for part, own in chosen.items()
+                for part, own in tested
             }
-            tested = dataset
         if sweep:
             print(f"[{number}/{len(todo)}] {settings.name}")
         train(settings, dataset, tests, clip, run, store)
@@ -189,7 +200,7 @@ def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
     for method, shots, seed in product(args.method, args.shots, args.seed):
         name = f"{dataset.name}-{method}-{shots}shots-seed{seed}"
         if method == "zeroshot":
-            name, shots, seed = f"{dataset.name}-{method}", 0, args.seed[0]
+            name, shots, seed = f"{dataset.name}-{method}", 0, 0
         own = Namespace(**vars(args))
         own.name = name if args.classes == "all" else f"{name}-{args.classes}"
         own.method, own.shots, own.seed = method, shots, seed
@@ -209,8 +220,11 @@ def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
 
 
 def config_of(settings: Namespace) -> dict:
-    """What config.json says."""
-    return {**vars(settings), "versions": versions()}
+    """What config.json says: all settings that the result depends on, and versions."""
+    config = {**vars(settings), "versions": versions()}
+    if settings.method == "zeroshot":
+        config = {name: value for name, value in config.items() if name not in LEARNING}
+    return config
 
 
 def train(
@@ -243,6 +257,7 @@ def train(
     model = build_model(clip, drawn.classnames, args.template, PromptConfig(**args.prompts))
     if args.class_chunk is not None:
         model.class_chunk = args.class_chunk or None
+    torch.compiler.reset()  # the runs of a sweep would add up to torch's limit of recompilations
     forward = torch.compile(model) if args.compile else model
     groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
@@ -250,6 +265,8 @@ def train(
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     store.fill([item.path for item in drawn.train], args.workers)
+    for _, other in tests.values():
+        other.features()
     zero_shot = zero_shot_accuracy(model, test)
     print(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 

@@ -265,13 +265,15 @@ class ImageStore:
     """Keeps decoded pictures in memory, at most `max_bytes` of them (default 2 GiB).
 
     What comes first stays and the rest is decoded again each time: epochs go round and round, so
-    throwing out the oldest would throw out just what is needed next. Safe to share by threads.
+    throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
+    not ask for, an earlier run's pictures, makes room. Safe to share by threads.
     """
 
     def __init__(self, max_bytes: int = 2 * 1024**3):
         self.max_bytes = max_bytes
         self.bytes = 0
         self._images: dict[str, Image.Image] = {}
+        self._wanted: set[str] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -282,18 +284,29 @@ class ImageStore:
         image = self._images.get(path)
         if image is None:
             image = open_image(path)
-            size = 4 * image.width * image.height  # Pillow stores RGB in 4 bytes a pixel
             with self._lock:
-                if path not in self._images and self.bytes + size <= self.max_bytes:
-                    self._images[path] = image
-                    self.bytes += size
+                if path not in self._images:
+                    self._keep(path, image)
         return image
+
+    def _keep(self, path: str, image: Image.Image) -> None:
+        if self._wanted and self.bytes + _size(image) > self.max_bytes:
+            for other in self._images.keys() - self._wanted:
+                self.bytes -= _size(self._images.pop(other))
+        if self.bytes + _size(image) <= self.max_bytes:
+            self._images[path] = image
+            self.bytes += _size(image)
 
     def fill(self, paths: list[str], workers: int = 2) -> None:
         """Decodes pictures ahead, so that a broken one is found before any work is done."""
+        self._wanted = set(paths)
         with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
             for _ in images:
                 pass
+
+
+def _size(image: Image.Image) -> int:
+    return 4 * image.width * image.height  # Pillow stores RGB in 4 bytes a pixel
 
 
 def train_batches(

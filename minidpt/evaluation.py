@@ -85,7 +85,7 @@ class TestBatch(NamedTuple):
 class TestSet:
     """Test pictures for one CLIP: decoded once, their frozen features computed once.
 
-    The pixels are kept after the first pass if they fit in `max_bytes` (default 1 GiB: 7,000
+    The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
     """
 
@@ -95,7 +95,7 @@ class TestSet:
         clip: CLIP,
         batch_size: int = 100,
         workers: int = 2,
-        max_bytes: int = 1024**3,
+        max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
     ):
         if not items:

@@ -1,7 +1,7 @@
 """Tables of what runs have given: mean ± standard deviation over seeds, as Markdown and CSV.
 
 read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
-summarise:    Results that differ in their seed only -> Row
+summarise:    Results that differ in nothing but their seed -> Row
 markdown, write_csv: the tables
 """
 
@@ -13,11 +13,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .layouts import LAYOUTS
 from .model import METHODS
-from .runs import SUMMARY, TRANSFER
+from .runs import CONFIG, NOT_COMPARED, SUMMARY, TRANSFER
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
 # repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
@@ -29,58 +29,87 @@ PUBLISHED = {
     "PLOT++": (66.5, 77.6),
     "CLIP-LoRA": (67.9, 78.9),
 }
+# What config.json says beside settings: it is in a `Result` already, or changes no result.
+NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
 class Result(NamedTuple):
-    """One accuracy of one run, in percent. `tested`: the data set, and its classes if not all."""
+    """One accuracy of one run, in percent.
+
+    trained, tested: data sets, and the part of the classes if not all (`tested_on`).
+    settings: what config.json says beyond that, without what changes no result.
+    """
 
     dataset: str
+    trained: str
     tested: str
     model: str
     method: str
     shots: int
+    settings: dict[str, Any]
     seed: int
     zero_shot_accuracy: float
     accuracy: float
 
 
 class Row(NamedTuple):
-    """Results of all seeds. `std` divides by their number, as CoOp's published tables do."""
+    """Results that differ in their seed only. Accuracies in percent, by seed.
+
+    variant: the settings that tell it from rows that are otherwise of the same kind, or "".
+    """
 
     dataset: str
+    trained: str
     tested: str
     model: str
     method: str
     shots: int
-    seeds: int
+    variant: str
     zero_shot_accuracy: float
-    accuracy: float
-    std: float
+    accuracies: dict[int, float]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds."""
+        return fmean(self.accuracies.values())
+
+    @property
+    def std(self) -> float:
+        """The deviation over seeds, divided by their number, as in CoOp's published tables."""
+        return pstdev(self.accuracies.values())
+
+    @property
+    def label(self) -> str:
+        """The method, and what is special about it."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 def tested_on(dataset: str, subset: str) -> str:
-    """What a test set is called in tables: "EuroSAT", "EuroSAT, base classes"."""
+    """What a data set or a part of it is called in tables: "EuroSAT", "EuroSAT, base classes"."""
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
 def read_results(folder: str | os.PathLike) -> list[Result]:
-    """The results of all finished runs in a folder and below.
+    """The results of all finished runs in a folder and below, the oldest first.
 
     Raises FileNotFoundError if there is none, ValueError if one is damaged.
     """
     results = []
-    for path in sorted(Path(folder).rglob(SUMMARY)):
-        transfer = path.with_name(TRANSFER)
+    for path in sorted(Path(folder).rglob(SUMMARY), key=lambda path: (path.stat().st_mtime, path)):
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            tests = dict(run["tests"])
-            if transfer.is_file():
-                tests |= json.loads(transfer.read_text(encoding="utf-8"))
-            for tested, test in tests.items():
-                accuracies = (float(test["zero_shot_accuracy"]), float(test["accuracy"]))
-                named = (run["dataset"], tested, run["model"], run["method"])
-                results.append(Result(*named, int(run["shots"]), int(run["seed"]), *accuracies))
+            run, config, transfer = (
+                json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+                for file in (path, path.with_name(CONFIG), path.with_name(TRANSFER))
+            )
+            settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+            trained = tested_on(run["dataset"], config["classes"])
+            for tested, test in {**transfer, **run["tests"]}.items():
+                results.append(Result(
+                    run["dataset"], trained, tested, run["model"], run["method"],
+                    int(run["shots"]), settings, int(run["seed"]),
+                    float(test["zero_shot_accuracy"]), float(test["accuracy"]),
+                ))  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path}: expected the result of a run of train.py, got "
@@ -92,21 +121,39 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
-    """A row for all that differ in the seed only; by data set, method and shots."""
-    groups: dict[tuple, list[Result]] = {}
+    """A row for all that differ in the seed only; by data set, method and shots.
+
+    Of runs that differ in nothing, not even the seed, the last counts.
+    """
+    kinds: dict[tuple, dict[str, dict[int, Result]]] = {}  # kind → settings → seed → result
     for result in results:
-        groups.setdefault(result[:5], []).append(result)
+        variants = kinds.setdefault(result[:6], {})
+        settings = json.dumps(result.settings, sort_keys=True)
+        variants.setdefault(settings, {})[result.seed] = result
     rows = []
-    for key, own in groups.items():
-        accuracies = [result.accuracy for result in own]
-        zero_shot = fmean(result.zero_shot_accuracy for result in own)
-        rows.append(Row(*key, len(own), zero_shot, fmean(accuracies), pstdev(accuracies)))
-    return sorted(rows, key=lambda row: (*row[:3], METHODS.index(row.method), row.shots))
+    for kind, variants in kinds.items():
+        by_seed = list(variants.values())
+        names = variant_names([next(iter(own.values())).settings for own in by_seed])
+        for own, name in zip(by_seed, names, strict=True):
+            zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
+            accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
+            rows.append(Row(*kind, name, zero_shot, accuracies))
+    return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
+
+
+def variant_names(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """For each of several settings those that are not the same in all: "epochs 50, csc True"."""
+    names = {name: None for own in settings for name in own}
+    different = [name for name in names if any(own.get(name) != settings[0].get(name)
+                                               for own in settings)]  # fmt: skip
+    return [", ".join(f"{name} {own.get(name)}" for name in different) for own in settings]
 
 
 def is_own_test(row: Row) -> bool:
-    """Whether a test was on the data set that was trained on, or on a part of its classes."""
-    return row.tested in (tested_on(row.dataset, part) for part in ("all", "base", "new"))
+    """Whether a test was what the run was for: its data set's, or the halves of base-to-new."""
+    if row.trained == tested_on(row.dataset, "base"):
+        return row.tested in (row.trained, tested_on(row.dataset, "new"))
+    return row.tested == row.trained
 
 
 def harmonic_mean(first: float, second: float) -> float:
@@ -115,14 +162,14 @@ def harmonic_mean(first: float, second: float) -> float:
 
 
 def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, float]]:
-    """Rows of base and new classes that belong together, with the harmonic mean of the two."""
-    tested = {row[:5]: row for row in rows}
+    """Rows of runs on base classes, tested on these and on the new ones, and the harmonic mean."""
+    rows = {row[:7]: row for row in rows}
     pairs = []
-    for base in tested.values():
-        new_name = tested_on(base.dataset, "new")
-        new = tested.get((base.dataset, new_name, *base[2:5]))
-        if base.tested == tested_on(base.dataset, "base") and new:
-            pairs.append((base, new, harmonic_mean(base.accuracy, new.accuracy)))
+    for base in rows.values():
+        if base.tested == base.trained == tested_on(base.dataset, "base"):
+            new = rows.get(base._replace(tested=tested_on(base.dataset, "new"))[:7])
+            if new:
+                pairs.append((base, new, harmonic_mean(base.accuracy, new.accuracy)))
     return pairs
 
 
@@ -131,11 +178,11 @@ def markdown(rows: Sequence[Row]) -> str:
     parts, averages = [], []
     for model in sorted({row.model for row in rows}):
         own = [row for row in rows if row.model == model]
-        same = [row for row in own if row.tested == row.dataset]
-        names = sorted({row.dataset for row in same})
+        same = [row for row in own if row.dataset == row.trained == row.tested]
+        names = sorted({row.tested for row in same})
         for name in names:
             title = f"{name}, CLIP {model}"
-            parts.append(_by_shots(title, [row for row in same if row.dataset == name]))
+            parts.append(_by_shots(title, [row for row in same if row.tested == name]))
         if averaged := _averages(same, names):
             averages.append(_by_shots(f"Mean of {len(names)} data sets, CLIP {model}", averaged))
         if pairs := base_to_new(own):
@@ -145,7 +192,7 @@ def markdown(rows: Sequence[Row]) -> str:
             parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         parts.append(_published())
-    seeds = sorted({row.seeds for row in rows if row.method != "zeroshot"})
+    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
     if seeds:
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         parts.append(f"Accuracy in percent, mean ± standard deviation over seeds ({count}).")
@@ -155,26 +202,30 @@ def markdown(rows: Sequence[Row]) -> str:
 def _by_shots(title: str, rows: Sequence[Row]) -> str:
     """Methods down, shots across; zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
-    cells = {(row.method, row.shots): _cell(row) for row in rows}
+    cells = {(row.label, row.shots): _cell(row) for row in rows}
     zero_shot = f"{fmean(row.zero_shot_accuracy for row in rows):.1f}"
     lines = [["zero-shot", *([zero_shot] * len(shots))]]
-    for method in METHODS:
-        if method != "zeroshot" and any(row.method == method for row in rows):
-            lines.append([method, *(cells.get((method, count), "") for count in shots)])
+    learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
+    lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{count} shot{'s' * (count != 1)}" if count else "accuracy" for count in shots]
     return _table(title, ["method", *heads], lines)
 
 
 def _averages(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The mean over data sets where several were run, for what was run on all of them."""
+    """The mean over data sets where several were run, for what was run on all of them.
+
+    It is taken for each seed that was run on all of them; the deviation is that of these means.
+    """
     if len(names) < 2:
         return []
     averaged = []
-    for method, shots in sorted({(row.method, row.shots) for row in rows}):
-        own = [row for row in rows if (row.method, row.shots) == (method, shots)]
-        if len(own) == len(names):
-            means = [fmean(row[i] for row in own) for i in (6, 7, 8)]
-            averaged.append(Row("", "", own[0].model, method, shots, own[0].seeds, *means))
+    for kind in dict.fromkeys((row.method, row.shots, row.variant) for row in rows):
+        own = [row for row in rows if (row.method, row.shots, row.variant) == kind]
+        seeds = [seed for seed in own[0].accuracies if all(seed in row.accuracies for row in own)]
+        if len(own) == len(names) and seeds:
+            zero_shot = fmean(row.zero_shot_accuracy for row in own)
+            means = {seed: fmean(row.accuracies[seed] for row in own) for seed in seeds}
+            averaged.append(own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means))
     return averaged
 
 
@@ -188,14 +239,14 @@ def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> s
             lines.append([base.dataset, "zero-shot", "", *percents])
         if base.method != "zeroshot":
             cells = _cell(base), _cell(new), f"{mean:.1f}"
-            lines.append([base.dataset, base.method, f"{base.shots}", *cells])
+            lines.append([base.dataset, base.label, f"{base.shots}", *cells])
     heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
     return _table(title, heads, lines)
 
 
 def _transfer_table(title: str, rows: Sequence[Row]) -> str:
     lines = [
-        [row.dataset, row.tested, row.method, f"{row.shots}", f"{row.zero_shot_accuracy:.1f}",
+        [row.trained, row.tested, row.label, f"{row.shots}", f"{row.zero_shot_accuracy:.1f}",
          _cell(row)]
         for row in rows
     ]  # fmt: skip
@@ -214,7 +265,9 @@ def _published() -> str:
 
 
 def _cell(row: Row) -> str:
-    return f"{row.accuracy:.1f} ± {row.std:.1f}" if row.seeds > 1 else f"{row.accuracy:.1f}"
+    return (
+        f"{row.accuracy:.1f} ± {row.std:.1f}" if len(row.accuracies) > 1 else f"{row.accuracy:.1f}"
+    )
 
 
 def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -232,14 +285,17 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
+    kind = Row._fields[:7]  # dataset to variant
     with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+        writer.writerow([*kind, "seeds", "zero_shot_accuracy", "accuracy", "std"])
+        for row in rows:
+            seeds = len(row.accuracies)
+            writer.writerow([*row[:7], seeds, row.zero_shot_accuracy, row.accuracy, row.std])
         for base, new, mean in base_to_new(rows):
             zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
-            both = f"{base.dataset}, harmonic mean of base and new"
-            writer.writerow([base.dataset, both, *base[2:6], zero_shot, mean, ""])
+            both = base._replace(tested=f"{base.dataset}, harmonic mean of base and new")
+            writer.writerow([*both[:7], len(base.accuracies), zero_shot, mean, ""])
     os.replace(unfinished, path)
 
 

@@ -21,7 +21,7 @@ from .clip import CLIP
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP = "sweep.json"
-# Settings that change no more than the last digits of a result.
+# Settings that change no more than the last digits of a result, and what is no setting.
 NOT_COMPARED = ("out", "workers", "versions", "class_chunk", "compile")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -137,7 +137,7 @@ class Sweep:
         self.folder = Path(folder)
         check_outside(self.folder, data)
         held = self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()))
-        if held and not (self.folder / SWEEP).is_file():
+        if held and not self.is_in(self.folder):
             raise ValueError(
                 f"output folder {self.folder}: expected a new or empty one, or a sweep to go on "
                 "with, got one with other files: pass another --out"
@@ -147,6 +147,11 @@ class Sweep:
         """Make the folder and note what was asked for."""
         self.folder.mkdir(parents=True, exist_ok=True)
         Run(self.folder).write_json(SWEEP, settings)
+
+    @staticmethod
+    def is_in(folder: str | os.PathLike) -> bool:
+        """Whether the folder holds a sweep."""
+        return (Path(folder) / SWEEP).is_file()
 
     def run(self, name: str) -> Run:
         """The run of that name."""

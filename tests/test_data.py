@@ -281,6 +281,19 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
     assert len(small) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
 
 
+def test_only_pictures_of_an_earlier_run_make_room_in_a_full_store(pictures):
+    first, second = ([item.path for item in part] for part in (pictures[:4], pictures[4:]))
+    store = data.ImageStore(max_bytes=5000)
+    store.fill(first)
+    assert len(store) == 2
+    store.fill(second[:2])
+    kept = [store.get(path) for path in second[:2]]
+    assert len(store) == 2 and store.bytes == sum(4 * image.width * image.height for image in kept)
+    assert all(store.get(path) is image for path, image in zip(second[:2], kept, strict=True))
+    store.fill(second)  # none of those that are wanted gives way to another
+    assert all(store.get(path) is image for path, image in zip(second[:2], kept, strict=True))
+
+
 def threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("minidpt-images")]
 

@@ -15,7 +15,7 @@ from miniatures import draw_miniature
 from scripts import SHORT, Result, assert_one_line, inside, save_clip, summary
 
 import minidpt
-from minidpt import data, datasets, results
+from minidpt import data, datasets, evaluation, results
 from minidpt.layouts import LAYOUTS
 
 NAMES = [layout.name for layout in LAYOUTS]
@@ -297,3 +297,145 @@ def test_a_damaged_result_is_named(sweep):
     path = next(Path("again").glob("*/summary.json"))
     path.write_text("{}")
     assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path))
+
+
+def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictures, clip):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    (run,) = Path("again").glob("*-dpt-3shots-seed2")
+    shutil.copytree(run, "again/repeated")
+    content = summary(run)
+    result = content["tests"][content["dataset"]]
+    content["accuracy"] = result["accuracy"] = 12.5
+    Path("again/repeated/summary.json").write_text(json.dumps(content))  # finished last: it counts
+    shutil.copytree(run, "again/longer")
+    config = json.loads(Path("again/longer/config.json").read_text())
+    Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
+    text = results.write_tables("again")
+    rows = [
+        row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
+    ]
+    usual, longer = sorted(rows, key=lambda row: row["variant"])
+    assert (usual["variant"], longer["variant"]) == ("epochs 2", "epochs 50")
+    assert (usual["seeds"], longer["seeds"]) == ("2", "1")
+    (other,) = Path("again").glob("*-dpt-3shots-seed0")
+    assert float(usual["accuracy"]) == pytest.approx((summary(other)["accuracy"] + 12.5) / 2)
+    assert float(longer["accuracy"]) == summary(folder / run.name)["accuracy"]
+    assert "dpt (epochs 50)" in text and "| coop " in text
+
+
+def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    turned = [*command[: command.index("--seed")], "--seed", 2, 0]
+    result = succeed("train.py", *turned, "--epochs", 2, "--out", "again")
+    assert "9 runs in again, 9 of them finished" in result.out
+    one = [*command[: command.index("--method")], "--method", "vpt", "--shots", 1]
+    result = succeed("train.py", *one, "--out", "again")
+    assert "1 run in again, 0 of them finished" in result.out
+    assert {row["method"] for row in read_csv("again/table.csv")} == {
+        "zeroshot",
+        "coop",
+        "dpt",
+        "vpt",
+    }
+    # zero-shot CLIP does not depend on how long others learn
+    plain = [*command[: command.index("--method")], "--method", "zeroshot", "--epochs", 7]
+    assert "1 of them finished" in succeed("train.py", *plain, "--out", "again").out
+
+
+def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
+    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1)
+    succeed("train.py", *command, "--out", "runs/all")
+    succeed("train.py", *command, "--classes", "base", "--out", "runs/base")
+    tested = summary("runs/base")["tests"]
+    for classes in ("base", "new"):
+        succeed("eval.py", "--run", "runs/all", "runs/base", "--classes", classes)
+    assert not Path("runs/base/transfer.json").exists()  # train.py has tested that already
+    assert set(json.loads(Path("runs/all/transfer.json").read_text())) == set(tested)
+    succeed("eval.py", "--run", "runs/base", "--data", pictures)
+    table = succeed("eval.py", "--table", "runs").out
+    (heading,) = (line for line in table.splitlines() if line.startswith("**Base to new"))
+    block = table.split(heading)[1].split("**")[0]
+    base, new = (test["accuracy"] for test in tested.values())
+    (line,) = (line for line in block.splitlines() if " dpt " in line)
+    assert f"{base:.1f}" in line and f"{new:.1f}" in line
+    crossed = table.split("Trained on one, tested on another")[1]
+    assert crossed.count("\n| pictures") == 3  # all on base, all on new, base on all
+
+
+def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
+    other = draw_classes(Path("other") / pictures.name, {"ant": 4, "bee": 4})
+    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
+    assert summary("run")["tests"].keys() == {pictures.name}
+    succeed("eval.py", "--run", "run", "--data", other)
+    succeed("eval.py", "--run", "run", "--data", pictures)  # its own test: not noted
+    noted = json.loads(Path("run/transfer.json").read_text())
+    assert list(noted) == [f"{pictures.name} in {other.resolve()}"]
+    assert noted[f"{pictures.name} in {other.resolve()}"]["test_images"] == 2
+    rows = read_csv(succeed("eval.py", "--table", "run").out and "run/table.csv")
+    own = [row for row in rows if row["tested"] == pictures.name]
+    assert len(rows) == 2 and float(own[0]["accuracy"]) == summary("run")["accuracy"]
+
+
+def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip, monkeypatch):
+    other = draw_classes(Path("four"), {"ant": 4, "bee": 4, "cat": 4, "dog": 4})
+    command = ("--model", clip, *SHORT, "--epochs", 1)
+    succeed("train.py", "--data", pictures, *command, "--template", "my {}.", "--out", "a")
+    succeed("train.py", "--data", other, *command, "--out", "b")
+    opened = []
+    monkeypatch.setattr(
+        evaluation.TestSet, "__init__",
+        lambda self, items, *args, init=evaluation.TestSet.__init__, **kwargs:
+            opened.append(len(items)) or init(self, items, *args, **kwargs),
+    )  # fmt: skip
+    out = succeed("eval.py", "--run", "a", "b", "a", "--classes", "new").out
+    assert opened == [6, 2]  # pictures of each data set are decoded once
+    assert out.count("a on pictures") == 2 and out.count("b on four, new classes") == 1
+    notes = [json.loads(Path(run, "transfer.json").read_text()) for run in "ab"]
+    (first,), (second,) = (note.values() for note in notes)
+    assert (first["template"], second["template"]) == ("my {}.", "a photo of a {}.")
+    out = succeed("eval.py", "--run", "a", "b").out
+    assert f"a: dpt accuracy {summary('a')['accuracy']:.2f} %" in out
+    assert f"b: dpt accuracy {summary('b')['accuracy']:.2f} %" in out
+
+
+def test_runs_of_several_clips_are_refused_unless_one_is_named(pictures, clip):
+    copy = shutil.copy(clip, "same.pt")
+    command = ("--data", pictures, *SHORT, "--epochs", 1)
+    succeed("train.py", *command, "--model", clip, "--out", "a")
+    succeed("train.py", *command, "--model", copy, "--out", "b")
+    assert_one_line(
+        inside("eval.py", "--run", "a", "b"), "eval.py", "one CLIP", "--model", "same.pt"
+    )
+    assert "b: dpt accuracy" in succeed("eval.py", "--run", "a", "b", "--model", clip).out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dataset", "EuroSAT", "ImageNetV2"], ["ImageNetV2", "only a test set"]),
+        (["--dataset", "EuroSAT", "eurosat", "Food102"], ["Food102"]),
+        (["--dataset", "EuroSAT", "--template", "no class"], ["no class"]),
+    ],
+)
+def test_a_sweep_that_cannot_end_does_not_begin(guide, options, words):
+    result = inside("train.py", "--data", guide, *options, "--model", "none.pt", "--out", "sweep")
+    assert_one_line(result, "train.py", *words)  # before CLIP was looked for
+    assert not Path("sweep").exists()
+
+
+def test_a_data_set_that_is_named_twice_is_trained_on_once(guide, clip):
+    command = ("--data", guide, "--dataset", "EuroSAT", "eurosat", "--model", clip)
+    result = succeed("train.py", *command, "--method", "zeroshot", "--out", "run")
+    assert summary("run")["dataset"] == "EuroSAT" and "runs in" not in result.out
+
+
+def test_the_mean_over_data_sets_is_taken_for_each_seed():
+    def row(dataset: str, accuracies: dict[int, float]) -> results.Row:
+        return results.Row(dataset, dataset, dataset, "tiny", "dpt", 1, "", 50.0, accuracies)
+
+    rows = [row("EuroSAT", {1: 10.0, 2: 30.0, 3: 99.0}), row("DTD", {1: 30.0, 2: 10.0})]
+    table = results.markdown(rows)
+    mean = table.split("Mean of 2 data sets")[1].split("**")[1]
+    assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
