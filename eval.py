@@ -32,6 +32,7 @@ from minidpt.runs import (
     Parser,
     Run,
     choose_device,
+    keep_freed_memory,
     place,
     run_command,
 )
@@ -76,6 +77,8 @@ def main() -> int:
     if args.table:
         print(write_tables(args.table), end="")
         return 0
+
+    keep_freed_memory()
 
     # One CLIP for all runs.
     runs = [Run.open(folder) for folder in args.run]

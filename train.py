@@ -50,6 +50,7 @@ from minidpt.runs import (
     choose_device,
     choose_precision,
     clock,
+    keep_freed_memory,
     place,
     run_command,
     versions,
@@ -136,6 +137,7 @@ def parse_arguments():
 def main() -> int:
     """Data, CLIP, and a run or a sweep of runs."""
     args = parse_arguments()
+    keep_freed_memory()
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)
     folder = Path(args.data).expanduser() if args.data else draw_demo("runs")

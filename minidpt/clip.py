@@ -45,20 +45,15 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) → (..., W).
 
-        x·σ(1.702x) = silu(1.702x)/1.702: the products on both sides take the factors along, so
-        that nothing but the silu passes over the wide layer between them.
+        x·σ(1.702x) = silu(1.702x)/1.702. The first product takes its factor along, the second one's
+        waits for its narrow result: nothing but the silu passes over the wide layer between them.
         """
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))
-        inner = scaled_linear(x, self.c_fc, 1.702, 1.702)
-        return scaled_linear(F.silu(inner), self.c_proj, 1 / 1.702)
-
-
-def scaled_linear(x: Tensor, linear: nn.Linear, factor: float, bias_factor: float = 1) -> Tensor:
-    """factor·W·x + bias_factor·b without a pass of its own for the factors."""
-    bias = linear.bias * bias_factor if bias_factor != 1 else linear.bias
-    product = torch.addmm(bias, x.flatten(0, -2), linear.weight.t(), alpha=factor)
-    return product.unflatten(0, x.shape[:-1])
+        flat = x.flatten(0, -2)  # (T, W)
+        inner = torch.addmm(1.702 * self.c_fc.bias, flat, self.c_fc.weight.t(), alpha=1.702)
+        outer = F.silu(inner) @ self.c_proj.weight.t()
+        return torch.add(self.c_proj.bias, outer, alpha=1 / 1.702).view(x.shape)
 
 
 class ResidualAttentionBlock(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -210,6 +211,19 @@ def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
     """CLIP on the device, stored in the precision."""
     clip = clip if precision == "fp32" else clip.cast(PRECISIONS[precision])
     return clip.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
+
+    By default it returns each large block to the system, which has to clear its pages before the
+    next tensor gets them: up to a fifth of a training step on a CPU. The peak is the same.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 class Progress:

@@ -690,3 +690,29 @@ def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
     cpu = torch.device("cpu")
     assert runs.choose_precision(None, cpu)[0] == "fp32"
     assert runs.choose_precision("bf16", cpu) == ("bf16", "as asked")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
+    code = """if True:
+        import resource, torch
+        from minidpt.runs import keep_freed_memory
+
+        def pages_of_ten_tensors():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.ones(10_000_000)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        usual = pages_of_ten_tensors()
+        keep_freed_memory()
+        torch.ones(10_000_000)
+        print(usual, pages_of_ten_tensors())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    usual, kept = map(int, done.stdout.split())
+    if usual < 1000:
+        pytest.skip("this C library, or huge pages, cost few page faults anyway")
+    assert kept < usual / 20

@@ -10,6 +10,10 @@ each test batch; visual prompts carried as full tokens. Each side is a process o
 turns (A B A B …), one measurement each, so the ratios hold when the machine's speed drifts. Medians
 are printed. Above `--reference-limit` classes the reference is not run: its time is extrapolated by
 a straight line through its times at the two largest numbers of classes that were run.
+
+minidpt's process keeps freed memory, as train.py does (`runs.keep_freed_memory`); the reference's
+does not, as no process does by itself. To give it the same, set MALLOC_MMAP_MAX_=0 and
+MALLOC_TRIM_THRESHOLD_=-1 in the environment.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import reference  # noqa: E402
 import tiny_models  # noqa: E402
 
 import minidpt  # noqa: E402
-from minidpt.runs import PRECISIONS, place  # noqa: E402
+from minidpt.runs import PRECISIONS, keep_freed_memory, place  # noqa: E402
 
 VIT_B_32 = tiny_models.Sizes(
     embedding=512, vision_width=768, vision_layers=12, text_width=512, text_layers=12, patch=32,
@@ -56,7 +60,9 @@ class Ours:
     """The package's model."""
 
     def __init__(self, count: int, precision: str):
+        keep_freed_memory()
         clip = place(minidpt.build_clip(weights()), torch.device("cpu"), precision)
+        tiny_models.clip_state.cache_clear()  # CLIP has its own copies
         self.model = minidpt.build_model(clip, classnames(count), "a photo of a {}.")
 
     def train(self, images, labels):
