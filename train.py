@@ -47,6 +47,7 @@ from minidpt.runs import (
     Progress,
     Run,
     Sweep,
+    Timed,
     choose_device,
     choose_precision,
     clock,
@@ -292,10 +293,11 @@ def train(
             epoch_started, seen = time.monotonic(), 0
             total_loss = torch.zeros((), device=device)
             total_correct = torch.zeros((), device=device)
-            for images, labels in train_batches(
+            batches = Timed(train_batches(
                 drawn.train, clip.visual.resolution, args.batch_size, args.seed, epoch, store,
                 args.workers, pin_memory=device.type == "cuda",
-            ):  # fmt: skip
+            ))  # fmt: skip
+            for images, labels in batches:
                 images = normalize(images.to(device, non_blocking=True))
                 labels = labels.to(device, non_blocking=True)
                 output = forward(images)
@@ -307,26 +309,30 @@ def train(
                 seen += len(labels)
                 total_loss += loss.detach() * len(labels)
                 total_correct += (output.logits.argmax(dim=-1) == labels).sum()
+            loss = total_loss.item() / seen  # waits for the device
+            seconds = time.monotonic() - epoch_started
             record = {
                 "epoch": epoch + 1,
-                "loss": total_loss.item() / seen,
+                "loss": loss,
                 "train_accuracy": 100 * total_correct.item() / seen,
                 "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-                "images_per_second": seen / (time.monotonic() - epoch_started),
+                "images_per_second": seen / seconds,
+                "waited_for_images": batches.waited / seconds,
             }
             run.log(record)
-            if not math.isfinite(record["loss"]):
+            if not math.isfinite(loss):
                 raise ValueError(
-                    f"epoch {epoch + 1}: the loss is {record['loss']}; {run.path(MODEL)} is of the "
+                    f"epoch {epoch + 1}: the loss is {loss}; {run.path(MODEL)} is of the "
                     "epoch before: try --precision fp32 or lower learning rates"
                 )
             model.save(run.path(MODEL))
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
             progress.show(
                 epoch + 1,
-                f"epoch {epoch + 1}/{epochs} · loss {record['loss']:.3f} · "
+                f"epoch {epoch + 1}/{epochs} · loss {loss:.3f} · "
                 f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
-                f"{record['images_per_second']:.0f} images/s",
+                f"{record['images_per_second']:.0f} images/s, waiting for them "
+                f"{100 * record['waited_for_images']:.0f} %",
             )
 
     # The result, and with base classes also what the prompts do for the new ones.

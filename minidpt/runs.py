@@ -256,6 +256,23 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+class Timed:
+    """Iterates and adds up the seconds that whoever iterates has to wait."""
+
+    def __init__(self, iterable: Iterable):
+        self.iterator, self.waited = iter(iterable), 0.0
+
+    def __iter__(self) -> Timed:
+        return self
+
+    def __next__(self) -> Any:
+        started = time.monotonic()
+        try:
+            return next(self.iterator)
+        finally:
+            self.waited += time.monotonic() - started
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of options that have one."""
 

@@ -175,6 +175,7 @@ def test_metrics_have_a_line_for_each_epoch(trained):
                  "text": minidpt.learning_rate(epoch, 0.002, 6, 1)}  # fmt: skip
         assert record["lr"] == pytest.approx(rates)
         assert record["loss"] > 0 and record["images_per_second"] > 0
+        assert 0 < record["waited_for_images"] < 1
         right = record["train_accuracy"] * 10 / 100  # 12 pictures, two batches of 5
         assert right == pytest.approx(round(right), abs=1e-6)
     # epochs 3 to 6: without the guidance stage, whose loss is another

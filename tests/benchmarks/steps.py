@@ -43,6 +43,7 @@ VIT_B_32 = tiny_models.Sizes(
     grid=7,
 )  # fmt: skip
 SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi xo zu".split()
+CPU = torch.device("cpu")
 PARTS = ("train", "test", "text", "image")
 
 
@@ -59,15 +60,16 @@ def classnames(count: int) -> list[str]:
 class Ours:
     """The package's model."""
 
-    def __init__(self, count: int, precision: str):
+    def __init__(self, count: int, precision: str, device: torch.device = CPU):
         keep_freed_memory()
-        clip = place(minidpt.build_clip(weights()), torch.device("cpu"), precision)
+        clip = place(minidpt.build_clip(weights()), device, precision)
         tiny_models.clip_state.cache_clear()  # CLIP has its own copies
         self.model = minidpt.build_model(clip, classnames(count), "a photo of a {}.")
+        self.forward = self.model
 
     def train(self, images, labels):
         self.model.train().zero_grad()
-        self.model.loss(self.model(images), labels).backward()
+        self.model.loss(self.forward(images), labels).backward()
 
     @torch.no_grad()
     def test(self, images, labels):
