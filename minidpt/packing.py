@@ -87,7 +87,8 @@ def split(layout: PackedPrompts, size: int) -> list[tuple[Tensor, PackedPrompts]
     for first in range(0, len(lengths), size):
         own = lengths[first : first + size]
         stop = start + sum(own)
-        rows = torch.cat([torch.arange(layout.prefix), torch.arange(start, stop)]).to(device)
+        spans = ((0, layout.prefix), (start, stop))
+        rows = torch.cat([torch.arange(*span, device=device) for span in spans])
         piece = PackedPrompts(
             prefix=layout.prefix,
             buckets=tuple((count, length) for length, count in Counter(own).items()),

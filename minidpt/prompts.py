@@ -71,26 +71,29 @@ class TextPrompts(nn.Module):
             slots = list(range(first, first + n_ctx))
             prompts.append(prompt_tokens(name, slots, class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
-        self._layout = pack(prompts).to(clip.device)
+        layout = pack(prompts).to(clip.device)
+        self._prefix, self._buckets = layout.prefix, layout.buckets
 
-        tokens = self._layout.tokens
-        learned = tokens >= vocabulary
-        rows = clip.embed_prompts(replace(self._layout, tokens=tokens.masked_fill(learned, 0)))
-        positions = clip.positional_embedding[self._layout.positions]
+        learned = layout.tokens >= vocabulary
+        known = replace(layout, tokens=layout.tokens.masked_fill(learned, 0))
+        rows, positions = clip.embed_prompts(known), clip.positional_embedding[layout.positions]
         rows = torch.where(learned.unsqueeze(1), positions, rows).float()  # (S, W)
         for name, constant in {
             "rows": rows,  # embedded prompts, with nothing but positions where the context goes
             "slot_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
-            "slots": tokens[learned] - vocabulary,  # and which one
-            "ends": self._layout.ends,
-            "places": self._layout.places,
+            "slots": layout.tokens[learned] - vocabulary,  # and which one
+            "tokens": layout.tokens,
+            "positions": layout.positions,
+            "ends": layout.ends,
+            "places": layout.places,
         }.items():
             self.register_buffer(name, constant, persistent=False)
 
     @property
     def layout(self) -> PackedPrompts:
         """Where each class's prompt lies in the rows that `forward` returns."""
-        return replace(self._layout, ends=self.ends, places=self.places)
+        indices = (self.tokens, self.positions, self.ends, self.places)
+        return PackedPrompts(self._prefix, self._buckets, *indices)
 
     def forward(self) -> Tensor:
         """Token plus positional embeddings of all prompts, (S, W) in fp32."""

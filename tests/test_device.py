@@ -1,0 +1,123 @@
+"""What a step asks of a GPU: nothing of the host, and of torch's attention its fused kernels.
+
+Where there is no GPU, the tests that need one are skipped; `meta` tensors, which have no values,
+stand in for the others: whatever the host would have to wait for cannot be computed on them.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny_models import Sizes, clip_state, random_images
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import minidpt
+from minidpt.attention import attention
+from minidpt.runs import PRECISIONS, place
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+every_method = pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])
+
+# Heads as wide as OpenAI's, 64: fused kernels ask for multiples of 8.
+CLIP = Sizes(
+    embedding=64, vision_width=128, vision_layers=4, text_width=128, text_layers=3, patch=8, grid=4
+)
+NAMES = ["ox", "owl", "gnu", "red fox", "great northern diver"]
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def build(method: str, precision: str, device: str) -> minidpt.PromptedCLIP:
+    torch.manual_seed(0)
+    clip = place(minidpt.build_clip(clip_state(CLIP)), torch.device(device), precision)
+    config = minidpt.PromptConfig(method=method, n_ctx=4, n_visual=3, top_k=3)
+    return minidpt.build_model(clip, NAMES, "a photo of a {}.", config).train()
+
+
+def step(model: minidpt.PromptedCLIP, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    loss = model.loss(model(images), labels, guidance=True)
+    loss.backward()
+    return loss.detach()
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses operations on tensors of the host, and the copies from and to it."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tree_leaves((arguments, keywords, result)):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.device.type == "meta", f"{function} on the host"
+        return result
+
+
+@every_precision
+@every_method
+@pytest.mark.parametrize("class_chunk", [None, 2])
+def test_a_step_takes_nothing_from_the_host(method, precision, class_chunk, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
+    model = build(method, precision, "cpu").to("meta")
+    model.class_chunk = class_chunk
+    images, labels = torch.empty(2, 3, 32, 32, device="meta"), torch.zeros(2, device="meta").long()
+    with OnDevice():
+        step(model, images, labels)
+
+
+@pytest.mark.parametrize("function", [torch.Tensor.item, torch.nonzero, torch.Tensor.cpu])
+def test_that_test_would_see_a_wait(function):
+    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), OnDevice():
+        function(torch.zeros(3, device="meta").sum())
+
+
+def test_attention_without_heads_takes_a_fused_kernel():
+    """Of the processor, which has but one; CUDA's take four dimensions, too."""
+    q, k, v = torch.randn(3, 2, 7, 16)
+    noted = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            noted.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    with Note():
+        attention(q, k, v)
+    assert any("flash_attention" in name for name in noted), noted
+
+
+@needs_cuda
+@every_precision
+@every_method
+def test_a_step_takes_fused_kernels_and_does_not_wait(method, precision):
+    model = build(method, precision, "cuda")
+    images, labels = random_images(CLIP, 5).cuda(), torch.arange(5).cuda()
+    with sdpa_kernel(FUSED):  # an error, where none of them can be taken
+        step(model, images, labels)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(model, images, labels)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@every_method
+def test_a_step_on_cuda_computes_what_the_processor_does(method):
+    results = []
+    for device in ("cpu", "cuda"):
+        model = build(method, "fp32", device)
+        loss = step(model, random_images(CLIP, 5).to(device), torch.arange(5).to(device))
+        results.append((loss.cpu(), {n: p.grad.cpu() for n, p in model.learned().items()}))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_compiled_step_on_cuda_computes_the_same(precision):
+    model = build("dpt", precision, "cuda")
+    images = random_images(CLIP, 5).cuda()
+    outputs = [forward(images).logits.detach() for forward in (model, torch.compile(model))]
+    torch.testing.assert_close(*outputs, rtol=2e-2, atol=0.1)
