@@ -28,9 +28,10 @@ def call(folder: str, *options: object) -> float:
     return time.perf_counter() - started
 
 
-def accuracies(folder: Path) -> dict[str, float]:
-    paths = folder.glob("*/summary.json")
-    return {path.parent.name: json.loads(path.read_text())["accuracy"] for path in paths}
+def accuracies(folder: Path) -> dict[tuple[int, int], float]:
+    """The accuracy of each (shots, seed) in a folder of runs."""
+    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+    return {(each["shots"], each["seed"]): each["accuracy"] for each in summaries}
 
 
 def main() -> None:
