@@ -66,6 +66,8 @@ def parse_arguments():
         parser.error("--top: expected at least 1")
     if args.workers < 0:
         parser.error("--workers: expected at least 0")
+    if args.root and (args.data or args.dataset or args.classes):
+        parser.error("--root: expected for the run's own test alone; elsewhere pass --data")
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
     return args
@@ -108,8 +110,7 @@ def main() -> int:
                 f"({clip.name} on {device} in {precision})"
             )
             if other:
-                own = not (args.data or args.dataset)
-                note_transfer(run, dataset, own, zero_shot, result)
+                note_transfer(run, dataset, precision, zero_shot, result)
     return 0
 
 
@@ -125,7 +126,7 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
                 f"--run: expected runs with one CLIP, got {name} {' and '.join(map(str, found))}: "
                 f"test them one by one{fix}"
             )
-        values += found
+        values.extend(found)  # its only key
     model_name, device, precision, exact_gelu = values
     try:
         device = choose_device(device)
@@ -170,7 +171,7 @@ class Source(NamedTuple):
 
 def sources_of(args, config: dict) -> list[Source]:
     """What the command line names, completed by where and what a run was trained on."""
-    data, classes = args.data or args.root or config.get("data"), args.classes or "all"
+    data, classes = args.data or config.get("data"), args.classes or "all"
     if args.data or args.dataset:
         return [
             Source(data, name, args.classnames, args.template, classes)
@@ -181,18 +182,25 @@ def sources_of(args, config: dict) -> list[Source]:
     return [Source(data, config.get("dataset"), classnames, template, classes)]
 
 
-def note_transfer(run: Run, dataset: Dataset, own: bool, zero_shot: float, result: float) -> None:
+def note_transfer(
+    run: Run, dataset: Dataset, precision: str, zero_shot: float, result: float
+) -> None:
     """Keep a result on other data beside the run's own, for tables; not what train.py tested.
 
-    own: the pictures are those that the run was trained on, wherever they lie now.
+    Its "settings" are those that are not the run's: `read_results` keeps apart what differs there.
     """
-    trained_root = run.read_json(SPLIT, "root")["root"]
-    root = trained_root if own else str(dataset.root.resolve())
+    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, "root")["root"]
+    root = str(dataset.root.resolve())
+    settings = {
+        "tested in": (root, trained_root),
+        "tested by": (dataset.template, config.get("template")),
+        "tested in precision": (precision, config.get("precision")),
+    }
     tested = run.read_json(SUMMARY)["tests"] if run.path(SUMMARY).is_file() else {}
     noted = run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
     if dataset.name in tested and root == trained_root:
         return
-    roots = {name: entry["root"] for name, entry in noted.items()}
+    roots = {name: entry.get("root") for name, entry in noted.items()}
     roots |= dict.fromkeys(tested, trained_root)
     taken = roots.get(dataset.name, root) != root  # by other pictures of that name
     name = f"{dataset.name} in {root}" if taken else dataset.name
@@ -202,6 +210,7 @@ def note_transfer(run: Run, dataset: Dataset, own: bool, zero_shot: float, resul
         "test_images": len(dataset.test),
         "root": root,
         "template": dataset.template,
+        "settings": {name: value for name, (value, own) in settings.items() if value != own},
     }
     run.write_json(TRANSFER, noted)
 

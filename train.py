@@ -260,8 +260,10 @@ def train(
     model = build_model(clip, drawn.classnames, args.template, PromptConfig(**args.prompts))
     if args.class_chunk is not None:
         model.class_chunk = args.class_chunk or None
-    torch.compiler.reset()  # the runs of a sweep would add up to torch's limit of recompilations
-    forward = torch.compile(model) if args.compile else model
+    forward = model
+    if args.compile:
+        torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
+        forward = torch.compile(model)
     groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
     print(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
@@ -281,7 +283,10 @@ def train(
     epochs = args.epochs if groups else 0
     warmup = {"visual": args.warmup_epochs, "text": 1}
     base_lr = {group["name"]: group["lr"] for group in groups}
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4) if groups else None
+    fused = device.type == "cuda"  # with it, fp16's scaler does not wait for the device either
+    optimizer = (
+        torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused) if groups else None
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     model.train()
     model.save(run.path(MODEL))

@@ -20,7 +20,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
     Returns: (..., Q, d_v).
     """
-    if q.ndim == 3:  # the fused kernels take heads, too
+    if q.ndim == 3:  # CUDA's fused kernels take four dimensions only
         return attention(q[None], k[None], v[None], causal)[0]
     queries, keys = q.shape[-2], k.shape[-2]
     if not causal or queries == 1:

@@ -45,8 +45,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) → (..., W).
 
-        x·σ(1.702x) = silu(1.702x)/1.702. The first product takes its factor along, the second one's
-        waits for its narrow result: nothing but the silu passes over the wide layer between them.
+        x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
+        products take the factors along: the silu alone passes over the wide layer between them.
         """
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))

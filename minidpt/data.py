@@ -382,7 +382,8 @@ def _batches(
             shape = (len(part), *arrays[0].shape)
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
-            yield Batch(images, torch.tensor([item.label for item in part]))
+            labels = torch.tensor([item.label for item in part], pin_memory=pin_memory)
+            yield Batch(images, labels)
 
 
 def _in_order(function: Callable, jobs: Iterable, workers: int, ahead: int) -> Iterator:

@@ -31,6 +31,8 @@ PUBLISHED = {
 }
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
+# Settings that each data set has its own of.
+OF_DATA = {"data", "template", "classnames", "tested in", "tested by"}
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
@@ -38,7 +40,8 @@ class Result(NamedTuple):
     """One accuracy of one run, in percent.
 
     trained, tested: data sets, and the part of the classes if not all (`tested_on`).
-    settings: what config.json says beyond that, without what changes no result.
+    settings: what config.json says beyond that, without what changes no result, and what a test by
+        eval.py had otherwise.
     """
 
     dataset: str
@@ -107,7 +110,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
             for tested, test in {**transfer, **run["tests"]}.items():
                 results.append(Result(
                     run["dataset"], trained, tested, run["model"], run["method"],
-                    int(run["shots"]), settings, int(run["seed"]),
+                    int(run["shots"]), settings | test.get("settings", {}), int(run["seed"]),
                     float(test["zero_shot_accuracy"]), float(test["accuracy"]),
                 ))  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
@@ -130,30 +133,31 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         variants = kinds.setdefault(result[:6], {})
         settings = json.dumps(result.settings, sort_keys=True)
         variants.setdefault(settings, {})[result.seed] = result
+    differing = {
+        kind: differences([json.loads(settings) for settings in variants])
+        for kind, variants in kinds.items()
+    }
     rows = []
     for kind, variants in kinds.items():
-        by_seed = list(variants.values())
-        names = variant_names([next(iter(own.values())).settings for own in by_seed])
-        for own, name in zip(by_seed, names, strict=True):
+        # A setting that varies on one data set is named on the others, too: they are averaged.
+        names = dict.fromkeys(differing[kind])
+        for other in kinds:
+            if other[3:] == kind[3:]:
+                names |= dict.fromkeys(n for n in differing[other] if n not in OF_DATA)
+        for own in variants.values():
+            settings = next(iter(own.values())).settings
+            name = ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
             rows.append(Row(*kind, name, zero_shot, accuracies))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def variant_names(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """For each of several settings those that are not the same in all: "epochs 50, csc True"."""
-    names = {name: None for own in settings for name in own}
-    different = [name for name in names if any(own.get(name) != settings[0].get(name)
-                                               for own in settings)]  # fmt: skip
-    return [", ".join(f"{name} {own.get(name)}" for name in different) for own in settings]
-
-
-def is_own_test(row: Row) -> bool:
-    """Whether a test was what the run was for: its data set's, or the halves of base-to-new."""
-    if row.trained == tested_on(row.dataset, "base"):
-        return row.tested in (row.trained, tested_on(row.dataset, "new"))
-    return row.tested == row.trained
+def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of those that are not the same in all."""
+    names = dict.fromkeys(name for own in settings for name in own)
+    first = settings[0]
+    return [n for n in names if any(own.get(n) != first.get(n) for own in settings)]
 
 
 def harmonic_mean(first: float, second: float) -> float:
@@ -178,17 +182,19 @@ def markdown(rows: Sequence[Row]) -> str:
     parts, averages = [], []
     for model in sorted({row.model for row in rows}):
         own = [row for row in rows if row.model == model]
-        same = [row for row in own if row.dataset == row.trained == row.tested]
-        names = sorted({row.tested for row in same})
-        for name in names:
+        pairs = base_to_new(own)
+        halves = [row for base, new, _ in pairs for row in (base, new)]
+        same = [row for row in own if row.trained == row.tested and row not in halves]
+        for name in sorted({row.tested for row in same}):
             title = f"{name}, CLIP {model}"
             parts.append(_by_shots(title, [row for row in same if row.tested == name]))
-        if averaged := _averages(same, names):
+        whole = [row for row in same if row.tested == row.dataset]
+        names = sorted({row.dataset for row in whole})
+        if averaged := _averages(whole, names):
             averages.append(_by_shots(f"Mean of {len(names)} data sets, CLIP {model}", averaged))
-        if pairs := base_to_new(own):
+        if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
-        other = [row for row in own if not is_own_test(row)]
-        if other:
+        if other := [row for row in own if row not in same and row not in halves]:
             parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         parts.append(_published())
@@ -203,8 +209,14 @@ def _by_shots(title: str, rows: Sequence[Row]) -> str:
     """Methods down, shots across; zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
     cells = {(row.label, row.shots): _cell(row) for row in rows}
-    zero_shot = f"{fmean(row.zero_shot_accuracy for row in rows):.1f}"
-    lines = [["zero-shot", *([zero_shot] * len(shots))]]
+    zero_shot = {}  # accuracy → of which variant; most settings do not change it
+    for row in rows:
+        zero_shot.setdefault(f"{row.zero_shot_accuracy:.1f}", row.variant)
+    lines = [
+        [f"zero-shot ({variant})" if variant and len(zero_shot) > 1 else "zero-shot"]
+        + [accuracy] * len(shots)
+        for accuracy, variant in zero_shot.items()
+    ]
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{count} shot{'s' * (count != 1)}" if count else "accuracy" for count in shots]

@@ -23,7 +23,7 @@ CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP = "sweep.json"
 # Settings that change no more than the last digits of a result, and what is no setting.
-NOT_COMPARED = ("out", "workers", "versions", "class_chunk", "compile")
+NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -217,7 +217,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
 
     By default it returns each large block to the system, which has to clear its pages before the
-    next tensor gets them: up to a fifth of a training step on a CPU. The peak is the same.
+    next tensor gets them: up to a fifth of a training step on a CPU. The peak of a step is no higher.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

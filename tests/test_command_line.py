@@ -403,6 +403,8 @@ def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained,
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
     assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"))
     clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
+    result = inside("eval.py", "--run", "run", "--root", moved, "--classes", "new")
+    assert_one_line(result, "eval.py", "--root", "--data")
     result = inside("eval.py", "--run", "run", "--root", moved, "--model", clip)
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in result.out
 

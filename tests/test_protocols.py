@@ -439,3 +439,56 @@ def test_the_mean_over_data_sets_is_taken_for_each_seed():
     table = results.markdown(rows)
     mean = table.split("Mean of 2 data sets")[1].split("**")[1]
     assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
+
+
+def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, tested=None, **more):
+    tested = tested or dataset
+    return results.Result(
+        dataset, dataset, tested, "tiny", method, 16, {"epochs": 100} | more, seed, zero_shot,
+        accuracy,
+    )  # fmt: skip
+
+
+def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all():
+    rows = results.summarise([result("DTD"), result("Pets"), result("Pets", epochs=200)])
+    assert {(row.dataset, row.variant) for row in rows} == {
+        ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
+    }  # fmt: skip
+    mean = results.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
+    assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
+
+
+def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
+    asked = {"a {}.": 40.0, "my {}.": 50.0}
+    rows = results.summarise(
+        result(template=template, zero_shot=zero_shot) for template, zero_shot in asked.items()
+    )
+    table = results.markdown(rows)
+    assert "zero-shot (template a {}.)  | 40.0" in table
+    assert "zero-shot (template my {}.) | 50.0" in table
+
+
+def test_runs_on_the_new_classes_are_in_the_table():
+    row = results.summarise([result()])[0]
+    only_new = row._replace(trained="DTD, new classes", tested="DTD, new classes")
+    table = results.markdown([row, only_new])
+    assert "**DTD, new classes, CLIP tiny**" in table and "Mean of" not in table
+
+
+def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures, clip):
+    others = [draw_classes(Path(name) / "pets", {"ant": 4, "bee": 4}) for name in "xy"]
+    for seed in (1, 2):
+        succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1,
+                "--seed", seed, "--out", f"runs/{seed}")  # fmt: skip
+    succeed("eval.py", "--run", "runs/1", "runs/2", "--data", others[0])
+    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    assert [row["seeds"] for row in rows if row["tested"] == "pets"] == ["2"]
+    succeed("eval.py", "--run", "runs/1", "--data", others[0], "--template", "my {}.")
+    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    variants = [row["variant"] for row in rows if row["tested"] == "pets"]
+    assert sorted(variants) == ["", "tested by my {}."]
+    Path("runs/1/transfer.json").unlink()
+    succeed("eval.py", "--run", "runs/1", "--data", others[1])
+    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    variants = [row["variant"] for row in rows if row["tested"] == "pets"]
+    assert sorted(variants) == [f"tested in {other.resolve()}" for other in others]
