@@ -217,7 +217,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
 
     By default it returns each large block to the system, which has to clear its pages before the
-    next tensor gets them: up to a fifth of a training step on a CPU. The peak of a step is no higher.
+    next tensor gets them: up to a fifth of a training step on a CPU. A step's peak is no higher.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
