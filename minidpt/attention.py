@@ -22,6 +22,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """
     if q.ndim == 3:  # CUDA's fused kernels take four dimensions only
         return attention(q[None], k[None], v[None], causal)[0]
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
+        # The processor's kernel is faster in fp32, its backward pass three times.
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), causal).to(q.dtype)
     queries, keys = q.shape[-2], k.shape[-2]
     if not causal or queries == 1:
         return F.scaled_dot_product_attention(q, k, v)

@@ -72,6 +72,17 @@ def test_fused_and_explicit_attention_agree_in_value_and_gradient(
 
 
 @every_shape
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half], ids=str)
+def test_in_lower_precision_the_processor_rounds_only_the_result(
+    queries, keys, width, value_width, causal, dtype
+):
+    inputs = random_inputs(queries, keys, width, value_width, dtype)
+    result = attention(*inputs, causal=causal)
+    expected = attention(*(value.float() for value in inputs), causal=causal)
+    assert result.dtype == dtype and torch.equal(result, expected.to(dtype))
+
+
+@every_shape
 def test_explicit_attention_is_a_loop_over_queries_and_keys(
     queries, keys, width, value_width, causal
 ):
