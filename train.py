@@ -295,6 +295,7 @@ def train(
             for group in optimizer.param_groups:
                 name = group["name"]
                 group["lr"] = learning_rate(epoch, base_lr[name], epochs, warmup[name])
+            guidance = epoch < args.guidance_epochs
             epoch_started, seen = time.monotonic(), 0
             total_loss = torch.zeros((), device=device)
             total_correct = torch.zeros((), device=device)
@@ -305,8 +306,8 @@ def train(
             for images, labels in batches:
                 images = normalize(images.to(device, non_blocking=True))
                 labels = labels.to(device, non_blocking=True)
-                output = forward(images)
-                loss = model.loss(output, labels, guidance=epoch < args.guidance_epochs)
+                output = forward(images, branches=guidance)
+                loss = model.loss(output, labels, guidance)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)

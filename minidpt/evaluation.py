@@ -155,7 +155,8 @@ def accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of a model, in percent."""
     correct = 0
     for images, labels, frozen in test.batches(images=model.config.learns_image):
-        correct += (model(images, frozen).logits.argmax(dim=-1) == labels).sum()
+        logits = model(images, frozen, branches=False).logits
+        correct += (logits.argmax(dim=-1) == labels).sum()
     return 100 * int(correct) / len(test)
 
 

@@ -205,11 +205,17 @@ class PromptedCLIP(nn.Module):
         rows, layout = self.text_prompts(), self.text_prompts.layout
         return self.clip.encode_prompts(rows, layout, self.class_chunk).float()
 
-    def forward(self, images: Tensor | None, frozen: Tensor | None = None) -> ModelOutput:
+    def forward(
+        self, images: Tensor | None, frozen: Tensor | None = None, branches: bool = True
+    ) -> ModelOutput:
         """Logits of preprocessed images (B, 3, R, R).
 
-        `frozen` (B, E) are the frozen CLIP's normalised features of these images, if they are
-        known: one pass less. Methods that learn nothing on the image side need no `images` then.
+        Args:
+            images: methods that learn nothing on the image side need none, given `frozen`.
+            frozen: (B, E), the frozen CLIP's normalised features of these images, if they are
+                known: one pass less.
+            branches: False leaves out the logits of the two branches, which only the loss in the
+                guidance stage reads. VLP's frozen pass is for them alone, and goes with them.
         """
         config = self.config
         text_features = self.text_features()  # (C, E)
@@ -217,7 +223,8 @@ class PromptedCLIP(nn.Module):
         with torch.no_grad():
             if config.learns_image or frozen is None:
                 tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
-            if frozen is None and (config.guided or not config.learns_image):
+            needs_frozen = config.method == "dpt" or branches and config.guided
+            if frozen is None and (needs_frozen or not config.learns_image):
                 frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
@@ -230,15 +237,11 @@ class PromptedCLIP(nn.Module):
         features, class_aware_logits = self.encode_image(tokens, class_features)
         features = F.normalize(features.float(), dim=-1)  # (B, E)
         logits = self.scaled_cosines(features, classifier)
-        if not config.guided:
-            return ModelOutput(logits)
-        return ModelOutput(
-            logits,
-            text_branch_logits=self.scaled_cosines(frozen, classifier),
-            image_branch_logits=self.scaled_cosines(features, self.template_features),
-            top_classes=top_classes,
-            class_aware_logits=class_aware_logits,
-        )
+        text_branch = image_branch = None
+        if branches and config.guided:
+            text_branch = self.scaled_cosines(frozen, classifier)
+            image_branch = self.scaled_cosines(features, self.template_features)
+        return ModelOutput(logits, text_branch, image_branch, top_classes, class_aware_logits)
 
     def scaled_cosines(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Logits (B, C) of normalised features (B, E), (C, E), in fp32 also inside autocast."""
@@ -280,9 +283,16 @@ class PromptedCLIP(nn.Module):
             labels: (B,) class indices.
             guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
                 that each side first learns beside the other's frozen knowledge.
+
+        Raises ValueError if guidance is to use branches that `forward` was told to leave out.
         """
         loss = F.cross_entropy(output.logits, labels)
         if guidance and self.config.guided:
+            if output.text_branch_logits is None:
+                raise ValueError(
+                    "guidance: expected the logits of both branches, got an output without: "
+                    "call the model with branches=True"
+                )
             text_branch = F.cross_entropy(output.text_branch_logits, labels)
             image_branch = F.cross_entropy(output.image_branch_logits, labels)
             loss = text_branch + image_branch + 0.1 * loss
@@ -385,7 +395,8 @@ class PromptedCLIP(nn.Module):
                 batch = torch.stack([preprocess(picture) for picture in pictures])
                 predictions += self.predict(batch, top)
             return predictions
-        probabilities = self(images.to(self.clip.device)).logits.softmax(dim=-1)
+        logits = self(images.to(self.clip.device), branches=False).logits
+        probabilities = logits.softmax(dim=-1)
         values, classes = probabilities.topk(min(top, len(self.classnames)))
         return [
             [Prediction(self.classnames[c], p) for c, p in zip(row, ps, strict=True)]

@@ -248,6 +248,44 @@ def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monk
     assert half == pytest.approx(2 * small, abs=1)
 
 
+@every_learning_method
+def test_without_the_branches_the_rest_is_the_same_bit_for_bit(method):
+    pair = Pair(OF_METHOD[method])
+    images, labels = pair.images(), labels_for(pair, 4)
+    results = []
+    for branches in (True, False):
+        output = pair.model(images, branches=branches)
+        pair.model.zero_grad()
+        pair.model.loss(output, labels).backward()
+        results.append((output, pair.model.published(grad=True)))
+    (all_of_it, gradients), (output, same_gradients) = results
+    assert output.text_branch_logits is None and output.image_branch_logits is None
+    for field in ("logits", "top_classes", "class_aware_logits"):
+        value, expected = getattr(output, field), getattr(all_of_it, field)
+        assert value is expected is None or torch.equal(value, expected), field
+    for name, value in gradients.items():
+        assert torch.equal(value, same_gradients[name]), name
+
+
+def test_without_the_branches_vlp_makes_no_frozen_pass(monkeypatch):
+    pair = Pair(OF_METHOD["vlp"])
+    passes = []
+    encode = pair.clip.visual.encode
+    monkeypatch.setattr(pair.clip.visual, "encode", lambda x: passes.append(x) or encode(x))
+    pair.model(pair.images(), branches=False)
+    assert not passes
+    pair.model(pair.images())
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("method", ["vlp", "dpt"])
+def test_guidance_without_the_branches_is_refused(method):
+    pair = Pair(OF_METHOD[method])
+    output = pair.model(pair.images(), branches=False)
+    with pytest.raises(ValueError, match="branches=True"):
+        pair.model.loss(output, labels_for(pair, 4), guidance=True)
+
+
 def test_the_defaults_agree_with_the_reference():
     check({"method": "dpt"}, DEEP)
 
