@@ -12,8 +12,12 @@ one is measured as it comes, and once more keeping memory, too.
 
 Each side is a process of its own, two at a time, which take turns (A B A B …), one measurement
 each, so the ratios hold when the machine's speed drifts. Medians are printed. Above
-`--reference-limit` classes the references are not run: their times are extrapolated by a straight
-line through those at the two largest numbers of classes that were run.
+`--reference-limit` classes the references are not run: their times and operations are extrapolated
+by a straight line through those at the two largest numbers of classes that were run.
+
+"Fewer operations" counts the matrix products, attention included, of a step on either side. It is
+what the ratio of times would be if both did nothing but matrix products, at one speed; what the
+ratio has beyond it is memory that is not touched.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ import resource
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -34,6 +40,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 
 import reference  # noqa: E402
 import tiny_models  # noqa: E402
+from products import Products  # noqa: E402
 
 import minidpt  # noqa: E402
 from minidpt.runs import PRECISIONS, keep_freed_memory, place  # noqa: E402
@@ -154,17 +161,28 @@ def weights():
     return tiny_models.clip_state(VIT_B_32)
 
 
+class Step(NamedTuple):
+    """A step's seconds, the peak MB of its process so far, the operations of its products."""
+
+    seconds: float
+    megabytes: float
+    operations: int
+
+
 def serve(connection, side: type, count: int, part: str, precision: str, batch: int) -> None:
-    """A process that measures a step each time it is asked; answers seconds and peak MB."""
+    """A process that makes a step each time it is asked, and answers with a `Step`."""
     torch.manual_seed(0)
     model = side(count, precision)
     images = torch.randn(batch, 3, 224, 224)
     labels = torch.randint(0, count, (batch,))
+    products = Products()
     while connection.recv():
         started = time.perf_counter()
-        getattr(model, part)(images, labels)
+        with nullcontext() if products.noted else products:  # noted in the first, which warms up
+            getattr(model, part)(images, labels)
         seconds = time.perf_counter() - started
-        connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        connection.send(Step(seconds, megabytes, products.operations()))
 
 
 class Worker:
@@ -176,7 +194,7 @@ class Worker:
         self.process = context.Process(target=serve, args=(other, *job))
         self.process.start()
 
-    def measure(self) -> tuple[float, float]:
+    def step(self) -> Step:
         self.connection.send(True)
         return self.connection.recv()
 
@@ -185,14 +203,22 @@ class Worker:
         self.process.join()
 
 
-def measure(sides: list[type], count: int, part: str, precision: str, batch: int, runs: int):
-    """Median seconds and peak MB of each side, after one step that is not counted."""
+def measure(
+    sides: list[type], count: int, part: str, precision: str, batch: int, runs: int
+) -> list[Step]:
+    """For each side the median seconds and the peak MB, after one step that is not counted."""
     workers = [Worker(side, count, part, precision, batch) for side in sides]
-    results = [[worker.measure() for worker in workers] for _ in range(runs + 1)][1:]
+    turns = [[worker.step() for worker in workers] for _ in range(runs + 1)][1:]
     for worker in workers:
         worker.stop()
-    columns = list(zip(*results, strict=True))
-    return [(statistics.median(s for s, _ in c), max(mb for _, mb in c)) for c in columns]
+    return [
+        Step(
+            statistics.median(step.seconds for step in steps),
+            max(step.megabytes for step in steps),
+            steps[0].operations,
+        )
+        for steps in zip(*turns, strict=True)
+    ]
 
 
 def main() -> None:
@@ -212,33 +238,38 @@ def main() -> None:
         print(f"\n{part}, batch {batch}, {args.precision}, torch {torch.__version__}, "
               f"{torch.get_num_threads()} threads\n")  # fmt: skip
         print("| classes | published | keeping memory | minidpt | ratio | ratio, both keeping "
-              "| MB published | MB minidpt |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|")
-        known = []  # (classes, seconds of the two references)
+              "| fewer operations | MB published | MB minidpt |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|")
+        known = []  # (classes, (seconds of the two references, operations))
         for count in sorted(set(args.classes)):
             runs = (count, part, args.precision, batch, args.runs)
             if count <= args.reference_limit:
-                (plain, plain_mb), (ours, our_mb) = measure([Reference, Ours], *runs)
-                (keeping, _), (ours_beside, _) = measure([KeepingReference, Ours], *runs)
-                keeping *= ours / ours_beside  # as if measured when the others were
-                known.append((count, (plain, keeping)))
-                note, memory = "", f"{plain_mb:.0f}"
+                published, ours = measure([Reference, Ours], *runs)
+                keeping, ours_beside = measure([KeepingReference, Ours], *runs)
+                # as if measured when the others were
+                keeping_seconds = keeping.seconds * ours.seconds / ours_beside.seconds
+                known.append((count, (published.seconds, keeping_seconds, published.operations)))
+                measured = known[-2:]
+                note, memory = "", f"{published.megabytes:.0f}"
             else:
-                ((ours, our_mb),) = measure([Ours], *runs)
-                plain, keeping = extrapolate(known, count)
+                (ours,) = measure([Ours], *runs)
+                known.append((count, extrapolate(measured, count)))
                 note, memory = " (extrapolated)", "–"
+            plain, keeping_seconds, operations = known[-1][1]
             print(
-                f"| {count} | {plain:.2f} s{note} | {keeping:.2f} s{note} | {ours:.2f} s "
-                f"| {plain / ours:.1f}× | {keeping / ours:.1f}× | {memory} | {our_mb:.0f} |",
+                f"| {count} | {plain:.2f} s{note} | {keeping_seconds:.2f} s{note} "
+                f"| {ours.seconds:.2f} s | {plain / ours.seconds:.1f}× "
+                f"| {keeping_seconds / ours.seconds:.1f}× | {operations / ours.operations:.1f}× "
+                f"| {memory} | {ours.megabytes:.0f} |",
                 flush=True,
             )
 
 
-def extrapolate(known: list[tuple[int, tuple[float, float]]], count: int) -> list[float]:
-    """Where the straight lines through the last two known points are at `count` classes."""
-    (c1, before), (c2, last) = known[-2:]
+def extrapolate(known: list[tuple[int, tuple[float, ...]]], count: int) -> tuple[float, ...]:
+    """Where the straight lines through two known points are at `count` classes."""
+    (c1, before), (c2, last) = known
     share = (count - c2) / (c2 - c1)
-    return [t2 + (t2 - t1) * share for t1, t2 in zip(before, last, strict=True)]
+    return tuple(v2 + (v2 - v1) * share for v1, v2 in zip(before, last, strict=True))
 
 
 if __name__ == "__main__":
