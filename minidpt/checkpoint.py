@@ -64,6 +64,8 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             if isinstance(key, str):
                 yield prefix + key, value
                 yield from _walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix, None  # of no use, but it counts
 
 
 def read_checkpoint(path: str | PathLike) -> object:

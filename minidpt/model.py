@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import published
+from .checkpoint import read_checkpoint
 from .clip import CLIP
 from .pretrained import NAMES, load
 from .prompts import CLASS_TOKEN_POSITIONS, ClassAwarePrompts, TextPrompts, VisualPrompts
@@ -44,10 +45,11 @@ class PromptConfig:
     method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
     n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
     n_visual: visual prompts per layer; 0 for none.
-    visual_layers: they act in the layers 1 to this one; None for all (deep), 1 is shallow.
     class_aware_from: the first layer with class-aware prompts; None for the last layer only.
     top_k: classes that class-aware prompts are made from; more than there are means all.
     alpha: weight of the auxiliary loss of the class-aware prompts.
+    visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
+        shallow.
 
     Raises ValueError for a value outside these.
     """
@@ -58,10 +60,10 @@ class PromptConfig:
     csc: bool = False
     class_token_position: str = "end"
     n_visual: int = 10
-    visual_layers: int | None = None
     class_aware_from: int | None = None
     top_k: int = 10
     alpha: float = 0.3
+    visual_layers: int | None = None
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -119,6 +121,17 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class CachedText(NamedTuple):
+    """Text features (C, E), and the context and precision that they were computed from.
+
+    The context's values are kept, not its version: fused optimizers change them behind autograd.
+    """
+
+    ctx: Tensor
+    dtype: torch.dtype
+    features: Tensor
+
+
 class PromptedCLIP(nn.Module):
     """A frozen CLIP and the learned prompts of one method. Made by `build_model`."""
 
@@ -131,7 +144,7 @@ class PromptedCLIP(nn.Module):
         self.text_prompts: TextPrompts | None = None
         self.visual_prompts: VisualPrompts | None = None
         self.class_aware = nn.ModuleList()
-        self._cached_text: tuple[tuple, Tensor] | None = None
+        self._cached_text: CachedText | None = None
 
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1  # beyond the last: none
@@ -187,19 +200,17 @@ class PromptedCLIP(nn.Module):
     def text_features(self) -> Tensor:
         """Features (C, E) of all classes in fp32: learned and not normalised, or the template's.
 
-        Without gradient they are computed once and kept until the context changes (in any way that
-        autograd notices: not by writing into `ctx.data`).
+        Without gradient they are computed once and kept until the context is another.
         """
         if self.text_prompts is None:
             return self.template_features
-        ctx = self.text_prompts.ctx
-        if torch.is_grad_enabled() or ctx.is_inference():
-            self._cached_text = None  # an optimizer may follow that changes ctx behind autograd
+        if torch.is_grad_enabled():
             return self._encode_text()
-        state = (ctx.data_ptr(), ctx._version, self.clip.dtype)
-        if self._cached_text is None or self._cached_text[0] != state:
-            self._cached_text = (state, self._encode_text())
-        return self._cached_text[1]
+        ctx, dtype = self.text_prompts.ctx, self.clip.dtype
+        cached = self._cached_text
+        if cached is None or cached.dtype != dtype or not same_tensor(cached.ctx, ctx):
+            cached = self._cached_text = CachedText(ctx.clone(), dtype, self._encode_text())
+        return cached.features
 
     def _encode_text(self) -> Tensor:
         rows, layout = self.text_prompts(), self.text_prompts.layout
@@ -404,6 +415,11 @@ class PromptedCLIP(nn.Module):
         ]
 
 
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are on one device and hold the same numbers."""
+    return a.device == b.device and torch.equal(a, b)
+
+
 def auxiliary_loss(output: ModelOutput, labels: Tensor) -> Tensor:
     """Cross-entropy of the class-aware logits where the slot's class is the image's label.
 
@@ -457,13 +473,13 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     if not path.is_file():
         raise FileNotFoundError(f"model file {path}: expected a file that minidpt saved, got none")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         config = PromptConfig(**content["config"])
         learned, learned_with = content["learned"], content["clip"]
         classnames, template = content["classnames"], content["template"]
-    except Exception as error:  # whatever torch.load makes of a file of another kind
+    except (ValueError, TypeError, LookupError) as error:  # a file of another kind
         raise ValueError(
             f"model file {path}: expected one that minidpt saved, got something else "
             f"({type(error).__name__})"

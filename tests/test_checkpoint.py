@@ -112,7 +112,7 @@ class Stored:
 class Rebuilt:
     """Pickles as a tensor of any size, stride and offset, sensible or not."""
 
-    def __init__(self, stored=Stored(), offset: object = 0, size=(2, 3), stride=(3, 1)):
+    def __init__(self, stored=Stored(), offset: object = 0, size=(2, 3), stride=(3, 1)):  # noqa: B008
         self.arguments = (stored, offset, size, stride, False, OrderedDict())
 
     def __reduce__(self):
@@ -401,6 +401,9 @@ def test_a_dict_made_from_a_list_of_pairs_is_refused_instead_of_read_as_empty(tm
             b"q" + bytes([i]) + b"}(" + text("a") + b"h" + bytes([i]) + text("b") + b"h"
             + bytes([i]) + b"u" for i in range(40)
         ) + b".",
+        b"\x80\x02}q\x00(" + b"".join(  # numbers for names, 1000 of them under 1000 names
+            b"K" + bytes([i]) + b"N" for i in range(100)
+        ) + b"u}(" + b"".join(text(str(i)) + b"h\x00" for i in range(1001)) + b"u.",
     ],
 )  # fmt: skip
 def test_endless_nesting_is_refused(tmp_path, program):

@@ -444,6 +444,23 @@ def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
         minidpt.load_model(tmp_path / "model.pt", clip=other)
 
 
+@pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], {"format": "minidpt 1"}, "text"])
+def test_a_file_of_another_kind_is_no_model(content, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected one that minidpt saved"):
+        minidpt.load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch):
+    """torch.load of 2.4 hands one to torch.jit.load, also with `weights_only`."""
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)), tmp_path / "model.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(ValueError, match="expected one that minidpt saved"):
+        minidpt.load_model(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -675,15 +692,20 @@ def test_learning_rates_are_those_worked_out_by_hand():
     assert minidpt.learning_rate(25, 0.002, epochs=50, warmup_epochs=0) == pytest.approx(0.001)
 
 
-def test_a_fused_optimizer_changes_what_is_predicted():
-    """Fused steps do not count as changes in autograd's books (`_version`)."""
+@pytest.mark.parametrize("how", ["a fused step", "writing into its data"])
+def test_a_changed_context_changes_what_is_predicted(how):
+    """Neither counts as a change in autograd's books (`_version`)."""
     pair = Pair(OF_METHOD["coop"])
     images, labels = pair.images(), labels_for(pair, 4)
-    with torch.no_grad():
+    ctx = pair.model.text_prompts.ctx
+    optimizer = torch.optim.SGD([ctx], lr=1.0, fused=True)
+    pair.model.loss(pair.model(images), labels).backward()
+    with torch.no_grad():  # after the gradient: the training accuracy, for example
         before = pair.model.eval()(images).logits
-    optimizer = torch.optim.SGD([pair.model.text_prompts.ctx], lr=1.0, fused=True)
-    pair.model.loss(pair.model.train()(images), labels).backward()
-    optimizer.step()
+    if how == "a fused step":
+        optimizer.step()
+    else:
+        ctx.data.add_(1)
     with torch.no_grad():
         after = pair.model.eval()(images).logits
         pair.model._cached_text = None
