@@ -32,8 +32,8 @@ class TextPrompts(nn.Module):
     Args:
         clip: whose token embeddings the prompts start from.
         classnames: C names; `_` is read as a space.
-        n_ctx: M. With `ctx_init` it is the number of that phrase's tokens instead (the published
-            code counts its words, which is the same for phrases of common words).
+        n_ctx: M. With `ctx_init` it is the number of that phrase's words instead, and the context
+            begins as the phrase's first M tokens: all of them, where each word is one token.
         ctx_init: a phrase such as "a photo of a" to begin with; None: random, N(0, 0.02²).
         csc: class-specific context, ctx (C, M, W) instead of (M, W).
         class_token_position: the name stands at the "end", at the "front" of the context, or in the
@@ -56,7 +56,8 @@ class TextPrompts(nn.Module):
         if ctx_init is None:
             ctx = torch.empty(n_ctx, width)  # drawn on the CPU: a seed means the same everywhere
         else:
-            phrase = encode(ctx_init.replace("_", " "))
+            words = ctx_init.replace("_", " ")
+            phrase = encode(words)[: len(words.split())]
             if not phrase:
                 raise ValueError(f"ctx_init: expected a phrase, got {ctx_init!r}")
             n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()

@@ -85,6 +85,14 @@ def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(cl
     assert torch.equal(clip.token_embedding.weight, clip_state(WIDE)["token_embedding.weight"])
 
 
+def test_a_phrase_of_rare_words_gives_as_many_vectors_as_it_has_words(clip):
+    tokens = encode("a photomicrograph of")
+    assert len(tokens) > 3
+    prompts = TextPrompts(clip, NAMES, ctx_init="a  photomicrograph_of ")
+    expected = clip_state(WIDE)["token_embedding.weight"][tokens[:3]]
+    assert torch.equal(prompts.ctx, expected)
+
+
 @pytest.mark.parametrize("phrase", ["", "  "])
 def test_a_phrase_without_a_word_is_refused(clip, phrase):
     with pytest.raises(ValueError, match="ctx_init"):
