@@ -11,6 +11,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -20,6 +22,11 @@ from torch import device as Device
 from .checkpoint import read_state_dict
 from .clip import CLIP, build_clip
 from .transforms import Preprocess
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -128,29 +135,49 @@ def download(url: str, target: Path, sha256: str) -> None:
     """Fetches a file to `target`, which appears only once it is complete and its hash is right.
 
     What has arrived is kept in `target.part`, and the next call goes on from there, or from the
-    start if the server cannot. Nothing there is replaced by anything but the right file.
+    start if the server cannot. Nothing there is replaced by anything but the right file. Processes
+    that fetch the same file wait for one another, and find it there then.
 
     Raises OSError or HTTPException if the connection fails, and ValueError for a wrong hash, after
     which the next call starts from nothing.
     """
     part = target.with_name(target.name + ".part")
-    try:
-        _fetch(url, part)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # range not satisfiable: the part is already the whole file
-            raise
-        error.close()
-    with open(part, "rb") as file:
-        digest = hashlib.sha256()
+    with _locked(target.with_name(target.name + ".lock")):
+        if target.is_file() and _sha256(target) == sha256:
+            return
+        try:
+            _fetch(url, part)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # range not satisfiable: the part is already the whole file
+                raise
+            error.close()
+        if (got := _sha256(part)) != sha256:
+            part.unlink()
+            raise ValueError(
+                f"{url}: expected SHA-256 {sha256}, got {got}: removed; try again, "
+                "and if it stays wrong, something on the way to the server changes the file"
+            )
+        os.replace(part, target)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time, by an empty file; no lock where there is no `fcntl`."""
+    if fcntl is None:
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also if the process dies
+        yield
+        path.unlink(missing_ok=True)  # all went well: who waits, or comes, finds the target
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != sha256:
-        part.unlink()
-        raise ValueError(
-            f"{url}: expected SHA-256 {sha256}, got {digest.hexdigest()}: removed; try again, "
-            "and if it stays wrong, something on the way to the server changes the file"
-        )
-    os.replace(part, target)
+    return digest.hexdigest()
 
 
 def _fetch(url: str, part: Path) -> None:

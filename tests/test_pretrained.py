@@ -253,6 +253,31 @@ def test_what_lies_there_from_an_earlier_download_is_completed(server, home, par
     assert len(server.requests) == 1
 
 
+def test_a_second_download_waits_for_the_first_and_goes_on_where_it_stopped(server, home):
+    server.cut, server.stall = 60_000, 30  # the first hangs there
+    target, failed = home / "a.pt", []
+
+    def fetch() -> None:
+        try:
+            pretrained.download(f"{server.url}/a.pt", target, sha256(CONTENT))
+        except OSError as error:
+            failed.append(error)
+
+    first, second = threading.Thread(target=fetch), threading.Thread(target=fetch)
+    first.start()
+    while not server.requests:
+        time.sleep(0.01)
+    second.start()
+    second.join(timeout=0.2)
+    assert second.is_alive() and len(server.requests) == 1
+    server.cut = None
+    server.stalled.set()  # the first one's connection ends
+    first.join(), second.join()
+    assert [asked for _, asked in server.requests] == [None, "bytes=60000-"]
+    assert len(failed) == 1 and target.read_bytes() == CONTENT
+    assert list(home.glob("a.pt*")) == [target]
+
+
 @pytest.mark.parametrize("part", [None, b"x" * 100, CONTENT + b"x"])
 def test_a_wrong_hash_is_refused_removed_and_replaces_nothing(server, home, part):
     expected = sha256(CONTENT)
