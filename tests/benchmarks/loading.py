@@ -24,9 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = {
     "minidpt.load": "minidpt.load(path)",
-    "torch.jit.load + build_clip": (
-        "minidpt.build_clip({k: v.float() for k, v in torch.jit.load(path).state_dict().items()})"
-    ),
+    "torch.jit.load + build_clip": "minidpt.build_clip(torch.jit.load(path).state_dict())",
 }
 PROGRAM = """
 import resource, sys, time

@@ -43,26 +43,22 @@ import tiny_models  # noqa: E402
 from products import Products  # noqa: E402
 
 import minidpt  # noqa: E402
+from minidpt.naming import imagenet_classnames  # noqa: E402
 from minidpt.runs import PRECISIONS, keep_freed_memory, place  # noqa: E402
 
 VIT_B_32 = tiny_models.Sizes(
     embedding=512, vision_width=768, vision_layers=12, text_width=512, text_layers=12, patch=32,
     grid=7,
 )  # fmt: skip
-SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi xo zu".split()
 CPU = torch.device("cpu")
 ZERO_SHOT = reference.zero_shot_classifier  # before `Reference` replaces it by its result
 PARTS = ("train", "test", "text", "image")
 
 
 def classnames(count: int) -> list[str]:
-    """Made-up names of one to three words, about as long as those of the usual data sets."""
-    first, second = len(SYLLABLES), len(SYLLABLES) ** 2
-
-    def word(i: int) -> str:
-        return SYLLABLES[i % first] + SYLLABLES[i // first % first] + SYLLABLES[i // second % first]
-
-    return [" ".join(word(7 * i + j) for j in range(1 + i % 3)) for i in range(count)]
+    """Evenly spread over ImageNet's: 4.2 tokens of their own, with stop and EOT, on average."""
+    names = list(imagenet_classnames().values())
+    return [names[i * len(names) // count] for i in range(count)]
 
 
 class Ours:
