@@ -17,8 +17,10 @@ from .folders import (
     assemble,
     contents,
     images_in,
+    lists_pictures,
     open_csv,
     open_folder,
+    part_folders,
     parts_of_classes,
     sub_folders,
 )
@@ -36,13 +38,14 @@ def open_dataset(
     """Finds out what kind of data set lies at a path, and lists its pictures.
 
     `path` is a folder: of one of the fifteen data sets, of its pictures, or the one above; or with
-    a labels.csv, with train/ and test/ (val/) of class folders, or with class folders. Or it is a
-    CSV file of `path,label[,split]`, or a split file of `write_split`.
+    a labels.csv, with train/, val/, test/ of class folders, or with class folders. Or it is a CSV
+    file of `path,label[,split]`, or a split file of `write_split`.
 
     `dataset` names one of the fifteen: `path` may then hold several, or its pictures in plain class
-    folders. `classnames` is a file that renames classes (`read_classnames`), `template` replaces
-    the data set's. Where no split is given, `seed` draws one: it is not the seed of the few-shot
-    draw, so that all runs share a test set.
+    folders. (Without it, these are recognised by the folder's name and their classes together, and
+    a part of ImageNet's classes is called as its folder is.) `classnames` is a file that renames
+    classes (`read_classnames`), `template` replaces the data set's. Where no split is given, `seed`
+    draws one: it is not the seed of the few-shot draw, so that all runs share a test set.
 
     Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
     """
@@ -55,40 +58,27 @@ def open_dataset(
     override = {} if template is None else {"template": template}
 
     def wanted(naming: Naming) -> Naming:
-        return replace(naming, renamed={**naming.renamed, **renamed}, **override)
+        return replace(naming, given=renamed, given_in=os.fspath(classnames or ""), **override)
 
-    opened = _open(root, layout, wanted, seed)
-    if renamed:
-        count = sum(name in renamed.values() for name in opened.classnames)
-        if not count:
-            raise ValueError(
-                f"class names {classnames}: expected lines for the classes of {opened.name} "
-                f"({', '.join(opened.classnames[:3])}, ...), got none of them"
-            )
-        file = Path(classnames).name
-        named = f"{opened.source}, {count} of {len(opened.classnames)} class names from {file}"
-        opened = replace(opened, source=named)
-    return opened
+    if not root.exists():
+        raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
+    if root.is_dir():
+        return _open(root, layout, wanted, seed)
+    if root.suffix.lower() == ".csv":
+        return open_csv(root, wanted(layout or Naming()), seed)
+    if root.suffix.lower() == ".json":
+        split = read_split(root)
+        return _called(split, wanted(Naming(template=split.template)))
+    raise ValueError(
+        f"data folder {root}: expected a folder, got a file: pass its folder, a .csv of "
+        f"path,label[,split], or a split.json of a run"
+    )
 
 
 def _open(
     root: Path, layout: Layout | None, wanted: Callable[[Naming], Naming], seed: int
 ) -> Dataset:
-    """The data set at `root`, called as `wanted`; `layout` if the caller named one."""
-    if not root.exists():
-        raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
-    table = root if root.is_file() else root / LABELS
-    if table.suffix.lower() == ".csv" and table.is_file():
-        return open_csv(table, wanted(layout or Naming()), seed)
-    if root.is_file() and root.suffix.lower() == ".json":
-        dataset = read_split(root)
-        return _called(dataset, wanted(Naming(template=dataset.template)))
-    if root.is_file():
-        raise ValueError(
-            f"data folder {root}: expected a folder, got a file: pass its folder, a .csv of "
-            f"path,label[,split], or a split.json of a run"
-        )
-
+    """The data set in the folder `root`, called as `wanted`; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in sub_folders(root)}
     known = [layout] if layout else LAYOUTS
     found = [place for one in known if (place := _find(one, root, children))]
@@ -97,25 +87,49 @@ def _open(
         raise ValueError(
             f"data folder {root}: expected one data set, got {names}: choose one (--dataset NAME)"
         )
+    table = root / LABELS
+    if table.is_file() and not found and (layout is None or lists_pictures(table)):
+        return open_csv(table, wanted(layout or Naming()), seed)
     if layout and not found:
         found = [_find_class_folders(layout, root, children)]
     if not found:
-        for one in LAYOUTS:  # its lists without its pictures?
-            for folder in (root, root / one.inner):
-                if any((folder / file).is_file() for file in (one.split_file, *one.lists.values())):
-                    raise _incomplete(one, folder)
+        return _open_other(root, wanted, seed)
+    place = found[0]._replace(layout=wanted(found[0].layout), named=layout is not None)
+    dataset = _open_place(place, seed)
+    if table.is_file():
+        note = f"{LABELS} is not read, as this is {place.layout.name}: to read it, pass the file"
+        dataset = replace(dataset, notes=(*dataset.notes, note))
+    return dataset
+
+
+def _open_other(root: Path, wanted: Callable[[Naming], Naming], seed: int) -> Dataset:
+    """A folder that is none of the fifteen data sets, even if it is called as one of them."""
+    for one in LAYOUTS:  # its lists without its pictures?
+        for folder in (root, root / one.inner):
+            if any((folder / file).is_file() for file in (one.split_file, *one.lists.values())):
+                raise _incomplete(one, folder)
+    alike = next((one for one in LAYOUTS if one.is_called(_name(root))), None)
+    if alike is None:
         return open_folder(root, wanted(Naming()), seed)
-    return _open_place(found[0]._replace(layout=wanted(found[0].layout)), seed)
+    name = _own_name(alike, root, _class_names(root))
+    dataset = open_folder(root, wanted(Naming(name=name)), seed)
+    note = (
+        f"not taken for {alike.name} in spite of the folder's name: it has other classes, or few; "
+        f"pass --dataset {alike.name} if it is"
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _called(dataset: Dataset, naming: Naming) -> Dataset:
     """A data set of a split file with the naming's template, and its renamed classes."""
-    names = [naming.renamed.get(name, name) for name in dataset.classnames]
+    renamed = {**naming.renamed, **naming.given}
+    names = [renamed.get(name, name) for name in dataset.classnames]
     parts = {
         part: [item._replace(classname=names[item.label]) for item in getattr(dataset, part)]
         for part in PARTS
     }
-    return replace(dataset, classnames=names, template=naming.template, **parts)
+    called = replace(dataset, classnames=names, template=naming.template, **parts)
+    return naming.credited(called, dataset.classnames)
 
 
 # ---- recognition
@@ -127,6 +141,7 @@ class Place(NamedTuple):
     layout: Layout
     folder: Path
     images: Path
+    named: bool = False  # by the caller, not recognised
 
     def file(self, name: str) -> Path | None:
         """A list that belongs to it: in its folder, with the pictures, or beside either."""
@@ -153,31 +168,75 @@ def _find(layout: Layout, root: Path, children: dict[str, Path]) -> Place | None
 
 
 def _images(layout: Layout, folder: Path) -> Path | None:
-    """The data set's pictures, if this is its folder: by what lies in it, or by its name."""
-    name = plain(Path(os.path.abspath(folder)).name)
-    signed = any(any(folder.glob(sign)) for sign in (layout.split_file, *layout.signs))
+    """The data set's pictures, if this is its folder: by what lies in it, or by its name.
+
+    Class folders without anything else are known by both.
+    """
+    named, signed = layout.is_called(_name(folder)), _signed(layout, folder)
     for images in layout.images:
-        proven = signed or (images != "." and name in map(plain, layout.folders))
+        proven = signed or (images != "." and named)
         parts = layout.parts.values() or (".",)
         if proven and all((folder / images / part).is_dir() for part in parts):
             return folder / images
-    return None
+    return folder if named and folder.is_dir() and _fits(layout, folder) else None
+
+
+def _signed(layout: Layout, folder: Path) -> bool:
+    """Whether something lies in a folder that only this data set has."""
+    return any(any(folder.glob(sign)) for sign in (layout.split_file, *layout.signs))
+
+
+def _fits(layout: Layout, folder: Path) -> bool:
+    """Whether class folders can be the data set's: as many as published, or some by name."""
+    found = _class_names(folder)
+    known = {plain(name) for name in (*layout.classes, *layout.renamed, *layout.dropped)}
+    as_many = len(found - set(layout.dropped)) == layout.published[0]
+    return as_many or not known.isdisjoint(map(plain, found))
+
+
+def _class_names(folder: Path) -> set[str]:
+    """The class folders in a folder, or in its train/ (test/, val/)."""
+    return {f.name for f in sub_folders(next(iter(part_folders(folder).values()), folder))}
+
+
+def _name(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).name
+
+
+def _own_name(layout: Layout, folder: Path, classes: set[str]) -> str:
+    """What to call a folder of other classes, or fewer, than the data set has: as it is called...
+
+    ...or with their number, ImageNet-100: under its very name, it gets the data set's settings and
+    stands beside its published numbers.
+    """
+    name = folder.resolve().name
+    return f"{name}-{len(classes)}" if name == layout.name else name
 
 
 def _find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> Place:
     """The data set that the caller named, as class folders without a list to recognise it by.
 
-    Raises FileNotFoundError if there are none.
+    Raises FileNotFoundError if there are none, ValueError if they are those of another one.
     """
     child = next((children[n] for n in map(plain, layout.folders) if n in children), None)
     folder = child or root
-    holds_sets = any(plain(name) in children for one in LAYOUTS for name in one.folders)
+    holds_sets = child is None and any(plain(n) in children for one in LAYOUTS for n in one.folders)
+    for other in LAYOUTS:
+        if other.name != layout.name and not holds_sets and _find(other, folder, {}):
+            raise ValueError(
+                f"data folder {folder}: expected {layout.name}, got {other.name}: pass --dataset "
+                f"{other.name}, or the folder of {layout.name}"
+            )
     for images in (*layout.images, "."):
-        if images == "." and child is None and holds_sets:
+        if images == "." and holds_sets:
             continue  # a folder of other data sets, not of classes
-        if (folder / images).is_dir() and len(sub_folders(folder / images)) > 1:
+        if (folder / images).is_dir() and _holds_classes(folder / images):
             return Place(layout, folder, folder / images)
     raise _incomplete(layout, folder)
+
+
+def _holds_classes(folder: Path) -> bool:
+    return bool(part_folders(folder)) or len(sub_folders(folder)) > 1
 
 
 def _incomplete(layout: Layout, folder: Path) -> FileNotFoundError:
@@ -203,12 +262,15 @@ def _incomplete(layout: Layout, folder: Path) -> FileNotFoundError:
 
 def _open_place(place: Place, seed: int) -> Dataset:
     """Lists a recognised data set: by its split file, its own lists, or its class folders."""
-    layout, _, images = place
+    layout, folder, images, _ = place
     names = place.file(layout.names) if layout.names else None
     if names or layout.numbered:
         listed = read_classnames(names) if names else imagenet_classnames()
         if layout.numbered:
-            listed = {str(number): name for number, name in enumerate(listed.values())}
+            number_of = {key: str(number) for number, key in enumerate(listed)}
+            listed = {number_of[key]: name for key, name in listed.items()}
+            given = {number_of.get(key, key): name for key, name in layout.given.items()}
+            layout = replace(layout, given=given)
         layout = replace(layout, renamed={**listed, **layout.renamed})
         place = place._replace(layout=layout)
 
@@ -219,12 +281,15 @@ def _open_place(place: Place, seed: int) -> Dataset:
         dataset = _open_lists(place, seed)
     elif layout.parts and all((images / part).is_dir() for part in layout.parts.values()):
         dataset = _open_parts(place, seed)
-    elif layout.nested:
-        dataset = _open_nested(place, seed)
     else:
-        dataset = _open_class_folders(place, seed)
+        nested = layout.nested and not part_folders(images)
+        dataset = (_open_nested if nested else _open_class_folders)(place, seed)
+        if not place.named and not _signed(layout, folder):
+            source = f"{dataset.source}, recognised by the name of {_name(folder)}/"
+            dataset = replace(dataset, source=source)
     if names:
-        dataset = replace(dataset, source=f"{dataset.source}, class names from {names.name}")
+        those = "the others" if layout.given else "class names"
+        dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
     return _compared(dataset, layout)
 
 
@@ -242,29 +307,42 @@ def _compared(dataset: Dataset, layout: Layout) -> Dataset:
 
 
 def _open_parts(place: Place, seed: int) -> Dataset:
-    """By a folder of class folders for each part."""
-    layout, folder, images = place
+    """By a folder of class folders for each part; a test/ of them goes before val/.
+
+    (ImageNet's own test/ has no classes.)
+    """
+    layout, folder, images, named = place
     folders = {part: images / own for part, own in layout.parts.items()}
+    test, classes = images / "test", {f.name for f in sub_folders(next(iter(folders.values())))}
+    if "train" in folders and test.is_dir() and classes & {f.name for f in sub_folders(test)}:
+        folders = {"train": folders["train"], "val": folders["test"], "test": test}
     how = ", ".join(f"{os.path.relpath(own, folder.parent)}/" for own in folders.values())
-    return assemble(images, parts_of_classes(folders, layout), layout, how, seed)
+    notes = ()
+    if layout.subsets and not named and len(classes) < 0.9 * layout.published[0]:
+        notes = (
+            f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, so it is not "
+            f"called {layout.name} (--dataset {layout.name} does)",
+        )
+        layout = replace(layout, name=_own_name(layout, folder, classes))
+    dataset = assemble(images, parts_of_classes(folders, layout), layout, how, seed)
+    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def _open_class_folders(place: Place, seed: int) -> Dataset:
     """By class folders (or train/ and test/ of them) that nothing else describes."""
-    layout, folder, images = place
+    layout, folder, images, named = place
     inside = {child.name for child in sub_folders(images)}
-    if len(inside) < 2 or inside & set(layout.signs):  # pictures that only a list can name
+    if not _holds_classes(images) or inside & set(layout.signs):  # that only a list can name
         raise _incomplete(layout, folder)
-    dataset = open_folder(images, layout, seed)
-    usual = layout_of(layout.name).renamed.values()
-    if usual and not set(usual) & set(dataset.classnames):  # other classes in the same layout
-        dataset = open_folder(images, replace(layout, name=folder.resolve().name), seed)
-    return dataset
+    usual = layout_of(layout.name)
+    if usual.renamed and not named and not _fits(usual, images):  # other classes in the same layout
+        layout = replace(layout, name=_own_name(usual, folder, _class_names(images)))
+    return open_folder(images, layout, seed)
 
 
 def _open_lists(place: Place, seed: int) -> Dataset:
     """By the data set's own lists. Without one for val, a fifth of each class's train is val."""
-    layout, _, images = place
+    layout, images = place.layout, place.images
     parts = {part: _read_list(place, name) for part, name in layout.lists.items()}
     how = ", ".join(layout.lists.values())
     if "val" not in parts:

@@ -24,6 +24,7 @@ _PART_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_IN_ORDER = ("all", "train", "test", "val")  # the first that is there has all classes
 LABELS = "labels.csv"  # in a folder: lists its pictures
 
 
@@ -74,6 +75,22 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def part_folders(folder: Path) -> dict[str, Path]:
+    """Part -> its folder (train/, val/, test/ and other words for them), the first of all classes.
+
+    That is train/, else test/. Raises ValueError for two folders of a part.
+    """
+    found: dict[str, Path] = {}
+    for child in sub_folders(folder):
+        part = _PART_NAMES.get(child.name.lower())
+        if part and found.setdefault(part, child) != child:
+            raise ValueError(
+                f"data folder {folder}: expected one folder for {part}, got {found[part].name}/ "
+                f"and {child.name}/: merge them or rename one"
+            )
+    return {part: found[part] for part in _IN_ORDER if part in found}
+
+
 def class_folders(folder: Path, naming: Naming, at_least: int = 2) -> dict[str, list[str]]:
     """The pictures of each class folder. Raises ValueError for less than `at_least` classes."""
     found = [f for f in sub_folders(folder) if f.name not in naming.dropped]
@@ -108,16 +125,35 @@ def contents(folder: Path) -> str:
 
 
 def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
-    """The data set of folders train/ and test/ (val/) of class folders, or of class folders."""
-    folders = {_PART_NAMES.get(f.name.lower()): f for f in sub_folders(root)}
-    folders = {part: folders[part] for part in PARTS if part in folders}
-    if "train" not in folders or len(folders) == 1:
+    """The data set of folders train/, val/, test/ of class folders, or of class folders.
+
+    A folder of such a name is never a class. train/ alone is split as class folders are; without
+    train/, the data set is only a test. Raises ValueError (one line: expected, got, what to do).
+    """
+    folders = part_folders(root)
+    if not folders:
         how = f"class folders in {root}"
         return assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
 
-    parts = parts_of_classes(folders, naming)
-    how = "folders " + ", ".join(f"{folder.name}/" for folder in folders.values())
-    return assemble(root, parts, naming, how, seed)
+    others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
+    read = [f"{folders[part].name}/" for part in PARTS if part in folders]
+    if others and not any(map(sub_folders, folders.values())):  # vehicles: bus/, car/, train/
+        name = read[0][:-1]
+        raise ValueError(
+            f"data folder {root}: expected class folders in {', '.join(read)}, got none there and "
+            f"{', '.join(others[:3])} beside: if '{name}' is a class, call its folder {name}_ "
+            f"(prompts leave the _ out)"
+        )
+    if list(folders) == ["train"]:
+        parts, how = {"all": class_folders(folders["train"], naming)}, f"class folders in {read[0]}"
+    else:
+        parts, how = parts_of_classes(folders, naming), f"folders {', '.join(read)}"
+    dataset = assemble(root, parts, naming, how, seed)
+    notes = [f"no test/ beside {read[0]}: the test is drawn from it"] if "all" in parts else []
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
+    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def assemble(
@@ -127,7 +163,8 @@ def assemble(
 
     `keys` are the classes in the order of labels (None: sorted; those of the first part count).
     "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`. Without "test", "val" is
-    the test. Every class must have a picture in the first part.
+    the test; without "train", it is a test set only. Every class must have a picture in the first
+    part.
     """
     first = next(iter(parts))
     keys = keys or naming.ordered(parts[first])
@@ -143,7 +180,7 @@ def assemble(
         parts = _split_by_class({key: parts["all"][key] for key in keys}, seed)
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
     elif "test" not in parts and "val" in parts:
-        parts = {"train": parts["train"], "test": parts["val"]}
+        parts = {**parts, "test": parts["val"], "val": {}}
         how += " (no test/, so val/ is the test set)"
     if not any(parts.get("test", {}).values()):
         raise ValueError(f"data folder {root}: expected pictures for the test, got none: add some")
@@ -160,7 +197,9 @@ def assemble(
                     )
                 listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
-    return make_dataset(name, root, list(names.values()), naming.template, listed, how, notes)
+    classnames = list(names.values())
+    dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
+    return naming.credited(dataset, keys)
 
 
 @contextmanager
@@ -234,7 +273,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
             f"{where}, line {lines[missing[0]]}: expected a picture, got nothing at {missing[0]} "
             f"({len(missing)} missing in all): mend the path"
         )
-    parts = {part: parts[part] for part in ("all", *PARTS) if part in parts}
+    parts = {part: parts[part] for part in _IN_ORDER if part in parts}
     first = next(iter(parts))
     for label, line in first_lines.items():
         if label not in parts[first]:
@@ -245,6 +284,15 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
     return assemble(path.parent, parts, naming, path.name, seed)
+
+
+def lists_pictures(path: Path) -> bool:
+    """Whether a CSV file has the columns that `open_csv` reads; others lie in data sets, too."""
+    try:
+        _columns(read_rows(path, f"labels {path}"), f"labels {path}")
+    except ValueError:
+        return False
+    return True
 
 
 def _columns(rows: list, where: str) -> tuple[dict[str, int], list]:

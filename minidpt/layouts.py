@@ -80,8 +80,13 @@ class Layout(Naming):
     parts: Mapping[str, str] = field(default_factory=dict)  # part -> its class folders, in images
     numbered: bool = False  # folder 7 is the 8th of `names`
     nested: bool = False  # classes are the innermost folders
-
     split: bool = True  # CoOp made a split file of it
+    classes: tuple[str, ...] = ()  # some class folders, to know it by where only its name tells
+    subsets: bool = False  # sets of some of its classes look as it does (ImageNet-100)
+
+    def is_called(self, name: str) -> bool:
+        """Whether that is its name, or what its folder is called."""
+        return plain(name) in map(plain, (self.name, *self.folders))
 
     @property
     def split_file(self) -> str:
@@ -98,6 +103,7 @@ LAYOUTS = (
         split=False,
         parts={"train": "train", "test": "val"},
         names="classnames.txt",
+        subsets=True,
         published=(1000, 1_281_167, 0, 50_000),
     ),
     Layout(
@@ -112,6 +118,7 @@ LAYOUTS = (
             "Leopards": "leopard",
             "Motorbikes": "motorbike",
         },
+        classes=("accordion", "yin_yang"),
         published=(100, 4_128, 1_649, 2_465),
     ),
     Layout(
@@ -123,6 +130,7 @@ LAYOUTS = (
         entry=pet,
         sort=str.lower,
         rule=lower_case,
+        classes=("Abyssinian", "yorkshire_terrier"),
         template="a photo of a {}, a type of pet.",
         published=(37, 2_944, 736, 3_669),
     ),
@@ -132,6 +140,7 @@ LAYOUTS = (
         images=(".",),
         signs=("cars_train", "cars_test"),
         rule=year_first,
+        classes=("AM General Hummer SUV 2000", "smart fortwo Convertible 2012"),
         published=(196, 6_509, 1_635, 8_041),
     ),
     Layout(
@@ -149,6 +158,7 @@ LAYOUTS = (
         images=("images",),
         signs=("meta/train.json", "meta/train.txt"),
         lists={"train": "meta/train.json", "test": "meta/test.json"},
+        classes=("apple_pie", "waffles"),
         template="a photo of {}, a type of food.",
         published=(101, 50_500, 20_200, 30_300),
     ),
@@ -163,6 +173,7 @@ LAYOUTS = (
         entry=variant,
         order="variants.txt",
         rule=str,
+        classes=("707-320", "Yak-42"),
         template="a photo of a {}, a type of aircraft.",
         published=(100, 3_334, 3_333, 3_333),
     ),
@@ -175,6 +186,7 @@ LAYOUTS = (
         order="ClassName.txt",
         nested=True,
         rule=without_letter_reversed,
+        classes=("a", "abbey", "zoo"),
         published=(397, 15_880, 3_970, 19_850),
     ),
     Layout(
@@ -184,6 +196,7 @@ LAYOUTS = (
         images=("images",),
         signs=("labels/train1.txt",),
         lists={part: f"labels/{part}1.txt" for part in PARTS},
+        classes=("banded", "zigzagged"),
         template="{} texture.",
         published=(47, 2_820, 1_128, 1_692),
     ),
@@ -211,6 +224,7 @@ LAYOUTS = (
         images=("UCF-101-midframes",),
         signs=("UCF-101-midframes",),
         rule=capitals,
+        classes=("ApplyEyeMakeup", "YoYo"),
         template="a photo of a person doing {}.",
         published=(101, 7_639, 1_898, 3_783),
     ),
@@ -266,7 +280,7 @@ def layout_of(name: str) -> Layout:
     """
     for layout in LAYOUTS:
         others = (other for other, ours in _OTHER_NAMES.items() if ours == layout.name)
-        if plain(name) in map(plain, (layout.name, *layout.folders, *others)):
+        if layout.is_called(name) or plain(name) in map(plain, others):
             return layout
     choices = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(f"data set: expected one of {choices}, got '{name}'")

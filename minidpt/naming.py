@@ -8,12 +8,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import regex
 
-from .data import DEFAULT_TEMPLATE
+from .data import DEFAULT_TEMPLATE, Dataset
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -76,6 +76,8 @@ class Naming:
     template: str = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
+    given: Mapping[str, str] = field(default_factory=dict)  # the caller's names, before all others
+    given_in: str = ""  # the caller's file of them
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
 
@@ -91,7 +93,7 @@ class Naming:
         Two folders that differ only in spelling are a mistake; that two classes have the same name
         in a list happens, even in ImageNet's.
         """
-        renamed = dict(self.renamed)
+        renamed = {**self.renamed, **self.given}
         if any(_WORDNET_ID.fullmatch(key) for key in keys):
             renamed = {**imagenet_classnames(), **renamed}
         names, keys_of, notes = {}, {}, []
@@ -111,6 +113,23 @@ class Naming:
                     f"and '{key}': rename or merge them"
                 )
         return names, notes
+
+    def credited(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
+        """The data set with a word in `source` on how many of its `keys` the caller has named.
+
+        Raises ValueError if there are names but for none of them.
+        """
+        if not self.given:
+            return dataset
+        count = sum(key in self.given for key in keys)
+        if not count:
+            raise ValueError(
+                f"class names {self.given_in}: expected lines for the classes of {dataset.name} "
+                f"({', '.join(list(keys)[:3])}, ...), got none of them"
+            )
+        file = Path(self.given_in).name
+        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
+        return replace(dataset, source=source)
 
 
 # ---- files

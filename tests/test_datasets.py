@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import shutil
 from pathlib import Path
 
@@ -86,10 +87,11 @@ def guide(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_data_set_of_the_guide_opens_by_its_folder_or_by_root_and_name(guide, name):
-    dataset = open_dataset(guide[name])
+    dataset = open_dataset(guide[name], name)
     assert_is(dataset, name)
     assert open_dataset(guide[name].parent, name) == dataset
-    assert open_dataset(guide[name], name) == dataset
+    if name != "ImageNet":  # three of its classes are not called so by themselves
+        assert open_dataset(guide[name]) == dataset
     classes = len(dataset.classnames)
     if name == "ImageNet":
         assert sizes(dataset) == (4 * classes, 0, 2 * classes)
@@ -143,7 +145,8 @@ def test_one_data_set_below_a_root_needs_no_name(tmp_path):
 
 
 def test_source_says_what_was_read(guide):
-    sources = {name: open_dataset(guide[name]).source for name in NAMES}
+    sources = {name: open_dataset(guide[name]).source for name in NAMES[1:]}
+    sources["ImageNet"] = open_dataset(guide["ImageNet"], "ImageNet").source
     assert sources["Caltech101"] == (
         "Caltech101: 3 classes, split_zhou_Caltech101.json, 9/3/6 images (train/val/test)"
     )
@@ -222,9 +225,11 @@ def test_own_lists_or_class_folders_serve_without_the_split_file(tmp_path, name)
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_downloads_of_torchvision_open(tmp_path, name):
     folder = draw_miniature(tmp_path, name, torchvision=True)
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, name)
     assert_is(dataset, name)
-    assert open_dataset(tmp_path, name) == dataset == open_dataset(tmp_path)
+    assert open_dataset(tmp_path, name) == dataset
+    if name != "ImageNet":
+        assert open_dataset(tmp_path) == dataset == open_dataset(folder)
     classes = len(dataset.classnames)
     assert sizes(dataset) == {
         "ImageNet": (4 * classes, 0, 2 * classes),
@@ -278,6 +283,82 @@ def test_train_and_test_folders_open_by_name(tmp_path):
     assert sizes(dataset) == (4, 0, 2)
 
 
+FOLDERS = {name: layout_of(name).folders[0] for name in PLAIN if name != "OxfordFlowers"}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_plain_class_folders_are_recognised_by_their_folders_name(tmp_path, name):
+    folder = draw_class_folders(tmp_path / FOLDERS[name], name)
+    dataset = open_dataset(folder)
+    assert_is(dataset, name)
+    assert open_dataset(tmp_path) == dataset
+    named = open_dataset(folder, name)
+    assert named.test == dataset.test
+    assert dataset.source == f"{named.source}, recognised by the name of {folder.name}/"
+    assert open_dataset(folder.rename(tmp_path / "mine")).name == "mine"
+
+
+def test_as_many_class_folders_as_published_are_recognised_by_their_folders_name(tmp_path):
+    for number in range(1, 103):
+        touch(tmp_path / "oxford_flowers" / str(number), 2)
+    dataset = open_dataset(tmp_path / "oxford_flowers")
+    assert dataset.name == "OxfordFlowers" and dataset.classnames[-1] == "102"
+    assert dataset.template == "a photo of a {}, a type of flower."
+
+
+def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folders_name(tmp_path):
+    for part in ("train", "test"):
+        draw_classes(tmp_path / "food-101" / part, {"apple_pie": 2, "tacos": 2})
+        draw_classes(tmp_path / "sun397" / part, {"abbey": 2, "airplane_cabin": 2})
+    food, sun = open_dataset(tmp_path / "food-101"), open_dataset(tmp_path / "sun397")
+    assert food.name == "Food101" and food.classnames == ["apple pie", "tacos"]
+    assert sun.name == "SUN397" and sun.classnames == ["abbey", "airplane cabin"]
+    assert sizes(food) == sizes(sun) == (4, 0, 4)
+    draw_classes(tmp_path / "paths" / "SUN397", {"a/abbey": 3, "c/cathedral/indoor": 3})
+    nested = open_dataset(tmp_path / "paths" / "SUN397")
+    assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
+
+
+@pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])
+def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
+    dataset = open_dataset(draw_classes(tmp_path / folder, {"cat_A": 4, "dog_B": 4}))
+    named = {"DescribableTextures": "DescribableTextures-2"}.get(folder, folder)
+    assert dataset.name == named and dataset.classnames == ["cat A", "dog B"]
+    assert dataset.template == "a photo of a {}."
+    name = layout_of(folder).name
+    assert dataset.notes[0].startswith(f"not taken for {name}") and "--dataset" in dataset.notes[0]
+    assert open_dataset(tmp_path / folder, name).name == name  # if the caller says so
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_folder_of_another_data_set_is_refused(tmp_path, plain):
+    if plain:
+        folder = draw_class_folders(tmp_path / "food-101", "Food101")
+    else:
+        folder = draw_miniature(tmp_path, "Food101", split=False)
+    wrong = "expected DescribableTextures, got Food101: pass --dataset Food101, or the folder of"
+    for path in [folder] if plain else [folder, folder / "images"]:
+        with pytest.raises(ValueError, match=wrong) as error:
+            open_dataset(path, "DescribableTextures")
+        one_line(error, path)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_table_that_is_not_ours_does_not_hide_a_data_set(tmp_path, split):
+    folder = draw_miniature(tmp_path, "Caltech101", split=split)
+    expected = open_dataset(folder)
+    (folder / "labels.csv").write_text("id,breed\n000bec18,boston_bull\n")
+    for dataset in (open_dataset(folder), open_dataset(folder, "Caltech101")):
+        assert dataset.source == expected.source and dataset.test == expected.test
+        assert dataset.notes[-1].startswith("labels.csv is not read, as this is Caltech101")
+    plain = draw_class_folders(tmp_path / "mine", "DescribableTextures")
+    shutil.copy(folder / "labels.csv", plain)
+    assert_is(open_dataset(plain, "DescribableTextures"), "DescribableTextures")
+    rows = [f"{key}/{number}.jpg,{key[0]}" for key in ("banded", "zigzagged") for number in (1, 2)]
+    (plain / "labels.csv").write_text("\n".join(["path,label", *rows]))  # ours
+    assert open_dataset(plain, "DescribableTextures").classnames == ["b", "z"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -313,6 +394,72 @@ def test_names_beside_the_pictures_go_before_the_built_in_ones(tmp_path):
     assert open_dataset(folder).classnames == ["tench", "goldfish", "crane"]
     (folder / "classnames.txt").unlink()
     assert open_dataset(folder).classnames == ["tench", "goldfish", "crane bird"]
+
+
+def touch(folder: Path, count: int) -> None:
+    """Empty files, as listing does not look into them."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.JPEG").touch()
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "name"),
+    [
+        ("imagenet100", 2, "imagenet100"),
+        ("imagenet", 2, "imagenet"),
+        ("ImageNet", 2, "ImageNet-2"),  # not to stand beside its published numbers
+        ("mine", 900, "ImageNet"),
+        ("mine", 899, "mine"),
+    ],
+)
+def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
+    ids = list(naming.imagenet_classnames())[:count]
+    for part in ("train", "val"):
+        for wordnet_id in ids:
+            touch(tmp_path / folder / part / wordnet_id, 1)
+    dataset = open_dataset(tmp_path / folder)
+    assert dataset.name == name and dataset.classnames[:2] == ["tench", "goldfish"]
+    assert sizes(dataset) == (count, 0, count)
+    if name != "ImageNet":
+        assert f"{count} of ImageNet's 1000 classes" in dataset.notes[-1]
+    named = open_dataset(tmp_path / folder, "ImageNet")
+    assert named.name == "ImageNet" and named.test == dataset.test
+
+
+def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        draw_classes(tmp_path / part, {"n01440764": count, "n01443537": count})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["tench", "goldfish"] and sizes(dataset) == (8, 4, 6)
+    assert all("/test/" in item.path for item in dataset.test)
+    shutil.rmtree(tmp_path / "test")
+    draw(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
+    assert sizes(open_dataset(tmp_path)) == (8, 0, 4)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_numbered_folders_are_renamed_by_wordnet_id_or_number(tmp_path, listed):
+    folder = draw_miniature(tmp_path, "ImageNetV2")
+    if not listed:
+        (folder / "classnames.txt").unlink()
+    names = tmp_path / "names.txt"
+    names.write_text("n01440764 a big fish\n1 a gold fish\nn15075141 paper\n")
+    dataset = open_dataset(folder, classnames=names)
+    third = "crane bird" if listed else "great white shark"
+    assert dataset.classnames == ["a big fish", "a gold fish", third]
+    assert "2 of 3 class names from names.txt" in dataset.source
+    names.write_text("n15075141 goldfish\n")  # the name of another class
+    with pytest.raises(ValueError, match=r"classes of ImageNetV2 \(0, 1, 2, ...\), got none"):
+        open_dataset(folder, classnames=names)
+
+
+def test_the_listing_benchmark_takes_few_files(monkeypatch, capsys):
+    path = Path(__file__).parent / "benchmarks" / "listing.py"
+    monkeypatch.setattr("sys.argv", [str(path), "--files", "500"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "made 2,000 files" in (out := capsys.readouterr().out)
+    assert "ImageNet: 1000 classes, " in out
 
 
 def test_two_classes_of_one_name_are_said(tmp_path):

@@ -174,6 +174,48 @@ def test_class_that_only_the_test_has_is_named(tmp_path):
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["test", "Testing", "val"])
+def test_a_test_folder_alone_is_a_test_set(tmp_path, folder):
+    draw_classes(tmp_path / folder, {"dog": 3, "cat": 2})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "dog"] and dataset.train == dataset.val == []
+    assert [item.label for item in dataset.test] == [0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="expected training pictures .*, got only a test set"):
+        few_shot(dataset, 1, seed=1)
+
+
+def test_val_and_test_without_train_are_a_test_set_with_the_classes_of_test(tmp_path):
+    draw_classes(tmp_path / "val", {"dog": 1})
+    draw_classes(tmp_path / "test", {"dog": 3, "cat": 2})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "dog"] and dataset.train == []
+    assert files(dataset.val, tmp_path) == ["val/dog/image_0001.png"]
+    assert dataset.val[0].label == 1 and len(dataset.test) == 5
+    assert "folders val/, test/, 0/1/5 images" in dataset.source
+
+
+@pytest.mark.parametrize("others", [[], ["extra"], ["extra", "annotations"]])
+def test_a_train_folder_alone_is_split_and_what_lies_beside_is_no_class(tmp_path, others):
+    draw_classes(tmp_path / "train", {"dog": 10, "cat": 10})
+    for other in others:
+        draw_classes(tmp_path / other, {"dog": 3, "owl": 3})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "dog"]
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (10, 4, 6)
+    assert "class folders in train/, no split file: drawn 50/20/30 %" in dataset.source
+    note = "no test/ beside train/: the test is drawn from it"
+    more = {0: (), 1: ("extra/",), 2: ("annotations/ and 1 more",)}[len(others)]
+    assert dataset.notes == (note, *(f"read: train/; not read: {name}" for name in more))
+
+
+def test_folders_beside_train_and_test_are_said(tmp_path):
+    for part in ("train", "test", "unlabelled"):
+        draw_classes(tmp_path / part, {"dog": 2, "cat": 2})
+    dataset = open_dataset(tmp_path)
+    assert dataset.classnames == ["cat", "dog"]
+    assert dataset.notes == ("read: train/, test/; not read: unlabelled/",)
+
+
 # ---- CSV files
 
 
@@ -233,6 +275,14 @@ def test_csv_without_a_split_is_drawn(tmp_path):
     dataset = open_dataset(table(tmp_path, rows))
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (4, 0, 2)
     assert "drawn 50/20/30 % with the fixed seed 1" in dataset.source
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_csv_of_test_rows_alone_is_a_test_set(tmp_path, split):
+    text = f"path,label,split\npictures/a.png,owl,{split}\npictures/b.png,cat,{split}\n"
+    dataset = open_dataset(table(tmp_path, text))
+    assert dataset.classnames == ["cat", "owl"] and dataset.train == dataset.val == []
+    assert files(dataset.test, tmp_path) == ["pictures/a.png", "pictures/b.png"]
 
 
 def test_csv_takes_absolute_paths_and_numbers_as_labels(tmp_path):
@@ -301,6 +351,16 @@ def test_classes_are_renamed_by_a_file(tmp_path, name, text):
     assert dataset.classnames == ["snowy owl", "x2", "lynx"]
     assert {i.classname for i in dataset.test} == set(dataset.classnames)
     assert dataset.source.endswith(f"2 of 3 class names from {name}")
+
+
+def test_classes_that_are_named_by_a_file_are_counted_not_the_names(tmp_path):
+    draw_classes(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    (tmp_path / "names.txt").write_text("x1 lynx\nowl x2\ndog x3\n")  # x2 and x3 by chance
+    dataset = open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
+    assert dataset.source.endswith("1 of 3 class names from names.txt")
+    (tmp_path / "names.txt").write_text("owl x2\ndog x3\n")
+    with pytest.raises(ValueError, match=r"classes of data \(x1, x2, x3, ...\), got none of them"):
+        open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
 
 
 def test_labels_of_a_csv_and_classes_of_a_split_file_are_renamed(tmp_path):
@@ -390,6 +450,15 @@ def one_class_in_parts(root):
     draw_classes(root / "test", {"owl": 3})
 
 
+def class_called_train(root):
+    draw_classes(root, {"bus": 3, "car": 3, "train": 3})
+
+
+def two_of_val(root):
+    for part in ("train", "val", "valid"):
+        draw_classes(root / part, {"owl": 3, "cat": 3})
+
+
 def empty_test(root):
     draw_classes(root / "train", {"owl": 3, "cat": 3})
     draw_classes(root / "test", {"owl": 0})
@@ -415,6 +484,8 @@ def train_class_without_image(root):
         (class_without_image, ValueError, "of every class, got none for 'dog'"),
         (same_name_twice, ValueError, "got 'SeaHorse' and 'sea_horse': rename or merge"),
         (one_class_in_parts, ValueError, "train: expected at least 2 class folders"),
+        (class_called_train, ValueError, "in train/, got none there and bus/, car/ .* train_ "),
+        (two_of_val, ValueError, "expected one folder for val, got val/ and valid/"),
         (empty_test, ValueError, "expected pictures for the test, got none"),
         (flat_test, ValueError, "test: expected a folder for each class .*, got a.png"),
         (train_class_without_image, ValueError, "got none for 'cat'"),

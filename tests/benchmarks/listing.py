@@ -2,8 +2,9 @@
 
     python tests/benchmarks/listing.py [--files 100000]
 
-Makes ImageNet's layout of empty files, 1000 classes, in a temporary folder. The first time shows
-names that the system has just written and so still knows; a slow disk adds its own.
+Makes ImageNet's layout of empty files, 1000 classes with two or more each, in a temporary folder.
+The first time shows names that the system has just written and so still knows; a slow disk adds
+its own.
 """
 
 import argparse
@@ -28,8 +29,10 @@ def main() -> None:
     files = parser.parse_args().files
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
+        counts = {"train": max(1, files * 96 // 100_000), "val": max(1, files * 4 // 100_000)}
+        files = 1000 * sum(counts.values())
         for wordnet_id in imagenet_classnames():
-            for part, count in (("train", files * 96 // 100_000), ("val", files * 4 // 100_000)):
+            for part, count in counts.items():
                 where = Path(folder, "images", part, wordnet_id)
                 where.mkdir(parents=True)
                 for number in range(count):
