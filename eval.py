@@ -9,16 +9,17 @@ python eval.py --table DIR                          # all runs in a folder
 
 from __future__ import annotations
 
-import sys
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from minidpt.data import IMAGE_SUFFIXES, Dataset, read_split, select_classes
+from minidpt.data import Dataset, read_split, select_classes
 from minidpt.datasets import open_dataset
+from minidpt.demo import is_demo
 from minidpt.evaluation import TestSet, accuracy, zero_shot_accuracy
+from minidpt.folders import images_in
 from minidpt.model import load_model
 from minidpt.pretrained import load
 from minidpt.results import tested_on, write_tables
@@ -33,12 +34,14 @@ from minidpt.runs import (
     Run,
     choose_device,
     keep_freed_memory,
+    path_option,
     place,
+    report,
     run_command,
 )
 from minidpt.transforms import open_image
 
-CLIP_SETTINGS = ("model", "device", "precision", "exact_gelu")
+CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 
 
 def parse_arguments():
@@ -46,31 +49,55 @@ def parse_arguments():
     parser = Parser(description="Test runs of train.py, or classify images with one.")
     task = parser.add_mutually_exclusive_group(required=True)
     add = task.add_argument
-    add("--run", nargs="+", metavar="DIR", help="run folders of train.py, all with one CLIP")
-    add("--table", metavar="DIR", help="print and write the table of all runs in a folder")
+    # fmt: off
+    add("--run", nargs="+", type=path_option, metavar="DIR",
+        help="run folders of train.py, all with one CLIP")
+    add("--table", type=path_option, metavar="DIR",
+        help="print and write the table of all runs in a folder")
     add = parser.add_argument
-    add("--image", nargs="+", metavar="FILE", help="images, or folders of images, to classify")
+    add("--image", nargs="+", type=path_option, metavar="FILE",
+        help="images, or folders of images, to classify")
     add("--top", type=int, default=5, help="classes to print for an image")
-    add("--data", metavar="DIR", help="other data to test on, whatever train.py takes")
+    add("--data", type=path_option, metavar="DIR",
+        help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
-    add("--classnames", metavar="FILE", help="renames classes: a line 'folder name' for each")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
     add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
     add("--template", help="zero-shot prompt of the other data; without it the data set's")
-    add("--root", metavar="DIR", help="the run's image folder, if train.py found it elsewhere")
-    add("--model", help="CLIP's name or path, if train.py found it elsewhere")
+    add("--root", type=path_option, metavar="DIR",
+        help="the run's image folder, if train.py found it elsewhere")
+    add("--model", type=path_option, help="CLIP's name or path, if train.py found it elsewhere")
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
+    # fmt: on
     args = parser.parse_args()
     if args.top < 1:
         parser.error("--top: expected at least 1")
     if args.workers < 0:
         parser.error("--workers: expected at least 0")
-    if args.root and (args.data or args.dataset or args.classes):
-        parser.error("--root: expected for the run's own test alone; elsewhere pass --data")
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
+    of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
+    given = [name for name in of_tests if getattr(args, name) is not None]
+    if given and args.image:
+        parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
+    if given and args.table:
+        parser.error(f"--{given[0]}: expected with --run, got --table, which tests nothing")
+    if args.root and is_elsewhere(args):
+        parser.error("--root: expected for the run's own test alone; elsewhere pass --data")
+    for name in ("classnames", "template"):
+        if name in given and not is_elsewhere(args):
+            parser.error(f"--{name}: expected with --data, --dataset or --classes: the run's own "
+                         "test has the run's")  # fmt: skip
     return args
+
+
+def is_elsewhere(args) -> bool:
+    """Whether the test is another than the one that train.py ends with."""
+    return args.data is not None or args.dataset is not None or args.classes is not None
 
 
 def main() -> int:
@@ -82,23 +109,36 @@ def main() -> int:
 
     keep_freed_memory()
 
-    # One CLIP for all runs.
+    # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.
     runs = [Run.open(folder) for folder in args.run]
-    configs = [run.read_json(CONFIG, *CLIP_SETTINGS) for run in runs]
+    configs = [run.read_json(CONFIG, data=str, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
-    tests = [] if args.image else tests_of(args, runs, configs)
+    other, tests, learned_from = is_elsewhere(args), [], []
+    if not args.image:
+        tests = tests_of(args, runs, configs)
+        learned_from = [train_images(run, args.root) for run in runs]
+    if other:
+        for run in runs:
+            noted_tests(run)
     clip, _ = load(model_name, quick_gelu=not exact_gelu)
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     if args.image:
         return classify(models[0], args.image, args.top)
 
-    other = args.data or args.dataset or args.classes
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)
+        files = [os.path.realpath(item.path) for item in dataset.test]
         if other:
             print(dataset.source)
-        for run, model in ((runs[number], models[number]) for number in numbers):
+            for note in dataset.notes:
+                print(f"note: {note}")
+        for number in numbers:
+            run, model = runs[number], models[number]
+            seen = sum(file in learned_from[number] for file in files)
+            if seen:
+                by = f" by {run.folder}" if len(runs) > 1 else ""
+                print(f"note: {seen} of the test images were trained on{by}")
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
@@ -128,6 +168,8 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
             )
         values.extend(found)  # its only key
     model_name, device, precision, exact_gelu = values
+    if precision not in PRECISIONS:
+        raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
         device = choose_device(device)
     except ValueError:
@@ -138,12 +180,17 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
 def tests_of(args, runs: list[Run], configs: list[dict]) -> list[tuple[Dataset, list[int]]]:
     """Data sets to test on, and the numbers of the runs to test on each."""
     tests = {}
-    if not (args.data or args.dataset or args.classes):
+    if not is_elsewhere(args):
         for number, run in enumerate(runs):
             dataset = read_split(run.path(SPLIT), args.root)
             tests.setdefault(tuple(dataset.test), (dataset, []))[1].append(number)
         return list(tests.values())
     for number, config in enumerate(configs):
+        if args.dataset and args.data is None and is_demo(config["data"]):
+            raise ValueError(
+                "--dataset: expected --data, the folder it lies in: "
+                f"{runs[number].folder} was trained on the demo's drawings"
+            )
         for source in sources_of(args, config):
             if source not in tests:
                 tests[source] = source.open(), []
@@ -171,8 +218,9 @@ class Source(NamedTuple):
 
 def sources_of(args, config: dict) -> list[Source]:
     """What the command line names, completed by where and what a run was trained on."""
-    data, classes = args.data or config.get("data"), args.classes or "all"
-    if args.data or args.dataset:
+    data = config["data"] if args.data is None else args.data
+    classes = args.classes or "all"
+    if args.data is not None or args.dataset:
         return [
             Source(data, name, args.classnames, args.template, classes)
             for name in args.dataset or [None]
@@ -187,32 +235,53 @@ def note_transfer(
 ) -> None:
     """Keep a result on other data beside the run's own, for tables; not what train.py tested.
 
-    Its "settings" are those that are not the run's: `read_results` keeps apart what differs there.
+    Its "settings" are those that are not the run's: `read_results` keeps apart what differs there,
+    and the same test by other settings has an entry of its own.
     """
-    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, "root")["root"]
+    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
         "tested by": (dataset.template, config.get("template")),
         "tested in precision": (precision, config.get("precision")),
     }
-    tested = run.read_json(SUMMARY)["tests"] if run.path(SUMMARY).is_file() else {}
-    noted = run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
-    if dataset.name in tested and root == trained_root:
+    settings = {name: value for name, (value, own) in settings.items() if value != own}
+    tested, noted = noted_tests(run)
+    if dataset.name in tested and not settings:
         return
-    roots = {name: entry.get("root") for name, entry in noted.items()}
-    roots |= dict.fromkeys(tested, trained_root)
-    taken = roots.get(dataset.name, root) != root  # by other pictures of that name
-    name = f"{dataset.name} in {root}" if taken else dataset.name
-    noted[name] = {
+    taken = dataset.name in tested and root != trained_root  # by other pictures of that name
+    entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
+    noted[entry] = {
+        "tested": f"{dataset.name} in {root}" if taken else dataset.name,
         "zero_shot_accuracy": zero_shot,
         "accuracy": result,
         "test_images": len(dataset.test),
         "root": root,
         "template": dataset.template,
-        "settings": {name: value for name, (value, own) in settings.items() if value != own},
+        "settings": settings,
     }
     run.write_json(TRANSFER, noted)
+
+
+def noted_tests(run: Run) -> tuple[dict, dict]:
+    """What train.py has tested, and what eval.py has: name → result. Raises as `Run.read_json`."""
+    tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
+    return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
+
+
+def train_images(run: Run, root: str | None) -> set[str]:
+    """The files that a run has learned from, in `root` if it is not the noted one; links resolved.
+
+    Raises ValueError if split.json is damaged.
+    """
+    split = run.read_json(SPLIT, root=str, train=list)
+    try:
+        files = [os.path.join(root or split["root"], file) for file, _, _ in split["train"]]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{run.path(SPLIT)}: expected train to list [path, label, class name], got {error}"
+        ) from error
+    return set(map(os.path.realpath, files))
 
 
 def classify(model, paths: list[str], top: int) -> int:
@@ -222,7 +291,7 @@ def classify(model, paths: list[str], top: int) -> int:
         try:
             image = open_image(path)
         except (ValueError, OSError) as error:
-            print(f"eval.py: error: {error}", file=sys.stderr)
+            report(error)
             status = 2
             continue
         (predictions,) = model.predict(image, top)
@@ -233,12 +302,12 @@ def classify(model, paths: list[str], top: int) -> int:
     return status
 
 
-def image_files(paths: list[str]) -> list[Path]:
+def image_files(paths: list[str]) -> list[str]:
     """The files themselves, and of each folder the images in it and below."""
     files = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    for path in paths:
+        if os.path.isdir(path):
+            found = images_in(path)
             if not found:
                 raise FileNotFoundError(f"folder {path}: expected images in it, got none")
             files += found

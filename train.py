@@ -51,12 +51,16 @@ from minidpt.runs import (
     choose_device,
     choose_precision,
     clock,
+    finite,
+    folders_of,
     keep_freed_memory,
+    path_option,
     place,
+    report,
     run_command,
     versions,
 )
-from minidpt.training import default_epochs, learning_rate, parameter_groups
+from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
 from minidpt.transforms import normalize
 
 LEARNING = {  # options that zero-shot CLIP has no use for
@@ -72,23 +76,26 @@ def parse_arguments():
     parser = Parser(description="Few-shot prompt tuning of CLIP.")
     add = parser.add_argument
     # fmt: off
-    add("--data", metavar="DIR", help="Caltech101, any folder of class folders, a CSV of "
-        "path,label[,split], or a folder of known data sets; without it the demo's own pictures")
+    add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
+        "a CSV of path,label[,split], or a folder of known data sets; without it the demo's own "
+        "pictures")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
-    add("--classnames", metavar="FILE", help="renames classes: a line 'folder name' for each")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
     add("--classes", choices=("all", "base", "new"), default="all",
         help="base: train on the first half of the classes, test on both halves")
     add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
     add("--shots", nargs="+", type=int, default=[16], help="training images per class")
     add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
-    add("--model", help=f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; "
+    add("--model", type=path_option, help=f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; "
         "without it ViT-B/32, and tiny for the demo")
     add("--epochs", type=int, help="without it the published number for method and shots")
     add("--batch-size", type=int, default=32, help="images per training step")
     add("--exact-gelu", action="store_true",
         help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
-    add("--out", metavar="DIR", help="new run folder, or folder of a sweep; without it in runs/")
+    add("--out", type=path_option, metavar="DIR",
+        help="new run folder, or folder of a sweep; without it in runs/")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
     add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
@@ -106,10 +113,10 @@ def parse_arguments():
     add("--class-aware-from", type=int, metavar="LAYER",
         help="first layer, from 1, with class-aware prompts; without it the last")
     add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
-    add("--alpha", type=float, default=defaults.alpha, help="weight of the auxiliary loss")
+    add("--alpha", type=finite, default=defaults.alpha, help="weight of the auxiliary loss")
     add("--guidance-epochs", type=int, default=30, help="length of the guidance stage (VLP, DPT)")
-    add("--visual-lr", type=float, default=0.01, help="learning rate of the image side")
-    add("--text-lr", type=float, default=0.002, help="learning rate of the text context")
+    add("--visual-lr", type=finite, default=0.01, help="learning rate of the image side")
+    add("--text-lr", type=finite, default=0.002, help="learning rate of the text context")
     add("--warmup-epochs", type=int,
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
     # fmt: on
@@ -124,6 +131,8 @@ def parse_arguments():
                 parser.error(f"{option}: expected at least {bound}, got {value}")
     if max(args.seed) >= 2**63:
         parser.error(f"--seed: expected a number below 2**63, got {max(args.seed)}")
+    if args.dataset and args.data is None:
+        parser.error("--dataset: expected --data, the folder it lies in")
     if args.csc and args.classes == "base":
         parser.error("--csc: expected contexts that new classes can share, got one for each class")
     if args.model and args.model not in NAMES:
@@ -141,8 +150,8 @@ def main() -> int:
     keep_freed_memory()
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)
-    folder = Path(args.data).expanduser() if args.data else draw_demo("runs")
-    args.model = args.model or ("ViT-B/32" if args.data else "tiny")
+    folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
+    args.model = args.model or ("tiny" if args.data is None else "ViT-B/32")
 
     # Every data set, and the runs on it. What can't be drawn from it is an error now.
     jobs, roots = [], [folder]
@@ -158,42 +167,57 @@ def main() -> int:
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
         settings.device, settings.precision = str(device), precision
+        settings.data_fingerprint = dataset.fingerprint()
         jobs += [(dataset, tested, own) for own in runs_on(dataset, settings)]
-        roots.append(dataset.root)
+        roots += folders_of(dataset)
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     sweep = None
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
         name = Path("runs") / jobs[0][-1].name
-        todo = [(*jobs[0], Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots))]
+        run = Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots)
+        todo = [(*jobs[0], run)]
     else:
         sweep = Sweep(args.out or Path("runs") / f"{folder.resolve().name}-sweep", roots)
         todo = [(*job, sweep.run(job[-1].name)) for job in jobs]
+
+    # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
+    clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
+    for *_, settings in jobs:
+        settings.clip_fingerprint = clip.fingerprint()
+    if sweep:
         todo = [job for job in todo if not job[-1].finished(config_of(job[-2]))]
         count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
         print(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
-
-    # The frozen CLIP is loaded once, and each data set's test images are decoded once.
-    store, tests, tests_of = ImageStore(), {}, None
     if todo:
-        clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
         clip = place(clip, device, precision)
         print(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep:
             sweep.create(vars(args))
+
+    # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
+    store, tests, tests_of, failed = ImageStore(), {}, None, []
     cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number, (dataset, tested, settings, run) in enumerate(todo, start=1):
-        if dataset is not tests_of:
-            tests_of = dataset
-            tests = {
-                part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
-                for part, own in tested
-            }
         if sweep:
             print(f"[{number}/{len(todo)}] {settings.name}")
-        train(settings, dataset, tests, clip, run, store)
-    if sweep:
+        try:
+            if dataset is not tests_of:
+                tests = {
+                    part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
+                    for part, own in tested
+                }
+                tests_of = dataset
+            train(settings, dataset, tests, clip, run, store)
+        except ValueError as error:
+            if not sweep:
+                raise
+            report(f"{settings.name}: {error}")
+            failed.append(settings.name)
+    if sweep and len(failed) < len(jobs):
         print(f"\n{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
     return 0
 
 
@@ -326,9 +350,10 @@ def train(
                 "waited_for_images": batches.waited / seconds,
             }
             run.log(record)
-            if not math.isfinite(loss):
+            if not (math.isfinite(loss) and all_finite(model.learned().values())):
+                then = ", the prompts after it are not finite" if math.isfinite(loss) else ""
                 raise ValueError(
-                    f"epoch {epoch + 1}: the loss is {loss}; {run.path(MODEL)} is of the "
+                    f"epoch {epoch + 1}: the loss is {loss}{then}; {run.path(MODEL)} is of the "
                     "epoch before: try --precision fp32 or lower learning rates"
                 )
             model.save(run.path(MODEL))

@@ -5,6 +5,7 @@ open_dataset (datasets.py) or read_split -> few_shot, select_classes -> train_ba
 The user's folder is only ever read.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -58,6 +59,33 @@ class Dataset:
     test: list[Item]
     source: str
     notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the class names and of each part's pictures: path below `root`, label.
+
+        Wherever `root` lies. What is in the files does not count: a million of them would be read.
+        """
+        start = os.path.join(self.root, "")
+        listed = [
+            [(path.removeprefix(start), label) for path, label, _ in getattr(self, part)]
+            for part in PARTS
+        ]
+        return hashlib.sha256(json.dumps([self.classnames, *listed]).encode()).hexdigest()
+
+    def folders(self) -> list[Path]:
+        """The user's folders, in which nothing is to be written; the outermost first.
+
+        `root`, those that pictures lie in (the paths of a CSV file may lead anywhere), and those
+        around several of these, as around class folders. The home folder and what is above it are
+        left out: results lie below them, too.
+        """
+        holding = {os.path.dirname(item.path) for part in PARTS for item in getattr(self, part)}
+        holding = set(map(os.path.abspath, holding))
+        around = Counter(map(os.path.dirname, holding))
+        found = {self.root, *holding, *(folder for folder, count in around.items() if count > 1)}
+        home = Path(os.path.expanduser("~")).resolve()
+        resolved = {Path(folder).resolve() for folder in found} - {home, *home.parents}
+        return sorted(resolved, key=lambda folder: (len(folder.parts), folder))
 
 
 def make_dataset(
@@ -162,11 +190,14 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
     "root", "template" and "classnames" beside them; one picture a line. Replaces the file at once.
-    Raises ValueError if it would lie in the data folder.
+    Raises ValueError if it would lie in one of the data set's folders.
     """
     path, root = Path(path), dataset.root.resolve()
-    if path.resolve().is_relative_to(root):
-        raise ValueError(f"split file {path}: expected a place outside the data folder {root}")
+    for folder in dataset.folders():
+        if path.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"split file {path}: expected a place outside the data folder {folder}"
+            )
     described = {
         "name": dataset.name,
         "root": str(root),

@@ -377,6 +377,11 @@ def draw_demo(parent: str | os.PathLike) -> Path:
     return folder
 
 
+def is_demo(folder: str | os.PathLike) -> bool:
+    """Whether `draw_demo` of this or another version has made the folder, by its name."""
+    return Path(folder).name.startswith("demo-v")
+
+
 def draw_scene(
     thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
 ) -> Image.Image:

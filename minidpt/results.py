@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .layouts import LAYOUTS
 from .model import METHODS
-from .runs import CONFIG, NOT_COMPARED, SUMMARY, TRANSFER
+from .runs import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
 # repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
@@ -32,7 +32,7 @@ PUBLISHED = {
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Settings that each data set has its own of.
-OF_DATA = {"data", "template", "classnames", "tested in", "tested by"}
+OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
@@ -100,20 +100,22 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     """
     results = []
     for path in sorted(Path(folder).rglob(SUMMARY), key=lambda path: (path.stat().st_mtime, path)):
+        folder = Run(path.parent)
+        run, config, transfer = (
+            folder.read_json(name) if folder.path(name).is_file() else {}
+            for name in (SUMMARY, CONFIG, TRANSFER)
+        )
         try:
-            run, config, transfer = (
-                json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-                for file in (path, path.with_name(CONFIG), path.with_name(TRANSFER))
-            )
             settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
             trained = tested_on(run["dataset"], config["classes"])
-            for tested, test in {**transfer, **run["tests"]}.items():
+            for name, test in {**transfer, **run["tests"]}.items():
+                tested = test.get("tested", name)
                 results.append(Result(
                     run["dataset"], trained, tested, run["model"], run["method"],
                     int(run["shots"]), settings | test.get("settings", {}), int(run["seed"]),
                     float(test["zero_shot_accuracy"]), float(test["accuracy"]),
                 ))  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{path}: expected the result of a run of train.py, got "
                 f"{type(error).__name__}: {error}"
@@ -146,7 +148,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
                 names |= dict.fromkeys(n for n in differing[other] if n not in OF_DATA)
         for own in variants.values():
             settings = next(iter(own.values())).settings
-            name = ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
+            name = ", ".join(named(name, settings[name]) for name in names if name in settings)
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
             rows.append(Row(*kind, name, zero_shot, accuracies))
@@ -158,6 +160,13 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for own in settings for name in own)
     first = settings[0]
     return [n for n in names if any(own.get(n) != first.get(n) for own in settings)]
+
+
+def named(setting: str, value: Any) -> str:
+    """A setting as tables show it; of a fingerprint, its beginning."""
+    if setting in FINGERPRINTS:
+        return f"{FINGERPRINTS[setting]} {str(value)[:8]}"
+    return f"{setting} {value}"
 
 
 def harmonic_mean(first: float, second: float) -> float:
@@ -298,7 +307,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
     kind = Row._fields[:7]  # dataset to variant
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow([*kind, "seeds", "zero_shot_accuracy", "accuracy", "std"])
         for row in rows:
@@ -318,6 +327,7 @@ def write_tables(folder: str | os.PathLike) -> str:
     """
     rows = summarise(read_results(folder))
     text = markdown(rows)
-    (Path(folder) / "table.md").write_text(text, encoding="utf-8")
+    # A folder's name, and so a data set's, need not be text.
+    (Path(folder) / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     write_csv(rows, Path(folder) / "table.csv")
     return text

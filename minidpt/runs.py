@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import json
 import os
 import platform
@@ -18,21 +19,25 @@ import PIL
 import torch
 
 from .clip import CLIP
+from .data import Dataset
+from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP = "sweep.json"
 # Settings that change no more than the last digits of a result, and what is no setting.
 NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile")
+# What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
+FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Run:
     """A run's folder.
 
-    config.json: all settings; metrics.jsonl: a line for each epoch; split.json: the pictures used;
-    model.pt: the learned prompts, after each epoch; summary.json: the result, written last;
-    transfer.json: results of eval.py on other data.
+    config.json: all settings, and fingerprints of CLIP and of the data; metrics.jsonl: a line for
+    each epoch; split.json: the pictures used; model.pt: the learned prompts, after each epoch;
+    summary.json: the result, written last; transfer.json: results of eval.py on other data.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -84,7 +89,7 @@ class Run:
     def finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
-        Raises ValueError if what it holds is another run, or none.
+        Raises ValueError if what it holds is another run, a damaged one, or none.
         """
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return False
@@ -92,12 +97,17 @@ class Run:
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
         there = self.read_json(CONFIG)
         for name, value in settings.items():
-            if name not in NOT_COMPARED and there.get(name) != value:
-                raise ValueError(
-                    f"run folder {self.folder}: expected to go on with {name} {value}, got a run "
-                    f"with {there.get(name)}: pass another --out or remove it"
-                )
-        return self.path(SUMMARY).is_file()
+            if name in NOT_COMPARED or there.get(name) == value:
+                continue
+            wanted, got = f"{name} {value}", f"{there.get(name)}"
+            if name in FINGERPRINTS:
+                wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
+                got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"
+            raise ValueError(
+                f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
+                "pass another --out or remove it"
+            )
+        return self.path(SUMMARY).is_file() and bool(self.read_json(SUMMARY, tests=dict))
 
     def path(self, name: str) -> Path:
         """The file of that name in the folder."""
@@ -109,15 +119,23 @@ class Run:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self.path(name))
 
-    def read_json(self, name: str, *needed: str) -> dict[str, Any]:
-        """Read a JSON file of the run. Raises ValueError if it is damaged or lacks a key."""
+    def read_json(self, name: str, **needed: type) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises ValueError if it is damaged, or lacks a `needed` entry of that type.
+        """
         try:
             content = json.loads(self.path(name).read_text(encoding="utf-8"))
-            missing = [key for key in needed if key not in content]
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{self.path(name)}: expected JSON, got {error}") from error
-        if missing:
-            raise ValueError(f"{self.path(name)}: expected an entry '{missing[0]}', got none")
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.path(name)}: expected named entries, got {content!r:.40}")
+        for key, kind in needed.items():
+            if not isinstance(content.get(key), kind):
+                got = f"{content[key]!r:.40}" if key in content else "none"
+                raise ValueError(
+                    f"{self.path(name)}: expected an entry '{key}' ({kind.__name__}), got {got}"
+                )
         return content
 
     def log(self, record: dict[str, Any]) -> None:
@@ -161,11 +179,28 @@ class Sweep:
 
 def check_outside(folder: Path, data: Iterable[Path]) -> None:
     """ValueError if a folder to write to lies within one of the data folders."""
+    resolved = folder.resolve()
     for root in data:
-        if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+        if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
                 f"output folder {folder}: expected one outside the data folder {root}: pass --out"
             )
+
+
+def folders_of(dataset: Dataset) -> list[Path]:
+    """`Dataset.folders`, and of a known data set the folder that its pictures' folder belongs to.
+
+    caltech-101/ of caltech-101/101_ObjectCategories/, though the latter is all that --data names.
+    """
+    found, root = dataset.folders(), Path(os.path.abspath(dataset.root))
+    for layout in LAYOUTS:
+        if layout.name == dataset.name and root.name in layout.images:
+            folder = root.parent
+            names = map(plain, layout.folders)
+            if folder.name == layout.inner and plain(folder.parent.name) in names:
+                folder = folder.parent  # dtd/ of torchvision's dtd/dtd/images/
+            found.append(folder)
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -295,17 +330,42 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
 
 
+def path_option(text: str) -> str:
+    """The type of an option that takes a path: no empty one, such as an unset variable gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return text
+
+
+def finite(text: str) -> float:
+    """The type of an option that takes a number, finite in fp32; float takes nan and inf, too."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise argparse.ArgumentTypeError(f"expected a finite number, got '{text}'")
+    return value
+
+
+def report(error: object) -> None:
+    """Print a mistake of the user's as one line."""
+    text = " ".join(str(error).split())
+    print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main: a user's mistake becomes one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+        report(error)
         status = 2
     except torch.cuda.OutOfMemoryError:
-        fix = "pass a smaller --batch-size, or --precision bf16 or fp16"
-        print(f"{Path(sys.argv[0]).name}: error: out of GPU memory: {fix}", file=sys.stderr)
+        report("out of GPU memory: pass a smaller --batch-size, or --precision bf16 or fp16")
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from .model import PromptedCLIP
 
@@ -34,6 +38,11 @@ def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -
     if epoch < warmup_epochs:
         return WARMUP_LR
     return base_lr / 2 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in them is infinite or NaN. Waits for the device once."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def default_epochs(method: str, shots: int, dataset: str = "") -> int:

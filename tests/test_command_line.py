@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -326,6 +327,63 @@ def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
     assert listing(folder) == before
 
 
+def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(place, monkeypatch):
+    pictures = shutil.copytree(place.data, Path("home/far/pictures"))
+    Path("home/lists").mkdir()
+    lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(pictures.glob("*/*.png"))]
+    Path("home/lists/labels.csv").write_text("\n".join(["path,label", *lines]))
+    command = ("--data", "home/lists/labels.csv", "--model", place.clip, *SHORT, "--epochs", 0)
+    for out in ("home/far/pictures/Owl/run", "home/far/pictures/run", "home/lists/run"):
+        result = inside("train.py", *command, "--out", out)
+        assert_one_line(result, "train.py", "outside the data folder")
+        assert not Path(out).exists()
+    assert inside("train.py", *command, "--out", "home/far/run").status == 0
+
+    # class folders and their list in the home folder: results lie below it, too
+    monkeypatch.setenv("HOME", str(Path("home/far/pictures").resolve()))
+    shutil.move("home/lists/labels.csv", "home/far/pictures/labels.csv")
+    command = ("--data", "home/far/pictures/labels.csv", *command[2:])
+    result = inside("train.py", *command, "--out", "home/far/pictures/Owl/run")
+    assert_one_line(result, "train.py", "outside the data folder")
+    assert inside("train.py", *command, "--out", "home/far/pictures/runs/one").status == 0
+
+
+def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, place):
+    for options in (["--dataset", "EuroSAT"], ["--data", ""], ["--data", "", "--out", "run"]):
+        result = inside("train.py", "--model", place.clip, *SHORT, *options)
+        assert_one_line(result, "train.py", options[0], "--data")
+    assert not any(Path().iterdir())  # no demo was drawn, either
+    assert_one_line(inside("eval.py", "--run", trained[0], "--data", ""), "eval.py", "--data")
+
+    drawings = Path("demo-v2").resolve()  # class folders, which --dataset could name
+    for part in ("train", "test"):
+        draw_classes(drawings / part, {"AnnualCrop": 2, "Forest": 2})
+    shutil.copytree(trained[0], "run")
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps({**config, "data": str(drawings)}))
+    result = inside("eval.py", "--run", "run", "--dataset", "EuroSAT")
+    assert_one_line(result, "eval.py", "--dataset", "--data", "demo")
+    named = inside("eval.py", "--run", "run", "--data", drawings, "--dataset", "EuroSAT")
+    assert named.status == 0
+
+
+def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatch):
+    steps, step = [], torch.optim.SGD.step
+
+    def diverging(self, *arguments):
+        step(self, *arguments)
+        steps.append(self)
+        if len(steps) == 6 * 2:  # the last: epochs of two batches
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][..., 0] = float("nan")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverging)
+    result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", "epoch 6", "not finite", "--precision fp32")
+    assert len(steps) == 12 and not Path("run/summary.json").exists()
+    assert all(value.isfinite().all() for value in learned("run").values())  # of the epoch before
+
+
 def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(place, monkeypatch):
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
     monkeypatch.setattr(demo, "TEST_IMAGES", 3)
@@ -447,6 +505,18 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
     assert all(len(names) == 2 for names in guesses.values())
 
 
+def test_an_image_folder_is_read_as_class_folders_are(trained, place):
+    draw(Path("mixed/a.jpg"))
+    draw(Path("mixed/.hidden.jpg"))
+    draw(Path("mixed/.thumbnails/a.jpg"))
+    draw(Path("mixed/folder.jpg/b.png"))
+    draw(Path("elsewhere/c.png"))
+    Path("mixed/link").symlink_to(Path("elsewhere").resolve())
+    result = inside("eval.py", "--run", trained[0], "--image", "mixed")
+    assert (result.status, result.err) == (0, "")
+    assert list(printed(result)) == ["mixed/a.jpg", "mixed/folder.jpg/b.png", "mixed/link/c.png"]
+
+
 def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, place):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     good = place.data / "gnu" / "0.png"
@@ -548,6 +618,14 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--top-k", "0"], ["top_k", "at least 1"]),
         (["--alpha", "-1"], ["alpha", "at least 0"]),
         (["--visual-lr", "-1"], ["-1"]),
+        (["--visual-lr", "inf"], ["--visual-lr", "finite", "inf"]),
+        (["--text-lr", "nan"], ["--text-lr", "finite", "nan"]),
+        (["--alpha", "nan"], ["--alpha", "finite", "nan"]),
+        (["--alpha", "1e300"], ["--alpha", "finite", "1e300"]),
+        (["--alpha", "much"], ["--alpha", "number", "much"]),
+        (["--classnames", ""], ["--classnames", "expected a path"]),
+        (["--model", ""], ["--model", "expected a path"]),
+        (["--out", ""], ["--out", "expected a path"]),
         (["--shotz", "3"], ["--shotz"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
@@ -611,6 +689,37 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", '{"data": 5}'),
+        ("split.json", "[1]"),
+        ("split.json", '{"root": "/", "train": 5}'),
+        ("split.json", '{"root": "/", "train": [5]}'),
+        ("split.json", '{"root": "/", "train": [[1, 2, 3]]}'),
+        ("summary.json", "{}"),
+        ("summary.json", '{"tests": 5}'),
+        ("transfer.json", "5"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_before_a_test_on_other_data(
+    trained, place, file, content
+):
+    shutil.copytree(trained[0], "run")
+    Path("run", file).write_text(content)
+    result = inside("eval.py", "--run", "run", "--data", place.data)
+    assert_one_line(result, "eval.py", f"run/{file}", "expected")
+    assert result.out == ""
+
+
+def test_a_precision_that_a_run_cannot_have_is_refused(trained):
+    shutil.copytree(trained[0], "run")
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps({**config, "precision": "fp7"}))
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "config.json", "fp32", "fp7")
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ([], ["--run"]),
@@ -620,6 +729,13 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
         (["--workers", "-1"], ["workers"]),
         (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
         (["--device", "cuda:99"], ["cuda:99"]),
+        (["--template", "a {}."], ["--template", "--data"]),
+        (["--classnames", "names.txt"], ["--classnames", "--data"]),
+        (["--image", "picture.png", "--data", "."], ["--data", "--image"]),
+        (["--image", "picture.png", "--classes", "new"], ["--classes", "--image"]),
+        (["--image", "picture.png", "--root", "."], ["--root", "--image"]),
+        (["--image", ""], ["--image", "expected a path"]),
+        (["--root", ""], ["--root", "expected a path"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
@@ -641,6 +757,21 @@ def test_help_explains_every_option(script):
 
 
 # What the scripts are made of
+
+
+def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypatch):
+    folder = shutil.copytree(place.data, Path(os.fsdecode(b"caf\xe9")))
+    train(Place(folder, place.clip), "runs/one", "--epochs", 0)
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--table", "runs"])
+    with pytest.raises(SystemExit) as ended:
+        runs.run_command(SCRIPTS["eval.py"].main)
+    printed.flush()
+    assert not ended.value.code
+    assert "**caf\\udce9, CLIP little**" in printed.buffer.getvalue().decode()
+    for table in ("table.md", "table.csv"):
+        assert "caf\\udce9" in Path("runs", table).read_text(encoding="utf-8")
 
 
 class Terminal(io.StringIO):

@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +168,45 @@ def test_nothing_is_written_into_the_data_folder(tmp_path):
     with pytest.raises(ValueError, match="outside the data folder"):
         data.write_split(dataset, tmp_path / "data" / "a" / "split.json")
     assert len(list((tmp_path / "data").rglob("*"))) == 8
+
+
+def test_fingerprint_is_that_of_the_lists_wherever_they_lie(tmp_path):
+    draw_classes(tmp_path / "data", {"a": 4, "b": 4, os.fsdecode(b"caf\xe9"): 4})
+    dataset = open_dataset(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    assert open_dataset(tmp_path / "copy").fingerprint() == dataset.fingerprint()
+    same = replace(dataset, name="other", template="my {}.", notes=("a note",), source="other")
+    assert same.fingerprint() == dataset.fingerprint()
+    first = dataset.test[0]
+    others = [
+        replace(dataset, classnames=["a", "b", "tea"]),
+        replace(dataset, test=dataset.test[1:]),
+        replace(dataset, test=dataset.test[1:], val=[first, *dataset.val]),
+        replace(dataset, test=[first._replace(label=2), *dataset.test[1:]]),
+        replace(dataset, test=[first._replace(path=first.path + "x"), *dataset.test[1:]]),
+        replace(dataset, test=dataset.test[::-1]),  # the few-shot draw depends on the order
+    ]
+    assert len({other.fingerprint() for other in [dataset, *others]}) == 7
+
+
+def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkeypatch):
+    def listed(*files: str) -> list[data.Item]:
+        return [data.Item(os.path.join(tmp_path, file), 0, "ox") for file in files]
+
+    def folders(dataset: data.Dataset) -> list[str]:
+        return [folder.relative_to(tmp_path).as_posix() for folder in dataset.folders()]
+
+    empty = data.Dataset("made", tmp_path / "lists", ["ox", "gnu"], "{}.", [], [], [], "made")
+    made = replace(empty, train=listed("p/ox/1", "p/ox/2", "p/gnu/1"), test=listed("q/r/1", "s/1"))
+    assert folders(made) == ["lists", "p", "s", "p/gnu", "p/ox", "q/r"]
+    monkeypatch.setenv("HOME", str(tmp_path / "p"))  # not this one, but those below it
+    assert folders(made) == ["lists", "s", "p/gnu", "p/ox", "q/r"]
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "p")
+    named = replace(empty, root=Path("link"), train=[data.Item("link/ox/1", 0, "ox")])
+    monkeypatch.delenv("HOME")
+    assert folders(named) == ["p", "p/ox"]
 
 
 @pytest.mark.parametrize(

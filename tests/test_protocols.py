@@ -15,7 +15,7 @@ from miniatures import draw_miniature
 from scripts import SHORT, Result, assert_one_line, inside, save_clip, summary
 
 import minidpt
-from minidpt import data, datasets, evaluation, results
+from minidpt import data, datasets, evaluation, results, runs
 from minidpt.layouts import LAYOUTS
 
 NAMES = [layout.name for layout in LAYOUTS]
@@ -190,6 +190,111 @@ def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
     assert files("again") == before and len(files("mine")) == 1
 
 
+def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures, clip):
+    own, weights = shutil.copytree(pictures, Path("own")), shutil.copy(clip, Path("own.pt"))
+    command = ("--data", own, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
+               "zeroshot", "--out", "sweep")  # fmt: skip
+    succeed("train.py", *command)
+    config = json.loads(next(Path("sweep").glob("*-coop-*/config.json")).read_text())
+    assert config["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
+    before = files("sweep")
+
+    more = shutil.copy(own / "ox" / "image_0001.png", own / "ox" / "more.png")
+    result = inside("train.py", *command)
+    assert_one_line(result, "train.py", "the same data", "other data", "fingerprint", "--out")
+    more.unlink()
+    names = Path("names.txt")
+    names.write_text("ox cow\n")
+    named = (*command, "--classnames", names)
+    assert_one_line(inside("train.py", *named), "train.py", "classnames")
+    save_clip(weights, seed=1)
+    result = inside("train.py", *command)
+    assert_one_line(result, "train.py", "the same CLIP", "other CLIP", "fingerprint", "--out")
+    assert files("sweep") == before
+
+    shutil.copy(clip, weights)
+    assert "2 of them finished" in succeed("train.py", *command).out
+    succeed("train.py", *named[:-3], "named", *named[-2:])
+    names.write_text("ox bull\n")  # the same file, other names
+    result = inside("train.py", *named[:-3], "named", *named[-2:])
+    assert_one_line(result, "train.py", "the same data", "fingerprint")
+
+
+def test_a_run_of_before_the_fingerprints_is_tested_but_not_gone_on_with(sweep, pictures):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    (run,) = Path("again").glob("*-dpt-3shots-seed2")
+    config = json.loads((run / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if name not in runs.FINGERPRINTS}
+    assert len(kept) == len(config) - 2
+    (run / "config.json").write_text(json.dumps(kept))
+    accuracy = f"dpt accuracy {summary(run)['accuracy']:.2f} %"
+    assert accuracy in succeed("eval.py", "--run", run).out
+    succeed("eval.py", "--run", run, "--data", pictures, "--classes", "new")
+    succeed("eval.py", "--table", "again")  # where it has a row of its own
+    variants = {row["variant"] for row in read_csv("again/table.csv") if row["method"] == "dpt"}
+    clip_hash, data_hash = config["clip_fingerprint"][:8], config["data_fingerprint"][:8]
+    assert "" in variants and f"CLIP {clip_hash}, data {data_hash}" in variants
+    result = inside("train.py", *command, "--out", "again")
+    assert_one_line(result, "train.py", "the same", "fingerprint None")
+
+
+def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, clip):
+    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 3, "--warmup-epochs", 0,
+               "--visual-lr", "1e38", "--method", "vpt", "coop", "--out", "sweep")  # fmt: skip
+    result = inside("train.py", *command)
+    first, last = result.err.splitlines()
+    assert result.status == 2
+    failed = f"{pictures.name}-vpt-3shots-seed1"
+    assert first.startswith(f"train.py: error: {failed}: epoch ") and "the loss is" in first
+    assert last == f"train.py: error: 1 of 2 runs failed: {failed}"
+    assert [row["method"] for row in read_csv("sweep/table.csv")] == ["coop"]
+    assert "[2/2]" in result.out and "| coop " in result.out
+    again = inside("train.py", *command)
+    assert "2 runs in sweep, 1 of them finished" in again.out and again.status == 2
+
+    none = (*command[:-3], "--seed", 3, 4, "--out", "none")  # vpt alone
+    result = inside("train.py", *none)
+    assert result.err.splitlines()[-1].startswith("train.py: error: 2 of 2 runs failed: ")
+    assert not Path("none/table.md").exists()  # there is no result
+
+
+def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    broken, lost = sorted(Path("again").glob("*/summary.json"))[-2:]
+    broken.write_text("{}")
+    lost.unlink()
+    result = inside("train.py", *command, "--out", "again")
+    assert_one_line(result, "train.py", str(broken), "tests")
+    assert not lost.exists()
+
+
+def test_a_folder_of_pictures_stands_for_its_data_set_whose_folder_is_only_read(
+    guide, clip, monkeypatch
+):
+    folder = shutil.copytree(guide / "caltech-101", "caltech-101")
+    monkeypatch.chdir(folder)
+    before = files(".")
+    result = inside("train.py", "--data", "101_ObjectCategories", "--model", clip, *SHORT)
+    assert_one_line(result, "train.py", "output folder runs", "outside the data folder")
+    assert files(".") == before
+
+
+def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path):
+    def around(name: str, root: str) -> list[str]:
+        path = tmp_path / root
+        dataset = data.Dataset(name, path, ["a", "b"], "{}", [], [], [], "")
+        return [str(folder.relative_to(tmp_path)) for folder in runs.folders_of(dataset)[1:]]
+
+    assert around("DescribableTextures", "data/dtd/dtd/images") == ["data/dtd"]  # torchvision's
+    assert around("DescribableTextures", "data/dtd/images") == ["data/dtd"]
+    assert around("DescribableTextures", "dtd/images") == ["dtd"]
+    assert around("EuroSAT", "eurosat/2750") == ["eurosat"]
+    assert around("EuroSAT", "eurosat") == []
+    assert around("mine", "project/images") == []
+
+
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
     decoded, open_image = [], data.open_image
     monkeypatch.setattr(data, "open_image", lambda path: decoded.append(path) or open_image(path))
@@ -282,6 +387,10 @@ def test_contexts_of_classes_cannot_serve_others(clip):
         ("train.py", ["--classnames", "none.txt"], ["none.txt"]),
         ("eval.py", ["--table", "empty"], ["empty", "finished runs"]),
         ("eval.py", ["--table", "empty", "--run", "x"], ["--run", "--table"]),
+        ("eval.py", ["--table", "empty", "--data", "x"], ["--data", "--table"]),
+        ("eval.py", ["--table", "empty", "--precision", "bf16"], ["--precision", "--table"]),
+        ("eval.py", ["--table", ""], ["--table", "expected a path"]),
+        ("eval.py", ["--run", ""], ["--run", "expected a path"]),
         ("eval.py", [], ["--run", "--table"]),
     ],
 )
@@ -297,6 +406,11 @@ def test_a_damaged_result_is_named(sweep):
     path = next(Path("again").glob("*/summary.json"))
     path.write_text("{}")
     assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path))
+    shutil.copy(sweep[0] / path.relative_to("again"), path)
+    for content in ("5", '{"EuroSAT": 5}'):
+        path.with_name("transfer.json").write_text(content)
+        result = inside("eval.py", "--table", "again")
+        assert_one_line(result, "eval.py", str(path.parent), "expected")
 
 
 def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictures, clip):
@@ -371,8 +485,9 @@ def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
     succeed("eval.py", "--run", "run", "--data", other)
     succeed("eval.py", "--run", "run", "--data", pictures)  # its own test: not noted
     noted = json.loads(Path("run/transfer.json").read_text())
-    assert list(noted) == [f"{pictures.name} in {other.resolve()}"]
-    assert noted[f"{pictures.name} in {other.resolve()}"]["test_images"] == 2
+    assert list(noted) == [f"{pictures.name}, tested in {other.resolve()}"]
+    (test,) = noted.values()
+    assert (test["tested"], test["test_images"]) == (f"{pictures.name} in {other.resolve()}", 2)
     rows = read_csv(succeed("eval.py", "--table", "run").out and "run/table.csv")
     own = [row for row in rows if row["tested"] == pictures.name]
     assert len(rows) == 2 and float(own[0]["accuracy"]) == summary("run")["accuracy"]
@@ -458,6 +573,23 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
     assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
 
 
+@pytest.mark.parametrize(
+    ("setting", "shown"), [("data_fingerprint", "data"), ("clip_fingerprint", "CLIP")]
+)
+def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, shown):
+    first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    rows = results.summarise(
+        [
+            result(**{setting: first}),
+            result(**{setting: second}, seed=2, accuracy=10.0),
+            result(**{setting: second}, seed=3, accuracy=20.0),
+        ]
+    )
+    assert {row.variant: row.accuracy for row in rows} == {
+        f"{shown} 01234567": 60.0, f"{shown} fedcba98": 15.0,
+    }  # fmt: skip
+
+
 def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
     asked = {"a {}.": 40.0, "my {}.": 50.0}
     rows = results.summarise(
@@ -492,3 +624,44 @@ def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures,
     rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
     variants = [row["variant"] for row in rows if row["tested"] == "pets"]
     assert sorted(variants) == [f"tested in {other.resolve()}" for other in others]
+
+
+def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip):
+    other = draw_classes(Path("x") / "pets", {"ant": 4, "bee": 4})
+    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
+    by = [[], ["--template", "my {}."], ["--precision", "bf16"]]
+    for data_folder in (other, pictures):
+        for options in (*by, by[1]):  # the second once more: it is the same test
+            succeed("eval.py", "--run", "run", "--data", data_folder, *options)
+    noted = json.loads(Path("run/transfer.json").read_text())
+    assert [entry["tested"] for entry in noted.values()] == ["pets"] * 3 + [pictures.name] * 2
+    rows = read_csv(succeed("eval.py", "--table", ".").out and "table.csv")
+    for tested in ("pets", pictures.name):
+        variants = [row["variant"] for row in rows if row["tested"] == tested]
+        assert sorted(variants) == ["", "tested by my {}.", "tested in precision bf16"]
+    (own,) = (row for row in rows if (row["tested"], row["variant"]) == (pictures.name, ""))
+    assert float(own["accuracy"]) == summary("run")["accuracy"]
+
+
+def test_test_images_that_were_trained_on_are_counted(pictures, clip):
+    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "a")
+    assert "trained on" not in succeed("eval.py", "--run", "a").out
+    split = json.loads(Path("a/split.json").read_text())
+    Path("linked").symlink_to(pictures)
+    lines = ["path,label,split"]  # test on what was trained on, but for the first two classes
+    for file, label, name in split["train"]:
+        lines.append(f"linked/{file},{name},{'train' if label < 2 else 'test'}")
+    lines += [f"linked/{file},{name},train" for file, _, name in split["test"]]
+    Path("labels.csv").write_text("\n".join(lines))
+    out = succeed("eval.py", "--run", "a", "--data", "labels.csv").out
+    assert "note: 9 of the test images were trained on\n" in out  # 3 shots of 3 classes
+    shutil.copytree("a", "b")
+    out = succeed("eval.py", "--run", "a", "b", "--data", "labels.csv").out
+    assert "note: 9 of the test images were trained on by b\n" in out
+
+
+def test_notes_about_other_data_are_printed(pictures, clip):
+    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
+    other = draw_classes(Path("other"), {"ant": 4, "bee": 1})
+    out = succeed("eval.py", "--run", "run", "--data", other).out
+    assert "note: class 'bee' has no test image\n" in out

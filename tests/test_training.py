@@ -24,6 +24,14 @@ def test_default_epochs_are_the_published_ones(method, by_shots):
     assert {shots: training.default_epochs(method, shots) for shots in by_shots} == by_shots
 
 
+def test_numbers_are_finite_unless_one_is_not():
+    tensors = [torch.zeros(2, 3), torch.full((5,), 3e38)]
+    assert training.all_finite(tensors)
+    for wrong in (float("nan"), float("inf"), -float("inf")):
+        tensors[0][1, 2] = wrong
+        assert not training.all_finite(tensors)
+
+
 @pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])
 def test_a_few_steps_lower_the_loss_and_change_nothing_but_what_is_learned(method):
     torch.manual_seed(0)
