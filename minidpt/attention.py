@@ -80,6 +80,21 @@ class MultiheadAttention(nn.Module):
         heads = projected.unflatten(-1, (len(parts), self.heads, -1))  # (..., T, parts, H, d)
         return tuple(part.transpose(-3, -2) for part in heads.unbind(dim=-3))
 
+    def attend_once(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """Attention of one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
+
+        No token becomes a key or a value, which is exact: q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, where
+        q·bk is the same for every token and softmax drops it, and as the weights a sum to 1,
+        Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv. So the products are of a query's size, not of T tokens'.
+        """
+        (q,) = self.project(query, "q")  # (H, B, d)
+        _, key_weight, value_weight = self.in_proj_weight.unflatten(0, (3, self.heads, -1))
+        value_bias = self.in_proj_bias.unflatten(0, (3, self.heads, -1))[2]  # (H, d)
+        asked = (q @ key_weight).transpose(0, 1) / math.sqrt(q.shape[-1])  # (B, H, W)
+        weights = (asked @ tokens.mT).softmax(dim=-1)  # (B, H, T)
+        seen = (weights @ tokens).transpose(0, 1)  # (H, B, W)
+        return self.merge(seen @ value_weight.mT + value_bias.unsqueeze(1))
+
     def merge(self, attended: Tensor) -> Tensor:
         """The output projection of all heads together: (..., H, T, d) → (..., T, W)."""
         return self.out_proj(attended.transpose(-3, -2).flatten(-2))

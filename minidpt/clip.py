@@ -66,31 +66,25 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width, quick_gelu)
         self.ln_2 = LayerNorm(width)
 
-    def forward(
-        self, x: Tensor, prompts: Tensor | None = None, outputs: int | None = None
-    ) -> Tensor:
-        """One layer over image tokens.
+    def forward(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """One layer over image tokens, (B, N, D) → (B, N, D).
 
-        Args:
-            x: tokens (B, N, D).
-            prompts: further tokens, (P, D) for all images or (B, P, D), that the layer attends to.
-                Their own outputs would be dropped after the layer, so they are never queries: a
-                prompt is a key and a value, and prompts for all images are projected only once.
-            outputs: how many of the first tokens are wanted (None: all); the others' queries and
-                MLP are not computed.
-
-        Returns: (B, outputs or N, D).
+        `prompts` are further tokens, (P, D) for all images or (B, P, D), that the layer attends to.
+        Their own outputs would be dropped after the layer, so they are never queries: a prompt is a
+        key and a value, and prompts for all images are projected only once.
         """
-        normed = self.ln_1(x)
-        if outputs is None:
-            q, k, v = self.attn.project(normed)  # (B, H, N, d)
-        else:
-            (q,) = self.attn.project(normed[:, :outputs], "q")
-            k, v = self.attn.project(normed, "kv")
+        q, k, v = self.attn.project(self.ln_1(x))  # (B, H, N, d)
         if prompts is not None:
             prompt_k, prompt_v = self.attn.project(self.ln_1(prompts), "kv")  # ([B,] H, P, d)
             k, v = append(k, prompt_k), append(v, prompt_v)  # (B, H, N+P, d)
-        x = x[:, :outputs] + self.attn.merge(attention(q, k, v))
+        x = x + self.attn.merge(attention(q, k, v))
+        return x + self.mlp(self.ln_2(x))
+
+    def forward_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The last layer, of which only the class token is read: (B, N, D) → (B, D)."""
+        normed = self.ln_1(x)
+        tokens = normed if prompts is None else append(normed, self.ln_1(prompts))  # (B, N+P, D)
+        x = x[:, 0] + self.attn.attend_once(normed[:, 0], tokens)
         return x + self.mlp(self.ln_2(x))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts) -> Tensor:
@@ -110,8 +104,10 @@ class ResidualAttentionBlock(nn.Module):
 
 
 def append(tokens: Tensor, prompts: Tensor) -> Tensor:
-    """(B, H, N, d) and (H, P, d) or (B, H, P, d) → (B, H, N+P, d)."""
-    return torch.cat([tokens, prompts.expand(len(tokens), -1, -1, -1)], dim=2)
+    """(B, …, N, d) and (…, P, d) or (B, …, P, d) → (B, …, N+P, d)."""
+    if prompts.ndim < tokens.ndim:
+        prompts = prompts.expand(len(tokens), *prompts.shape)
+    return torch.cat([tokens, prompts], dim=-2)
 
 
 class Transformer(nn.Module):
@@ -164,11 +160,11 @@ class VisionTransformer(nn.Module):
         *blocks, last = self.transformer.resblocks
         for block in blocks:
             x = block(x)
-        return self.project(last(x, outputs=1))
+        return self.project(last.forward_cls(x))
 
     def project(self, x: Tensor) -> Tensor:
-        """Tokens after the last layer, class token first (B, ·, D) → image features (B, E)."""
-        return self.ln_post(x[:, 0]) @ self.proj
+        """The class token after the last layer (B, D) → image features (B, E)."""
+        return self.ln_post(x) @ self.proj
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) → (B, E), not normalised."""

@@ -282,7 +282,7 @@ class PromptedCLIP(nn.Module):
                 prompts = self.visual_prompts(layer - 1)  # (P, D)
             if prompts is not None:
                 prompts = prompts.to(x.dtype)
-            x = block(x, prompts, outputs=1 if layer == len(blocks) else None)
+            x = block(x, prompts) if layer < len(blocks) else block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
         return self.clip.visual.project(x), class_aware_logits
 

@@ -53,15 +53,17 @@ def random_tokens(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(2, 128), (3, 2, 128), (1, 128), (0, 128)])
-@pytest.mark.parametrize("outputs", [None, 1, 4])
-def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, outputs):
+@pytest.mark.parametrize("only_cls", [False, True])
+def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, only_cls):
     x, prompts = random_tokens(3, 7, 128), random_tokens(*shape)
     ours = [value.clone().requires_grad_() for value in (x, prompts)]
-    result = block_of(build())(*ours, outputs=outputs)
+    block = block_of(build())
+    result = block.forward_cls(*ours) if only_cls else block(*ours)
 
     theirs = [value.double().requires_grad_() for value in (x, prompts)]
     every = torch.cat([theirs[0], theirs[1].expand(3, -1, -1)], dim=1)  # (3, 7 + P, 128)
-    expected = reference.block(double(clip_state(WIDE)), BLOCK, every)[:, : outputs or 7]
+    expected = reference.block(double(clip_state(WIDE)), BLOCK, every)
+    expected = expected[:, 0] if only_cls else expected[:, :7]
     assert_close(result, expected, "tokens")
 
     weights = random_tokens(*result.shape)
@@ -71,10 +73,9 @@ def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, 
         assert (gradient - value).norm() <= 1e-5 * value.norm()  # roundings of some 1000 terms
 
 
-@pytest.mark.parametrize("outputs", [1, 3, 7])
-def test_fewer_outputs_are_the_first_ones_of_all(outputs):
+def test_without_prompts_the_class_token_is_the_first_one_of_all():
     block, x = block_of(build()), random_tokens(3, 7, 128)
-    assert_close(block(x, outputs=outputs), block(x)[:, :outputs])
+    assert_close(block.forward_cls(x), block(x)[:, 0])
 
 
 @pytest.mark.parametrize("quick", [True, False])
