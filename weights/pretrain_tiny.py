@@ -7,16 +7,20 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
 
 - icons and clip art with their names, in the styles of several vendors, from packages on the npm
   and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched with
-  `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds;
+  `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, half of them
+  with a texture, which photographs have and drawings lack;
 - scenes drawn by `minidpt.demo` in its plain style.
 
-About an hour and a half on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The
-file in this folder was made by two calls, 870,000 pictures in all (the first before `CLOSE_CROP`
-was there, so its pasted pictures were not cropped):
+About an hour on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The file in this
+folder was made by three calls, 1,600,000 pictures in all. The first two were of earlier versions
+of this script (whole pictures without texture, all that is true of a picture as its target); the
+third was begun with 3900 steps and went on from step 1500 with 2900:
 
     python weights/pretrain_tiny.py --pictures FOLDER --steps 2200 --out first.pt
     python weights/pretrain_tiny.py --pictures FOLDER --steps 1200 \\
-        --init first.pt --lr 1e-3 --seed 1
+        --init first.pt --lr 1e-3 --seed 1 --out second.pt
+    python weights/pretrain_tiny.py --pictures FOLDER --steps 2900 \\
+        --init second.pt --lr 1.5e-3 --seed 2
 
 The result is a TorchScript archive in fp16 with OpenAI's tensor names. The program inside it is not
 meant to be run: minidpt reads the tensors only.
@@ -47,7 +51,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minidpt.checkpoint import read_state_dict  # noqa: E402
 from minidpt.clip import CLIP  # noqa: E402
 from minidpt.demo import BOOK_STYLE, THINGS, draw_scene  # noqa: E402
-from minidpt.tokenizer import SOT_TOKEN, tokenize  # noqa: E402
+from minidpt.packing import pack  # noqa: E402
+from minidpt.prompts import INIT_STD  # noqa: E402
+from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
 from minidpt.transforms import normalize, random_resized_crop_box, resized_crop  # noqa: E402
 
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32
@@ -55,6 +61,8 @@ WARMUP = 150  # steps
 NEGATIVES = 300  # names that each picture is told from, beside the batch's own
 CROP = (0.35, 1.0)  # share of a drawn scene that is seen,
 CLOSE_CROP = (0.2, 1.0)  # and of half of the pasted pictures: few-shot training crops like this
+SEEN = 25  # patches of the 49 that a picture shows, until the last `WHOLE` of the steps show all
+WHOLE = 0.2
 SIZES = dict(
     embed_dim=128, resolution=RESOLUTION, vision_layers=4, vision_width=192, patch=8,
     context_length=77, vocab_size=49408, text_width=128, text_layers=3,
@@ -252,7 +260,7 @@ class Pairs(torch.utils.data.IterableDataset):
 
     def pair(self, rng: random.Random):
         """A picture, a caption, all names true of the picture, the one that the caption says."""
-        if rng.random() < 0.4:
+        if rng.random() < 0.25:
             return drawn_pair(rng)
         image, *texts = self.pasted_pair(rng)
         if rng.random() < 0.5:
@@ -273,7 +281,7 @@ class Pairs(torch.utils.data.IterableDataset):
             return ground, rng.choice(TEMPLATES).format(name), truths, name
         paste(ground, picture, rng, rng.uniform(0.5, 1.4))
         truths = {picture.name, *picture.kinds}
-        if picture.kinds and rng.random() < 0.3:
+        if picture.kinds and rng.random() < 0.2:
             if rng.random() < 0.3:
                 caption = rng.choice(KIND_TEMPLATES).format(picture.name, picture.kinds[0])
                 return ground, caption, truths, picture.name
@@ -295,12 +303,12 @@ def drawn_pair(rng: random.Random):
 def make_ground(rng: random.Random) -> Image.Image:
     """White, one colour, a gradient or grain."""
     kind, size = rng.random(), (RESOLUTION, RESOLUTION)
-    if kind < 0.35:
+    if kind < 0.45:
         return Image.new("RGB", size, "white")
     colour = tuple(rng.randrange(256) for _ in range(3))
-    if kind < 0.7:
+    if kind < 0.75:
         return Image.new("RGB", size, colour)
-    if kind < 0.85:
+    if kind < 0.88:
         corners = bytes(rng.randrange(256) for _ in range(12))
         return Image.frombytes("RGB", (2, 2), corners).resize(size, Image.Resampling.BICUBIC)
     side = rng.choice((7, 14, 28, 56))
@@ -320,15 +328,35 @@ def paste(ground: Image.Image, picture: Picture, rng: random.Random, size: float
     thing = thing.resize((squeezed, pixels), Image.Resampling.BICUBIC)
     alpha = thing.getchannel("A")
     coloured = jitter(thing.convert("RGB"), rng)
+    if rng.random() < 0.5:
+        coloured = give_surface(coloured, rng)
     room = RESOLUTION - pixels
     place = (round(rng.random() * room), round(rng.random() * room))
     ground.paste(coloured, place, alpha)
 
 
+def give_surface(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Light from one side and a texture, which photographs have and flat drawings lack."""
+    width, height = image.size
+    light = np.asarray([rng.uniform(-0.5, 0.5) for _ in range(4)], np.float32).reshape(2, 2)
+    relief = enlarged(light, image.size)
+    for amplitude in (rng.uniform(0, 0.4), rng.uniform(0, 0.3)):
+        side = min(rng.choice((4, 8, 16, 32)), width, height)
+        noise = np.frombuffer(rng.randbytes(side * side), np.uint8).reshape(side, side)
+        relief = relief + amplitude * enlarged(noise / np.float32(127.5) - 1, image.size)
+    shaded = np.asarray(image, np.float32) * (1 + relief)[..., None]
+    return Image.fromarray(shaded.clip(0, 255).astype(np.uint8))
+
+
+def enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A small field of numbers, smoothly drawn out to a picture's size."""
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
 def jitter(image: Image.Image, rng: random.Random) -> Image.Image:
     """Another saturation, contrast and brightness."""
     if rng.random() < 0.6:
-        saturation = 0 if rng.random() < 0.2 else rng.uniform(0.3, 1.7)
+        saturation = 0 if rng.random() < 0.1 else rng.uniform(0.4, 1.6)
         image = ImageEnhance.Color(image).enhance(saturation)
         image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.6, 1.4))
         image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.6, 1.3))
@@ -357,36 +385,81 @@ def initialise(clip: CLIP) -> None:
                 torch.nn.init.zeros_(bias)
 
 
-def contrastive_loss(clip: CLIP, images, texts, in_batch, in_bank) -> torch.Tensor:
+def image_features(clip: CLIP, images: torch.Tensor, seen: int) -> torch.Tensor:
+    """Features (B, E) from the class token and `seen` random patches of each picture.
+
+    Half of the patches cost half of the time, and a model that has to do with any half of them does
+    not lean on one detail (Li et al., FLIP, arXiv 2212.00794).
+    """
+    tokens = clip.visual.embed(images)  # (B, N, D)
+    order = torch.rand(tokens.shape[:2], device=tokens.device)
+    order[:, 0] = 2  # the class token comes first
+    chosen = order.argsort(dim=1, descending=True)[:, : 1 + seen, None]
+    return clip.visual.encode(tokens.gather(1, chosen.expand(-1, -1, tokens.shape[-1])))
+
+
+def text_features(clip: CLIP, texts: list[str], rng: random.Random) -> torch.Tensor:
+    """Features (n, E) of texts, half of the time behind a beginning that says nothing.
+
+    Captions are short: without it, positions from 10 on would never be trained, nor would names be
+    understood behind a beginning like CoOp's, 16 random vectors. It is of random tokens or of such
+    vectors, the same for all texts.
+    """
+    length = rng.randrange(1, 25) if rng.random() < 0.5 else 0
+    beginning = [rng.randrange(SOT_TOKEN) for _ in range(length)]
+    room = clip.context_length - length
+    said = [encode(text)[: room - 2] for text in texts]
+    layout = pack([[SOT_TOKEN, *beginning, *words, EOT_TOKEN] for words in said]).to(clip.device)
+    x = clip.embed_prompts(layout)  # (S, W)
+    if rng.random() < 0.5:
+        vectors = INIT_STD * torch.randn(length, x.shape[1], device=x.device)
+        rows = slice(1, 1 + length)  # within the prefix that all prompts share
+        x = torch.cat([x[:1], vectors + clip.positional_embedding[rows], x[1 + length :]])
+    return clip.encode_prompts(x, layout)
+
+
+def contrastive_loss(
+    clip: CLIP, image_features: torch.Tensor, text_features: torch.Tensor, of_batch, of_bank
+) -> torch.Tensor:
     """CLIP's symmetric cross-entropy within the batch, plus each picture against a bank of names.
 
     The second part has more, and other, negatives than the batch.
 
     Args:
-        images: (B, 3, R, R). texts: tokens (B + n, 77), of the captions and then of n names.
-        in_batch: (B, B), in_bank: (B, n): which captions, and names, are true of each picture.
+        image_features: (B, E). text_features: (B + n, E), of the captions and then of n names.
+        of_batch, of_bank: `Matches` of the pictures with the captions and with the names.
     """
-    image_features = F.normalize(clip.encode_image(images).float(), dim=-1)
-    text_features = F.normalize(clip.encode_text(texts).float(), dim=-1)
-    with torch.autocast(images.device.type, enabled=False):
+    image_features = F.normalize(image_features.float(), dim=-1)
+    text_features = F.normalize(text_features.float(), dim=-1)
+    with torch.autocast(image_features.device.type, enabled=False):
         logits = clip.logit_scale.exp() * image_features @ text_features.t()
-    of_captions, of_bank = logits.split([in_batch.shape[1], in_bank.shape[1]], dim=1)
+    captions, bank = logits.split([of_batch.said.shape[1], of_bank.said.shape[1]], dim=1)
     return (
-        cross_entropy(of_captions, in_batch) / 2
-        + cross_entropy(of_captions.t(), in_batch.t()) / 2
-        + cross_entropy(of_bank, in_bank)
+        cross_entropy(captions, of_batch) / 2
+        + cross_entropy(captions.t(), Matches(of_batch.said.t(), of_batch.true.t())) / 2
+        + cross_entropy(bank, of_bank)
     )
 
 
-def cross_entropy(logits: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against all that is true, in equal shares; rows without any count nothing."""
-    shares = truths / truths.sum(1, keepdim=True).clamp(min=1)
-    return F.cross_entropy(logits, shares)
+class Matches(NamedTuple):
+    """Which names (B, n) are what the picture's caption says, and which are true of it as well."""
+
+    said: torch.Tensor
+    true: torch.Tensor
 
 
-def matches(names, truths) -> torch.Tensor:
-    """(B, n): 1 where the n-th name is among the truths of the picture."""
-    return torch.tensor([[float(name in truth) for name in names] for truth in truths])
+def cross_entropy(logits: torch.Tensor, matches: Matches) -> torch.Tensor:
+    """Cross-entropy against what was said, in equal shares; what is true as well is no negative."""
+    logits = logits.masked_fill(matches.true & ~matches.said, -math.inf)
+    shares = matches.said / matches.said.sum(1, keepdim=True)
+    return -(shares * logits.log_softmax(dim=1)).where(matches.said, 0).sum(1).mean()
+
+
+def matches(names: list[str], said: list[str], truths: list[set[str]]) -> Matches:
+    """Of each picture, what was said of it and what is true, with each of the names."""
+    as_said = torch.tensor([[name == own for name in names] for own in said])
+    true = torch.tensor([[name in own for name in names] for own in truths])
+    return Matches(as_said, true)
 
 
 def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> None:
@@ -413,7 +486,8 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
             optimizer.load_state_dict(own)
         print(f"going on from step {first}")
     pairs = Pairs(pictures, args.batch_size, f"{args.seed}/{first}")
-    loader = iter(torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=1))
+    workers = 1 if device.type == "cuda" else 0  # on a CPU the products need all cores
+    loader = iter(torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers))
     rng = random.Random(f"{args.seed}/{first}/texts")
     names = all_names(pictures)
     started, average = time.monotonic(), None
@@ -421,17 +495,18 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
         progress = max(0, step - WARMUP) / max(1, args.steps - WARMUP)
         rate = args.lr * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
         images, captions, truths, said = next(loader)
-        negatives = rng.sample(names, NEGATIVES)
-        bank = sorted(set(negatives).union(*truths).intersection(names))
-        template, beginning = rng.choice(TEMPLATES), random_beginning(rng)
+        bank = sorted({*rng.sample(names, NEGATIVES), *said})
+        template = rng.choice(TEMPLATES)
         texts = [*captions, *(template.format(name) for name in bank)]
+        patches = clip.visual.positional_embedding.shape[0] - 1
+        seen = patches if step >= (1 - WHOLE) * args.steps else SEEN
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = contrastive_loss(
                 clip,
-                normalize(images.to(device)),
-                behind(beginning, tokenize(texts)).to(device),
-                matches(said, truths).to(device),
-                matches(bank, truths).to(device),
+                image_features(clip, normalize(images.to(device)), seen),
+                text_features(clip, texts, rng),
+                matches(list(said), said, truths),
+                matches(bank, said, truths),
             )
         clip.zero_grad(set_to_none=True)
         loss.backward()
@@ -455,23 +530,6 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
     state_file.unlink(missing_ok=True)
 
 
-def random_beginning(rng: random.Random) -> list[int]:
-    """Up to 24 random tokens, half of the time none.
-
-    Captions are short: without this, positions from 10 on would never be trained, nor would names
-    be understood behind a beginning like CoOp's, 16 random vectors.
-    """
-    if rng.random() < 0.5:
-        return []
-    return [rng.randrange(SOT_TOKEN) for _ in range(rng.randrange(1, 25))]
-
-
-def behind(beginning: list[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Token rows (n, 77) with `beginning` inserted after SOS."""
-    shared = torch.tensor(beginning, dtype=tokens.dtype).expand(len(tokens), -1)
-    return torch.cat([tokens[:, :1], shared, tokens[:, 1:]], dim=1)[:, : tokens.shape[1]]
-
-
 def all_names(pictures: list[Picture]) -> list[str]:
     """Every name and kind that a caption can say of one thing."""
     return sorted({name for p in pictures for name in (p.name, *p.kinds)} | set(THINGS))
@@ -489,7 +547,7 @@ def main() -> None:
     """Fetch, render, pretrain, write."""
     parser = argparse.ArgumentParser(description="Pretrain weights/tiny.pt.")
     parser.add_argument("--pictures", type=Path, required=True, help="folder for downloads")
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--init", type=Path, help="an earlier result to start from")
     parser.add_argument("--batch-size", type=int, default=256)
