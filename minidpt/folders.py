@@ -174,7 +174,8 @@ def assemble(
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise ValueError(
             f"folder {root}: expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))}) of every "
-            f"class, got none for '{empty[0]}'{more}: add some or remove the class"
+            f"class, got none for '{empty[0]}'{more}: add some, remove the class, or pass the "
+            f"folder of the classes if it is another"
         )
     if "all" in parts:
         parts = _split_by_class({key: parts["all"][key] for key in keys}, seed)
@@ -241,6 +242,7 @@ _COLUMNS = {
 def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     """The data set of a CSV file of `path,label[,split]`; paths start from the file's folder.
 
+    Its `root` is the innermost folder around the pictures: the file may lie anywhere.
     A header may name these columns in any order, among others. Without one, the first row must
     begin with a picture file. The split is train, val or test; without one, it is drawn. Raises
     ValueError or FileNotFoundError with the line's number.
@@ -283,7 +285,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
             )
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
-    return assemble(path.parent, parts, naming, path.name, seed)
+    root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in lines]))
+    return assemble(root, parts, naming, path.name, seed)
 
 
 def lists_pictures(path: Path) -> bool:

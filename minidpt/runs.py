@@ -361,6 +361,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141  # as a shell tells it of a program that does not catch the signal
     except (ValueError, OSError) as error:
         report(error)
         status = 2

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Colour statistics of CLIP's training pictures, on the scale 0..1 (OpenAI's clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,8 +52,15 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image)
-    except (FileNotFoundError, MemoryError):
+    except MemoryError:
         raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path}: expected a picture, got nothing there") from None
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"image {path}: expected a readable picture ({', '.join(FORMATS)}), got something "
+            "else: replace or remove it"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {path}: too large, make it smaller ({error})") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything

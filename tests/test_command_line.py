@@ -327,17 +327,38 @@ def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
     assert listing(folder) == before
 
 
+def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(place):
+    lines = [f"{path},{path.parent.name}" for path in sorted(place.data.rglob("*.png"))]
+    Path("mine.csv").write_text("\n".join(lines))
+    command = ("--data", "mine.csv", "--model", place.clip, *SHORT, "--method", "zeroshot")
+    result = inside("train.py", *command)
+    assert result.status == 0, result.err
+    assert summary("runs/mine-zeroshot")["test_images"] == 12
+
+
+def test_a_reader_that_has_had_enough_is_no_error(trained):
+    folder, _ = trained
+    command = [sys.executable, str(ROOT / "eval.py"), "--table", str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(place, monkeypatch):
     pictures = shutil.copytree(place.data, Path("home/far/pictures"))
     Path("home/lists").mkdir()
     lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(pictures.glob("*/*.png"))]
     Path("home/lists/labels.csv").write_text("\n".join(["path,label", *lines]))
     command = ("--data", "home/lists/labels.csv", "--model", place.clip, *SHORT, "--epochs", 0)
-    for out in ("home/far/pictures/Owl/run", "home/far/pictures/run", "home/lists/run"):
+    for out in ("home/far/pictures/Owl/run", "home/far/pictures/run"):
         result = inside("train.py", *command, "--out", out)
         assert_one_line(result, "train.py", "outside the data folder")
         assert not Path(out).exists()
-    assert inside("train.py", *command, "--out", "home/far/run").status == 0
+    for out in ("home/far/run", "home/lists/run"):
+        assert inside("train.py", *command, "--out", out).status == 0
 
     # class folders and their list in the home folder: results lie below it, too
     monkeypatch.setenv("HOME", str(Path("home/far/pictures").resolve()))
