@@ -455,11 +455,13 @@ def cross_entropy(logits: torch.Tensor, matches: Matches) -> torch.Tensor:
     return -(shares * logits.log_softmax(dim=1)).where(matches.said, 0).sum(1).mean()
 
 
-def matches(names: list[str], said: list[str], truths: list[set[str]]) -> Matches:
+def matches(
+    names: list[str], said: list[str], truths: list[set[str]], device: torch.device
+) -> Matches:
     """Of each picture, what was said of it and what is true, with each of the names."""
-    as_said = torch.tensor([[name == own for name in names] for own in said])
-    true = torch.tensor([[name in own for name in names] for own in truths])
-    return Matches(as_said, true)
+    as_said = [[name == own for name in names] for own in said]
+    true = [[name in own for name in names] for own in truths]
+    return Matches(torch.tensor(as_said, device=device), torch.tensor(true, device=device))
 
 
 def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> None:
@@ -505,8 +507,8 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
                 clip,
                 image_features(clip, normalize(images.to(device)), seen),
                 text_features(clip, texts, rng),
-                matches(list(said), said, truths),
-                matches(bank, said, truths),
+                matches(list(said), said, truths, device),
+                matches(bank, said, truths, device),
             )
         clip.zero_grad(set_to_none=True)
         loss.backward()
