@@ -9,6 +9,7 @@ python eval.py --table DIR                          # all runs in a folder
 
 from __future__ import annotations
 
+import csv
 import os
 from dataclasses import replace
 from typing import NamedTuple
@@ -58,6 +59,8 @@ def parse_arguments():
     add("--image", nargs="+", type=path_option, metavar="FILE",
         help="images, or folders of images, to classify")
     add("--top", type=int, default=5, help="classes to print for an image")
+    add("--csv", type=path_option, metavar="FILE",
+        help="new file for them, image,class,probability")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -66,8 +69,8 @@ def parse_arguments():
     add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
     add("--template", help="zero-shot prompt of the other data; without it the data set's")
     add("--root", type=path_option, metavar="DIR",
-        help="the run's image folder, if train.py found it elsewhere")
-    add("--model", type=path_option, help="CLIP's name or path, if train.py found it elsewhere")
+        help="the run's image folder, if it has moved since the training")
+    add("--model", type=path_option, help="CLIP's name or path, if it has moved")
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
@@ -79,6 +82,10 @@ def parse_arguments():
         parser.error("--workers: expected at least 0")
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
+    if args.csv and not args.image:
+        parser.error("--csv: expected with --image, whose classes it lists")
+    if args.csv and os.path.exists(args.csv):
+        parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
     if given and args.image:
@@ -124,7 +131,7 @@ def main() -> int:
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     if args.image:
-        return classify(models[0], args.image, args.top)
+        return classify(models[0], args.image, args.top, args.csv)
 
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)
@@ -284,21 +291,27 @@ def train_images(run: Run, root: str | None) -> set[str]:
     return set(map(os.path.realpath, files))
 
 
-def classify(model, paths: list[str], top: int) -> int:
-    """Print the likeliest classes of each image; 2 if one could not be read, after the others."""
-    status = 0
-    for path in image_files(paths):
-        try:
-            image = open_image(path)
-        except (ValueError, OSError) as error:
-            report(error)
-            status = 2
-            continue
-        (predictions,) = model.predict(image, top)
-        guesses = ", ".join(
-            f"{name} {100 * probability:.1f} %" for name, probability in predictions
-        )
-        print(f"{path}: {guesses}")
+def classify(model, paths: list[str], top: int, table: str | None) -> int:
+    """Print the likeliest classes of each image, and write them into the new file `table`.
+
+    Returns 2 if an image could not be read, after the others.
+    """
+    files, status = image_files(paths), 0
+    where, mode = (table, "x") if table else (os.devnull, "w")
+    with open(where, mode, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(("image", "class", "probability"))
+        for path in files:
+            try:
+                image = open_image(path)
+            except (ValueError, OSError) as error:
+                report(error)
+                status = 2
+                continue
+            (predictions,) = model.predict(image, top)
+            rows.writerows((path, name, f"{share:.6f}") for name, share in predictions)
+            guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
+            print(f"{path}: {guesses}")
     return status
 
 

@@ -1,9 +1,13 @@
 """Install `minidpt`; `weights/` becomes `minidpt/weights/`, so that `load("tiny")` finds it."""
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+(VERSION,) = re.findall('__version__ = "(.*)"', (HERE / "minidpt/__init__.py").read_text())
 
 
 class BuildWithWeights(build_py):
@@ -17,9 +21,9 @@ class BuildWithWeights(build_py):
 
 setup(
     name="minidpt",
-    version="0.1.0",
-    description="Few-shot prompt tuning of CLIP: CoOp, VPT and DPT in plain PyTorch",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=VERSION,
+    description="Few-shot prompt tuning of CLIP: CoOp, VPT, VLP and DPT in plain PyTorch",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE", "NOTICE"],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from minidpt.data import (
 from minidpt.datasets import open_dataset
 from minidpt.demo import draw_demo
 from minidpt.evaluation import FeatureCache, TestSet, accuracy, zero_shot_accuracy
-from minidpt.layouts import layout_of
+from minidpt.layouts import LAYOUTS, layout_of
 from minidpt.model import METHODS, PromptConfig, build_model
 from minidpt.pretrained import NAMES, load
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
@@ -54,6 +54,7 @@ from minidpt.runs import (
     finite,
     folders_of,
     keep_freed_memory,
+    need_compiler,
     path_option,
     place,
     report,
@@ -77,9 +78,10 @@ def parse_arguments():
     add = parser.add_argument
     # fmt: off
     add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
-        "a CSV of path,label[,split], or a folder of known data sets; without it the demo's own "
-        "pictures")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
+        "train/ val/ test/ of them, a CSV of path,label[,split], a run's split.json, or a folder "
+        "of known data sets; without it the demo's own pictures")
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
+        + ", ".join(layout.name for layout in LAYOUTS))
     add("--classnames", type=path_option, metavar="FILE",
         help="renames classes: a line 'folder name' for each")
     add("--classes", choices=("all", "base", "new"), default="all",
@@ -89,7 +91,8 @@ def parse_arguments():
     add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
     add("--model", type=path_option, help=f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; "
         "without it ViT-B/32, and tiny for the demo")
-    add("--epochs", type=int, help="without it the published number for method and shots")
+    add("--epochs", type=int, help="without it the published number: CoOp 50 (1 shot), 100 (2-4) "
+        "or 200, others 60 (1 shot) or 100; with few, lower --warmup-epochs and --guidance-epochs")
     add("--batch-size", type=int, default=32, help="images per training step")
     add("--exact-gelu", action="store_true",
         help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
@@ -101,10 +104,12 @@ def parse_arguments():
     add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
         "backward pass; without it only where all would take more than 3 GB; 0: all at once")
     add("--compile", action="store_true",
-        help="torch.compile: a slow start, then faster steps; for long runs")
+        help="torch.compile: a slow start, then faster steps; for long runs; "
+        "on a CPU it needs a C++ compiler")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
-    add("--ctx-init", metavar="PHRASE", help="start the context from a phrase")
+    add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
+        "words replaces --n-ctx")
     add("--csc", action="store_true", help="a context for each class")
     add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end",
         help="where the class name stands")
@@ -144,49 +149,63 @@ def parse_arguments():
     return args
 
 
+@dataclass
+class Job:
+    """A run to be made: on which data, tested on which parts of the classes, and where it goes."""
+
+    dataset: Dataset
+    tested: dict[str, Dataset]
+    settings: Namespace
+    run: Run | None = None
+
+
 def main() -> int:
     """Data, CLIP, and a run or a sweep of runs."""
     args = parse_arguments()
     keep_freed_memory()
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)
+    if args.compile:
+        need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
     args.model = args.model or ("tiny" if args.data is None else "ViT-B/32")
 
     # Every data set, and the runs on it. What can't be drawn from it is an error now.
-    jobs, roots = [], [folder]
+    jobs: list[Job] = []
+    roots = [folder]
     parts = ("base", "new") if args.classes == "base" else (args.classes,)
     for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
         dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
         print(dataset.source)
         for note in dataset.notes:
             print(f"note: {note}")
-        tested = [(part, select_classes(dataset, part)) for part in parts]
+        tested = {part: select_classes(dataset, part) for part in parts}
         if set(args.method) != {"zeroshot"}:
             few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
         settings.device, settings.precision = str(device), precision
         settings.data_fingerprint = dataset.fingerprint()
-        jobs += [(dataset, tested, own) for own in runs_on(dataset, settings)]
+        jobs += [Job(dataset, tested, own) for own in runs_on(dataset, settings)]
         roots += folders_of(dataset)
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     sweep = None
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
-        name = Path("runs") / jobs[0][-1].name
-        run = Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots)
-        todo = [(*jobs[0], run)]
+        name = Path("runs") / jobs[0].settings.name
+        jobs[0].run = Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots)
     else:
         sweep = Sweep(args.out or Path("runs") / f"{folder.resolve().name}-sweep", roots)
-        todo = [(*job, sweep.run(job[-1].name)) for job in jobs]
+        for job in jobs:
+            job.run = sweep.run(job.settings.name)
 
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
     clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
-    for *_, settings in jobs:
-        settings.clip_fingerprint = clip.fingerprint()
+    todo = jobs
+    for job in jobs:
+        job.settings.clip_fingerprint = clip.fingerprint()
     if sweep:
-        todo = [job for job in todo if not job[-1].finished(config_of(job[-2]))]
+        todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
         count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
         print(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
     if todo:
@@ -198,22 +217,22 @@ def main() -> int:
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
     store, tests, tests_of, failed = ImageStore(), {}, None, []
     cache = FeatureCache(sweep.folder / "features") if sweep else None
-    for number, (dataset, tested, settings, run) in enumerate(todo, start=1):
+    for number, job in enumerate(todo, start=1):
         if sweep:
-            print(f"[{number}/{len(todo)}] {settings.name}")
+            print(f"[{number}/{len(todo)}] {job.settings.name}")
         try:
-            if dataset is not tests_of:
+            if job.dataset is not tests_of:
                 tests = {
                     part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
-                    for part, own in tested
+                    for part, own in job.tested.items()
                 }
-                tests_of = dataset
-            train(settings, dataset, tests, clip, run, store)
-        except ValueError as error:
+                tests_of = job.dataset
+            train(job.settings, job.dataset, tests, clip, job.run, store)
+        except (ValueError, FileNotFoundError, torch.cuda.OutOfMemoryError) as error:
             if not sweep:
                 raise
-            report(f"{settings.name}: {error}")
-            failed.append(settings.name)
+            report(error, f"{job.settings.name}: ")
+            failed.append(job.settings.name)
     if sweep and len(failed) < len(jobs):
         print(f"\n{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv")
     if failed:
@@ -291,6 +310,12 @@ def train(
     groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
     print(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
+    if model.config.learns_image and 0 < args.epochs <= args.warmup_epochs:
+        print(f"note: all {args.epochs} epochs are warm-up of the image side, which learns next to "
+              "nothing in it: pass --warmup-epochs 1")  # fmt: skip
+    if model.config.guided and 0 < args.epochs <= args.guidance_epochs:
+        print(f"note: all {args.epochs} epochs are guidance, which is published as 30 of 100: pass "
+              f"--guidance-epochs {args.epochs * 3 // 10}")  # fmt: skip
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     store.fill([item.path for item in drawn.train], args.workers)
@@ -307,7 +332,8 @@ def train(
     epochs = args.epochs if groups else 0
     warmup = {"visual": args.warmup_epochs, "text": 1}
     base_lr = {group["name"]: group["lr"] for group in groups}
-    fused = device.type == "cuda"  # with it, fp16's scaler does not wait for the device either
+    # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
+    fused = device.type == "cuda" and args.precision != "fp16"
     optimizer = (
         torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused) if groups else None
     )

@@ -15,6 +15,7 @@ from .published import read_published
 from .tokenizer import tokenize
 from .training import learning_rate, parameter_groups
 
+__version__ = "0.1.0"
 __all__ = [
     "CLIP",
     "METHODS",

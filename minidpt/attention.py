@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """softmax(q·kᵀ / √d)·v in one fused kernel of torch's `scaled_dot_product_attention`.
+    """softmax(q·kᵀ / √d)·v by torch's `scaled_dot_product_attention`, one fused kernel.
 
     Args:
         q: queries (..., Q, d).

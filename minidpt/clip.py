@@ -280,7 +280,8 @@ class CLIP(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
 
-        The exact GELU makes another model of the same weights, and another fingerprint.
+        The exact GELU makes another model of the same weights, and another fingerprint. Computed
+        once: the weights are frozen, and that somebody changes them later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
             digest = hashlib.sha256(b"" if self.quick_gelu else b"exact GELU")

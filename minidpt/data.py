@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .files import replacing
 from .transforms import central_view, open_image, random_view, to_uint8
 
 IMAGE_SUFFIXES = {
@@ -211,9 +212,8 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
             for item in getattr(dataset, part)
         )
         lines.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_split(
@@ -247,7 +247,7 @@ def read_split(
     root = root if root is not None else content.get("root")
     if root is None or not Path(root).is_dir():
         raise FileNotFoundError(
-            f"split file {path}: expected its image folder, got {root}: pass the data folder"
+            f"split file {path}: expected its image folder, got {root}: name it (eval.py: --root)"
         )
     listed = {
         part: [Item(os.path.join(root, *file.split("/")), label, name) for file, label, name in own]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .clip import CLIP
 from .data import Batch, Item, test_batches
+from .files import replacing
 from .model import PromptedCLIP
 from .transforms import normalize
 
@@ -67,11 +68,9 @@ class FeatureCache:
         for other in others:
             size += other.stat().st_size
             if size > self.max_bytes:
-                other.unlink()
-        unfinished = file.with_suffix(".part")
-        with unfinished.open("wb") as stream:
+                other.unlink(missing_ok=True)
+        with replacing(file) as unfinished, unfinished.open("wb") as stream:
             np.save(stream, features.cpu().numpy())
-        os.replace(unfinished, file)
 
 
 class TestBatch(NamedTuple):

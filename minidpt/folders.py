@@ -248,6 +248,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     ValueError or FileNotFoundError with the line's number.
     """
     where = f"labels {path}"
+    home = os.path.abspath(path.parent)
     rows = read_rows(path, where)
     columns, rows = _columns(rows, where)
     parts: Parts = {}
@@ -259,7 +260,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         if not (cells.get("path") and cells.get("label") and part):
             expected = "a path, a label" + " and train, val or test" * ("split" in columns)
             raise ValueError(f"{where}, line {line}: expected {expected}, got {','.join(row)}")
-        file, label = os.path.join(path.parent, cells["path"]), cells["label"]
+        file, label = os.path.join(home, cells["path"]), cells["label"]
         if lines.setdefault(file, line) != line:
             raise ValueError(
                 f"{where}, line {line}: expected each picture once, got {cells['path']} again "

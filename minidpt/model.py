@@ -13,6 +13,7 @@ Layers are counted from 1 here and in `PromptConfig`, as in the paper.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,9 +28,17 @@ from torch.nn import functional as F
 from . import published
 from .checkpoint import read_checkpoint
 from .clip import CLIP
+from .files import replacing
+from .packing import pack
 from .pretrained import NAMES, load
-from .prompts import CLASS_TOKEN_POSITIONS, ClassAwarePrompts, TextPrompts, VisualPrompts
-from .tokenizer import tokenize
+from .prompts import (
+    CLASS_TOKEN_POSITIONS,
+    ClassAwarePrompts,
+    TextPrompts,
+    VisualPrompts,
+    check_length,
+)
+from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .transforms import Preprocess, open_image
 
 FORMAT = "minidpt 1"  # of saved models
@@ -51,7 +60,7 @@ class PromptConfig:
     visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
         shallow.
 
-    Raises ValueError for a value outside these.
+    Raises ValueError for a value outside these, TypeError for a number that is no whole one.
     """
 
     method: str = "dpt"
@@ -76,8 +85,13 @@ class PromptConfig:
                  "alpha": 0}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
+            if value is None:
+                continue
+            if value < bound:
                 raise ValueError(f"{name}: expected at least {bound}, got {value}")
+            # A NumPy number becomes Python's, which is what a saved model can hold.
+            plain = float(value) if name == "alpha" else operator.index(value)
+            object.__setattr__(self, name, plain)
 
     @property
     def learns_text(self) -> bool:
@@ -122,7 +136,7 @@ class Prediction(NamedTuple):
 
 
 class CachedText(NamedTuple):
-    """Text features (C, E), and the context and precision that they were computed from.
+    """Text features (C, E), and the context that they were computed from, in which precision.
 
     The context's values are kept, not its version: fused optimizers change them behind autograd.
     """
@@ -138,8 +152,8 @@ class PromptedCLIP(nn.Module):
     def __init__(self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig):
         super().__init__()
         self.clip = clip
-        self.classnames = list(classnames)
-        self.template = template
+        self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
+        self.template = str(template)
         self.config = config
         self.text_prompts: TextPrompts | None = None
         self.visual_prompts: VisualPrompts | None = None
@@ -179,9 +193,14 @@ class PromptedCLIP(nn.Module):
     @torch.no_grad()
     def _template_features(self) -> Tensor:
         """The zero-shot classifier W0: normalised text features (C, E) of the filled template."""
-        texts = [self.template.replace("{}", name.replace("_", " ")) for name in self.classnames]
-        tokens = tokenize(texts, self.clip.context_length).to(self.clip.device)
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        prompts = []
+        for name in self.classnames:
+            text = self.template.replace("{}", name.replace("_", " "))
+            prompts.append([SOT_TOKEN, *encode(text), EOT_TOKEN])
+            check_length(prompts[-1], f"template '{self.template}' and class '{name}'", self.clip)
+        layout = pack(prompts).to(self.clip.device)
+        rows = self.clip.embed_prompts(layout)
+        return F.normalize(self.clip.encode_prompts(rows, layout).float(), dim=-1)
 
     def _class_chunk(self) -> int | None:
         """How many classes keep TEXT_MEMORY: None if all do.
@@ -200,13 +219,16 @@ class PromptedCLIP(nn.Module):
     def text_features(self) -> Tensor:
         """Features (C, E) of all classes in fp32: learned and not normalised, or the template's.
 
-        Without gradient they are computed once and kept until the context is another.
+        Without gradient they are computed once and kept until the context or the precision is
+        another. The CLIP is frozen: that its weights change is not noticed.
         """
         if self.text_prompts is None:
             return self.template_features
         if torch.is_grad_enabled():
             return self._encode_text()
-        ctx, dtype = self.text_prompts.ctx, self.clip.dtype
+        ctx, dtype, device = self.text_prompts.ctx, self.clip.dtype, self.clip.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         cached = self._cached_text
         if cached is None or cached.dtype != dtype or not same_tensor(cached.ctx, ctx):
             cached = self._cached_text = CachedText(ctx.clone(), dtype, self._encode_text())
@@ -222,7 +244,8 @@ class PromptedCLIP(nn.Module):
         """Logits of preprocessed images (B, 3, R, R).
 
         Args:
-            images: methods that learn nothing on the image side need none, given `frozen`.
+            images: methods that learn nothing on the image side need none, given `frozen`. No
+                gradient flows back to them.
             frozen: (B, E), the frozen CLIP's normalised features of these images, if they are
                 known: one pass less.
             branches: False leaves out the logits of the two branches, which only the loss in the
@@ -243,7 +266,8 @@ class PromptedCLIP(nn.Module):
         top_classes = class_features = None
         if config.method == "dpt":
             top_k = min(config.top_k, len(self.classnames))
-            top_classes = (frozen @ self.template_features.t()).topk(top_k).indices  # (B, K)
+            zero_shot = self.scaled_cosines(frozen, self.template_features)
+            top_classes = zero_shot.topk(top_k).indices  # (B, K)
             class_features = text_features[top_classes]  # (B, K, E)
         features, class_aware_logits = self.encode_image(tokens, class_features)
         features = F.normalize(features.float(), dim=-1)  # (B, E)
@@ -324,18 +348,14 @@ class PromptedCLIP(nn.Module):
                 "contexts of this model belong to its classes (csc): expected a shared context for "
                 "other classes: train without csc"
             )
-        model = build_model(self.clip, classnames, template or self.template, self.config)
+        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+            model = build_model(self.clip, classnames, template or self.template, self.config)
         learned = self.learned()
         with torch.no_grad():
             for name, parameter in model.learned().items():
                 if same or not name.endswith("classifier.weight"):
                     parameter.copy_(learned[name])
         return model.eval()
-
-    def zero_shot_logits(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of the frozen CLIP with the template, without any prompt."""
-        features = F.normalize(self.clip.encode_image(images).float(), dim=-1)
-        return self.scaled_cosines(features, self.template_features)
 
     def learned(self) -> dict[str, Tensor]:
         """Name → learned parameter: all but CLIP's."""
@@ -374,10 +394,8 @@ class PromptedCLIP(nn.Module):
                 "fingerprint": self.clip.fingerprint(),
             },
         }
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".part")
-        torch.save(content, unfinished)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            torch.save(content, unfinished)
 
     @torch.no_grad()
     def predict(
@@ -472,32 +490,35 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"model file {path}: expected a file that minidpt saved, got none")
+    content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
-        content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
-        config = PromptConfig(**content["config"])
-        learned, learned_with = content["learned"], content["clip"]
-        classnames, template = content["classnames"], content["template"]
+        config, learned = PromptConfig(**content["config"]), dict(content["learned"])
+        classnames, template = list(content["classnames"]), content["template"]
+        clip_name, quick_gelu, fingerprint = (
+            content["clip"][name] for name in ("name", "quick_gelu", "fingerprint")
+        )
     except (ValueError, TypeError, LookupError) as error:  # a file of another kind
         raise ValueError(
             f"model file {path}: expected one that minidpt saved, got something else "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}: {error})"
         ) from error
     if clip is None:
-        if learned_with["name"] not in NAMES:
+        if clip_name not in NAMES:
             raise ValueError(
-                f"model file {path}: its CLIP '{learned_with['name']}' is none that is known by "
-                "name: load it and pass it as clip="
+                f"model file {path}: its CLIP '{clip_name}' is none that is known by name: load it "
+                "and pass it as clip="
             )
-        clip, _ = load(learned_with["name"], quick_gelu=learned_with["quick_gelu"])
-    if clip.fingerprint() != learned_with["fingerprint"]:
+        clip, _ = load(clip_name, quick_gelu=quick_gelu)
+    if clip.fingerprint() != fingerprint:
         raise ValueError(
-            f"model file {path}: its prompts were learned with the weights of "
-            f"{learned_with['name']} ({learned_with['fingerprint'][:12]}…), got those of "
-            f"{clip.name} ({clip.fingerprint()[:12]}…): pass the CLIP it was trained on"
+            f"model file {path}: its prompts were learned with the weights of {clip_name} "
+            f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
+            "the CLIP it was trained on"
         )
-    model = build_model(clip, classnames, template, config)
+    with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+        model = build_model(clip, classnames, template, config)
     missing_or_unknown = model.learned().keys() ^ learned.keys()
     if missing_or_unknown:
         raise ValueError(f"model file {path}: missing or unknown {sorted(missing_or_unknown)}")

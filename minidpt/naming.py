@@ -101,7 +101,7 @@ class Naming:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
                 raise ValueError(
                     f"folder {where}: expected a name for each class, got the WordNet id '{key}', "
-                    f"none of ImageNet's 1000: pass class names, a file of '{key} NAME' lines"
+                    f"none of ImageNet's 1000: pass a file of '{key} NAME' lines as --classnames"
                 )
             name = names[key] = renamed.get(key) or self.rule(key)
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case

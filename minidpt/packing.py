@@ -1,6 +1,6 @@
 """Prompts of unequal length in one matrix of tokens, each token stored and computed once.
 
-Two facts about CLIP's text transformer make this exact (METHOD's causal mask does both):
+Two facts about CLIP's text transformer make this exact (its causal mask does both):
 
 - it is causal, so tokens after EOT never matter and are left out;
 - a token sees only what stands before it, so the tokens that begin every prompt (SOS and a context
@@ -134,6 +134,7 @@ def attention_behind_prefix(
 
     One softmax over both parts, so exactly what `attention` makes of the prefix and the own tokens
     in a row, but the prefix is not copied for each prompt: all queries meet it in one product.
+    In fp32, as the fused kernels compute inside: half precision's scores would lose digits.
 
     Args:
         q: (H, n, Q, d), queries of the last Q of each prompt's T own tokens.
@@ -141,6 +142,10 @@ def attention_behind_prefix(
 
     Returns: (H, n, Q, d).
     """
+    if q.dtype in (torch.bfloat16, torch.half):
+        with torch.autocast(q.device.type, enabled=False):
+            floats = (x.float() for x in (q, k, v, prefix_k, prefix_v))
+            return attention_behind_prefix(*floats).to(q.dtype)
     prompts, queries, width = q.shape[1:]
     q = q * width**-0.5
     to_prefix = (q.flatten(1, 2) @ prefix_k.mT).unflatten(1, (prompts, queries))  # (H, n, Q, p)

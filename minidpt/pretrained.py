@@ -64,8 +64,11 @@ def load(
         clip = build_clip(read_state_dict(path), quick_gelu=quick_gelu)
     except ValueError as error:
         text = str(error) if str(path) in str(error) else f"{path}: {error}"
-        fix = f": delete this file and load {name!r} again" if name in SHA256 else ""
-        raise ValueError(text + fix) from error
+        if name in SHA256:
+            downloaded = path.parent == Path(CACHE).expanduser()
+            fix = f"delete this file and load {name!r} again"
+            text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
+        raise ValueError(text) from error
     clip.name = name if known else path.stem
     return clip.to(device), Preprocess(clip.visual.resolution)
 
@@ -126,7 +129,8 @@ def find_or_download(name: str) -> Path:
             error.close()
         raise FileNotFoundError(
             f"{name} is not on this machine and could not be downloaded ({error}): "
-            f"try again, or put {url} at {target} or into the folder MINIDPT_WEIGHTS"
+            f"try again, or put {url} at {target} or into a folder that the environment variable "
+            "MINIDPT_WEIGHTS names"
         ) from error
     return target
 

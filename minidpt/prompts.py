@@ -120,7 +120,7 @@ def check_length(tokens: Sequence[int], what: str, clip: CLIP) -> None:
     if len(tokens) > clip.context_length:
         raise ValueError(
             f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}: "
-            "shorten the name or use fewer context vectors"
+            "shorten the name, or the context or template around it"
         )
 
 

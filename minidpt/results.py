@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+from .files import replacing
 from .layouts import LAYOUTS
 from .model import METHODS
 from .runs import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
@@ -304,10 +305,11 @@ def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
     kind = Row._fields[:7]  # dataset to variant
-    with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([*kind, "seeds", "zero_shot_accuracy", "accuracy", "std"])
         for row in rows:
@@ -317,7 +319,6 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
             zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
             both = base._replace(tested=f"{base.dataset}, harmonic mean of base and new")
             writer.writerow([*both[:7], len(base.accuracies), zero_shot, mean, ""])
-    os.replace(unfinished, path)
 
 
 def write_tables(folder: str | os.PathLike) -> str:
@@ -327,7 +328,8 @@ def write_tables(folder: str | os.PathLike) -> str:
     """
     rows = summarise(read_results(folder))
     text = markdown(rows)
-    # A folder's name, and so a data set's, need not be text.
-    (Path(folder) / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    with replacing(Path(folder) / "table.md") as unfinished:
+        # A folder's name, and so a data set's, need not be text.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     write_csv(rows, Path(folder) / "table.csv")
     return text

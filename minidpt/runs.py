@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,8 +19,10 @@ import numpy as np
 import PIL
 import torch
 
+from . import __version__
 from .clip import CLIP
 from .data import Dataset
+from .files import replacing
 from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -83,7 +86,7 @@ class Run:
     def create(self) -> None:
         """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, METRICS, MODEL, SPLIT, SUMMARY, TRANSFER):
+        for name in (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG):  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
 
     def finished(self, settings: dict[str, Any]) -> bool:
@@ -99,13 +102,15 @@ class Run:
         for name, value in settings.items():
             if name in NOT_COMPARED or there.get(name) == value:
                 continue
-            wanted, got = f"{name} {value}", f"{there.get(name)}"
+            wanted, got, fix = f"{name} {value}", f"{there.get(name)}", ""
+            if isinstance(there.get(name), (str, int, float)) and name not in FINGERPRINTS:
+                fix = f"pass --{name.replace('_', '-')} {got}, or "
             if name in FINGERPRINTS:
                 wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
                 got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"
             raise ValueError(
                 f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
-                "pass another --out or remove it"
+                f"{fix}pass another --out, or remove it"
             )
         return self.path(SUMMARY).is_file() and bool(self.read_json(SUMMARY, tests=dict))
 
@@ -115,9 +120,8 @@ class Run:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole: no half of it is ever there."""
-        unfinished = self.path(name + ".part")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path(name))
+        with replacing(self.path(name)) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def read_json(self, name: str, **needed: type) -> dict[str, Any]:
         """Read a JSON file of the run.
@@ -206,6 +210,7 @@ def folders_of(dataset: Dataset) -> list[Path]:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     return {
+        "minidpt": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -231,6 +236,16 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def need_compiler(device: torch.device) -> None:
+    """ValueError if torch.compile would not find the C++ compiler that it calls for a CPU."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and sys.platform != "win32" and not shutil.which(compiler):
+        raise ValueError(
+            f"--compile: expected the C++ compiler {compiler}, found none: install it, name "
+            "another in the environment variable CXX, or leave --compile out"
+        )
+
+
 def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
     """The precision the frozen CLIP is stored and computed in, and the reason for it."""
     if name is not None:
@@ -244,7 +259,10 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
     """CLIP on the device, stored in the precision."""
-    clip = clip if precision == "fp32" else clip.cast(PRECISIONS[precision])
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, 10 bits by default
+    else:
+        clip = clip.cast(PRECISIONS[precision])
     return clip.to(device)
 
 
@@ -348,9 +366,14 @@ def finite(text: str) -> float:
     return value
 
 
-def report(error: object) -> None:
-    """Print a mistake of the user's as one line."""
-    text = " ".join(str(error).split())
+def report(error: object, where: str = "") -> None:
+    """Print what went wrong, and in which run of a sweep, as one line."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        error = (
+            "out of GPU memory: pass a smaller --batch-size, or --class-chunk with many classes, "
+            "or --precision bf16 or fp16"
+        )
+    text = " ".join(f"{where}{error}".split())
     print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
 
 
@@ -365,11 +388,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141  # as a shell tells it of a program that does not catch the signal
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
         report(error)
-        status = 2
-    except torch.cuda.OutOfMemoryError:
-        report("out of GPU memory: pass a smaller --batch-size, or --precision bf16 or fp16")
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

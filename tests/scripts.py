@@ -54,6 +54,7 @@ def process(cwd: Path, script: str, *arguments: object) -> Result:
 def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"script_{name[:-3]}", ROOT / name)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
     spec.loader.exec_module(module)
     return module
 

@@ -5,6 +5,7 @@ A few runs are processes of their own; the others call the same main in this one
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -291,7 +292,7 @@ def test_the_options_of_prompts_reach_the_model(place):
 
 def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):
     folder = draw_classes(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
-    result = train(Place(folder, place.clip), "run", "--shots", 5, "--epochs", 1)
+    result = train(Place(folder, place.clip), "run", "--shots", 5, "--epochs", 3)
     notes = [line for line in result.out.splitlines() if line.startswith("note: ")]
     assert notes == ["note: class 'ox' has 2 images, 5 shots wanted: using 2"]
     assert summary("run")["train_images"] == 7
@@ -480,7 +481,7 @@ def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained,
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
-    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"))
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"), "--root")
     clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
     result = inside("eval.py", "--run", "run", "--root", moved, "--classes", "new")
     assert_one_line(result, "eval.py", "--root", "--data")
@@ -524,6 +525,19 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
     guesses = printed(result)
     assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
     assert all(len(names) == 2 for names in guesses.values())
+
+
+def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
+    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
+    command = ("eval.py", "--run", trained[0], "--top", 2, "--csv", "out.csv", "--image", *images)
+    result = inside(*command)
+    head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
+    assert head == ["image", "class", "probability"]
+    shown = [
+        (path, name, percent) for path, all in printed(result).items() for name, percent in all
+    ]
+    assert [(path, name, round(100 * float(share), 1)) for path, name, share in rows] == shown
+    assert_one_line(inside(*command), "eval.py", "--csv", "new file", "out.csv")
 
 
 def test_an_image_folder_is_read_as_class_folders_are(trained, place):
@@ -632,7 +646,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--template", "a {} of {name}"], ["a {} of {name}", "{}"]),
         (["--template", "a {} {"], ["a {} {", "{}"]),
         (["--n-ctx", "0"], ["n_ctx", "at least 1"]),
-        (["--n-ctx", "77"], ["77 context vectors", "fewer context vectors"]),
+        (["--n-ctx", "77"], ["77 context vectors", "the context or template"]),
         (["--ctx-init", ""], ["ctx_init"]),
         (["--class-token-position", "start"], ["start", "end", "middle", "front"]),
         (["--class-aware-from", "4"], ["class_aware_from", "1 to 3", "4"]),
@@ -658,6 +672,40 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(pla
     )
     assert_one_line(result, "train.py", *words)
     assert not Path("run").exists()
+
+
+def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(place):
+    command = ("--data", place.data, "--model", place.clip, *SHORT, "--epochs", 2)
+    few = ("--warmup-epochs", 2, "--guidance-epochs", 2)
+    out = inside("train.py", *command, *few).out
+    assert "note: all 2 epochs are warm-up" in out and "note: all 2 epochs are guidance" in out
+    out = inside("train.py", *command, *few, "--method", "vpt").out
+    assert "note: all 2 epochs are warm-up" in out and "are guidance" not in out
+    assert "note: all" not in inside("train.py", *command, *few, "--method", "coop").out
+    assert "note: all" not in inside("train.py", *command, "--guidance-epochs", 1).out
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(place, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    command = ("--data", place.data, "--model", place.clip, "--out", "run", *SHORT, "--compile")
+    result = inside("train.py", *command, "--device", "cpu")
+    assert_one_line(result, "train.py", "--compile", "no-such-compiler", "CXX")
+    assert not Path("run").exists()
+
+
+def test_options_of_the_model_reach_it_and_its_test(place):
+    options = ("--exact-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
+    train(place, "run", *options)
+    assert learned("run")["visual_prompts.prompts"].shape[0] == 1
+    result = inside("eval.py", "--run", "run")
+    assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
+    train(place, "all-at-once", *options, "--class-chunk", 0)
+    for name, value in learned("all-at-once").items():
+        torch.testing.assert_close(learned("run")[name], value, rtol=1e-4, atol=1e-6)
+    train(place, "quick", *options[1:])
+    assert summary("quick")["versions"]["minidpt"] == minidpt.__version__
+    ours, theirs = learned("run"), learned("quick")
+    assert not torch.equal(ours["text_prompts.ctx"], theirs["text_prompts.ctx"])
 
 
 def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, place):
@@ -757,6 +805,7 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--image", "picture.png", "--root", "."], ["--root", "--image"]),
         (["--image", ""], ["--image", "expected a path"]),
         (["--root", ""], ["--root", "expected a path"]),
+        (["--csv", "out.csv"], ["--csv", "--image"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )

@@ -299,6 +299,17 @@ def test_folder_with_labels_csv_is_read_by_it(tmp_path):
     assert dataset.classnames == ["owl", "sea horse"] and dataset.name == tmp_path.name
 
 
+def test_csv_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
+    folder = draw_classes(tmp_path / "below", {"ox": 3, "owl": 3})
+    rows = [f"{file.relative_to(folder)},{file.parent.name}" for file in folder.rglob("*.png")]
+    (folder / "mine.csv").write_text("\n".join(rows))
+    absolute = open_dataset(tmp_path / "below/mine.csv")
+    monkeypatch.chdir(tmp_path)
+    relative = open_dataset("below/mine.csv")
+    assert relative.fingerprint() == absolute.fingerprint()
+    assert relative.train == absolute.train
+
+
 def test_csv_of_a_known_data_set_has_its_names_and_template(tmp_path):
     text = FULL.replace("sea_horse", "SeaLake").replace("owl", "River")
     dataset = open_dataset(table(tmp_path, text), "eurosat")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -437,6 +439,51 @@ def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
     assert loaded.published().keys() == pair.model.published().keys()
 
 
+def test_names_and_numbers_of_numpy_are_saved_as_pythons(tmp_path):
+    clip = minidpt.build_clip(clip_state(WIDE))
+    config = minidpt.PromptConfig(n_ctx=np.int64(3), top_k=np.int32(2), alpha=np.float64(0.2))
+    minidpt.build_model(clip, np.array(UNEQUAL), TEMPLATE, config).save(tmp_path / "model.pt")
+    loaded = minidpt.load_model(tmp_path / "model.pt", clip)
+    assert (loaded.classnames, loaded.config) == (list(UNEQUAL), config)
+    with pytest.raises(TypeError):
+        minidpt.PromptConfig(n_ctx=2.5)
+
+
+def test_other_classes_and_loading_leave_the_random_numbers_alone(tmp_path):
+    pair = Pair(OF_METHOD["dpt"])
+    pair.model.save(tmp_path / "model.pt")
+    state = torch.get_rng_state()
+    pair.model.for_classes(["ox", "owl"])
+    minidpt.load_model(tmp_path / "model.pt", clip=pair.clip)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_replaces_none(
+    tmp_path, monkeypatch
+):
+    pair, path = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt"
+    pair.model.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match="model.pt: cut short"):
+        minidpt.load_model(path)
+
+    def interrupted(content, file):
+        Path(file).write_bytes(whole[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pair.model.save(path)
+    assert path.read_bytes() == whole[:-1000] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_template_that_is_too_long_for_a_class_names_it():
+    clip = minidpt.build_clip(clip_state(WIDE))
+    with pytest.raises(ValueError, match="class 'long long.* tokens, CLIP takes 77: shorten the"):
+        minidpt.build_model(clip, ["ox", "long " * 80], TEMPLATE)
+
+
 def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
     Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt")
     other = minidpt.build_clip(clip_state(WIDE, seed=1))
@@ -720,6 +767,30 @@ def test_logits_are_fp32_inside_autocast():
     logits = [value for value in outputs if value is not None and value.is_floating_point()]
     assert len(logits) == 4
     assert all(value.dtype == torch.float32 for value in logits)
+
+
+def test_classes_are_selected_in_fp32_inside_autocast():
+    pair = Pair(OF_METHOD["dpt"])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # so close that half precision would not tell classes apart
+        pair.model.template_features[:] = pair.model.template_features[:1]
+        pair.model.template_features += 1e-4 * torch.randn(
+            pair.model.template_features.shape, generator=generator
+        )
+    frozen = pair.model.template_features[[0, 1, 1, 2]]
+    expected = pair.model(pair.images(), frozen).top_classes
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(pair.model(pair.images(), frozen).top_classes, expected)
+
+
+def test_evaluation_keeps_no_text_features_of_another_precision():
+    model = Pair(OF_METHOD["coop"]).model.eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model.text_features()
+        exact = model.text_features()
+        assert not torch.equal(rounded, exact)
+    assert torch.equal(exact, model.text_features().detach())
 
 
 def test_more_prompted_layers_than_the_model_has_are_refused():

@@ -135,6 +135,17 @@ def test_packed_attention_is_causal_attention_within_each_prompt(prompts):
         torch.testing.assert_close(end, alone[:, -1], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+def test_scores_of_half_precision_are_in_fp32(dtype):
+    layout = pack(HAND_MADE)
+    q, k, v = (x.to(dtype) for x in random_rows(layout))
+    exact = packed_attention(*(x.float() for x in (4 * q, k, v)), layout).to(dtype)
+    result = packed_attention(4 * q, k, v, layout)
+    assert result.dtype == dtype and torch.equal(result, exact)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(packed_attention(4 * q, k, v, layout), exact)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
     prompts = [[1, 2, 3, 9], [1, 2, 9], [1, 2, 4, 5, 3, 9], [1, 2, 5, 9], [1, 2, 6, 9]]

@@ -185,6 +185,14 @@ def test_a_truncated_file_under_a_known_name_says_to_delete_it(clip_file, home):
         minidpt.load("ViT-B/32")
 
 
+def test_a_foreign_file_under_a_known_name_is_not_to_be_deleted(home):
+    (home / "project/weights").mkdir(parents=True, exist_ok=True)
+    torch.save({"a": torch.ones(1)}, home / "project/weights/ViT-B-32.pt")
+    with pytest.raises(ValueError, match="is not OpenAI's: move it away") as caught:
+        minidpt.load("ViT-B/32")
+    assert "delete" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -325,7 +333,7 @@ def test_offline_the_address_and_the_place_of_the_file_are_said(home, monkeypatc
     with pytest.raises(FileNotFoundError) as error:
         minidpt.load(name)
     assert "refused" in str(error.value) and "\n" not in str(error.value)
-    assert f"put {url} at {place} or into the folder MINIDPT_WEIGHTS" in str(error.value)
+    assert f"put {url} at {place} or into a folder that the env" in str(error.value)
 
 
 def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from image_folders import draw_classes
 from miniatures import draw_miniature
-from scripts import SHORT, Result, assert_one_line, inside, save_clip, summary
+from scripts import SCRIPTS, SHORT, Result, assert_one_line, inside, save_clip, summary
 
 import minidpt
 from minidpt import data, datasets, evaluation, results, runs
@@ -257,6 +257,61 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
     result = inside("train.py", *none)
     assert result.err.splitlines()[-1].startswith("train.py: error: 2 of 2 runs failed: ")
     assert not Path("none/table.md").exists()  # there is no result
+
+
+def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, monkeypatch):
+    own = shutil.copytree(pictures, Path("own"))
+    train, calls = SCRIPTS["train.py"].train, []
+
+    def vanishing(settings, *others):
+        calls.append(settings.name)
+        if len(calls) == 1:
+            raise FileNotFoundError("image own/gone.png: no such file")
+        train(settings, *others)
+
+    monkeypatch.setattr(SCRIPTS["train.py"], "train", vanishing)
+    command = ("--data", own, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
+               "--out", "sweep")  # fmt: skip
+    result = inside("train.py", *command)
+    assert result.status == 2 and [row["method"] for row in read_csv("sweep/table.csv")] == ["vpt"]
+    assert (
+        result.err.splitlines()[0]
+        == f"train.py: error: {calls[0]}: image own/gone.png: no such file"
+    )
+
+
+def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(monkeypatch):
+    run, settings, unlink = runs.Run("run"), {"epochs": 3}, Path.unlink
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    for moment in range(6):  # files to be removed
+        run.create()
+        run.write_json("config.json", settings)
+        for name in ("metrics.jsonl", "split.json", "model.pt", "transfer.json"):
+            run.path(name).touch()
+        run.write_json("summary.json", {"tests": {}})
+        assert run.finished(settings)
+        steps = iter([unlink] * moment + [stop])
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", lambda *args, **kw: next(steps)(*args, **kw))  # noqa: B023
+            run.create()
+        assert run.finished(settings) == (moment == 0)  # and it is no error
+
+    run.create()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs.os, "replace", stop)
+        run.write_json("config.json", settings)
+    assert not run.finished(settings)
+
+
+def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, clip):
+    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
+               "vpt", "--out", "sweep")  # fmt: skip
+    succeed("train.py", *command)
+    result = inside("train.py", *command, "--precision", "bf16")
+    assert_one_line(result, "train.py", "precision bf16", "pass --precision fp32, or pass another")
 
 
 def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):

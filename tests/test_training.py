@@ -24,6 +24,11 @@ def test_default_epochs_are_the_published_ones(method, by_shots):
     assert {shots: training.default_epochs(method, shots) for shots in by_shots} == by_shots
 
 
+def test_on_imagenet_coop_has_the_published_50_epochs():
+    assert [training.default_epochs("coop", shots, "ImageNet") for shots in (1, 4, 16)] == [50] * 3
+    assert training.default_epochs("dpt", 16, "ImageNet") == 100
+
+
 def test_numbers_are_finite_unless_one_is_not():
     tensors = [torch.zeros(2, 3), torch.full((5,), 3e38)]
     assert training.all_finite(tensors)

@@ -6,7 +6,7 @@
 Against the published way of computing (`Reference` of steps.py) in the same precision and process,
 taking turns; medians. The card's throughput is measured by a product of 8192×8192 matrices in that
 precision; a step's share of it counts the operations of its matrix products and attention
-(`torch.utils.flop_counter`). `--device cpu --batch 2` tries the script where there is no GPU.
+(`torch.utils.flop_counter`). `--device cpu --batch 2 --classes 10` tries the script without a GPU.
 """
 
 from __future__ import annotations
