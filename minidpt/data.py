@@ -14,7 +14,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -329,11 +329,36 @@ class ImageStore:
             self.bytes += _size(image)
 
     def fill(self, paths: list[str], workers: int = 2) -> None:
-        """Decodes pictures ahead, so that a broken one is found before any work is done."""
+        """Decodes pictures ahead, so that broken ones are found before any work is done.
+
+        Raises ValueError or FileNotFoundError that names all of them.
+        """
         self._wanted = set(paths)
-        with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
-            for _ in images:
-                pass
+        with naming_all_broken(paths, workers):
+            with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
+                for _ in images:
+                    pass
+
+
+@contextmanager
+def naming_all_broken(paths: list[str], workers: int = 2) -> Iterator[None]:
+    """If the block fails at a picture, all are tried, and the error names the others that fail."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+
+        def failure(path: str) -> tuple[str, Exception] | None:
+            try:
+                open_image(path)
+            except (ValueError, FileNotFoundError) as error:
+                return path, error
+
+        broken = list(filter(None, _in_order(failure, paths, workers, ahead=2 * workers)))
+        if len(broken) < 2:
+            raise
+        (_, first), *others = broken
+        named = ", ".join(path for path, _ in others[:20]) + ", …" * (len(others) > 20)
+        raise type(first)(f"{first}; the same for {len(others)} more: {named}") from error
 
 
 def _size(image: Image.Image) -> int:

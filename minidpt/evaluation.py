@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .clip import CLIP
-from .data import Batch, Item, test_batches
+from .data import Batch, Item, naming_all_broken, test_batches
 from .files import replacing
 from .model import PromptedCLIP
 from .transforms import normalize
@@ -122,14 +122,18 @@ class TestSet:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """The frozen CLIP's normalised image features (N, E), on its device."""
+        """The frozen CLIP's normalised image features (N, E), on its device.
+
+        Raises ValueError or FileNotFoundError that names all pictures that cannot be read.
+        """
         if self._features is None:
             device = self.clip.device
             file = self.cache.file(self.clip, self.items) if self.cache else None
             features = self.cache.read(file) if self.cache else None
             if features is None:
-                parts = [self.clip.encode_image(normalize(images.to(device))).float()
-                         for images, _ in self.pixels()]  # fmt: skip
+                with naming_all_broken([item.path for item in self.items], self.workers):
+                    parts = [self.clip.encode_image(normalize(images.to(device))).float()
+                             for images, _ in self.pixels()]  # fmt: skip
                 features = F.normalize(torch.cat(parts), dim=-1)
                 if self.cache:
                     self.cache.write(file, features)

@@ -612,13 +612,19 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path, place, classes, words
 
 
 @pytest.mark.parametrize("which", ["train", "test"])
-def test_a_broken_image_is_named(trained, tmp_path, place, which):
+def test_broken_images_are_named_all_at_once(trained, tmp_path, place, which):
     folder = shutil.copytree(place.data, tmp_path / "data")
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     broken = folder / split[which][0][0]
     broken.write_bytes(broken.read_bytes()[:100])
     result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
     assert_one_line(result, "train.py", str(broken), "expected a readable picture", "remove")
+    assert "more" not in result.err
+    others = [folder / row[0] for row in split[which][1:3]]
+    for other in others:
+        other.write_text("no picture")
+    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", str(broken), "2 more", *map(str, others))
 
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
