@@ -5,22 +5,26 @@
 
 It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
 
-- icons and clip art with their names, in the styles of several vendors, from packages on the npm
-  and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched with
-  `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, half of them
-  with a texture, which photographs have and drawings lack;
+- icons, silhouettes and clip art with their names, in the styles of several vendors, from packages
+  on the npm and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched
+  with `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, most of
+  them with the shading and texture that photographs have and drawings lack;
 - scenes drawn by `minidpt.demo` in its plain style.
 
 About an hour on 2 CPU cores, minutes on a GPU; torch 2.9 or newer, for its Muon. The file in this
-folder was made by three calls, 1,600,000 pictures in all. The first two were of earlier versions
-of this script (whole pictures without texture, all that is true of a picture as its target); the
-third was begun with 3900 steps and went on from step 1500 with 2900:
+folder was made by three calls of earlier versions of this script, 1,600,000 pictures in all: none
+had silhouettes and rounded shapes, and the first two had whole pictures without texture and all
+that is true of a picture as its target; the third, begun with 3900 steps, went on from step 1500.
 
     python weights/pretrain_tiny.py --pictures FOLDER --steps 2200 --out first.pt
     python weights/pretrain_tiny.py --pictures FOLDER --steps 1200 \\
         --init first.pt --lr 1e-3 --seed 1 --out second.pt
     python weights/pretrain_tiny.py --pictures FOLDER --steps 2900 \\
         --init second.pt --lr 1.5e-3 --seed 2
+
+Several processes, one for each core, take a batch each and share their gradients:
+
+    torchrun --standalone --nproc-per-node 2 weights/pretrain_tiny.py --pictures FOLDER
 
 The result is a TorchScript archive in fp16 with OpenAI's tensor names. The program inside it is not
 meant to be run: minidpt reads the tensors only.
@@ -43,7 +47,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -78,9 +82,18 @@ PACKAGES = {
     "@iconify-json/fluent-emoji": "1.2.7",
     "@iconify-json/fluent-emoji-flat": "1.2.6",
     "@iconify-json/streamline-emojis": "1.2.4",
+    "@iconify-json/icon-park": "1.2.4",
+    "@iconify-json/emojione-monotone": "1.2.1",
+    "@iconify-json/fluent-emoji-high-contrast": "1.2.6",
+    "@iconify-json/game-icons": "1.2.4",
+    "@iconify-json/mdi": "1.2.3",
     "@lobehub/fluent-emoji-3d": "1.1.0",
 }
 CLIP_ART = "openclipart-png"  # a Debian package, public domain
+SILHOUETTES = {  # sets of one colour → the word of a longer name that says what it is
+    "@iconify-json/emojione-monotone": None, "@iconify-json/fluent-emoji-high-contrast": None,
+    "@iconify-json/game-icons": -1, "@iconify-json/mdi": 0,  # honey-jar, flower-tulip
+}  # fmt: skip
 
 KINDS = {  # Unicode's subcategory → what such a thing is
     "animal-mammal": ["mammal", "animal"], "animal-bird": ["bird", "animal"],
@@ -130,11 +143,15 @@ KIND_TEMPLATES = ("a photo of a {}, a type of {}.", "a {}, which is a {}.", "{},
 
 
 class Picture(NamedTuple):
-    """A thing on transparent ground (64 × 64 RGBA), its name, and what kinds of thing it is."""
+    """A thing on transparent ground (64 × 64 RGBA), its name, and what kinds of thing it is.
+
+    A silhouette is white; it gets its colours when it is pasted.
+    """
 
     pixels: np.ndarray
     name: str
     kinds: tuple[str, ...]
+    silhouette: bool = False
 
 
 def fetch(folder: Path) -> None:
@@ -160,11 +177,14 @@ def read_pictures(folder: Path) -> list[Picture]:
         kinds, slugs = emoji_kinds(folder)
         pictures = emoji_pictures(folder, kinds, slugs)
         pictures += clip_art_pictures(folder, {picture.name for picture in pictures})
-        names = json.dumps([(picture.name, picture.kinds) for picture in pictures])
+        names = json.dumps([picture[1:] for picture in pictures])
         np.savez(cache, pixels=np.stack([picture.pixels for picture in pictures]), names=names)
     stored = np.load(cache)
     names = json.loads(str(stored["names"]))
-    return [Picture(p, n, tuple(k)) for p, (n, k) in zip(stored["pixels"], names, strict=True)]
+    return [
+        Picture(pixels, name, tuple(kinds), silhouette)
+        for pixels, (name, kinds, silhouette) in zip(stored["pixels"], names, strict=True)
+    ]
 
 
 def emoji_kinds(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -196,14 +216,21 @@ def emoji_pictures(
         home = folder / package.replace("/", "_").lstrip("@") / "package"
         if package.startswith("@iconify-json/"):
             icons = json.loads((home / "icons.json").read_text())
-            codes = json.loads((home / "chars.json").read_text())
+            characters = home / "chars.json"  # emoji sets have it, other icons do not
+            codes = json.loads(characters.read_text()) if characters.is_file() else {}
             by_slug = {slug: names[code] for code, slug in codes.items() if code in names}
+            silhouette, word = package in SILHOUETTES, SILHOUETTES.get(package)
             for slug, icon in icons["icons"].items():
                 name = by_slug.get(slug, slug.replace("-", " "))
+                if name not in kinds and word is not None and kinds.get(slug.split("-")[word]):
+                    name = slug.split("-")[word]
                 if name in kinds:
                     svg = to_svg(icon, icons)
                     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=64, height=64))
-                    pictures.append(Picture(to_pixels(io.BytesIO(png)), name, tuple(kinds[name])))
+                    pixels = to_pixels(io.BytesIO(png))
+                    if silhouette:
+                        pixels[..., :3] = 255
+                    pictures.append(Picture(pixels, name, tuple(kinds[name]), silhouette))
         for path in sorted((home / "assets").glob("*.webp")):
             name = names.get(path.stem, names.get(path.stem.replace("-fe0f", "")))
             if name in kinds:
@@ -241,7 +268,7 @@ def to_pixels(file) -> np.ndarray:
     image.thumbnail((64, 64), Image.Resampling.BICUBIC)
     canvas = Image.new("RGBA", (64, 64))
     canvas.paste(image, ((64 - image.width) // 2, (64 - image.height) // 2))
-    return np.asarray(canvas)
+    return np.array(canvas)
 
 
 class Pairs(torch.utils.data.IterableDataset):
@@ -249,6 +276,7 @@ class Pairs(torch.utils.data.IterableDataset):
 
     def __init__(self, pictures: list[Picture], batch_size: int, seed: str):
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
+        self.of_a_kind = [picture for picture in pictures if picture.kinds]
 
     def __iter__(self):
         rng = random.Random(self.seed)
@@ -260,7 +288,7 @@ class Pairs(torch.utils.data.IterableDataset):
 
     def pair(self, rng: random.Random):
         """A picture, a caption, all names true of the picture, the one that the caption says."""
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             return drawn_pair(rng)
         image, *texts = self.pasted_pair(rng)
         if rng.random() < 0.5:
@@ -270,7 +298,7 @@ class Pairs(torch.utils.data.IterableDataset):
 
     def pasted_pair(self, rng: random.Random):
         """The same of one or two icons or pieces of clip art."""
-        picture = rng.choice(self.pictures)
+        picture = rng.choice(self.of_a_kind if rng.random() < 0.4 else self.pictures)
         ground = make_ground(rng)
         if rng.random() < 0.12:  # two things
             other = rng.choice(self.pictures)
@@ -327,16 +355,20 @@ def paste(ground: Image.Image, picture: Picture, rng: random.Random, size: float
     squeezed = round(pixels * rng.uniform(0.8, 1))
     thing = thing.resize((squeezed, pixels), Image.Resampling.BICUBIC)
     alpha = thing.getchannel("A")
-    coloured = jitter(thing.convert("RGB"), rng)
-    if rng.random() < 0.5:
-        coloured = give_surface(coloured, rng)
+    coloured = thing.convert("RGB")
+    if picture.silhouette:
+        corners = bytes(rng.randrange(200) for _ in range(12))
+        coloured = Image.frombytes("RGB", (2, 2), corners).resize(thing.size, Image.BILINEAR)
+    coloured = jitter(coloured, rng)
+    if rng.random() < 0.6:
+        coloured = give_surface(coloured, alpha, rng)
     room = RESOLUTION - pixels
     place = (round(rng.random() * room), round(rng.random() * room))
     ground.paste(coloured, place, alpha)
 
 
-def give_surface(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Light from one side and a texture, which photographs have and flat drawings lack."""
+def give_surface(image: Image.Image, alpha: Image.Image, rng: random.Random) -> Image.Image:
+    """Rounded shape, light and texture, which photographs have and flat drawings lack."""
     width, height = image.size
     light = np.asarray([rng.uniform(-0.5, 0.5) for _ in range(4)], np.float32).reshape(2, 2)
     relief = enlarged(light, image.size)
@@ -344,6 +376,11 @@ def give_surface(image: Image.Image, rng: random.Random) -> Image.Image:
         side = min(rng.choice((4, 8, 16, 32)), width, height)
         noise = np.frombuffer(rng.randbytes(side * side), np.uint8).reshape(side, side)
         relief = relief + amplitude * enlarged(noise / np.float32(127.5) - 1, image.size)
+    radius = rng.uniform(0.04, 0.15) * height
+    round_shape = np.asarray(alpha.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+    downwards, rightwards = np.gradient(round_shape)  # steep near the edge, flat in the middle
+    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 2.5) * radius
+    relief = relief + strength * (math.sin(angle) * downwards + math.cos(angle) * rightwards)
     shaded = np.asarray(image, np.float32) * (1 + relief)[..., None]
     return Image.fromarray(shaded.clip(0, 255).astype(np.uint8))
 
@@ -467,10 +504,14 @@ def matches(
 def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> None:
     """Warm-up, then a cosine to zero; Muon for the blocks' matrices, AdamW for the rest.
 
-    Every 250 steps all that is needed to go on is written beside `args.out`; a later call with the
-    same arguments goes on from there.
+    Where torchrun has started several processes, each has batches of its own and they average their
+    gradients. Every 250 steps all that is needed to go on is written beside `args.out`; a later
+    call with the same arguments goes on from there.
     """
     device = torch.device(args.device)
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        torch.distributed.init_process_group("gloo")
     matrices = [p for n, p in clip.named_parameters() if p.ndim == 2 and "resblocks" in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in clip.parameters() if id(p) not in chosen]
@@ -487,10 +528,12 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
         for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(own)
         print(f"going on from step {first}")
-    pairs = Pairs(pictures, args.batch_size, f"{args.seed}/{first}")
+    seed = f"{args.seed}/{first}/{rank}"
+    torch.manual_seed(random.Random(seed).randrange(2**32))
+    pairs = Pairs(pictures, args.batch_size, seed)
     workers = 1 if device.type == "cuda" else 0  # on a CPU the products need all cores
     loader = iter(torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers))
-    rng = random.Random(f"{args.seed}/{first}/texts")
+    rng = random.Random(f"{seed}/texts")
     names = all_names(pictures)
     started, average = time.monotonic(), None
     for step in range(first, args.steps):
@@ -512,24 +555,33 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
             )
         clip.zero_grad(set_to_none=True)
         loss.backward()
+        if processes > 1:
+            for parameter in clip.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= processes
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
         clip.logit_scale.data.clamp_(max=math.log(100))
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
-        if step % 50 == 49 or step == first:
+        if rank == 0 and (step % 50 == 49 or step == first):
             spent = time.monotonic() - started
             left = spent / (step + 1 - first) * (args.steps - step - 1)
             scale = clip.logit_scale.exp().item()
             print(f"step {step + 1}/{args.steps}  loss {average:.3f}  lr {rate:.2e}  "
                   f"scale {scale:.1f}  {spent:.0f} s, {left:.0f} s left", flush=True)  # fmt: skip
-        if step % 250 == 249:
+        if rank == 0 and step % 250 == 249:
             states = [optimizer.state_dict() for optimizer in optimizers]
             content = {"step": step + 1, "clip": clip.state_dict(), "optimizers": states}
             torch.save(content, state_file.with_suffix(".part"))
             os.replace(state_file.with_suffix(".part"), state_file)
-    state_file.unlink(missing_ok=True)
+    if rank == 0:
+        write_archive(clip, args.out)
+        print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+        state_file.unlink(missing_ok=True)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 def all_names(pictures: list[Picture]) -> list[str]:
@@ -567,8 +619,6 @@ def main() -> None:
     if args.init:
         clip.load_state_dict(read_state_dict(args.init))
     pretrain(clip.to(args.device), pictures, args)
-    write_archive(clip, args.out)
-    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
