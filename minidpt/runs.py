@@ -103,7 +103,7 @@ class Run:
             if name in NOT_COMPARED or there.get(name) == value:
                 continue
             wanted, got, fix = f"{name} {value}", f"{there.get(name)}", ""
-            if isinstance(there.get(name), (str, int, float)) and name not in FINGERPRINTS:
+            if type(there.get(name)) in (str, int, float) and name not in FINGERPRINTS:  # no bool
                 fix = f"pass --{name.replace('_', '-')} {got}, or "
             if name in FINGERPRINTS:
                 wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"

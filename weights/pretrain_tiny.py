@@ -358,7 +358,8 @@ def paste(ground: Image.Image, picture: Picture, rng: random.Random, size: float
     coloured = thing.convert("RGB")
     if picture.silhouette:
         corners = bytes(rng.randrange(200) for _ in range(12))
-        coloured = Image.frombytes("RGB", (2, 2), corners).resize(thing.size, Image.BILINEAR)
+        coloured = Image.frombytes("RGB", (2, 2), corners)
+        coloured = coloured.resize(thing.size, Image.Resampling.BILINEAR)
     coloured = jitter(coloured, rng)
     if rng.random() < 0.6:
         coloured = give_surface(coloured, alpha, rng)
@@ -509,9 +510,7 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
     call with the same arguments goes on from there.
     """
     device = torch.device(args.device)
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1:
-        torch.distributed.init_process_group("gloo")
+    rank, processes = process_of_several()
     matrices = [p for n, p in clip.named_parameters() if p.ndim == 2 and "resblocks" in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in clip.parameters() if id(p) not in chosen]
@@ -580,8 +579,6 @@ def pretrain(clip: CLIP, pictures: list[Picture], args: argparse.Namespace) -> N
         write_archive(clip, args.out)
         print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
         state_file.unlink(missing_ok=True)
-    if processes > 1:
-        torch.distributed.destroy_process_group()
 
 
 def all_names(pictures: list[Picture]) -> list[str]:
@@ -597,6 +594,11 @@ def write_archive(clip: CLIP, path: Path) -> None:
     torch.jit.save(torch.jit.trace(clip, (images, tokens), check_trace=False), str(path))
 
 
+def process_of_several() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many, as torchrun tells."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def main() -> None:
     """Fetch, render, pretrain, write."""
     parser = argparse.ArgumentParser(description="Pretrain weights/tiny.pt.")
@@ -610,7 +612,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny.pt"))
     args = parser.parse_args()
 
-    fetch(args.pictures)
+    rank, processes = process_of_several()
+    if processes > 1:
+        torch.distributed.init_process_group("gloo")
+    if rank == 0:  # the others wait until all is fetched and rendered
+        fetch(args.pictures)
+        read_pictures(args.pictures)
+    if processes > 1:
+        torch.distributed.barrier()
     pictures = read_pictures(args.pictures)
     print(f"{len(pictures)} pictures of {len({p.name for p in pictures})} things")
     torch.manual_seed(args.seed)
@@ -619,6 +628,8 @@ def main() -> None:
     if args.init:
         clip.load_state_dict(read_state_dict(args.init))
     pretrain(clip.to(args.device), pictures, args)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
