@@ -1,6 +1,7 @@
 """Test runs of train.py, classify images with one, or print a table of many.
 
 python eval.py --run RUN                            # its own test images again
+python eval.py --run RUN --per-class                # and how each class fares
 python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
@@ -19,7 +20,7 @@ import torch
 from minidpt.data import Dataset, read_split, select_classes
 from minidpt.datasets import open_dataset
 from minidpt.demo import is_demo
-from minidpt.evaluation import TestSet, accuracy, zero_shot_accuracy
+from minidpt.evaluation import TestSet, percent_correct, predicted_labels, zero_shot_accuracy
 from minidpt.folders import images_in
 from minidpt.model import load_model
 from minidpt.pretrained import load
@@ -68,6 +69,8 @@ def parse_arguments():
         help="renames classes: a line 'folder name' for each")
     add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
     add("--template", help="zero-shot prompt of the other data; without it the data set's")
+    add("--per-class", action="store_true",
+        help="print the accuracy of each class, too, and what it is mistaken for")
     add("--root", type=path_option, metavar="DIR",
         help="the run's image folder, if it has moved since the training")
     add("--model", type=path_option, help="CLIP's name or path, if it has moved")
@@ -86,6 +89,8 @@ def parse_arguments():
         parser.error("--csv: expected with --image, whose classes it lists")
     if args.csv and os.path.exists(args.csv):
         parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
+    if args.per_class and (args.image or args.table):
+        parser.error("--per-class: expected for a test, got --image or --table")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
     if given and args.image:
@@ -150,15 +155,32 @@ def main() -> int:
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-            zero_shot, result = zero_shot_accuracy(model, test), accuracy(model, test)
+            predicted = predicted_labels(model, test)
+            zero_shot = zero_shot_accuracy(model, test)
+            result = percent_correct(predicted, test.labels)
             print(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
                 f"({clip.name} on {device} in {precision})"
             )
+            if args.per_class:
+                print_classes(model.classnames, test.labels, predicted)
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
+
+
+def print_classes(classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor) -> None:
+    """A line for each class: its accuracy, and the three that it is mistaken for most often."""
+    width = max(map(len, classnames))
+    for label, name in enumerate(classnames):
+        counts = predicted[labels == label].bincount(minlength=len(classnames)).tolist()
+        right, total = counts[label], sum(counts)
+        share = f"{100 * right / total:6.2f} %" if total else "     -  "
+        wrong = sorted((-count, i) for i, count in enumerate(counts) if count and i != label)
+        mistakes = ", ".join(f"{classnames[i]} {-count}" for count, i in wrong[:3])
+        taken = f", taken for {mistakes}" if wrong else ""
+        print(f"  {name:{width}} {share}  {right} of {total}{taken}")
 
 
 def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:

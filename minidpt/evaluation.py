@@ -74,10 +74,9 @@ class FeatureCache:
 
 
 class TestBatch(NamedTuple):
-    """images (B, 3, R, R) preprocessed, or None if not asked for; labels (B,); frozen (B, E)."""
+    """images (B, 3, R, R) preprocessed, or None if not asked for; frozen features (B, E)."""
 
     images: Tensor | None
-    labels: Tensor
     frozen: Tensor
 
 
@@ -100,6 +99,7 @@ class TestSet:
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
         self.items, self.clip, self.cache = items, clip, cache
+        self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
         self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
         self._kept: list[Batch] = []
@@ -144,30 +144,39 @@ class TestSet:
         """All pictures in order, with or without `images`, on CLIP's device."""
         frozen = self.features().split(self.batch_size)
         if images:
-            for (pixels, labels), features in zip(self.pixels(), frozen, strict=True):
-                preprocessed = normalize(pixels.to(features.device))
-                yield TestBatch(preprocessed, labels.to(features.device), features)
+            for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
+                yield TestBatch(normalize(pixels.to(features.device)), features)
         else:
-            labels = torch.tensor([item.label for item in self.items], device=frozen[0].device)
-            for own, features in zip(labels.split(self.batch_size), frozen, strict=True):
-                yield TestBatch(None, own, features)
+            for features in frozen:
+                yield TestBatch(None, features)
 
 
 @torch.no_grad()
+def predicted_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
+    """The likeliest class (N,) of each test picture, on the CPU."""
+    batches = test.batches(images=model.config.learns_image)
+    logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
+    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+
+
+@torch.no_grad()
+def zero_shot_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
+    """The same by the frozen CLIP with the model's template."""
+    batches = test.batches(images=False)
+    logits = (model.scaled_cosines(frozen, model.template_features) for _, frozen in batches)
+    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+
+
+def percent_correct(predicted: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy of predicted labels (N,), in percent."""
+    return 100 * int((predicted == labels).sum()) / len(labels)
+
+
 def accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of a model, in percent."""
-    correct = 0
-    for images, labels, frozen in test.batches(images=model.config.learns_image):
-        logits = model(images, frozen, branches=False).logits
-        correct += (logits.argmax(dim=-1) == labels).sum()
-    return 100 * int(correct) / len(test)
+    return percent_correct(predicted_labels(model, test), test.labels)
 
 
-@torch.no_grad()
 def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of the frozen CLIP with the model's template, in percent."""
-    correct = 0
-    for _, labels, frozen in test.batches(images=False):
-        logits = model.scaled_cosines(frozen, model.template_features)
-        correct += (logits.argmax(dim=-1) == labels).sum()
-    return 100 * int(correct) / len(test)
+    return percent_correct(zero_shot_labels(model, test), test.labels)

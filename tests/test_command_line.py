@@ -465,6 +465,35 @@ def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_
     assert "." in f"{content['accuracy']}" and content["accuracy"] != content["zero_shot_accuracy"]
 
 
+def test_eval_tells_how_each_class_fares(trained):
+    folder, _ = trained
+    result = inside("eval.py", "--run", folder, "--per-class")
+    assert (result.status, result.err) == (0, "")
+    total, *lines = result.out.splitlines()
+    found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
+    assert [match[1] for match in found] == CLASSNAMES
+    assert sum(int(match[4]) for match in found) == 12
+    right = sum(int(match[3]) for match in found)
+    assert f"accuracy {100 * right / 12:.2f} %" in total
+    for match in found:
+        right, count = int(match[3]), int(match[4])
+        assert match[2] == f"{100 * right / count:.2f}"
+        mistakes = [int(number) for number in re.findall(r" (\d+)(?:,|$)", match[5])]
+        assert (match[5] != "") == (right < count) and sum(mistakes) <= count - right
+
+
+def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
+    labels, predicted = torch.tensor([0] * 7 + [2]), torch.tensor([0, 1, 2, 2, 3, 4, 4, 2])
+    SCRIPTS["eval.py"].print_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
+    assert capsys.readouterr().out.splitlines() == [
+        "  ant        14.29 %  1 of 7, taken for crane fly 2, eel 2, bee 1",
+        "  bee            -    0 of 0",
+        "  crane fly 100.00 %  1 of 1",
+        "  dog            -    0 of 0",
+        "  eel            -    0 of 0",
+    ]
+
+
 def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_path(
     tmp_path, place, monkeypatch
 ):
@@ -812,6 +841,7 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--image", ""], ["--image", "expected a path"]),
         (["--root", ""], ["--root", "expected a path"]),
         (["--csv", "out.csv"], ["--csv", "--image"]),
+        (["--per-class", "--image", "picture.png"], ["--per-class", "--image"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )

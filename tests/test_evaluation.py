@@ -96,7 +96,7 @@ def test_frozen_features_are_those_of_the_pictures(clip, items):
 def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
     model = build(clip, method)
     test = evaluation.TestSet(items, clip, batch_size=4)
-    for images, _, frozen in test.batches(images=True):
+    for images, frozen in test.batches(images=True):
         expected, output = model(images), model(images, frozen)
         for ours, theirs in zip(output, expected, strict=True):
             assert (ours is None) == (theirs is None)
