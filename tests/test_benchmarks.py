@@ -1,0 +1,48 @@
+"""What the benchmarks count: their ratios of operations are only as good as this."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+
+from products import Products  # noqa: E402
+
+
+def counted(run) -> int:
+    with Products() as products:
+        run()
+    return products.operations()
+
+
+def test_operations_of_matrix_products_are_counted():
+    x, weight, bias = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7)
+    assert counted(lambda: x @ weight.t()) == 2 * 6 * 5 * 7
+    assert counted(lambda: F.linear(x, weight, bias)) == 2 * 6 * 5 * 7
+    assert counted(lambda: torch.randn(3, 6, 5) @ torch.randn(3, 5, 2)) == 3 * 2 * 6 * 5 * 2
+    assert counted(lambda: F.gelu(x) + x) == 0
+
+
+def test_the_backward_pass_counts_a_product_for_each_gradient():
+    x, weight = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    assert counted(lambda: F.linear(x, weight).sum().backward()) == 3 * 2 * 6 * 5 * 7
+    frozen = weight.detach()
+    assert counted(lambda: F.linear(x, frozen).sum().backward()) == 2 * 2 * 6 * 5 * 7
+
+
+@pytest.mark.parametrize(("learned", "products"), [(False, 2), (True, 2 + 5)])
+def test_attention_counts_two_products_forward_and_five_backward(learned, products):
+    q = torch.randn(2, 3, 4, 8, requires_grad=learned)
+    k, v = torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
+
+    def run():
+        out = F.scaled_dot_product_attention(q, k, v)
+        if learned:
+            out.sum().backward()
+
+    assert counted(run) == products * 2 * (2 * 3) * 4 * 8 * 9
