@@ -268,7 +268,8 @@ class PromptedCLIP(nn.Module):
             top_k = min(config.top_k, len(self.classnames))
             zero_shot = self.scaled_cosines(frozen, self.template_features)
             top_classes = zero_shot.topk(top_k).indices  # (B, K)
-            class_features = text_features[top_classes]  # (B, K, E)
+            # not text_features[top_classes], whose gradient sums in an order left to the threads
+            class_features = F.embedding(top_classes, text_features)  # (B, K, E)
         features, class_aware_logits = self.encode_image(tokens, class_features)
         features = F.normalize(features.float(), dim=-1)  # (B, E)
         logits = self.scaled_cosines(features, classifier)

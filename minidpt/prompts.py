@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .attention import attention
 from .clip import CLIP
@@ -99,7 +100,8 @@ class TextPrompts(nn.Module):
     def forward(self) -> Tensor:
         """Token plus positional embeddings of all prompts, (S, W) in fp32."""
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
-        return self.rows.index_add(0, self.slot_rows, vectors[self.slots])
+        # not vectors[self.slots], whose gradient sums in an order left to the threads
+        return self.rows.index_add(0, self.slot_rows, F.embedding(self.slots, vectors))
 
 
 def prompt_tokens(name: str, slots: list[int], position: str) -> list[int]:

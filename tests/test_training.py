@@ -65,6 +65,34 @@ def test_a_few_steps_lower_the_loss_and_change_nothing_but_what_is_learned(metho
         assert torch.equal(value, clip_state(WIDE)[name]), name
 
 
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_no_gradient_is_summed_in_an_order_left_to_threads(position):
+    """The gradient of `x[rows]` is, on a CPU, where a row is taken twice: a seed would not repeat.
+
+    Looked for in the graph, since threads that race seldom meet in a small model.
+    """
+    clip = minidpt.build_clip(clip_state(WIDE))
+    config = minidpt.PromptConfig(
+        n_ctx=3, n_visual=2, top_k=3, class_aware_from=2, class_token_position=position
+    )
+    model = minidpt.build_model(clip, ["ox", "owl", "gnu", "red fox"], "a {}.", config).train()
+    nodes, seen, taken = (
+        [model.loss(model(random_images(WIDE, 8)), torch.arange(8) % 4).grad_fn],
+        set(),
+        0,
+    )
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(parent for parent, _ in node.next_functions)
+            for rows in getattr(node, "_saved_indices", ()):
+                if rows is not None:
+                    taken += 1
+                    assert len(rows.unique()) == rows.numel(), (node.name(), rows)
+    assert taken, "expected the rows of the prompts' ends among what is taken"
+
+
 def test_parameter_groups_say_which_side_they_are():
     clip = minidpt.build_clip(clip_state(WIDE))
     model = minidpt.build_model(clip, ["ox", "owl"], "a {}.")
