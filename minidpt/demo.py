@@ -2,9 +2,9 @@
 
 `draw_scene` draws one picture; what it looks like is a `Style`. The small CLIP that
 `weights/pretrain_tiny.py` makes knows scenes in `BOOK_STYLE` (and real icons and clip art); the
-demo's own pictures come in `STREET_STYLE`: a street at night, dark grounds that no picture of the
-pretraining has, grain, and smaller things of other classes beside the one that counts. So the
-model knows the classes, but not this world: what few-shot tuning is for.
+demo's own pictures come in `STREET_STYLE`: a street at night, with dark grounds and grain, which
+those scenes lack, and two or three smaller things of other classes beside the one that counts. So
+the model knows the classes, but not this world: what few-shot tuning is for.
 """
 
 from __future__ import annotations
@@ -338,21 +338,21 @@ STREET_STYLE = Style(
     background=((0.1, 0.6), (0.05, 0.3)),
     outline=0.0,
     clutter=(0, 2),
-    others=(1, 2),
+    others=(2, 3),
     other_size=(0.3, 0.45),
     size=(0.55, 0.85),
     tilt=12,
-    noise=6,
+    noise=40,
 )
 
 CLASSES = tuple(THINGS)[:12]
 TRAIN_IMAGES, TEST_IMAGES = 32, 80  # of each class
 SEED = 2208
-VERSION = 2  # of the pictures; raise it when anything drawn changes
+VERSION = 3  # of the pictures; raise it when anything drawn changes
 
 
 def draw_demo(parent: str | os.PathLike) -> Path:
-    """The demo's pictures as PNG files in `parent`/demo-v2, train/ and test/ of class folders.
+    """The demo's pictures as PNG files in `parent`/demo-v3, train/ and test/ of class folders.
 
     Drawn in a second or two; a folder that was drawn before is used again. Returns the folder.
     """

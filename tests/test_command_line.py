@@ -377,7 +377,7 @@ def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, place):
     assert not any(Path().iterdir())  # no demo was drawn, either
     assert_one_line(inside("eval.py", "--run", trained[0], "--data", ""), "eval.py", "--data")
 
-    drawings = Path("demo-v2").resolve()  # class folders, which --dataset could name
+    drawings = Path("demo-v3").resolve()  # class folders, which --dataset could name
     for part in ("train", "test"):
         draw_classes(drawings / part, {"AnnualCrop": 2, "Forest": 2})
     shutil.copytree(trained[0], "run")
@@ -412,12 +412,12 @@ def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(place, mon
     arguments = ("--model", place.clip, "--shots", 2, "--method", "zeroshot")
     first = inside("train.py", *arguments)
     assert (first.status, first.err) == (0, "")
-    drawn = listing(Path("runs/demo-v2"))
+    drawn = listing(Path("runs/demo-v3"))
     assert inside("train.py", *arguments).status == 0
-    assert listing(Path("runs/demo-v2")) == drawn
+    assert listing(Path("runs/demo-v3")) == drawn
     names = {path.name for path in Path("runs").iterdir()}
-    assert names == {"demo-v2", "demo-v2-zeroshot", "demo-v2-zeroshot-2"}
-    content = summary("runs/demo-v2-zeroshot-2")
+    assert names == {"demo-v3", "demo-v3-zeroshot", "demo-v3-zeroshot-2"}
+    content = summary("runs/demo-v3-zeroshot-2")
     assert (content["classes"], content["train_images"], content["test_images"]) == (12, 0, 36)
 
 

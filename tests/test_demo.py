@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,13 @@ def test_a_picture_is_its_seeds_and_no_other(style):
 @both_styles
 @pytest.mark.parametrize("name", THINGS)
 def test_everything_can_be_drawn_and_is_seen(name, style):
+    alone = replace(style, noise=0, clutter=(0, 0), others=(0, 0))
     for seed in range(3):
-        picture = draw_scene(name, random.Random(seed), style, side=48)
+        picture = draw_scene(name, random.Random(seed), alone, side=48)
         assert picture.mode == "RGB" and picture.size == (48, 48)
-        assert len(picture.getcolors(48 * 48)) > 2  # a thing before a background, smooth edges
+        counts = [count for count, _ in picture.getcolors(48 * 48)]
+        assert len(counts) > 2  # a thing before a background, smooth edges
+        assert sum(counts) - max(counts) > 0.02 * sum(counts), "nothing but ground"
 
 
 @pytest.mark.parametrize("name", THINGS)
@@ -70,7 +74,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
         least, most = STREET_STYLE.other_size
         assert all(least * size <= small <= most * size for _, small in others)
         counts[len(others)] += 1
-    assert counts.keys() == {1, 2}
+    assert counts.keys() == {2, 3}
 
 
 @pytest.fixture
@@ -87,8 +91,8 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
     folder = demo.draw_demo(tmp_path / "not yet" / "there")
-    assert folder == tmp_path / "not yet" / "there" / "demo-v2"
-    assert [path.name for path in folder.parent.iterdir()] == ["demo-v2"]  # nothing left beside it
+    assert folder == tmp_path / "not yet" / "there" / "demo-v3"
+    assert [path.name for path in folder.parent.iterdir()] == ["demo-v3"]  # nothing left beside it
     listed = Counter(tuple(Path(name).parts[:2]) for name in contents(folder))
     expected = {("train", name): 2 for name in CLASSES} | {("test", name): 3 for name in CLASSES}
     assert listed == expected

@@ -66,21 +66,18 @@ def test_a_few_steps_lower_the_loss_and_change_nothing_but_what_is_learned(metho
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_no_gradient_is_summed_in_an_order_left_to_threads(position):
-    """The gradient of `x[rows]` is, on a CPU, where a row is taken twice: a seed would not repeat.
+def test_no_row_is_taken_twice_by_indexing(position):
+    """The gradient of `x[rows]` would be summed by threads that race, and a seed would not repeat.
 
-    Looked for in the graph, since threads that race seldom meet in a small model.
+    Looked for in the graph: in a model this small, threads that race seldom meet.
     """
     clip = minidpt.build_clip(clip_state(WIDE))
     config = minidpt.PromptConfig(
         n_ctx=3, n_visual=2, top_k=3, class_aware_from=2, class_token_position=position
     )
     model = minidpt.build_model(clip, ["ox", "owl", "gnu", "red fox"], "a {}.", config).train()
-    nodes, seen, taken = (
-        [model.loss(model(random_images(WIDE, 8)), torch.arange(8) % 4).grad_fn],
-        set(),
-        0,
-    )
+    loss = model.loss(model(random_images(WIDE, 8)), torch.arange(8) % 4)
+    nodes, seen, taken = [loss.grad_fn], set(), 0
     while nodes:
         node = nodes.pop()
         if node is not None and node not in seen:
