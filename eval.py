@@ -135,6 +135,9 @@ def main() -> int:
     clip, _ = load(model_name, quick_gelu=not exact_gelu)
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
+    for run in runs:
+        if not run.path(SUMMARY).is_file():
+            print(f"note: the training of {run.folder} was stopped before its end")
     if args.image:
         return classify(models[0], args.image, args.top, args.csv)
 
