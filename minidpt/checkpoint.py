@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import one_line
+
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first pickle, before 1.6
@@ -91,21 +93,15 @@ def read_checkpoint(path: str | PathLike) -> object:
         if head.startswith(LEGACY_MAGIC):
             return _LegacyFile(path).load()
     except ValueError as error:
-        raise ValueError(f"{path}: {_one_line(error)}") from error
+        raise ValueError(f"{path}: {one_line(error)}") from error
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: cut short ({error}): copy or download it again") from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"{path}: damaged, or not a state dict ({reason}): copy or download it again"
         ) from error
     raise ValueError(f"{path}: expected a checkpoint (.pt), got {_describe(head)}")
-
-
-def _one_line(error: Exception) -> str:
-    """What an error says, as one printable line: parts of it may come from the file."""
-    text = " ".join(str(error).split())[:500]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _describe(head: bytes) -> str:

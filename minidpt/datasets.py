@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .data import PARTS, Dataset, missing_files, read_split
+from .files import read_text
 from .folders import (
     LABELS,
     assemble,
@@ -25,7 +26,7 @@ from .folders import (
     sub_folders,
 )
 from .layouts import LAYOUTS, Layout, layout_of, plain
-from .naming import Naming, imagenet_classnames, read_classnames, read_text
+from .naming import Naming, imagenet_classnames, read_classnames
 
 
 def open_dataset(

@@ -14,6 +14,7 @@ from pathlib import Path
 import regex
 
 from .data import DEFAULT_TEMPLATE, Dataset
+from .files import read_text
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -133,21 +134,6 @@ class Naming:
 
 
 # ---- files
-
-
-def read_text(path: Path, where: str) -> str:
-    """The text of a UTF-8 file; `where` begins the errors."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: expected a file, got nothing there")
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{where}, line {line}: expected UTF-8, got the byte {content[error.start]:#x}: "
-            f"save the file as UTF-8"
-        ) from error
 
 
 def read_rows(path: Path, where: str) -> list[tuple[int, list[str]]]:

@@ -22,7 +22,7 @@ import torch
 from . import __version__
 from .clip import CLIP
 from .data import Dataset
-from .files import replacing
+from .files import entries, read_json, replacing
 from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -128,19 +128,8 @@ class Run:
 
         Raises ValueError if it is damaged, or lacks a `needed` entry of that type.
         """
-        try:
-            content = json.loads(self.path(name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self.path(name)}: expected JSON, got {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{self.path(name)}: expected named entries, got {content!r:.40}")
-        for key, kind in needed.items():
-            if not isinstance(content.get(key), kind):
-                got = f"{content[key]!r:.40}" if key in content else "none"
-                raise ValueError(
-                    f"{self.path(name)}: expected an entry '{key}' ({kind.__name__}), got {got}"
-                )
-        return content
+        where = str(self.path(name))
+        return entries(read_json(where, where), where, **needed)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
