@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import MultiheadAttention, attention
-from .packing import PackedPrompts, pack, packed_attention, packed_attention_of_ends, split
+from .packing import PackedPrompts, pack, packed_attention, split
 
 HEAD_WIDTH = 64  # of every published CLIP ViT, image and text side
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
@@ -42,18 +42,19 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., W) → (..., W).
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + c_proj(gelu(c_fc(x))): both (..., W) → (..., W).
 
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
         """
+        residual = (residual + self.c_proj.bias).flatten(0, -2)  # (T, W)
+        flat, out = x.flatten(0, -2), self.c_proj.weight.t()
         if not self.quick_gelu:
-            return self.c_proj(F.gelu(self.c_fc(x)))
-        flat = x.flatten(0, -2)  # (T, W)
-        inner = torch.addmm(1.702 * self.c_fc.bias, flat, self.c_fc.weight.t(), alpha=1.702)
-        outer = F.silu(inner) @ self.c_proj.weight.t()
-        return torch.add(self.c_proj.bias, outer, alpha=1 / 1.702).view(x.shape)
+            return torch.addmm(residual, F.gelu(self.c_fc(flat)), out).view(x.shape)
+        factor = 1.702
+        inner = torch.addmm(self.c_fc.bias, flat, self.c_fc.weight.t(), beta=factor, alpha=factor)
+        return torch.addmm(residual, F.silu(inner), out, alpha=1 / factor).view(x.shape)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -66,48 +67,54 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width, quick_gelu)
         self.ln_2 = LayerNorm(width)
 
-    def forward(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """One layer over image tokens, (B, N, D) → (B, N, D).
+    def forward(self, x: Tensor, prompt_keys: Tensor | None = None) -> Tensor:
+        """One layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
 
-        `prompts` are further tokens, (P, D) for all images or (B, P, D), that the layer attends to.
-        Their own outputs would be dropped after the layer, so they are never queries: a prompt is a
-        key and a value, and prompts for all images are projected only once.
+        prompt_keys: of `prompt_keys`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
-        q, k, v = self.attn.project(self.ln_1(x))  # (B, H, N, d)
-        if prompts is not None:
-            prompt_k, prompt_v = self.attn.project(self.ln_1(prompts), "kv")  # ([B,] H, P, d)
-            k, v = append(k, prompt_k), append(v, prompt_v)  # (B, H, N+P, d)
-        x = x + self.attn.merge(attention(q, k, v))
-        return x + self.mlp(self.ln_2(x))
+        q, kv = self.attn.project(self.ln_1(x)).split([1, 2], dim=2)  # (B, N, 1 and 2, H, d)
+        if prompt_keys is not None:
+            kv = append(kv, prompt_keys)  # (B, N+P, 2, H, d)
+        k, v = kv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
+        attended = attention(q.squeeze(2).transpose(1, 2), k, v)  # (B, H, N, d)
+        x = x + self.attn.merge(attended.transpose(1, 2))
+        return self.mlp(self.ln_2(x), x)
+
+    def prompt_keys(self, prompts: Tensor) -> Tensor:
+        """What the layer makes of visual prompts (..., P, D): keys and values (..., P, 2, H, d).
+
+        A prompt's own output would be dropped after the layer, so it never asks, and it does not
+        depend on the image's tokens.
+        """
+        return self.attn.project(self.ln_1(prompts.to(self.attn.in_proj_weight.dtype)), "kv")
 
     def forward_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The last layer, of which only the class token is read: (B, N, D) → (B, D)."""
-        normed = self.ln_1(x)
-        tokens = normed if prompts is None else append(normed, self.ln_1(prompts))  # (B, N+P, D)
-        x = x[:, 0] + self.attn.attend_once(normed[:, 0], tokens)
-        return x + self.mlp(self.ln_2(x))
+        """The last layer, of which only the class token is read: (B, N, D) → (B, D).
 
-    def forward_packed(self, x: Tensor, layout: PackedPrompts) -> Tensor:
-        """One layer over packed prompts, (S, W) → (S, W)."""
-        q, k, v = self.attn.project(self.ln_1(x))  # (H, S, d)
-        x = x + self.attn.merge(packed_attention(q, k, v, layout))
-        return x + self.mlp(self.ln_2(x))
+        prompts: (P, D) for all images or (B, P, D).
+        """
+        tokens = x if prompts is None else append(x, prompts.to(x.dtype))  # (B, N+P, D)
+        tokens = self.ln_1(tokens)
+        x = x[:, 0] + self.attn.attend_once(tokens[:, 0], tokens)
+        return self.mlp(self.ln_2(x), x)
 
-    def forward_packed_ends(self, x: Tensor, layout: PackedPrompts) -> Tensor:
-        """The last layer over packed prompts, of which only EOT is read: (S, W) → (n, W)."""
+    def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
+        """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
         normed = self.ln_1(x)
-        (q,) = self.attn.project(normed[layout.ends], "q")  # (H, n, d)
-        k, v = self.attn.project(normed, "kv")  # (H, S, d)
-        x = x[layout.ends] + self.attn.merge(packed_attention_of_ends(q, k, v, layout))
-        x = x + self.mlp(self.ln_2(x))
-        return x[layout.places]
+        # Two products: one's result would be kept for the backward pass, all of it for q.
+        q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
+        attended = packed_attention(q.squeeze(1), kv, layout)  # (S, H, d)
+        if ends:
+            x, attended = x[layout.ends], attended[layout.ends]
+        x = x + self.attn.merge(attended)
+        return self.mlp(self.ln_2(x), x)
 
 
 def append(tokens: Tensor, prompts: Tensor) -> Tensor:
-    """(B, …, N, d) and (…, P, d) or (B, …, P, d) → (B, …, N+P, d)."""
+    """(B, N, …) and (P, …) for all images, or (B, P, …) → (B, N+P, …)."""
     if prompts.ndim < tokens.ndim:
-        prompts = prompts.expand(len(tokens), *prompts.shape)
-    return torch.cat([tokens, prompts], dim=-2)
+        prompts = prompts.expand(tokens.shape[0], *prompts.shape)
+    return torch.cat([tokens, prompts], dim=1)
 
 
 class Transformer(nn.Module):
@@ -246,19 +253,20 @@ class CLIP(nn.Module):
         the memory of one chunk, for half as much time again.
         """
         if chunk is None or chunk >= len(layout.ends):
-            return self._encode_prompts(x, layout)
-        features = [
-            checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
-            for rows, piece in split(layout, chunk)
-        ]
-        return torch.cat(features)[layout.places]
+            features = self._encode_prompts(x, layout)
+        else:
+            features = torch.cat([
+                checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
+                for rows, piece in split(layout, chunk)
+            ])  # fmt: skip
+        return features[layout.places]
 
     def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
         *blocks, last = self.transformer.resblocks
-        x = x.to(self.dtype)
+        x, layout = x.to(self.dtype), layout.to(self.dtype)
         for block in blocks:
             x = block.forward_packed(x, layout)
-        return self.ln_final(last.forward_packed_ends(x, layout)) @ self.text_projection
+        return self.ln_final(last.forward_packed(x, layout, ends=True)) @ self.text_projection
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits per image (B, n) and per text (n, B): cosines times exp(logit_scale)."""

@@ -117,7 +117,8 @@ class ModelOutput(NamedTuple):
     logits: (B, C).
     text_branch_logits: (B, C), learned text features against the frozen image feature.
     image_branch_logits: (B, C), prompted image feature against the template classifier.
-    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first.
+    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first; all of them in
+        their order where K >= C and nothing else needs the frozen feature.
     class_aware_logits: (B, layers, K, C), auxiliary logits, not scaled.
     """
 
@@ -135,15 +136,28 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class CachedText(NamedTuple):
-    """Text features (C, E), and the context that they were computed from, in which precision.
+class Prepared(NamedTuple):
+    """What the learned prompts give that no image has a part in.
 
-    The context's values are kept, not its version: fused optimizers change them behind autograd.
+    text_features: (C, E) in fp32, learned and not normalised, or the template's.
+    classifier: the same, normalised.
+    prompt_keys: for each layer with visual prompts but the last one, (P, 2, H, d).
     """
 
-    ctx: Tensor
+    text_features: Tensor
+    classifier: Tensor
+    prompt_keys: list[Tensor]
+
+
+class Kept(NamedTuple):
+    """Something `Prepared`, from which learned values and in which precision.
+
+    The values are kept, not their version: fused optimizers change them behind autograd.
+    """
+
+    learned: list[Tensor]
     dtype: torch.dtype
-    features: Tensor
+    prepared: Prepared
 
 
 class PromptedCLIP(nn.Module):
@@ -158,7 +172,7 @@ class PromptedCLIP(nn.Module):
         self.text_prompts: TextPrompts | None = None
         self.visual_prompts: VisualPrompts | None = None
         self.class_aware = nn.ModuleList()
-        self._cached_text: CachedText | None = None
+        self._kept: Kept | None = None
 
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1  # beyond the last: none
@@ -217,26 +231,41 @@ class PromptedCLIP(nn.Module):
         return None if share >= 1 else max(1, int(share * len(self.classnames)))
 
     def text_features(self) -> Tensor:
-        """Features (C, E) of all classes in fp32: learned and not normalised, or the template's.
+        """Features (C, E) of all classes in fp32: learned and not normalised, or the template's."""
+        return self.prepared().text_features
 
-        Without gradient they are computed once and kept until the context or the precision is
+    def prepared(self) -> Prepared:
+        """What the prompts give without an image.
+
+        Without gradient it is computed once and kept until what was learned or the precision is
         another. The CLIP is frozen: that its weights change is not noticed.
         """
-        if self.text_prompts is None:
-            return self.template_features
         if torch.is_grad_enabled():
-            return self._encode_text()
-        ctx, dtype, device = self.text_prompts.ctx, self.clip.dtype, self.clip.device.type
+            return self._prepare()
+        dtype, device = self.clip.dtype, self.clip.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        cached = self._cached_text
-        if cached is None or cached.dtype != dtype or not same_tensor(cached.ctx, ctx):
-            cached = self._cached_text = CachedText(ctx.clone(), dtype, self._encode_text())
-        return cached.features
+        learned = [] if self.text_prompts is None else [self.text_prompts.ctx]
+        learned += [] if self.visual_prompts is None else [self.visual_prompts.prompts]
+        kept = self._kept
+        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
+            values = [value.clone() for value in learned]
+            kept = self._kept = Kept(values, dtype, self._prepare())
+        return kept.prepared
 
-    def _encode_text(self) -> Tensor:
-        rows, layout = self.text_prompts(), self.text_prompts.layout
-        return self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+    def _prepare(self) -> Prepared:
+        text_features = classifier = self.template_features
+        if self.text_prompts is not None:
+            rows, layout = self.text_prompts(), self.text_prompts.layout
+            text_features = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+            classifier = F.normalize(text_features, dim=-1)
+        return Prepared(text_features, classifier, self.visual_keys())
+
+    def visual_keys(self) -> list[Tensor]:
+        """Keys and values (P, 2, H, d) of the visual prompts of each layer but the last."""
+        *blocks, _ = self.clip.visual.transformer.resblocks
+        prompts = () if self.visual_prompts is None else self.visual_prompts.prompts
+        return [block.prompt_keys(own) for block, own in zip(blocks, prompts)]
 
     def forward(
         self, images: Tensor | None, frozen: Tensor | None = None, branches: bool = True
@@ -249,28 +278,35 @@ class PromptedCLIP(nn.Module):
             frozen: (B, E), the frozen CLIP's normalised features of these images, if they are
                 known: one pass less.
             branches: False leaves out the logits of the two branches, which only the loss in the
-                guidance stage reads. VLP's frozen pass is for them alone, and goes with them.
+                guidance stage reads. VLP's frozen pass is for them alone, and goes with them; so
+                does DPT's where K >= C, as all classes are selected.
         """
-        config = self.config
-        text_features = self.text_features()  # (C, E)
-        classifier = F.normalize(text_features, dim=-1)
+        config, prepared = self.config, self.prepared()
+        text_features, classifier, _ = prepared  # (C, E) each
+        select = config.method == "dpt" and config.top_k < len(self.classnames)
         with torch.no_grad():
             if config.learns_image or frozen is None:
                 tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
-            needs_frozen = config.method == "dpt" or branches and config.guided
-            if frozen is None and (needs_frozen or not config.learns_image):
+            needed = select or not config.learns_image or (branches and config.guided)
+            if frozen is None and needed:
                 frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
 
         top_classes = class_features = None
-        if config.method == "dpt":
+        if config.method == "dpt" and frozen is None:  # all classes are selected: in their order
+            class_features = text_features.expand(tokens.shape[0], -1, -1)  # (B, C, E)
+            top_classes = torch.arange(len(self.classnames), device=tokens.device)
+            top_classes = top_classes.expand(tokens.shape[0], -1)
+        elif config.method == "dpt":
             top_k = min(config.top_k, len(self.classnames))
             zero_shot = self.scaled_cosines(frozen, self.template_features)
             top_classes = zero_shot.topk(top_k).indices  # (B, K)
             # not text_features[top_classes], whose gradient sums in an order left to the threads
             class_features = F.embedding(top_classes, text_features)  # (B, K, E)
-        features, class_aware_logits = self.encode_image(tokens, class_features)
+        features, class_aware_logits = self.encode_image(
+            tokens, prepared.prompt_keys, class_features
+        )
         features = F.normalize(features.float(), dim=-1)  # (B, E)
         logits = self.scaled_cosines(features, classifier)
         text_branch = image_branch = None
@@ -285,12 +321,13 @@ class PromptedCLIP(nn.Module):
             return self.clip.logit_scale.exp() * image_features @ text_features.t()
 
     def encode_image(
-        self, x: Tensor, class_features: Tensor | None = None
+        self, x: Tensor, prompt_keys: Sequence[Tensor], class_features: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The image transformer with its prompts.
 
         Args:
             x: tokens that enter the first layer, (B, N, D), from `clip.visual.embed`.
+            prompt_keys: of `prepared`, the plain visual prompts of the first layers.
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
 
         Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
@@ -298,16 +335,21 @@ class PromptedCLIP(nn.Module):
         """
         blocks, auxiliary = self.clip.visual.transformer.resblocks, []
         for layer, block in enumerate(blocks, start=1):
-            prompts = None
+            prompts = keys = None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
                 prompts, class_logits = generator(x, class_features)  # (B, K, D), (B, K, C)
                 auxiliary.append(class_logits)
-            elif self.visual_prompts is not None:
-                prompts = self.visual_prompts(layer - 1)  # (P, D)
-            if prompts is not None:
-                prompts = prompts.to(x.dtype)
-            x = block(x, prompts) if layer < len(blocks) else block.forward_cls(x, prompts)
+            if layer < len(blocks):
+                if prompts is not None:
+                    keys = block.prompt_keys(prompts)
+                elif layer <= len(prompt_keys):
+                    keys = prompt_keys[layer - 1]
+                x = block(x, keys)
+            else:
+                if prompts is None and self.visual_prompts is not None:
+                    prompts = self.visual_prompts(layer - 1)
+                x = block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
         return self.clip.visual.project(x), class_aware_logits
 

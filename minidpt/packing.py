@@ -1,4 +1,4 @@
-"""Prompts of unequal length in one matrix of tokens, each token stored and computed once.
+"""Prompts of unequal length in one matrix of rows, each token stored and computed once.
 
 Two facts about CLIP's text transformer make this exact (its causal mask does both):
 
@@ -6,47 +6,67 @@ Two facts about CLIP's text transformer make this exact (its causal mask does bo
 - a token sees only what stands before it, so the tokens that begin every prompt (SOS and a context
   shared by all classes) have the same hidden states in each, and one copy serves all.
 
-Rows of the matrix: first the shared prefix, then each prompt's own tokens up to its EOT, prompts
-sorted by length. Linear layers, norms and MLPs see one matrix without any padding; only attention
-needs to know where a prompt begins, and takes all prompts of one length together.
+The rows are cut into bins of one size. The first begins with the shared prefix, and whole prompts
+fill the rest, the longest first. "dog.", "sea horse." and "cat." behind SOS and two context vectors
+X are two bins of seven rows, · being a row that is left over:
+
+    SOS X X sea horse . EOT | dog . EOT cat . EOT ·
+
+Linear layers, norms and MLPs see one matrix. Attention takes all bins in one call: a row sees the
+prefix, and of its own bin what its prompt has up to it. So a layer is as many operations for a
+thousand classes as for ten, which a GPU needs.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .attention import attention, causal_mask
+from .attention import attention
+
+MAX_BIN = 64  # rows, where no prompt is longer: in a bin every row is compared with every row
 
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """Where n prompts lie in a matrix of S rows.
+    """Where n prompts lie in a matrix of S rows, cut into b bins of T rows each; S = b·T.
 
-    prefix: number of rows, at the top, that begin every prompt.
-    buckets: (prompts, own tokens of each), shortest first.
-    tokens: (S,) the token at each row.
+    tokens: (S,) the token at each row; 0 where nothing is.
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     places: (n,) where in packed order the i-th given prompt stands.
+    keys: (b, p + T) the rows that the rows of each bin may see: the prefix and the bin itself.
+    mask: (b, 1, T, p + T) added to the scores: 0 where a row sees a key, else -inf.
+    held: how many prompts each bin holds.
     """
 
-    prefix: int
-    buckets: tuple[tuple[int, int], ...]
     tokens: Tensor
     positions: Tensor
     ends: Tensor
     places: Tensor
+    keys: Tensor
+    mask: Tensor
+    held: tuple[int, ...]
 
-    def to(self, device: torch.device) -> PackedPrompts:
-        """The same layout with its index tensors on `device`."""
-        indices = (self.tokens, self.positions, self.ends, self.places)
-        return PackedPrompts(self.prefix, self.buckets, *(index.to(device) for index in indices))
+    @property
+    def prefix(self) -> int:
+        """The number of tokens p that begin every prompt."""
+        return self.keys.shape[1] - self.mask.shape[2]
+
+    def to(self, place: torch.device | torch.dtype) -> PackedPrompts:
+        """The same layout on a device; or with its mask in a precision, which attention needs."""
+        if isinstance(place, torch.dtype):
+            return replace(self, mask=self.mask.to(place))
+        return replace(self, **{name: value.to(place) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {name: value for name, value in vars(self).items() if name != "held"}
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
@@ -57,17 +77,46 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     if not prompts or not all(prompts):
         raise ValueError(f"expected one or more non-empty prompts, got {len(prompts)} prompts")
     prefix = shared_prefix(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    tokens, positions, ends = list(prompts[0][:prefix]), list(range(prefix)), []
-    for index in order:
-        tokens.extend(prompts[index][prefix:])
-        positions.extend(range(prefix, len(prompts[index])))
-        ends.append(len(tokens) - 1)
-    lengths = Counter(len(prompts[index]) - prefix for index in order)  # keeps the packed order
-    buckets = tuple((count, length) for length, count in lengths.items())
+    waiting: dict[int, list[int]] = {}  # number of own tokens → prompts
+    for index, prompt in enumerate(prompts):
+        waiting.setdefault(len(prompt) - prefix, []).append(index)
+    lengths = {length: len(indices) for length, indices in waiting.items()}
+    size = bin_size(lengths, prefix)
+    bins = fill(lengths, prefix, size)
+
+    rows = len(bins) * size
+    tokens, positions, order, ends = [0] * rows, [0] * rows, [], []
+    owner = [-1] * rows  # the prompt of each row; -1: nobody's, -2: the prefix
+    tokens[:prefix], positions[:prefix] = prompts[0][:prefix], range(prefix)
+    owner[:prefix] = [-2] * prefix
+    for number, held in enumerate(bins):
+        first = number * size or prefix
+        for length in held:
+            index, last = waiting[length].pop(), first + length
+            tokens[first:last] = prompts[index][prefix:]
+            positions[first:last] = range(prefix, prefix + length)
+            owner[first:last] = [index] * length
+            order.append(index)
+            ends.append(last - 1)
+            first = last
+
+    owners = torch.tensor(owner).view(-1, size, 1)  # (b, T, 1)
+    sees_prefix = (owners != -2).expand(-1, -1, prefix)
+    sees_own = (owners == owners.mT).tril()  # (b, T, T)
+    visible = torch.cat([sees_prefix, sees_own], dim=-1).unsqueeze(1)
     places = sorted(range(len(order)), key=order.__getitem__)  # the inverse permutation
-    indices = map(torch.tensor, (tokens, positions, ends, places))
-    return PackedPrompts(prefix, buckets, *indices)
+    return PackedPrompts(
+        *map(torch.tensor, (tokens, positions, ends, places)),
+        keys=key_rows(len(bins), size, prefix),
+        mask=torch.zeros(visible.shape).masked_fill(~visible, -math.inf),
+        held=tuple(map(len, bins)),
+    )
+
+
+def key_rows(bins: int, size: int, prefix: int, device: torch.device | None = None) -> Tensor:
+    """The rows that each bin may see (b, p + T): those of the prefix, then its own."""
+    first, own = (torch.arange(stop, device=device) for stop in (prefix, bins * size))
+    return torch.cat([first.expand(bins, -1), own.view(bins, size)], dim=1)
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -77,90 +126,68 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def split(layout: PackedPrompts, size: int) -> list[tuple[Tensor, PackedPrompts]]:
-    """The layout in pieces of at most `size` prompts, each behind a copy of the shared prefix.
+def bin_size(lengths: dict[int, int], prefix: int) -> int:
+    """The size of bins that makes the fewest rows; a key and its value cost a tenth of a row."""
 
-    Returns the rows (S',) and the layout of each piece, whose prompts are in packed order.
+    def cost(size: int) -> float:
+        bins = len(fill(lengths, prefix, size))
+        return bins * size + bins * (prefix + size) / 10
+
+    least = max(prefix, *lengths)
+    return min(range(least, max(least, MAX_BIN) + 1), key=cost)
+
+
+def fill(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
+    """Lengths, each as often as given, in bins of `size`; the first has `prefix` rows less."""
+    left, bins, room = dict(sorted(lengths.items(), reverse=True)), [], size - prefix
+    while left:
+        held: list[int] = []
+        for length, count in list(left.items()):
+            fitting = min(count, room // length)
+            held += [length] * fitting
+            room -= fitting * length
+            left[length] -= fitting
+            if not left[length]:
+                del left[length]
+        bins.append(held)
+        room = size
+    return bins
+
+
+def split(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
+    """The layout in pieces of at most `most` prompts, or one bin, each behind a copy of the first.
+
+    Yields the rows (S',) and the layout of each piece; their prompts follow in packed order.
     """
-    lengths = [length for count, length in layout.buckets for _ in range(count)]
-    device, pieces, start = layout.tokens.device, [], layout.prefix
-    for first in range(0, len(lengths), size):
-        own = lengths[first : first + size]
-        stop = start + sum(own)
-        spans = ((0, layout.prefix), (start, stop))
+    size, device = layout.mask.shape[2], layout.tokens.device
+    start = prompts = 0
+    while start < len(layout.held):
+        stop, count = start + 1, layout.held[start]
+        while stop < len(layout.held) and count + layout.held[stop] <= most:
+            count, stop = count + layout.held[stop], stop + 1
+        own = max(start, 1)  # the first bin, in which the prefix is, comes anyway
+        spans = ((0, size), (own * size, stop * size))
         rows = torch.cat([torch.arange(*span, device=device) for span in spans])
-        piece = PackedPrompts(
-            prefix=layout.prefix,
-            buckets=tuple((count, length) for length, count in Counter(own).items()),
-            tokens=layout.tokens[rows],
-            positions=layout.positions[rows],
-            ends=layout.ends[first : first + size] - (start - layout.prefix),
-            places=torch.arange(len(own), device=device),
+        yield (
+            rows,
+            PackedPrompts(
+                tokens=layout.tokens[rows],
+                positions=layout.positions[rows],
+                ends=layout.ends[prompts : prompts + count] - max(start - 1, 0) * size,
+                places=torch.arange(count, device=device),
+                keys=key_rows(1 + stop - own, size, layout.prefix, device),
+                mask=torch.cat([layout.mask[:1], layout.mask[own:stop]]),
+                held=layout.held[:1] + layout.held[own:stop],
+            ),
         )
-        pieces.append((rows, piece))
-        start = stop
-    return pieces
+        start, prompts = stop, prompts + count
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
-    """Causal attention within each prompt; q, k, v and the result are (H, S, d)."""
-    prefix_q, prefix_k, prefix_v = (x[:, : layout.prefix] for x in (q, k, v))
-    attended = [attention(prefix_q, prefix_k, prefix_v, causal=True)]
-    for rows, count, length in bucket_rows(layout):
-        own = (x[:, rows].unflatten(1, (count, length)) for x in (q, k, v))  # (H, n, T, d)
-        attended.append(attention_behind_prefix(*own, prefix_k, prefix_v).flatten(1, 2))
-    return torch.cat(attended, dim=1)
-
-
-def packed_attention_of_ends(q: Tensor, k: Tensor, v: Tensor, layout: PackedPrompts) -> Tensor:
-    """Attention of each prompt's last token over its prompt.
-
-    q: (H, n, d), queries of the last tokens in packed order; k, v: (H, S, d). Returns (H, n, d).
-    """
-    prefix_k, prefix_v = (x[:, : layout.prefix] for x in (k, v))
-    attended, first = [], 0
-    for rows, count, length in bucket_rows(layout):
-        ends = q[:, first : first + count].unsqueeze(2)  # (H, n, 1, d)
-        own = (x[:, rows].unflatten(1, (count, length)) for x in (k, v))
-        attended.append(attention_behind_prefix(ends, *own, prefix_k, prefix_v).squeeze(2))
-        first += count
-    return torch.cat(attended, dim=1)
-
-
-def attention_behind_prefix(
-    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor
-) -> Tensor:
-    """Causal attention of n prompts' own tokens over a prefix that they share and over themselves.
-
-    One softmax over both parts, so exactly what `attention` makes of the prefix and the own tokens
-    in a row, but the prefix is not copied for each prompt: all queries meet it in one product.
-    In fp32, as the fused kernels compute inside: half precision's scores would lose digits.
-
-    Args:
-        q: (H, n, Q, d), queries of the last Q of each prompt's T own tokens.
-        k, v: (H, n, T, d). prefix_k, prefix_v: (H, p, d).
-
-    Returns: (H, n, Q, d).
-    """
-    if q.dtype in (torch.bfloat16, torch.half):
-        with torch.autocast(q.device.type, enabled=False):
-            floats = (x.float() for x in (q, k, v, prefix_k, prefix_v))
-            return attention_behind_prefix(*floats).to(q.dtype)
-    prompts, queries, width = q.shape[1:]
-    q = q * width**-0.5
-    to_prefix = (q.flatten(1, 2) @ prefix_k.mT).unflatten(1, (prompts, queries))  # (H, n, Q, p)
-    to_own = q @ k.mT  # (H, n, Q, T)
-    if queries > 1:
-        to_own = to_own.masked_fill(~causal_mask(queries, k.shape[2], q.device), -math.inf)
-    weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1)
-    on_prefix, on_own = weights.split([prefix_k.shape[1], k.shape[2]], dim=-1)
-    from_prefix = (on_prefix.flatten(1, 2) @ prefix_v).unflatten(1, (prompts, queries))
-    return from_prefix + on_own @ v
-
-
-def bucket_rows(layout: PackedPrompts) -> Iterator[tuple[slice, int, int]]:
-    """For each bucket: its rows as a slice, number of prompts, tokens of each."""
-    start = layout.prefix
-    for count, length in layout.buckets:
-        yield slice(start, start + count * length), count, length
-        start += count * length
+def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
+    """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
+    bins, keys = layout.keys.shape
+    # One gather for keys and values; not kv[layout.keys], whose gradient races (see prompts.py).
+    seen = F.embedding(layout.keys, kv.flatten(1)).view(bins, keys, *kv.shape[1:])
+    k, v = seen.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
+    return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)

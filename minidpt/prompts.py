@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attention
+from .attention import explicit_attention
 from .clip import CLIP
 from .packing import PackedPrompts, pack
 from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
@@ -74,7 +74,7 @@ class TextPrompts(nn.Module):
             prompts.append(prompt_tokens(name, slots, class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
         layout = pack(prompts).to(clip.device)
-        self._prefix, self._buckets = layout.prefix, layout.buckets
+        self._held = layout.held
 
         learned = layout.tokens >= vocabulary
         known = replace(layout, tokens=layout.tokens.masked_fill(learned, 0))
@@ -84,18 +84,15 @@ class TextPrompts(nn.Module):
             "rows": rows,  # embedded prompts, with nothing but positions where the context goes
             "slot_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
             "slots": layout.tokens[learned] - vocabulary,  # and which one
-            "tokens": layout.tokens,
-            "positions": layout.positions,
-            "ends": layout.ends,
-            "places": layout.places,
+            **layout.tensors(),
         }.items():
             self.register_buffer(name, constant, persistent=False)
 
     @property
     def layout(self) -> PackedPrompts:
         """Where each class's prompt lies in the rows that `forward` returns."""
-        indices = (self.tokens, self.positions, self.ends, self.places)
-        return PackedPrompts(self._prefix, self._buckets, *indices)
+        tensors = (self.tokens, self.positions, self.ends, self.places, self.keys, self.mask)
+        return PackedPrompts(*tensors, self._held)
 
     def forward(self) -> Tensor:
         """Token plus positional embeddings of all prompts, (S, W) in fp32."""
@@ -190,7 +187,8 @@ class ClassAwarePrompts(nn.Module):
         queries = self.meta_net(class_features)  # (B, K, D)
         learned = self.tokens.expand(len(x), -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
-        attended = attention(self.query(queries), self.key(tokens), tokens)  # (B, K, D)
+        # Fused kernels want values as wide as keys: here torch would spell it out as well.
+        attended, _ = explicit_attention(self.query(queries), self.key(tokens), tokens)  # (B, K, D)
         attended = self.value(attended)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
         return ClassAware(self.ln_prompt(attended + queries), class_logits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidpt.attention import MultiheadAttention, attention, causal_mask, explicit_attention
+from minidpt.attention import MultiheadAttention, attention, explicit_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # a few roundings of values about 1
 
@@ -40,6 +40,14 @@ def random_inputs(
     return [value.to(dtype).requires_grad_() for value in inputs]
 
 
+def mask_of(q: Tensor, k: Tensor, causal: bool) -> Tensor | None:
+    """What `attention` adds to the scores: the queries are the last of the tokens."""
+    if not causal:
+        return None
+    later = torch.ones(q.shape[-2], k.shape[-2]).triu(1 + k.shape[-2] - q.shape[-2]).bool()
+    return torch.zeros(later.shape, dtype=q.dtype).masked_fill(later, -math.inf)
+
+
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """One query after the other, over the keys that it may see, in fp64."""
     q, k, v = q.double(), k.double(), v.double()
@@ -59,8 +67,8 @@ def test_fused_and_explicit_attention_agree_in_value_and_gradient(
     queries, keys, width, value_width, causal, dtype
 ):
     inputs = random_inputs(queries, keys, width, value_width, dtype)
-    fused = attention(*inputs, causal=causal)
-    explicit, _ = explicit_attention(*inputs, causal=causal)
+    fused = attention(*inputs, mask_of(*inputs[:2], causal))
+    explicit, _ = explicit_attention(*inputs, mask_of(*inputs[:2], causal))
     assert fused.shape == explicit.shape == (2, 3, queries, value_width)
     torch.testing.assert_close(fused, explicit, rtol=0, atol=TOLERANCE[dtype])
 
@@ -77,8 +85,9 @@ def test_in_lower_precision_the_processor_rounds_only_the_result(
     queries, keys, width, value_width, causal, dtype
 ):
     inputs = random_inputs(queries, keys, width, value_width, dtype)
-    result = attention(*inputs, causal=causal)
-    expected = attention(*(value.float() for value in inputs), causal=causal)
+    result = attention(*inputs, mask_of(*inputs[:2], causal))
+    exact = [value.float() for value in inputs]
+    expected = attention(*exact, mask_of(*exact[:2], causal))
     assert result.dtype == dtype and torch.equal(result, expected.to(dtype))
 
 
@@ -87,7 +96,7 @@ def test_explicit_attention_is_a_loop_over_queries_and_keys(
     queries, keys, width, value_width, causal
 ):
     inputs = random_inputs(queries, keys, width, value_width, torch.float64)
-    result, _ = explicit_attention(*inputs, causal=causal)
+    result, _ = explicit_attention(*inputs, mask_of(*inputs[:2], causal))
     expected = naive_attention(*inputs, causal)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
 
@@ -97,7 +106,7 @@ def test_weights_are_shares_and_no_query_looks_at_a_later_token(
     queries, keys, width, value_width, causal
 ):
     q, k, v = random_inputs(queries, keys, width, value_width)
-    result, weights = explicit_attention(q, k, v, causal=causal)
+    result, weights = explicit_attention(q, k, v, mask_of(q, k, causal))
     assert weights.shape == (2, 3, queries, keys)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, queries), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights @ v, result, rtol=0, atol=1e-6)
@@ -117,8 +126,8 @@ def test_numbers_worked_out_by_hand(explicit):
 
     def run(causal: bool) -> Tensor:
         if explicit:
-            return explicit_attention(q, k, v, causal)[0]
-        return attention(q, k, v, causal)
+            return explicit_attention(q, k, v, mask_of(q, k, causal))[0]
+        return attention(q, k, v, mask_of(q, k, causal))
 
     expected = torch.tensor([[5.0, 20], [7, 12]])
     torch.testing.assert_close(run(False), expected, rtol=1e-6, atol=0)
@@ -126,11 +135,12 @@ def test_numbers_worked_out_by_hand(explicit):
     torch.testing.assert_close(run(True), expected, rtol=1e-6, atol=0)
 
 
-def test_the_causal_mask_lets_the_last_query_see_every_key():
-    assert causal_mask(3, 3).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert causal_mask(2, 4).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert causal_mask(1, 3).tolist() == [[1, 1, 1]]
-    assert causal_mask(2, 2).dtype == torch.bool
+def test_a_scale_takes_the_place_of_the_root_of_the_width():
+    q, k, v = random_inputs(3, 11, 5, 5)
+    expected = attention(q * 0.7 * math.sqrt(5), k, v)
+    torch.testing.assert_close(attention(q, k, v, scale=0.7), expected, rtol=0, atol=1e-5)
+    result, _ = explicit_attention(q, k, v, scale=0.7)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 def random_multihead(width: int, heads: int) -> tuple[MultiheadAttention, Tensor]:
@@ -148,12 +158,11 @@ def test_projections_are_those_rows_of_in_proj_split_into_heads(parts):
     every = x @ multihead.in_proj_weight.t() + multihead.in_proj_bias  # (2, 7, 45)
     by_name = dict(zip("qkv", every.split(15, dim=-1), strict=True))
     projected = multihead.project(x, parts)
-    assert len(projected) == len(parts)
-    for part, name in zip(projected, parts, strict=True):
-        assert part.shape == (2, 5, 7, 3)
+    assert projected.shape == (2, 7, len(parts), 5, 3)
+    for part, name in zip(projected.unbind(2), parts, strict=True):
         for head in range(5):
             expected = by_name[name][..., 3 * head : 3 * head + 3]
-            torch.testing.assert_close(part[:, head], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(part[:, :, head], expected, rtol=0, atol=1e-5)
 
 
 def test_self_attention_is_torchs_own():
@@ -161,5 +170,15 @@ def test_self_attention_is_torchs_own():
     theirs = torch.nn.MultiheadAttention(15, 5, batch_first=True)
     theirs.load_state_dict(ours.state_dict())  # the same names
     expected, _ = theirs(x, x, x, need_weights=False)
-    merged = ours.merge(attention(*ours.project(x)))
+    q, k, v = ours.project(x).transpose(1, 3).unbind(2)
+    merged = ours.merge(attention(q, k, v).transpose(1, 2))
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_of_one_token_is_that_of_its_row_of_torchs_own():
+    ours, x = random_multihead(width=15, heads=5)
+    theirs = torch.nn.MultiheadAttention(15, 5, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    expected, _ = theirs(x, x, x, need_weights=False)
+    once = ours.attend_once(x[:, 0], x)
+    torch.testing.assert_close(once, expected[:, 0], rtol=1e-4, atol=1e-4)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
+from launches import Launches, build, forward_pass, training_step  # noqa: E402
+from launches import counted as launched  # noqa: E402
 from products import Products  # noqa: E402
 
 
@@ -46,3 +48,19 @@ def test_attention_counts_two_products_forward_and_five_backward(learned, produc
             out.sum().backward()
 
     assert counted(run) == products * 2 * (2 * 3) * 4 * 8 * 9
+
+
+def test_a_view_is_an_operation_but_no_kernel():
+    x = torch.randn(4, 6)
+    with Launches() as launches:
+        (x.view(2, 12).t()[0] + 1).add_(2).sum()
+    assert launches.kernels == {"add": 1, "add_": 1, "sum": 1}
+    assert launches.operations == 6
+
+
+def test_a_step_of_dpt_is_few_launches_for_any_number_of_classes():
+    """Bounds: the published way's own 1,263 kernels and 3,592 operations, and room above."""
+    few, many = (launched(training_step(build("dpt", count))) for count in (100, 397))
+    assert few.kernels.total() <= 1250 and few.operations <= 3500
+    assert many.operations == few.operations and many.kernels == few.kernels
+    assert launched(forward_pass(build("dpt", 100))).kernels.total() <= 300

@@ -58,7 +58,8 @@ def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, 
     x, prompts = random_tokens(3, 7, 128), random_tokens(*shape)
     ours = [value.clone().requires_grad_() for value in (x, prompts)]
     block = block_of(build())
-    result = block.forward_cls(*ours) if only_cls else block(*ours)
+    keys = block.prompt_keys(ours[1])
+    result = block.forward_cls(*ours) if only_cls else block(ours[0], keys)
 
     theirs = [value.double().requires_grad_() for value in (x, prompts)]
     every = torch.cat([theirs[0], theirs[1].expand(3, -1, -1)], dim=1)  # (3, 7 + P, 128)
@@ -87,8 +88,9 @@ def test_an_mlp_is_two_products_and_the_gelu_in_value_and_gradient(quick):
     exact = x.detach().double().requires_grad_()
     inner = exact @ weights["c_fc.weight"].t() + weights["c_fc.bias"]
     inner = inner * torch.sigmoid(1.702 * inner) if quick else F.gelu(inner)
-    expected = inner @ weights["c_proj.weight"].t() + weights["c_proj.bias"]
-    value = mlp(x)
+    residual = random_tokens(3, 5, 64)
+    expected = residual + inner @ weights["c_proj.weight"].t() + weights["c_proj.bias"]
+    value = mlp(x, residual)
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=1e-6)
     direction = random_tokens(3, 5, 64)
     value.backward(direction)

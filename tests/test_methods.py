@@ -377,8 +377,8 @@ def test_the_order_of_the_selected_classes_does_not_change_the_logits():
     with torch.no_grad():
         outputs = pair.model(images)
         shuffled = outputs.top_classes[:, order]
-        tokens, g = pair.clip.visual.embed(images), pair.model.text_features()
-        features, class_logits = pair.model.encode_image(tokens, g[shuffled])
+        tokens, (g, _, keys) = pair.clip.visual.embed(images), pair.model.prepared()
+        features, class_logits = pair.model.encode_image(tokens, keys, g[shuffled])
     cosines = reference.normalize(features) @ reference.normalize(g).t()
     assert_close(pair.clip.logit_scale.exp() * cosines, outputs.logits, "logits")
     assert_close(class_logits, outputs.class_aware_logits[:, :, order], "class-aware logits")
@@ -755,7 +755,7 @@ def test_a_changed_context_changes_what_is_predicted(how):
         ctx.data.add_(1)
     with torch.no_grad():
         after = pair.model.eval()(images).logits
-        pair.model._cached_text = None
+        pair.model._kept = None
         afresh = pair.model(images).logits
     assert torch.equal(after, afresh) and not torch.equal(after, before)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 
 import pytest
 import reference
@@ -13,10 +15,12 @@ from torch import Tensor
 
 import minidpt
 from minidpt.packing import (
+    MAX_BIN,
     PackedPrompts,
+    bin_size,
+    fill,
     pack,
     packed_attention,
-    packed_attention_of_ends,
     split,
 )
 
@@ -24,12 +28,16 @@ SOT, EOT = 1, 9
 HAND_MADE = [[SOT, 2, 3, EOT], [SOT, 2, EOT], [SOT, 2, 4, 5, 3, EOT], [SOT, 2, 5, EOT]]
 
 
+def rows_of(layout: PackedPrompts, index: int) -> list[int]:
+    """The rows of the index-th given prompt: those that its last row sees."""
+    end = layout.ends[layout.places[index]].item()
+    bin_, place = divmod(end, layout.mask.shape[2])
+    return layout.keys[bin_][layout.mask[bin_, 0, place] == 0].tolist()
+
+
 def prompt_of(layout: PackedPrompts, index: int) -> tuple[list[int], list[int]]:
     """Tokens and positions of the index-th given prompt, read off its layout."""
-    place = layout.places[index].item()
-    lengths = [length for count, length in layout.buckets for _ in range(count)]
-    end = layout.ends[place].item() + 1
-    rows = [*range(layout.prefix), *range(end - lengths[place], end)]
+    rows = rows_of(layout, index)
     return layout.tokens[rows].tolist(), layout.positions[rows].tolist()
 
 
@@ -44,12 +52,46 @@ def random_prompts(seed: int) -> list[list[int]]:
 def test_a_layout_worked_out_by_hand():
     layout = pack(HAND_MADE)
     assert layout.prefix == 2
-    assert layout.buckets == ((1, 1), (2, 2), (1, 4))
-    #                                 SOT 2 | the second | the first | the last | the third
-    assert layout.tokens.tolist() == [SOT, 2, EOT, 3, EOT, 5, EOT, 4, 5, 3, EOT]
-    assert layout.positions.tolist() == [0, 1, 2, 2, 3, 2, 3, 2, 3, 4, 5]
-    assert layout.ends.tolist() == [2, 4, 6, 10]
-    assert layout.places.tolist() == [1, 0, 3, 2]
+    #                                 SOT 2 | the third  | the last | the first | the second
+    assert layout.tokens.tolist() == [SOT, 2, 4, 5, 3, EOT, 5, EOT, 3, EOT, EOT]
+    assert layout.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 2, 3, 2]
+    assert layout.ends.tolist() == [5, 7, 9, 10]
+    assert layout.places.tolist() == [2, 3, 0, 1]
+    assert layout.held == (4,)
+    assert layout.keys.tolist() == [[0, 1, *range(11)]]
+    o, x = 0, 1
+    sees = [  # the prefix | and of the bin
+        [o, o, x, o, o, o, o, o, o, o, o, o, o],
+        [o, o, x, x, o, o, o, o, o, o, o, o, o],
+        [x, x, o, o, x, o, o, o, o, o, o, o, o],
+        [x, x, o, o, x, x, o, o, o, o, o, o, o],
+        [x, x, o, o, x, x, x, o, o, o, o, o, o],
+        [x, x, o, o, x, x, x, x, o, o, o, o, o],
+        [x, x, o, o, o, o, o, o, x, o, o, o, o],
+        [x, x, o, o, o, o, o, o, x, x, o, o, o],
+        [x, x, o, o, o, o, o, o, o, o, x, o, o],
+        [x, x, o, o, o, o, o, o, o, o, x, x, o],
+        [x, x, o, o, o, o, o, o, o, o, o, o, x],
+    ]
+    assert (layout.mask[0, 0] == 0).int().tolist() == sees
+    assert layout.mask[layout.mask != 0].unique().tolist() == [-math.inf]
+
+
+def test_bins_are_filled_with_the_longest_first_and_no_prompt_is_cut():
+    assert fill({3: 2, 4: 1}, 3, 7) == [[4], [3, 3]]
+    assert fill({1: 3, 5: 1}, 4, 5) == [[1], [5], [1, 1]]
+    assert fill({2: 1}, 0, 2) == [[2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_rows_are_left_over(seed):
+    """For names as classes have them: 3 to 15 tokens, most of them short."""
+    rng = random.Random(seed)
+    lengths = Counter(min(15, 3 + int(rng.expovariate(0.5))) for _ in range(200))
+    size = bin_size(lengths, 17)
+    used = 17 + sum(length * count for length, count in lengths.items())
+    assert 17 <= size <= MAX_BIN
+    assert used <= size * len(fill(lengths, 17, size)) <= 1.05 * used
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -60,10 +102,8 @@ def test_every_prompt_can_be_read_off_the_layout_and_nothing_else_is_there(seed)
         assert prompt_of(layout, index) == (prompt, list(range(len(prompt))))
         assert layout.tokens[layout.ends[layout.places[index]]] == EOT
     own = sum(len(prompt) - layout.prefix for prompt in prompts)
-    assert len(layout.tokens) == len(layout.positions) == layout.prefix + own
-    lengths = [length for _, length in layout.buckets]
-    assert lengths == sorted(set(lengths))
-    assert sum(count for count, _ in layout.buckets) == len(prompts)
+    assert (layout.tokens != 0).sum() == layout.prefix + own
+    assert (layout.mask == 0).any(-1).all()  # a row that sees nothing would be NaN
 
 
 @pytest.mark.parametrize(
@@ -94,65 +134,57 @@ def test_no_prompts_and_empty_ones_are_refused(prompts):
 
 def test_a_layout_moves_to_a_device_whole():
     layout = pack(HAND_MADE).to(torch.device("meta"))
-    assert (layout.prefix, layout.buckets) == (2, ((1, 1), (2, 2), (1, 4)))
-    for indices in (layout.tokens, layout.positions, layout.ends, layout.places):
-        assert indices.device.type == "meta"
+    assert layout.prefix == 2
+    assert {value.device.type for value in layout.tensors().values()} == {"meta"}
 
 
 def random_rows(layout: PackedPrompts) -> list[Tensor]:
-    """Queries, keys and values of two heads for every row, (2, S, 5)."""
+    """Queries, keys and values of two heads for every row, (S, 2, 5)."""
     generator = torch.Generator().manual_seed(3)
-    shape = (2, len(layout.tokens), 5)
+    shape = (len(layout.tokens), 2, 5)
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
-def rows_of(layout: PackedPrompts, index: int) -> list[int]:
-    """The rows of the index-th given prompt."""
-    start, place = layout.prefix, layout.places[index].item()
-    for count, length in layout.buckets:
-        if place < count:
-            start += place * length
-            return [*range(layout.prefix), *range(start, start + length)]
-        start, place = start + count * length, place - count
-    raise AssertionError("no such prompt")
+def double_layout(prompts: list[list[int]]) -> PackedPrompts:
+    return pack(prompts).to(torch.float64)
 
 
 @pytest.mark.parametrize(
-    "prompts", [HAND_MADE, [[SOT, 2, EOT]], [[SOT, 2, EOT]] * 2, [[2, EOT], [3, EOT], [EOT]]]
+    "prompts",
+    [HAND_MADE, [[SOT, 2, EOT]], [[SOT, 2, EOT]] * 2, [[2, EOT], [3, EOT], [EOT]], HAND_MADE * 20],
 )
 def test_packed_attention_is_causal_attention_within_each_prompt(prompts):
-    layout = pack(prompts)
+    layout = double_layout(prompts)
     q, k, v = random_rows(layout)
-    result = packed_attention(q, k, v, layout)
-    ends = packed_attention_of_ends(q[:, layout.ends], k, v, layout)
-    assert result.shape == q.shape and ends.shape == (2, len(prompts), 5)
+    result = packed_attention(q, torch.stack([k, v], dim=1), layout)
+    assert result.shape == q.shape
     for index, prompt in enumerate(prompts):
         rows = rows_of(layout, index)
         visible = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()
-        alone = reference.attention(q[:, rows], k[:, rows], v[:, rows], visible)
-        torch.testing.assert_close(result[:, rows], alone, rtol=0, atol=1e-13)
-        end = ends[:, layout.places[index]]
-        torch.testing.assert_close(end, alone[:, -1], rtol=0, atol=1e-13)
+        own = (x[rows].transpose(0, 1) for x in (q, k, v))
+        alone = reference.attention(*own, visible).transpose(0, 1)
+        torch.testing.assert_close(result[rows], alone, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
 def test_scores_of_half_precision_are_in_fp32(dtype):
     layout = pack(HAND_MADE)
     q, k, v = (x.to(dtype) for x in random_rows(layout))
-    exact = packed_attention(*(x.float() for x in (4 * q, k, v)), layout).to(dtype)
-    result = packed_attention(4 * q, k, v, layout)
+    kv = torch.stack([k, v], dim=1)
+    exact = packed_attention(4 * q.float(), kv.float(), layout).to(dtype)
+    result = packed_attention(4 * q, kv, layout.to(dtype))
     assert result.dtype == dtype and torch.equal(result, exact)
     with torch.autocast("cpu", dtype=dtype):
-        assert torch.equal(packed_attention(4 * q, k, v, layout), exact)
+        assert torch.equal(packed_attention(4 * q, kv, layout), exact)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 30, 1000])
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
-    prompts = [[1, 2, 3, 9], [1, 2, 9], [1, 2, 4, 5, 3, 9], [1, 2, 5, 9], [1, 2, 6, 9]]
+    prompts = [[SOT, 2, *[3] * n, 10 + n, EOT] for n in (7, 3, 15, 1, 12, 2)] * 20
     layout, found = pack(prompts), []
     for rows, piece in split(layout, size):
-        assert piece.prefix == layout.prefix == 2
-        assert len(piece.ends) == sum(count for count, _ in piece.buckets) <= size
+        assert piece.prefix == layout.prefix
+        assert len(piece.ends) <= max(size, *layout.held)  # a bin is the least
         assert torch.equal(piece.tokens, layout.tokens[rows])
         assert torch.equal(piece.positions, layout.positions[rows])
         found += [piece.tokens[rows_of(piece, i)].tolist() for i in range(len(piece.ends))]

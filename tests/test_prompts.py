@@ -39,7 +39,9 @@ def test_only_what_begins_every_class_is_stored_once(clip, csc, position, prefix
     prompts = TextPrompts(clip, NAMES, n_ctx=5, csc=csc, class_token_position=position)
     assert prompts.layout.prefix == prefix
     lengths = [len(encode(name.replace("_", " "))) + 8 for name in NAMES]  # SOS, 5, stop, EOT
-    assert len(prompts()) == prefix + sum(length - prefix for length in lengths)
+    used = prefix + sum(length - prefix for length in lengths)
+    left_over = 1.05 * used  # the rows at the ends of bins
+    assert used <= len(prompts()) == len(prompts.tokens) <= left_over
     assert prompts.ctx.shape == ((3, 5, 64) if csc else (5, 64))
 
 

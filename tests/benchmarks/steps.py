@@ -86,19 +86,19 @@ class Ours:
     def image(self, images, labels):
         self.model.zero_grad()
         features = self.model.template_features[: self.model.config.top_k]
-        x = self.model.clip.visual.embed(images)
-        self.model.encode_image(x, features.expand(len(images), -1, -1))[0].sum().backward()
+        x, keys = self.model.clip.visual.embed(images), self.model.visual_keys()
+        self.model.encode_image(x, keys, features.expand(len(images), -1, -1))[0].sum().backward()
 
 
 class Reference:
     """The naive reference in fp32, its primitives replaced by torch's fused ones."""
 
-    def __init__(self, count: int, precision: str):
+    def __init__(self, count: int, precision: str, sizes: tiny_models.Sizes = VIT_B_32):
         reference.linear = F.linear
         reference.layer_norm = lambda x, w, b: F.layer_norm(x, w.shape, w, b)
         reference.attention = F.scaled_dot_product_attention
-        self.names, self.clip = classnames(count), weights()
-        shapes = tiny_models.learned_shapes(VIT_B_32, count, {"method": "dpt"})
+        self.names, self.clip = classnames(count), tiny_models.clip_state(sizes)
+        shapes = tiny_models.learned_shapes(sizes, count, {"method": "dpt"})
         self.learned = {
             name: (0.02 * torch.randn(shape)).requires_grad_() for name, shape in shapes.items()
         }
