@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torchscript
 from golden_cases import RELATIVE, assert_close
 from tiny_models import (
     DEEP,
@@ -498,11 +499,10 @@ def test_a_file_of_another_kind_is_no_model(content, tmp_path):
         minidpt.load_model(tmp_path / "model.pt")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch):
     """torch.load of 2.4 hands one to torch.jit.load, also with `weights_only`."""
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)), tmp_path / "model.pt")
+    with torchscript.still_used():
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)).save(str(tmp_path / "model.pt"))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     with pytest.raises(ValueError, match="expected one that minidpt saved"):
         minidpt.load_model(tmp_path / "model.pt")
