@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from tiny_models import (
     WIDE,
     Sizes,
     clip_state,
+    clip_state_in_double,
     double,
     learned_shapes,
     learned_tensors,
     random_images,
+    shared_clip,
 )
 from torch import Tensor
 
@@ -55,6 +58,14 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_learning_method = pytest.mark.parametrize("method", LEARNING)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clips_stay_as_they_are() -> Iterator[None]:
+    yield
+    for sizes in (WIDE, DEEP):
+        for name, value in shared_clip(sizes).state_dict().items():
+            assert torch.equal(value, clip_state(sizes)[name]), name
+
+
 class Pair:
     """A model of the package and the same learned tensors for the reference."""
 
@@ -67,7 +78,7 @@ class Pair:
     ):
         self.config, self.sizes, self.template = config, sizes, template
         self.classnames = classnames
-        self.clip = minidpt.build_clip(clip_state(sizes))
+        self.clip = shared_clip(sizes)
         self.model = minidpt.build_model(
             self.clip, classnames, template, minidpt.PromptConfig(**config)
         )
@@ -80,7 +91,7 @@ class Pair:
     def reference(self, images: Tensor, learned: dict[str, Tensor] | None = None, **options):
         """The reference's outputs, from `learned` or from the loaded tensors."""
         return reference.forward(
-            double(clip_state(self.sizes)),
+            clip_state_in_double(self.sizes),
             double(self.learned) if learned is None else learned,
             images.double(),
             self.classnames,
