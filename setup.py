@@ -1,4 +1,4 @@
-"""Install `minidpt`; `weights/` becomes `minidpt/weights/`, so that `load("tiny")` finds it."""
+"""Install `minidpt`, with `weights/tiny.pt` inside it, where `load("tiny")` looks for it."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,21 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+WEIGHTS = "weights/tiny.pt"
 (VERSION,) = re.findall('__version__ = "(.*)"', (HERE / "minidpt/__init__.py").read_text())
 
 
 class BuildWithWeights(build_py):
-    """`minidpt.weights` is a folder of data: the script that made it stays out of the wheel."""
+    """The weights alone are copied: the folder, with the script that made them, is no package."""
 
-    def find_package_modules(self, package, package_dir):
-        if package == "minidpt.weights":
-            return []
-        return super().find_package_modules(package, package_dir)
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.mkpath(f"{self.build_lib}/minidpt/weights")
+            self.copy_file(WEIGHTS, f"{self.build_lib}/minidpt/{WEIGHTS}")
+
+    def get_source_files(self):
+        return [*super().get_source_files(), WEIGHTS]
 
 
 setup(
@@ -30,9 +35,11 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.24", "pillow>=10.1", "regex", "ftfy>=6.0"],
     extras_require={"test": ["pytest>=7"]},
-    packages=["minidpt", "minidpt.weights"],
-    package_dir={"minidpt": "minidpt", "minidpt.weights": "weights"},
+    packages=["minidpt"],
+    # Said outright, an editable install is this folder's path: with a finder in its place, Python
+    # run in the folder around a checkout called minidpt would import that, empty, before it asks.
+    package_dir={"": "."},
     cmdclass={"build_py": BuildWithWeights},
-    package_data={"minidpt": ["*.xz", "*.txt"], "minidpt.weights": ["tiny.pt"]},
+    package_data={"minidpt": ["*.xz", "*.txt"]},
     include_package_data=False,
 )

@@ -1,5 +1,46 @@
-"""One torch thread for all tests: tensors this small gain nothing from more."""
+"""One torch thread for all tests, and the README's demo beside them.
 
-import torch
+Tensors this small gain nothing from more threads, and a second processor has the demo to run.
+"""
 
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests start
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+
+
+def waits_for_the_demo(item: pytest.Item) -> bool:
+    return "demo" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=waits_for_the_demo)  # last
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun_demo(request, tmp_path_factory) -> Iterator[tuple[Path, subprocess.Popen] | None]:
+    """`python train.py` in a folder of its own, begun before the first test if any waits for it."""
+    if not any(map(waits_for_the_demo, request.session.items)):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("demo")
+    for script in ("train.py", "eval.py"):
+        shutil.copy(ROOT / script, folder)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "train.py"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE
+    ) as process:
+        yield folder, process
+        process.kill()  # where a test has failed or the user has had enough

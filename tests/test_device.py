@@ -28,16 +28,16 @@ every_method = pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])
 
 # Heads as wide as OpenAI's, 64: fused kernels ask for multiples of 8.
 CLIP = Sizes(
-    embedding=64, vision_width=128, vision_layers=4, text_width=128, text_layers=3, patch=8, grid=4
+    embedding=64, vision_width=128, vision_layers=2, text_width=128, text_layers=2, patch=8, grid=4
 )
-NAMES = ["ox", "owl", "gnu", "red fox", "great northern diver"]
+NAMES = ["ox", "red fox", "great northern diver"]
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
 def build(method: str, precision: str, device: str) -> minidpt.PromptedCLIP:
     torch.manual_seed(0)
     clip = place(minidpt.build_clip(clip_state(CLIP)), torch.device(device), precision)
-    config = minidpt.PromptConfig(method=method, n_ctx=4, n_visual=3, top_k=3)
+    config = minidpt.PromptConfig(method=method, n_ctx=4, n_visual=3, top_k=2)
     return minidpt.build_model(clip, NAMES, "a photo of a {}.", config).train()
 
 
@@ -104,7 +104,7 @@ def test_attention_without_heads_takes_a_fused_kernel():
 def test_a_step_takes_fused_kernels_and_does_not_wait(method, precision):
     """With the optimizer and the scaler of train.py."""
     model = build(method, precision, "cuda")
-    images, labels = random_images(CLIP, 5).cuda(), torch.arange(5).cuda()
+    images, labels = random_images(CLIP, 5).cuda(), (torch.arange(5) % 3).cuda()
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9, fused=True)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 
@@ -131,7 +131,7 @@ def test_a_step_on_cuda_computes_what_the_processor_does(method, monkeypatch):
     results = []
     for device in ("cpu", "cuda"):
         model = build(method, "fp32", device)
-        loss = step(model, random_images(CLIP, 5).to(device), torch.arange(5).to(device))
+        loss = step(model, random_images(CLIP, 5).to(device), (torch.arange(5) % 3).to(device))
         results.append((loss.cpu(), {n: p.grad.cpu() for n, p in model.learned().items()}))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +141,7 @@ def test_a_step_on_cuda_computes_what_the_processor_does(method, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_compiled_step_on_cuda_computes_the_same(precision):
     model = build("dpt", precision, "cuda")
-    images, labels = random_images(CLIP, 5).cuda(), torch.arange(5).cuda()
+    images, labels = random_images(CLIP, 5).cuda(), (torch.arange(5) % 3).cuda()
     results = []
     for forward in (model, torch.compile(model)):
         model.zero_grad()

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+import torchscript
 from golden_cases import RELATIVE, assert_close
 from tiny_models import (
     DEEP,
     WIDE,
     Sizes,
     clip_state,
+    clip_state_in_double,
     double,
     learned_shapes,
     learned_tensors,
     random_images,
+    shared_clip,
 )
 from torch import Tensor
 
@@ -54,6 +58,14 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_learning_method = pytest.mark.parametrize("method", LEARNING)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clips_stay_as_they_are() -> Iterator[None]:
+    yield
+    for sizes in (WIDE, DEEP):
+        for name, value in shared_clip(sizes).state_dict().items():
+            assert torch.equal(value, clip_state(sizes)[name]), name
+
+
 class Pair:
     """A model of the package and the same learned tensors for the reference."""
 
@@ -66,7 +78,7 @@ class Pair:
     ):
         self.config, self.sizes, self.template = config, sizes, template
         self.classnames = classnames
-        self.clip = minidpt.build_clip(clip_state(sizes))
+        self.clip = shared_clip(sizes)
         self.model = minidpt.build_model(
             self.clip, classnames, template, minidpt.PromptConfig(**config)
         )
@@ -79,7 +91,7 @@ class Pair:
     def reference(self, images: Tensor, learned: dict[str, Tensor] | None = None, **options):
         """The reference's outputs, from `learned` or from the loaded tensors."""
         return reference.forward(
-            double(clip_state(self.sizes)),
+            clip_state_in_double(self.sizes),
             double(self.learned) if learned is None else learned,
             images.double(),
             self.classnames,
@@ -498,11 +510,10 @@ def test_a_file_of_another_kind_is_no_model(content, tmp_path):
         minidpt.load_model(tmp_path / "model.pt")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch):
     """torch.load of 2.4 hands one to torch.jit.load, also with `weights_only`."""
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)), tmp_path / "model.pt")
+    with torchscript.still_used():
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)).save(str(tmp_path / "model.pt"))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     with pytest.raises(ValueError, match="expected one that minidpt saved"):
         minidpt.load_model(tmp_path / "model.pt")

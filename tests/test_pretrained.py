@@ -261,8 +261,11 @@ def test_what_lies_there_from_an_earlier_download_is_completed(server, home, par
     assert len(server.requests) == 1
 
 
-def test_a_second_download_waits_for_the_first_and_goes_on_where_it_stopped(server, home):
-    server.cut, server.stall = 60_000, 30  # the first hangs there
+def test_a_second_download_waits_for_the_first_and_goes_on_where_it_stopped(
+    server, home, monkeypatch
+):
+    monkeypatch.setattr(pretrained, "TIMEOUT", 3600)
+    server.cut, server.stall = 60_000, 3600  # the first hangs there
     target, failed = home / "a.pt", []
 
     def fetch() -> None:
@@ -338,11 +341,9 @@ def test_offline_the_address_and_the_place_of_the_file_are_said(home, monkeypatc
 
 def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
     monkeypatch.setattr(pretrained, "TIMEOUT", 0.1)
-    server.cut, server.stall = 100, 20
-    start = time.monotonic()
+    server.cut, server.stall = 100, 3600
     with pytest.raises(FileNotFoundError, match="could not be downloaded .*timed out"):
         minidpt.load("ViT-B/32")
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("terminal", [True, False])

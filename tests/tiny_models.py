@@ -10,6 +10,8 @@ import reference
 import torch
 from torch import Tensor
 
+import minidpt
+
 Tensors = dict[str, Tensor]
 
 
@@ -79,6 +81,18 @@ def clip_state(sizes: Sizes, seed: int = 0) -> Tensors:
         **transformer("visual.transformer", sizes.vision_layers, vision),
         **transformer("transformer", sizes.text_layers, text),
     }
+
+
+@functools.lru_cache(maxsize=2)
+def clip_state_in_double(sizes: Sizes) -> Tensors:
+    """`clip_state` in float64; do not change its tensors."""
+    return double(clip_state(sizes))
+
+
+@functools.lru_cache(maxsize=2)
+def shared_clip(sizes: Sizes) -> minidpt.CLIP:
+    """The CLIP of `clip_state`, frozen as it is; do not change it."""
+    return minidpt.build_clip(clip_state(sizes))
 
 
 def learned_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> Tensors:
