@@ -295,7 +295,7 @@ def test_the_options_of_prompts_reach_the_model(place):
 
 def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):
     folder = draw_classes(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
-    result = train(Place(folder, place.clip), "run", "--shots", 5, "--epochs", 3)
+    result = train(Place(folder, place.clip), "run", "--shots", 5, "--batch-size", 2)
     notes = [line for line in result.out.splitlines() if line.startswith("note: ")]
     assert notes == ["note: class 'ox' has 2 images, 5 shots wanted: using 2"]
     assert summary("run")["train_images"] == 7
