@@ -223,6 +223,10 @@ def make(
         if sweep else f"run folder {jobs[0].run.folder}{begun}")  # fmt: skip
     for note in (sweep or jobs[0].run).notes:
         say(f"note: {note}")
+    kinds = {str((job.settings.prompts, job.settings.template)): job for job in todo}
+    for job in kinds.values():  # prompts that this CLIP cannot take are an error now
+        prompts = PromptConfig(**job.settings.prompts)
+        build_model(clip, job.dataset.classnames[:1], job.settings.template, prompts)
     if todo:
         precision = jobs[0].settings.precision
         clip = place(clip, device, precision)

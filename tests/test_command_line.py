@@ -713,15 +713,31 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--model", ""], ["--model", "expected a path"]),
         (["--out", ""], ["--out", "expected a path"]),
         (["--shotz", "3"], ["--shotz"]),
+        (["--shots", "10" * 9], ["--shots", "at most 1,000,000"]),
+        (["--seed", str(2**63)], ["--seed", "at most 9,223,372,036,854,775,807"]),
+        (["--epochs", str(10**30)], ["--epochs", "at most"]),
+        (["--batch-size", str(10**12)], ["--batch-size", "at most"]),
+        (["--workers", str(10**9)], ["--workers", "at most"]),
+        (["--class-chunk", "-1"], ["--class-chunk", "at least 0"]),
+        (["--n-visual", "100000000000"], ["--n-visual", "at most"]),
+        (["--n-visual", "9" * 5000], ["--n-visual", "invalid int"]),
+        (["--visual-layers", "5"], ["visual_layers", "1 to"]),
+        (["--alpha", "1e39"], ["--alpha", "finite"]),
+        (["--ctx-init", "word " * 200], ["200 context vectors", "77"]),
+        (["--ctx-init", "word " * 200, "--seed", "1", "2"], ["200 context vectors", "77"]),
+        (["--class-aware-from", "4", "--seed", "1", "2"], ["class_aware_from", "1 to 3"]),
+        (["--classnames", "fifo"], ["fifo", "expected a file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
 def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(place, options, words):
     Path("empty.pt").touch()
+    os.mkfifo("fifo")
     result = inside(
         "train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT, *options
     )
     assert_one_line(result, "train.py", *words)
+    assert len(result.err) < 600
     assert not Path("run").exists()
 
 
@@ -854,6 +870,8 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--image", "empty"], ["empty", "expected images"]),
         (["--image", "picture.png", "--top", "0"], ["--top", "at least 1"]),
         (["--image", "picture.png", "--top", "-1"], ["--top", "at least 1"]),
+        (["--image", "picture.png", "--top", str(10**12)], ["--top", "at most"]),
+        (["--workers", str(10**9)], ["--workers", "at most"]),
         (["--workers", "-1"], ["workers"]),
         (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
         (["--device", "cuda:99"], ["cuda:99"]),
@@ -902,6 +920,18 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
     assert "**caf\\udce9, CLIP little**" in printed.buffer.getvalue().decode()
     for table in ("table.md", "table.csv"):
         assert "caf\\udce9" in Path("runs", table).read_text(encoding="utf-8")
+
+
+def test_names_cannot_command_the_terminal_or_begin_a_line(trained, place):
+    shutil.copy(place.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
+    result = inside("eval.py", "--run", trained[0], "--image", "a\x1b[31m\nb: cat 99 %.png")
+    assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
+    result = inside("eval.py", "--run", trained[0], "--image", "gone\x1b[2J\n.png")
+    assert_one_line(result, "eval.py", "gone")
+    assert "\x1b" not in result.err
+    result = inside("eval.py", "--runs\x1b[2J", "x")
+    assert_one_line(result, "eval.py")
+    assert "\x1b" not in result.err
 
 
 class Terminal(io.StringIO):
