@@ -226,7 +226,7 @@ def make(
     kinds = {str((job.settings.prompts, job.settings.template)): job for job in todo}
     for job in kinds.values():  # prompts that this CLIP cannot take are an error now
         prompts = PromptConfig(**job.settings.prompts)
-        build_model(clip, job.dataset.classnames[:1], job.settings.template, prompts)
+        build_model(clip, job.dataset.classnames[:2], job.settings.template, prompts)
     if todo:
         precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
