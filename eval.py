@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import os
 from dataclasses import replace
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from minidpt.data import Dataset, read_split, select_classes
 from minidpt.datasets import open_dataset
 from minidpt.demo import is_demo
 from minidpt.evaluation import TestSet, percent_correct, predicted_labels, zero_shot_accuracy
+from minidpt.files import locked, replacing
 from minidpt.folders import images_in
 from minidpt.model import load_model
 from minidpt.pretrained import load
@@ -40,6 +42,7 @@ from minidpt.runs import (
     place,
     report,
     run_command,
+    say,
 )
 from minidpt.transforms import open_image
 
@@ -61,7 +64,7 @@ def parse_arguments():
         help="images, or folders of images, to classify")
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
-        help="new file for them, image,class,probability")
+        help="new file for them, image,class,probability, or for --per-class")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -79,14 +82,12 @@ def parse_arguments():
     add("--workers", type=int, default=2, help="threads that read images")
     # fmt: on
     args = parser.parse_args()
-    if args.top < 1:
-        parser.error("--top: expected at least 1")
-    if args.workers < 0:
-        parser.error("--workers: expected at least 0")
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
-    if args.csv and not args.image:
-        parser.error("--csv: expected with --image, whose classes it lists")
+    if args.csv and not (args.image or args.per_class):
+        parser.error("--csv: expected with --image or --per-class, whose classes it lists")
+    if args.csv and len(args.run or []) + len(args.dataset or [1]) > 2:
+        parser.error("--csv: expected one --run and one --dataset, got more")
     if args.csv and os.path.exists(args.csv):
         parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
     if args.per_class and (args.image or args.table):
@@ -116,7 +117,7 @@ def main() -> int:
     """Test, classify or print a table."""
     args = parse_arguments()
     if args.table:
-        print(write_tables(args.table), end="")
+        say(*write_tables(args.table).splitlines())
         return 0
 
     keep_freed_memory()
@@ -137,7 +138,7 @@ def main() -> int:
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            print(f"note: the training of {run.folder} was stopped before its end")
+            say(f"note: the training of {run.folder} was stopped before its end")
     if args.image:
         return classify(models[0], args.image, args.top, args.csv)
 
@@ -145,15 +146,15 @@ def main() -> int:
         test = TestSet(dataset.test, clip, workers=args.workers)
         files = [os.path.realpath(item.path) for item in dataset.test]
         if other:
-            print(dataset.source)
+            say(dataset.source)
             for note in dataset.notes:
-                print(f"note: {note}")
+                say(f"note: {note}")
         for number in numbers:
             run, model = runs[number], models[number]
             seen = sum(file in learned_from[number] for file in files)
             if seen:
                 by = f" by {run.folder}" if len(runs) > 1 else ""
-                print(f"note: {seen} of the test images were trained on{by}")
+                say(f"note: {seen} of the test images were trained on{by}")
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
@@ -161,29 +162,45 @@ def main() -> int:
             predicted = predicted_labels(model, test)
             zero_shot = zero_shot_accuracy(model, test)
             result = percent_correct(predicted, test.labels)
-            print(
+            say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
                 f"({clip.name} on {device} in {precision})"
             )
             if args.per_class:
-                print_classes(model.classnames, test.labels, predicted)
+                say_classes(model.classnames, test.labels, predicted, args.csv)
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
 
 
-def print_classes(classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor) -> None:
-    """A line for each class: its accuracy, and the three that it is mistaken for most often."""
-    width = max(map(len, classnames))
+def say_classes(
+    classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor, table: str | None = None
+) -> None:
+    """A line for each class: its accuracy, and the three that it is mistaken for most often.
+
+    Then the mean of the classes' accuracies. `table`: a CSV file for it, with all mistakes.
+    """
+    width, rows, shares = max(map(len, classnames)), [], []
     for label, name in enumerate(classnames):
         counts = predicted[labels == label].bincount(minlength=len(classnames)).tolist()
         right, total = counts[label], sum(counts)
-        share = f"{100 * right / total:6.2f} %" if total else "     -  "
         wrong = sorted((-count, i) for i, count in enumerate(counts) if count and i != label)
-        mistakes = ", ".join(f"{classnames[i]} {-count}" for count, i in wrong[:3])
-        taken = f", taken for {mistakes}" if wrong else ""
-        print(f"  {name:{width}} {share}  {right} of {total}{taken}")
+        mistakes = [f"{classnames[i]} {-count}" for count, i in wrong]
+        shares += [100 * right / total] if total else []
+        share = f"{shares[-1]:6.2f} %" if total else "     -  "
+        taken = f", taken for {', '.join(mistakes[:3])}" if wrong else ""
+        say(f"  {name:{width}} {share}  {right} of {total}{taken}")
+        rows.append((name, shares[-1] if total else "", right, total, ", ".join(mistakes)))
+    say(f"mean of {len(shares)} classes {fmean(shares):.2f} %")
+    if table:
+        with (
+            replacing(table) as unfinished,
+            open(unfinished, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+        ):
+            writer = csv.writer(stream)
+            writer.writerow(("class", "accuracy", "right", "total", "taken for"))
+            writer.writerows(rows)
 
 
 def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
@@ -278,21 +295,22 @@ def note_transfer(
         "tested in precision": (precision, config.get("precision")),
     }
     settings = {name: value for name, (value, own) in settings.items() if value != own}
-    tested, noted = noted_tests(run)
-    if dataset.name in tested and not settings:
-        return
-    taken = dataset.name in tested and root != trained_root  # by other pictures of that name
-    entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
-    noted[entry] = {
-        "tested": f"{dataset.name} in {root}" if taken else dataset.name,
-        "zero_shot_accuracy": zero_shot,
-        "accuracy": result,
-        "test_images": len(dataset.test),
-        "root": root,
-        "template": dataset.template,
-        "settings": settings,
-    }
-    run.write_json(TRANSFER, noted)
+    with locked(run.path(f"{TRANSFER}.lock")):  # not to lose what another process adds
+        tested, noted = noted_tests(run)
+        if dataset.name in tested and not settings:
+            return
+        taken = dataset.name in tested and root != trained_root  # by other pictures of that name
+        entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
+        noted[entry] = {
+            "tested": f"{dataset.name} in {root}" if taken else dataset.name,
+            "zero_shot_accuracy": zero_shot,
+            "accuracy": result,
+            "test_images": len(dataset.test),
+            "root": root,
+            "template": dataset.template,
+            "settings": settings,
+        }
+        run.write_json(TRANSFER, noted)
 
 
 def noted_tests(run: Run) -> tuple[dict, dict]:
@@ -336,7 +354,7 @@ def classify(model, paths: list[str], top: int, table: str | None) -> int:
             (predictions,) = model.predict(image, top)
             rows.writerows((path, name, f"{share:.6f}") for name, share in predictions)
             guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
-            print(f"{path}: {guesses}")
+            say(f"{path}: {guesses}")
     return status
 
 

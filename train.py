@@ -36,7 +36,14 @@ from minidpt.layouts import LAYOUTS, layout_of
 from minidpt.model import METHODS, PromptConfig, build_model
 from minidpt.pretrained import NAMES, load
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
-from minidpt.results import harmonic_mean, tested_on, write_tables
+from minidpt.results import (
+    harmonic_mean,
+    markdown,
+    read_results,
+    summarise,
+    tested_on,
+    write_tables,
+)
 from minidpt.runs import (
     CONFIG,
     MODEL,
@@ -53,17 +60,21 @@ from minidpt.runs import (
     clock,
     finite,
     folders_of,
+    held_in,
+    is_expected,
     keep_freed_memory,
     need_compiler,
     path_option,
     place,
     report,
     run_command,
+    say,
     versions,
 )
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
 from minidpt.transforms import normalize
 
+FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
 LEARNING = {  # options that zero-shot CLIP has no use for
     "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
     "visual_layers", "class_aware_from", "top_k", "alpha", "guidance_epochs", "visual_lr",
@@ -126,16 +137,6 @@ def parse_arguments():
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
     # fmt: on
     args = parser.parse_args()
-    least = dict(shots=1, seed=0, batch_size=1, epochs=0, workers=0, class_chunk=0,
-                 guidance_epochs=0, warmup_epochs=0, visual_lr=0, text_lr=0)  # fmt: skip
-    for name, bound in least.items():
-        given = getattr(args, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < bound:
-                option = "--" + name.replace("_", "-")
-                parser.error(f"{option}: expected at least {bound}, got {value}")
-    if max(args.seed) >= 2**63:
-        parser.error(f"--seed: expected a number below 2**63, got {max(args.seed)}")
     if args.dataset and args.data is None:
         parser.error("--dataset: expected --data, the folder it lies in")
     if args.csc and args.classes == "base":
@@ -176,9 +177,9 @@ def main() -> int:
     parts = ("base", "new") if args.classes == "base" else (args.classes,)
     for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
         dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
-        print(dataset.source)
+        say(dataset.source)
         for note in dataset.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
         tested = {part: select_classes(dataset, part) for part in parts}
         if set(args.method) != {"zeroshot"}:
             few_shot(dataset, args.shots[0], args.seed[0])
@@ -190,36 +191,55 @@ def main() -> int:
         roots += folders_of(dataset)
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
-    sweep = None
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
         name = Path("runs") / jobs[0].settings.name
-        jobs[0].run = Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots)
+        with Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots) as run:
+            jobs[0].run = run
+            return make(args, jobs, None, device, reason)
     else:
-        sweep = Sweep(args.out or Path("runs") / f"{folder.resolve().name}-sweep", roots)
-        for job in jobs:
-            job.run = sweep.run(job.settings.name)
+        names = [job.settings.name for job in jobs]
+        folder = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
+        with Sweep.new(folder, roots, names) as sweep:
+            for job in jobs:
+                job.run = sweep.run(job.settings.name)
+            return make(args, jobs, sweep, device, reason)
 
+
+def make(
+    args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, reason: str
+) -> int:
+    """CLIP, and every run that has no result yet; then the table of a sweep.
+
+    Returns 2 if runs of the sweep have failed, or its table could not be written.
+    """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
     clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
-    todo = jobs
     for job in jobs:
         job.settings.clip_fingerprint = clip.fingerprint()
-    if sweep:
-        todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
-        count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
-        print(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished")
+    todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
+    count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
+    begun = ", which begins anew" if held_in(jobs[0].run.folder) else ""
+    say(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished"
+        if sweep else f"run folder {jobs[0].run.folder}{begun}")  # fmt: skip
+    for note in (sweep or jobs[0].run).notes:
+        say(f"note: {note}")
+    kinds = {str((job.settings.prompts, job.settings.template)): job for job in todo}
+    for job in kinds.values():  # prompts that this CLIP cannot take are an error now
+        prompts = PromptConfig(**job.settings.prompts)
+        build_model(clip, job.dataset.classnames[:2], job.settings.template, prompts)
     if todo:
+        precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
-        print(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep:
             sweep.create(vars(args))
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
-    store, tests, tests_of, failed = ImageStore(), {}, None, []
+    store, tests, tests_of, failed, status = ImageStore(), {}, None, [], 0
     cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number, job in enumerate(todo, start=1):
         if sweep:
-            print(f"[{number}/{len(todo)}] {job.settings.name}")
+            say(f"[{number}/{len(todo)}] {job.settings.name}")
         try:
             if job.dataset is not tests_of:
                 tests = {
@@ -228,16 +248,21 @@ def main() -> int:
                 }
                 tests_of = job.dataset
             train(job.settings, job.dataset, tests, clip, job.run, store)
-        except (ValueError, FileNotFoundError, torch.cuda.OutOfMemoryError) as error:
-            if not sweep:
+        except Exception as error:
+            if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
                 raise
             report(error, f"{job.settings.name}: ")
             failed.append(job.settings.name)
     if sweep and len(failed) < len(jobs):
-        print(f"\n{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv")
+        try:
+            text = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv"
+        except OSError as error:
+            report(error)
+            status, text = 2, markdown(summarise(read_results(sweep.folder)))
+        say("", *text.splitlines())
     if failed:
-        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
-    return 0
+        report(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
+    return 2 if failed else status
 
 
 def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
@@ -295,7 +320,7 @@ def train(
     else:
         drawn = few_shot(dataset, args.shots, args.seed)
         for note in drawn.notes[len(dataset.notes) :]:
-            print(f"note: {note}")
+            say(f"note: {note}")
         drawn = select_classes(drawn, part)  # the published protocol draws before it selects
 
     # The prompts to learn.
@@ -309,12 +334,16 @@ def train(
         forward = torch.compile(model)
     groups = parameter_groups(model, args.visual_lr, args.text_lr)
     learned = sum(parameter.numel() for parameter in model.learned().values())
-    print(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
-    if model.config.learns_image and 0 < args.epochs <= args.warmup_epochs:
-        print(f"note: all {args.epochs} epochs are warm-up of the image side, which learns next to "
-              "nothing in it: pass --warmup-epochs 1")  # fmt: skip
+    say(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
+    warmup = {"visual": args.warmup_epochs, "text": 1}
+    longest = max((warmup[group["name"]] for group in groups), default=0)
+    steps = max(args.epochs - longest, 0) * max(len(drawn.train) // args.batch_size, 1)
+    if groups and args.epochs and steps < FEW_STEPS:
+        say(f"note: {steps} training steps after {min(longest, args.epochs)} epochs of warm-up "
+            f"({FEW_STEPS} is few): the accuracy tells little about the method or the number of "
+            "shots: pass more --epochs or fewer --warmup-epochs")  # fmt: skip
     if model.config.guided and 0 < args.epochs <= args.guidance_epochs:
-        print(f"note: all {args.epochs} epochs are guidance, which is published as 30 of 100: pass "
+        say(f"note: all {args.epochs} epochs are guidance, which is published as 30 of 100: pass "
               f"--guidance-epochs {args.epochs * 3 // 10}")  # fmt: skip
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
@@ -322,7 +351,7 @@ def train(
     for _, other in tests.values():
         other.features()
     zero_shot = zero_shot_accuracy(model, test)
-    print(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
+    say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 
     run.create()
     run.write_json(CONFIG, config_of(args))
@@ -330,7 +359,6 @@ def train(
 
     # Training: SGD on the prompts alone.
     epochs = args.epochs if groups else 0
-    warmup = {"visual": args.warmup_epochs, "text": 1}
     base_lr = {group["name"]: group["lr"] for group in groups}
     # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
     fused = device.type == "cuda" and args.precision != "fp16"
@@ -411,13 +439,13 @@ def train(
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     gain = result["accuracy"] - zero_shot
-    print(f"{args.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+    say(f"{args.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
           f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
-        print(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
+        say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
               f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
-    print(f"{run.folder}: python eval.py --run {run.folder}")
+    say(f"{run.folder}: python eval.py --run {run.folder}")
 
 
 if __name__ == "__main__":

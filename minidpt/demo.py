@@ -13,12 +13,14 @@ import colorsys
 import math
 import os
 import random
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw
+
+from .files import locked, naming
 
 Point = tuple[float, float]
 Part = tuple[int, list[Point]]  # which of the three colours, and a polygon in the unit square
@@ -360,20 +362,22 @@ def draw_demo(parent: str | os.PathLike) -> Path:
     if folder.is_dir():
         return folder
     Path(parent).mkdir(parents=True, exist_ok=True)
-    rng = random.Random(SEED)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="unfinished-") as unfinished:
-        for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-            for name in CLASSES:
-                home = Path(unfinished) / "demo" / part / name
-                home.mkdir(parents=True)
-                for number in range(count):
-                    scene = draw_scene(name, rng, STREET_STYLE)
-                    scene.save(home / f"{name}_{number:03}.png", compress_level=1)
+    rng, unfinished = random.Random(SEED), folder.with_name(f"{folder.name}.part")
+    with locked(folder.with_name(f"{folder.name}.lock")), naming(folder):
+        if folder.is_dir():  # drawn by another process meanwhile
+            return folder
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
-            os.replace(Path(unfinished) / "demo", folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first
-                raise
+            for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+                for name in CLASSES:
+                    home = unfinished / part / name
+                    home.mkdir(parents=True)
+                    for number in range(count):
+                        scene = draw_scene(name, rng, STREET_STYLE)
+                        scene.save(home / f"{name}_{number:03}.png", compress_level=1)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

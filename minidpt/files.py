@@ -7,14 +7,20 @@ the types of what was read.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -131,17 +137,72 @@ def shown(value: object) -> str:
     return repr(value) if plain else f"a {type(value).__name__}"
 
 
+def printable(text: str) -> str:
+    """A text as one line that a terminal only shows: control characters as \\x1b, \\n and so on."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\u00a0\u200c\u200d\u3000"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )  # fmt: skip
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """What is written to `path` in the block: an OSError for want of room names it, and a fix."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"{path}: expected room for it, got {error.strerror}: make some, or name a place on "
+            "another disk"
+        ) from error
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside `path` to write to; at the end of the block it replaces what is at `path`.
 
     If the block raises, also when interrupted, what was there stays and the unfinished file goes.
+    Of a process that was killed it stays, as `path` with ".part" behind it.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with naming(path):
+            yield unfinished
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[bool]:
+    """One process at a time, by an empty file; whether it is so: some file systems have no locks.
+
+    The lock goes with the process, however that ends, so that a file left behind stops nobody.
+    With another process in the block this one waits, or raises BlockingIOError that says `busy`.
+    """
+    held = file = None
+    while fcntl and not held:
+        file = open(path, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            # Who had it has removed it since, if the name stands for another file now, or for none.
+            with suppress(FileNotFoundError):
+                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            file.close()
+            raise BlockingIOError(busy) from None
+        except OSError:  # such as ENOLCK, ENOTSUP of a network's
+            break
+        if not held:
+            file.close()
+    try:
+        yield bool(held)
+    finally:
+        if file:
+            path.unlink(missing_ok=True)
+            file.close()

@@ -13,6 +13,7 @@ Layers are counted from 1 here and in `PromptConfig`, as in the paper.
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -438,7 +439,9 @@ class PromptedCLIP(nn.Module):
             },
         }
         with replacing(path) as unfinished:
-            torch.save(content, unfinished)
+            serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
+            torch.save(content, serialised)
+            unfinished.write_bytes(serialised.getbuffer())
 
     @torch.no_grad()
     def predict(

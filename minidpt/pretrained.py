@@ -11,8 +11,6 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -21,12 +19,8 @@ from torch import device as Device
 
 from .checkpoint import read_state_dict
 from .clip import CLIP, build_clip
+from .files import locked
 from .transforms import Preprocess
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -146,7 +140,7 @@ def download(url: str, target: Path, sha256: str) -> None:
     which the next call starts from nothing.
     """
     part = target.with_name(target.name + ".part")
-    with _locked(target.with_name(target.name + ".lock")):
+    with locked(target.with_name(target.name + ".lock")):
         if target.is_file() and _sha256(target) == sha256:
             return
         try:
@@ -162,18 +156,6 @@ def download(url: str, target: Path, sha256: str) -> None:
                 "and if it stays wrong, something on the way to the server changes the file"
             )
         os.replace(part, target)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, by an empty file; no lock where there is no `fcntl`."""
-    if fcntl is None:
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also if the process dies
-        yield
-        path.unlink(missing_ok=True)  # all went well: who waits, or comes, finds the target
 
 
 def _sha256(path: Path) -> str:

@@ -6,12 +6,15 @@ import argparse
 import ctypes
 import io
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,16 +25,28 @@ import torch
 from . import __version__
 from .clip import CLIP
 from .data import Dataset
-from .files import entries, read_json, replacing
+from .files import entries, locked, naming, one_line, printable, read_json, replacing
 from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
-SWEEP = "sweep.json"
+SWEEP, LOCK = "sweep.json", ".minidpt.lock"
+RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG)
+SWEEP_FILES = (SWEEP, "table.md", "table.csv")
 # Settings that change no more than the last digits of a result, and what is no setting.
 NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile")
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
+# The least and the greatest value of each option of the scripts: more is a slip of the hand, and
+# would end in want of memory, of threads or of bits.
+BOUNDS = {
+    "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
+    "class_chunk": (0, 10**6), "workers": (0, 1000), "n_ctx": (1, 1000), "n_visual": (0, 1000),
+    "visual_layers": (1, 1000), "class_aware_from": (1, 1000), "top_k": (1, 10**6),
+    "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "top": (1, 10**6),
+    "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),
+}  # fmt: skip
+BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,33 +58,34 @@ class Run:
     summary.json: the result, written last; transfer.json: results of eval.py on other data.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     @classmethod
-    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Run:
-        """A run to be written to a new folder (`create` makes it).
+    @contextmanager
+    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Iterator[Run]:
+        """A run to be written to a folder: a new or empty one, or of a run without a result.
 
-        Raises ValueError if the folder holds something, or lies within one of the data folders.
+        Raises as `claimed`. What is in the folder is compared by `finished`, removed by `create`.
         """
-        path = Path(folder)
-        check_outside(path, data)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            held = "another run" if (path / CONFIG).exists() else "other files"
-            raise ValueError(
-                f"output folder {path}: expected a new or empty one, got one with {held}: "
-                "pass another --out or remove it"
-            )
-        return cls(path)
+        run, begun = cls(folder), lambda held: CONFIG in held and SUMMARY not in held
+        with claimed(run.folder, data, begun) as run.notes:
+            yield run
 
     @classmethod
-    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Run:
+    @contextmanager
+    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Iterator[Run]:
         """A run to be written to this folder, or with -2, -3, … behind it if that is taken."""
-        number, path = 1, folder
-        while path.exists() and any(path.iterdir()):
-            number += 1
-            path = folder.with_name(f"{folder.name}-{number}")
-        return cls.new(path, data)
+        numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+        for run in map(cls, chain([folder], numbered)):
+            with ExitStack() as claim, suppress(FileExistsError, BlockingIOError):
+                run.notes = claim.enter_context(claimed(run.folder, data, lambda held: False))
+                claim = claim.pop_all()
+                break
+        with claim:
+            yield run
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Run:
@@ -86,15 +102,16 @@ class Run:
     def create(self) -> None:
         """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG):  # it is a run to the last
+        for name in RUN_FILES:  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
+            self.path(f"{name}.part").unlink(missing_ok=True)
 
     def finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
         Raises ValueError if what it holds is another run, a damaged one, or none.
         """
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not held_in(self.folder):
             return False
         if not self.path(CONFIG).is_file():
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
@@ -132,9 +149,15 @@ class Run:
         return entries(read_json(where, where), where, **needed)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with self.path(METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a line to metrics.jsonl, or nothing if there is no room for all of it."""
+        path = self.path(METRICS)
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with naming(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError:
+            os.truncate(path, size)
+            raise
 
 
 class Sweep:
@@ -144,20 +167,32 @@ class Sweep:
     frozen CLIP makes of the test pictures.
     """
 
-    def __init__(self, folder: str | os.PathLike, data: Iterable[Path]):
-        """Raises ValueError if the folder holds something else, or lies within the data."""
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        check_outside(self.folder, data)
-        held = self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()))
-        if held and not self.is_in(self.folder):
-            raise ValueError(
-                f"output folder {self.folder}: expected a new or empty one, or a sweep to go on "
-                "with, got one with other files: pass another --out"
-            )
+
+    @classmethod
+    @contextmanager
+    def new(
+        cls, folder: str | os.PathLike, data: Iterable[Path], runs: Iterable[str]
+    ) -> Iterator[Sweep]:
+        """A sweep of runs of these names in a new or empty folder, or one to go on with.
+
+        Raises as `claimed`, and ValueError if another process writes to one of the runs.
+        """
+        sweep = cls(folder)
+        with claimed(sweep.folder, data, lambda held: SWEEP in held) as sweep.notes:
+            for name in runs:
+                check_free(sweep.folder / name)
+            yield sweep
 
     def create(self, settings: dict[str, Any]) -> None:
-        """Make the folder and note what was asked for."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Note what was asked for, and remove what a killed process has left unfinished."""
+        for name in SWEEP_FILES:
+            (self.folder / f"{name}.part").unlink(missing_ok=True)
+        for path in self.folder.glob("features/*.npy.part"):
+            path.unlink()
         Run(self.folder).write_json(SWEEP, settings)
 
     @staticmethod
@@ -168,6 +203,60 @@ class Sweep:
     def run(self, name: str) -> Run:
         """The run of that name."""
         return Run(self.folder / name)
+
+
+def held_in(folder: Path) -> set[str]:
+    """What is in the folder, if there is one, but for what a killed process of ours has left."""
+    ours = {LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
+    if folder.is_dir():
+        return set(os.listdir(folder)) - ours
+    return {folder.name} if os.path.lexists(folder) else set()
+
+
+@contextmanager
+def claimed(
+    folder: Path, data: Iterable[Path], may_hold: Callable[[set[str]], bool]
+) -> Iterator[tuple[str, ...]]:
+    """Makes a folder, which is this process's alone during the block: by a lock on a file in it.
+
+    Yields notes: that there are no locks here. Folders that the block leaves empty go again.
+    Raises ValueError if the folder lies within one of the data folders, or in a sweep that another
+    process writes; FileExistsError if it holds what it may not, BlockingIOError if another process
+    has it.
+    """
+
+    def check() -> None:
+        held = held_in(folder)
+        if held and not may_hold(held):
+            got = "a sweep" if SWEEP in held else "another run" if CONFIG in held else "other files"
+            raise FileExistsError(
+                f"output folder {folder}: expected a new or empty one, or one that this command "
+                f"goes on with, got one with {got}: pass another --out or remove it"
+            )
+
+    check_outside(folder, data)
+    check()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCK, BUSY.format(folder)) as held:
+            check()  # nobody else writes to it now
+            check_free(folder.parent)
+            yield () if held else (f"no locks here: start nothing else that writes to {folder}",)
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def check_free(folder: Path) -> None:
+    """ValueError if another process writes to the folder."""
+    try:
+        if (folder / LOCK).exists():
+            with locked(folder / LOCK, BUSY.format(folder)):
+                pass
+    except BlockingIOError as error:
+        raise ValueError(error) from None
 
 
 def check_outside(folder: Path, data: Iterable[Path]) -> None:
@@ -269,25 +358,27 @@ def keep_freed_memory() -> None:
 
 
 class Progress:
-    """One line on a terminal, rewritten in place; silent elsewhere."""
+    """One line on a terminal, rewritten in place; elsewhere a line for each tenth."""
 
     def __init__(self, total: int, stream=None):
-        self.total, self.stream = total, stream or sys.stderr
-        self.started, self.shown = time.monotonic(), self.stream.isatty()
+        self.total, self.stream, self.tenths = total, stream or sys.stderr, 0
+        self.started, self.rewritten = time.monotonic(), self.stream.isatty()
 
     def show(self, done: int, text: str) -> None:
         """Report `done` of `total` and what is known; adds the time left."""
-        if self.shown:
-            spent = time.monotonic() - self.started
-            left = spent / max(done, 1) * (self.total - done)
+        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - done)
+        if self.rewritten:
             print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
+        elif done * 10 // self.total > self.tenths:
+            self.tenths = done * 10 // self.total
+            print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         """Leave the line, also when interrupted."""
-        if self.shown:
+        if self.rewritten:
             print(file=self.stream)
 
 
@@ -327,14 +418,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser that knows `BOUNDS`, and whose errors are one line."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
 
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        """The options; exits as `error` if a number is out of bounds."""
+        args = super().parse_args(*arguments)
+        for name, (least, most) in BOUNDS.items():
+            given = getattr(args, name, None)
+            for value in given if isinstance(given, list) else [given]:
+                if value is not None and not least <= value <= most:
+                    bound = f"least {least}" if value < least else f"most {most:,}"
+                    self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
+        return args
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists all options)\n")
 
 
 def path_option(text: str) -> str:
@@ -355,32 +457,60 @@ def finite(text: str) -> float:
     return value
 
 
+def say(*lines: object, stream=None) -> None:
+    """Print lines, now: names of files and classes in them may hold anything, even newlines."""
+    for line in lines:
+        print(printable(str(line)), file=stream, flush=True)
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is the user's or the machine's, which `report` tells in one line."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAlloc" in str(error)
+    return isinstance(error, (ValueError, OSError, MemoryError))
+
+
 def report(error: object, where: str = "") -> None:
     """Print what went wrong, and in which run of a sweep, as one line."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        error = (
-            "out of GPU memory: pass a smaller --batch-size, or --class-chunk with many classes, "
-            "or --precision bf16 or fp16"
+    text = str(error)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        text = (
+            f"out of {'GPU ' * isinstance(error, torch.cuda.OutOfMemoryError)}memory: pass a "
+            "smaller --batch-size, or --class-chunk with many classes, or --precision bf16 or fp16"
         )
-    text = " ".join(f"{where}{error}".split())
-    print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be what is full
+        say(f"{Path(sys.argv[0]).name}: error: {one_line(where + text, 3000)}", stream=sys.stderr)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main: a user's mistake becomes one line and exit status 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the script
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
     try:
+        if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):
+            raise ValueError(
+                f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: several are not "
+                "supported yet: start it with python alone, or unset WORLD_SIZE"
+            )
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141  # as a shell tells it of a program that does not catch the signal
-    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
-        report(error)
-        status = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         status = 130
+        print("interrupted", file=sys.stderr)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        status = 2
+        report(error)
+    for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,18 @@ SHORT = [  # a run of a second that learns something
 
 
 class Result(NamedTuple):
+    """`progress`: the lines of stderr that tell of epochs; `err`: the others."""
+
     status: int
     out: str
     err: str
+    progress: str = ""
+
+
+def result(status: int, out: str, err: str) -> Result:
+    lines = err.splitlines(keepends=True)
+    shown = [line for line in lines if re.fullmatch(r"epoch \d+/\d+ · .* left\n", line)]
+    return Result(status, out, "".join(line for line in lines if line not in shown), "".join(shown))
 
 
 def save_clip(path: Path, sizes=WIDE, seed: int = 0) -> Path:
@@ -48,7 +58,7 @@ def process(cwd: Path, script: str, *arguments: object) -> Result:
     done = subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, encoding="utf-8"
     )
-    return Result(done.returncode, done.stdout, done.stderr)
+    return result(done.returncode, done.stdout, done.stderr)
 
 
 def load_script(name: str) -> ModuleType:
@@ -70,7 +80,7 @@ def inside(script: str, *arguments: object) -> Result:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             with pytest.raises(SystemExit) as ended:
                 runs.run_command(SCRIPTS[script].main)
-    return Result(ended.value.code or 0, out.getvalue(), err.getvalue())
+    return result(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def summary(run: str | Path) -> dict:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import pytest
@@ -123,9 +124,11 @@ def assert_same_result(first: str | Path, second: str | Path) -> None:
 
 def test_training_prints_what_it_does_and_both_accuracies(trained):
     folder, result = trained
-    assert (result.status, result.err) == (0, "")  # also no progress: this is no terminal
+    assert (result.status, result.err) == (0, "")
+    assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
     lines = result.out.splitlines()
     assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
+    assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
     count = sum(value.numel() for value in learned(folder).values())
     assert lines[2] == f"dpt learns {count:,} numbers from 12 images"
@@ -292,7 +295,7 @@ def test_the_options_of_prompts_reach_the_model(place):
 
 def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):
     folder = draw_classes(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
-    result = train(Place(folder, place.clip), "run", "--shots", 5, "--epochs", 3)
+    result = train(Place(folder, place.clip), "run", "--shots", 5, "--batch-size", 2)
     notes = [line for line in result.out.splitlines() if line.startswith("note: ")]
     assert notes == ["note: class 'ox' has 2 images, 5 shots wanted: using 2"]
     assert summary("run")["train_images"] == 7
@@ -469,7 +472,7 @@ def test_eval_tells_how_each_class_fares(trained):
     folder, _ = trained
     result = inside("eval.py", "--run", folder, "--per-class")
     assert (result.status, result.err) == (0, "")
-    total, *lines = result.out.splitlines()
+    total, *lines, mean = result.out.splitlines()
     found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
     assert [match[1] for match in found] == CLASSNAMES
     assert sum(int(match[4]) for match in found) == 12
@@ -480,17 +483,30 @@ def test_eval_tells_how_each_class_fares(trained):
         assert match[2] == f"{100 * right / count:.2f}"
         mistakes = [int(number) for number in re.findall(r" (\d+)(?:,|$)", match[5])]
         assert (match[5] != "") == (right < count) and sum(mistakes) <= count - right
+    shares = [float(match[2]) for match in found]
+    assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
+
+    assert inside("eval.py", "--run", folder, "--per-class", "--csv", "classes.csv").status == 0
+    head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
+    assert head == ["class", "accuracy", "right", "total", "taken for"]
+    assert [row[0] for row in rows] == CLASSNAMES
+    assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in found]
+    assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in found]
+    for two in (["--run", folder, folder], ["--run", folder, "--dataset", "EuroSAT", "Food101"]):
+        result = inside("eval.py", *two, "--per-class", "--csv", "two.csv")
+        assert_one_line(result, "eval.py", "--csv", "one --run and one --dataset")
 
 
 def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
     labels, predicted = torch.tensor([0] * 7 + [2]), torch.tensor([0, 1, 2, 2, 3, 4, 4, 2])
-    SCRIPTS["eval.py"].print_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
+    SCRIPTS["eval.py"].say_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
     assert capsys.readouterr().out.splitlines() == [
         "  ant        14.29 %  1 of 7, taken for crane fly 2, eel 2, bee 1",
         "  bee            -    0 of 0",
         "  crane fly 100.00 %  1 of 1",
         "  dog            -    0 of 0",
         "  eel            -    0 of 0",
+        "mean of 2 classes 57.14 %",
     ]
 
 
@@ -677,12 +693,12 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--template", "a {} of {}"], ["a {} of {}", "{}"]),
         (["--template", "a {} of {name}"], ["a {} of {name}", "{}"]),
         (["--template", "a {} {"], ["a {} {", "{}"]),
-        (["--n-ctx", "0"], ["n_ctx", "at least 1"]),
+        (["--n-ctx", "0"], ["--n-ctx", "at least 1"]),
         (["--n-ctx", "77"], ["77 context vectors", "the context or template"]),
         (["--ctx-init", ""], ["ctx_init"]),
         (["--class-token-position", "start"], ["start", "end", "middle", "front"]),
         (["--class-aware-from", "4"], ["class_aware_from", "1 to 3", "4"]),
-        (["--top-k", "0"], ["top_k", "at least 1"]),
+        (["--top-k", "0"], ["--top-k", "at least 1"]),
         (["--alpha", "-1"], ["alpha", "at least 0"]),
         (["--visual-lr", "-1"], ["-1"]),
         (["--visual-lr", "inf"], ["--visual-lr", "finite", "inf"]),
@@ -694,27 +710,51 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--model", ""], ["--model", "expected a path"]),
         (["--out", ""], ["--out", "expected a path"]),
         (["--shotz", "3"], ["--shotz"]),
+        (["--shots", "10" * 9], ["--shots", "at most 1,000,000"]),
+        (["--seed", str(2**63)], ["--seed", "at most 9,223,372,036,854,775,807"]),
+        (["--epochs", str(10**30)], ["--epochs", "at most"]),
+        (["--batch-size", str(10**12)], ["--batch-size", "at most"]),
+        (["--workers", str(10**9)], ["--workers", "at most"]),
+        (["--class-chunk", "-1"], ["--class-chunk", "at least 0"]),
+        (["--n-visual", "100000000000"], ["--n-visual", "at most"]),
+        (["--n-visual", "9" * 5000], ["--n-visual", "invalid int"]),
+        (["--visual-layers", "5"], ["visual_layers", "1 to"]),
+        (["--alpha", "1e39"], ["--alpha", "finite"]),
+        (["--ctx-init", "word " * 200], ["200 context vectors", "77"]),
+        (["--ctx-init", "word " * 200, "--seed", "1", "2"], ["200 context vectors", "77"]),
+        (["--class-aware-from", "4", "--seed", "1", "2"], ["class_aware_from", "1 to 3"]),
+        (["--classnames", "fifo"], ["fifo", "expected a file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
 def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(place, options, words):
     Path("empty.pt").touch()
+    os.mkfifo("fifo")
     result = inside(
         "train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT, *options
     )
     assert_one_line(result, "train.py", *words)
+    assert len(result.err) < 600
     assert not Path("run").exists()
 
 
 def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(place):
     command = ("--data", place.data, "--model", place.clip, *SHORT, "--epochs", 2)
-    few = ("--warmup-epochs", 2, "--guidance-epochs", 2)
+    few, none = ("--warmup-epochs", 2, "--guidance-epochs", 2), "note: 0 training steps after 2 "
     out = inside("train.py", *command, *few).out
-    assert "note: all 2 epochs are warm-up" in out and "note: all 2 epochs are guidance" in out
+    assert none in out and "note: all 2 epochs are guidance" in out
     out = inside("train.py", *command, *few, "--method", "vpt").out
-    assert "note: all 2 epochs are warm-up" in out and "are guidance" not in out
-    assert "note: all" not in inside("train.py", *command, *few, "--method", "coop").out
+    assert none in out and "are guidance" not in out
+    out = inside("train.py", *command, *few, "--method", "coop").out
+    assert "note: 2 training steps after 1 epochs" in out and "note: all" not in out
     assert "note: all" not in inside("train.py", *command, "--guidance-epochs", 1).out
+
+
+def test_fewer_than_ten_steps_after_warm_up_are_said(place):
+    command = ("--data", place.data, "--model", place.clip, *SHORT)  # 2 steps an epoch
+    assert "note: 8 training steps" in inside("train.py", *command, "--epochs", 5).out
+    assert "training steps" not in inside("train.py", *command, "--epochs", 6).out
+    assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
 
 
 def test_compiling_without_a_compiler_is_refused_before_anything_is_written(place, monkeypatch):
@@ -827,6 +867,8 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--image", "empty"], ["empty", "expected images"]),
         (["--image", "picture.png", "--top", "0"], ["--top", "at least 1"]),
         (["--image", "picture.png", "--top", "-1"], ["--top", "at least 1"]),
+        (["--image", "picture.png", "--top", str(10**12)], ["--top", "at most"]),
+        (["--workers", str(10**9)], ["--workers", "at most"]),
         (["--workers", "-1"], ["workers"]),
         (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
         (["--device", "cuda:99"], ["cuda:99"]),
@@ -877,12 +919,24 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
         assert "caf\\udce9" in Path("runs", table).read_text(encoding="utf-8")
 
 
+def test_names_cannot_command_the_terminal_or_begin_a_line(trained, place):
+    shutil.copy(place.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
+    result = inside("eval.py", "--run", trained[0], "--image", "a\x1b[31m\nb: cat 99 %.png")
+    assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
+    result = inside("eval.py", "--run", trained[0], "--image", "gone\x1b[2J\n.png")
+    assert_one_line(result, "eval.py", "gone")
+    assert "\x1b" not in result.err
+    result = inside("eval.py", "--runs\x1b[2J", "x")
+    assert_one_line(result, "eval.py")
+    assert "\x1b" not in result.err
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-def test_the_progress_is_one_line_with_the_time_left_and_only_on_a_terminal(monkeypatch):
+def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(runs.time, "monotonic", lambda: next(now))
     with runs.Progress(8, terminal := Terminal()) as progress:
@@ -892,9 +946,11 @@ def test_the_progress_is_one_line_with_the_time_left_and_only_on_a_terminal(monk
     assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
 
     monkeypatch.setattr(runs.time, "monotonic", lambda: 0.0)
-    with runs.Progress(8, stream := io.StringIO()) as quiet:
-        quiet.show(1, "epoch 1/8")
-    assert stream.getvalue() == ""
+    with runs.Progress(30, stream := io.StringIO()) as lines:  # as a log file
+        for epoch in range(1, 31):
+            lines.show(epoch, f"epoch {epoch}")
+    shown = stream.getvalue().splitlines()
+    assert shown == [f"epoch {epoch} · 0:00 left" for epoch in range(3, 31, 3)]
 
 
 def test_times_are_written_as_on_a_clock():
@@ -916,10 +972,10 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_runs_of_one_name_are_numbered(tmp_path):
     names = []
     for _ in range(3):
-        run = runs.Run.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"])
-        run.create()
-        run.write_json("config.json", {})
-        names.append(run.folder.name)
+        with runs.Run.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"]) as run:
+            run.create()
+            run.write_json("config.json", {})
+            names.append(run.folder.name)
     assert names == ["a", "a-2", "a-3"]
 
 

@@ -1,0 +1,365 @@
+"""What goes wrong around a run: no room, a kill at any moment, two processes with one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from image_folders import draw_classes
+from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
+
+import minidpt
+from minidpt import demo, evaluation, files, runs
+
+fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
+SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("place")
+    draw_classes(folder / "pictures", {"ox": 50, "gnu": 50})
+    save_clip(folder / "little.pt")
+    return ("--data", str(folder / "pictures"), "--model", str(folder / "little.pt"))
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(place, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert inside("train.py", *place, *SCHEDULE, "--out", folder).status == 0
+    return folder
+
+
+@contextlib.contextmanager
+def room(size: int):
+    """No file can grow beyond that many bytes: the error is another than a full disk's, its path
+    through the program the same."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
+    }
+
+
+# No room
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_a_file_without_room_is_named_in_one_line_and_is_not_there_by_half(trained, place, written):
+    names = ["config.json", "split.json", "model.pt"]  # as they are written; each is larger
+    sizes = [0, *((trained / name).stat().st_size for name in names)]
+    assert all(size + 50 < larger for size, larger in zip(sizes, sizes[1:]))
+    with room(sizes[written] + 50):
+        result = inside("train.py", *place, *SCHEDULE, "--out", "run")
+    assert_one_line(result, "train.py", f"run/{names[written]}", "room", "File too large")
+    assert list(contents("run")) == [f"run/{name}" for name in names[:written]]
+    assert Path("run").exists() == bool(written)
+    assert inside("train.py", *place, *SCHEDULE, "--out", "run").status == 0
+
+
+def test_without_room_the_last_good_model_stays(trained):
+    model = minidpt.load_model(trained / "model.pt", minidpt.load(clip_of(trained))[0])
+    shutil.copy(trained / "model.pt", "model.pt")
+    before = contents(".")
+    with room(1000), pytest.raises(OSError, match="model.pt: expected room"):
+        model.save("model.pt")
+    assert contents(".") == before
+
+
+def clip_of(run: Path) -> str:
+    return json.loads((run / "config.json").read_text())["model"]
+
+
+def test_without_room_metrics_end_with_a_whole_line():
+    run = runs.Run(".")
+    run.log({"epoch": 1})
+    before = contents(".")
+    with room(len(before["metrics.jsonl"]) + 5), pytest.raises(OSError, match="metrics.jsonl: "):
+        run.log({"epoch": 2})
+    assert contents(".") == before
+
+
+def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, place):
+    shutil.copytree(trained, "run")
+    draw_classes(Path("other"), {"ox": 4, "yak": 4})
+    Path("run/transfer.json").write_text("{}\n")
+    before = contents("run")
+    with room(100):
+        result = inside("eval.py", "--run", "run", "--data", "other")
+    assert_one_line(result, "eval.py", "run/transfer.json", "room")
+    assert contents("run") == before
+
+
+def test_without_room_there_is_no_table_of_classes(trained):
+    with room(10):
+        result = inside("eval.py", "--run", trained, "--per-class", "--csv", "classes.csv")
+    assert_one_line(result, "eval.py", "classes.csv", "room")
+    assert contents(".") == {}
+
+
+def test_without_room_kept_features_are_none(trained):
+    clip, _ = minidpt.load(clip_of(trained))
+    items = minidpt.data.read_split(trained / "split.json").test
+    cache = evaluation.FeatureCache("features")
+    with room(100), pytest.raises(OSError):
+        evaluation.TestSet(items, clip, cache=cache).features()
+    assert contents(".") == {}
+
+
+def test_without_room_no_demo_is_drawn(monkeypatch):
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 1)
+    with room(1000):
+        assert_one_line(inside("train.py"), "train.py", "runs/demo-v", "room")
+    assert contents(".") == {} and not any(Path("runs").iterdir())
+
+
+def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
+    command = (*place, *SCHEDULE, "--method", "zeroshot", "coop", "vpt", "--out", "sweep")
+    with room(4500):  # for all but VPT's prompts
+        result = inside("train.py", *command)
+    assert result.status == 2 and "| zero-shot" in result.out and "| coop" in result.out
+    failed, last = result.err.splitlines()
+    assert "vpt-3shots-seed1: sweep/" in failed and "model.pt: expected room" in failed
+    assert "1 of 3 runs failed" in last
+    assert inside("train.py", *command).status == 0
+
+    with room(100):  # only the table is to be written, of more bytes
+        result = inside("train.py", *command)
+    assert_one_line(result, "train.py", "sweep/table.md", "room")
+    assert "| coop" in result.out and "| vpt" in result.out
+    assert not list(Path("sweep").rglob("*.part"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
+    command = [sys.executable, str(ROOT / "eval.py"), "--table", str(trained)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"eval.py: error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stdout", "stderr"]])
+def test_closed_streams_are_no_error(trained, monkeypatch, closed):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)  # as Python has it after >&-
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--table", str(trained)])
+    with pytest.raises(SystemExit) as ended:
+        runs.run_command(SCRIPTS["eval.py"].main)
+    assert not ended.value.code
+    for name in closed:
+        getattr(sys, name).close()
+
+
+# Kills and rivals
+
+FORKS = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, TESTS)
+from scripts import SCRIPTS, inside
+
+arguments = sys.argv[1:]
+clip = SCRIPTS["train.py"].load(arguments[3])
+SCRIPTS["train.py"].load = lambda *_, **__: clip
+inside("train.py", *arguments, "--out", "first")  # for all that torch imports on its way
+
+def start(*more, steps=(), kill=0):  # in a process of its own, which dies at the n-th of the steps
+    pid, done = os.fork(), []
+    if pid:
+        return pid
+
+    def counted(function):
+        def call(*arguments, **options):
+            done.append(function)
+            if len(done) == kill:
+                os.kill(os.getpid(), 9)
+            return function(*arguments, **options)
+        return call
+
+    for holder, name in steps:
+        setattr(holder, name, counted(getattr(holder, name)))
+    result = inside("train.py", *arguments, *more)
+    with open("errors", "a") as file:
+        file.write(result.err)
+    os._exit(result.status)
+
+def end(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def killed(name, command, steps, every):
+    found, number, status = [], 1, -9
+    while status == -9:
+        os.mkdir(f"{name}-{number}")
+        os.chdir(f"{name}-{number}")
+        status = end(start(*command, steps=steps, kill=number))
+        left = sorted(str(path) for path in Path("out").rglob("*"))
+        if status == -9:
+            again = end(start(*command))
+            found.append([left, again, sorted(str(path) for path in Path("out").rglob("*.*"))])
+        os.chdir("..")
+        number += every
+    return found
+
+writes = [(os, "replace")]
+steps = [*writes, (Path, "unlink"), (Path, "mkdir"), (Path, "open")]
+sweep = ["--method", "zeroshot", "coop", "--out", "out"]
+print(json.dumps({
+    "run": killed("run", ["--out", "out"], writes, 1),
+    "sweep": killed("sweep", sweep, steps, 7),
+    "one folder": sorted(map(end, [start("--out", "out"), start("--out", "out")])),
+    "no folder": sorted(map(end, [start(), start(), start()])),
+}))
+"""
+RUN = ["config.json", "metrics.jsonl", "model.pt", "split.json", "summary.json"]
+
+
+@pytest.fixture(scope="module")
+def forks(place, tmp_path_factory) -> tuple[Path, dict]:
+    """What came of runs that were killed or had a rival; one process imports once, then forks."""
+    folder = tmp_path_factory.mktemp("forks")
+    code = FORKS.replace("TESTS", repr(str(ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *place, *map(str, SCHEDULE), "--epochs", "1"], cwd=folder,
+        env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
+    _, found = forks
+    parts = [name for left, _, _ in found["run"] for name in left if name.endswith(".part")]
+    begun = [f"out/{name}.part" for name in (RUN[0], RUN[3], RUN[2], RUN[2], RUN[4])]
+    assert parts == begun
+    for _, again, there in found["run"]:
+        assert (again, there) == (0, [f"out/{name}" for name in RUN])
+
+
+def test_after_a_kill_at_any_moment_the_same_sweep_finishes(forks):
+    _, found = forks
+    runs_of = {"pictures-coop-3shots-seed1": RUN, "pictures-zeroshot": [RUN[0], *RUN[2:]]}
+    finished = {f"out/{run}/{name}" for run, names in runs_of.items() for name in names}
+    finished |= {"out/sweep.json", "out/table.csv", "out/table.md"}
+    assert len(found["sweep"]) > 5
+    for left, again, there in found["sweep"]:
+        features = {name for name in there if name.endswith(".npy")}
+        assert (again, set(there) - features, len(features)) == (0, finished, 1), left
+
+
+def test_of_two_processes_with_one_folder_the_first_has_it(forks):
+    folder, found = forks
+    assert found["one folder"] == [0, 2]
+    (error,) = (folder / "errors").read_text().splitlines()
+    assert error.startswith("train.py: error: output folder out: ")  # in use, or used already
+    assert sorted(path.name for path in (folder / "out").iterdir()) == RUN
+    assert len((folder / "out" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_processes_without_a_folder_take_numbers_of_their_own(forks):
+    folder, found = forks
+    assert found["no folder"] == [0, 0, 0]
+    names = sorted(path.name for path in (folder / "runs").iterdir())
+    assert names == [f"pictures-coop-3shots-seed1{more}" for more in ("", "-2", "-3")]
+
+
+def test_a_folder_that_another_process_writes_to_is_refused_and_left_as_it_is(trained, place):
+    command = ("train.py", *place, *SCHEDULE)
+    with runs.claimed(Path("sweep"), [], bool):
+        for out in ("sweep", "sweep/run"):  # a sweep's lock covers its runs
+            assert_one_line(inside(*command, "--out", out), "train.py", "another process", "sweep")
+        result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
+        assert_one_line(result, "train.py", "another process", "sweep")
+        assert os.listdir("sweep") == [runs.LOCK]
+    assert not Path("sweep").exists()
+    with runs.claimed(Path("sweep/pictures-zeroshot"), [], bool):
+        result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
+    assert_one_line(result, "train.py", "sweep")
+
+
+def test_a_lock_that_a_killed_process_has_left_stops_nobody(place):
+    Path("run").mkdir()
+    Path("run", runs.LOCK).touch()
+    assert inside("train.py", *place, *SCHEDULE, "--epochs", 0, "--out", "run").status == 0
+    assert runs.LOCK not in os.listdir("run")
+
+
+def test_who_waits_for_a_lock_does_not_take_one_that_was_removed(monkeypatch):
+    """Between opening the file and locking it, its owner removes it and another makes its own."""
+    flock, owner = fcntl.flock, []
+
+    def slow(file, flags):
+        if not owner:
+            owner.append(True)
+            Path("lock").unlink()
+            owner.append(open("lock", "w"))
+            flock(owner[1], fcntl.LOCK_EX)
+        flock(file, flags)
+
+    monkeypatch.setattr(files.fcntl, "flock", slow)
+    with pytest.raises(BlockingIOError, match="busy"), files.locked(Path("lock"), "busy"):
+        pass
+    owner[1].close()
+
+
+def test_without_locks_a_run_goes_on_and_says_so(place, monkeypatch):
+    def refused(*_):
+        raise OSError(95, "Operation not supported")  # some network file systems
+
+    command = ("train.py", *place, *SCHEDULE, "--epochs", 0)
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    result = inside(*command, "--out", "run")
+    assert result.status == 0 and "note: no locks here: start nothing else" in result.out
+    assert runs.LOCK not in os.listdir("run")
+    monkeypatch.setattr(files, "fcntl", None)  # Windows
+    result = inside(*command, "--out", "other")
+    assert result.status == 0 and "note: no locks here" in result.out
+
+
+def test_a_stopped_run_begins_anew_with_the_same_settings_only(place):
+    command = ("train.py", *place, *SCHEDULE, "--out", "run")
+    assert inside(*command).status == 0
+    Path("run/summary.json").unlink()
+    before = contents("run")
+    result = inside(*command, "--epochs", 1)
+    assert_one_line(result, "train.py", "epochs 1", "a run with 2", "pass --epochs 2")
+    assert contents("run") == before
+    result = inside(*command)
+    assert result.status == 0 and "run folder run, which begins anew" in result.out
+    assert summary("run")["epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.pt", "split.json", "data.json.part"])
+def test_files_that_are_not_what_a_kill_leaves_are_refused(place, name):
+    Path("run").mkdir()
+    Path("run", name).write_text("mine")
+    Path("run/config.json.part").write_text("{")
+    result = inside("train.py", *place, *SCHEDULE, "--out", "run")
+    assert_one_line(result, "train.py", "run", "other files", "another --out")
+    assert sorted(os.listdir("run")) == sorted([name, "config.json.part"])
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_several_processes_are_not_supported_yet(script, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_one_line(inside(script), script, "WORLD_SIZE 2", "one process", "not supported yet")
+    assert not os.listdir()
