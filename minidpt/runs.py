@@ -22,7 +22,7 @@ import torch
 from . import __version__
 from .clip import CLIP
 from .data import Dataset
-from .files import entries, read_json, replacing
+from .files import entries, one_line_errors, read_json, replacing
 from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -89,6 +89,7 @@ class Run:
         for name in (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG):  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
 
+    @one_line_errors
     def finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
@@ -123,7 +124,8 @@ class Run:
         with replacing(self.path(name)) as unfinished:
             unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def read_json(self, name: str, **needed: type) -> dict[str, Any]:
+    @one_line_errors
+    def read_json(self, name: str, **needed: Any) -> dict[str, Any]:
         """Read a JSON file of the run.
 
         Raises ValueError if it is damaged, or lacks a `needed` entry of that type.

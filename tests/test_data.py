@@ -223,7 +223,7 @@ def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkey
 )
 def test_broken_split_files_get_one_line(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
-    with pytest.raises(ValueError, match=r"s.json: expected lists train, val, test") as raised:
+    with pytest.raises(ValueError, match=r"s.json: expected ") as raised:
         data.read_split(tmp_path / "s.json", tmp_path)
     assert "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError, match="none.json"):
