@@ -26,6 +26,7 @@ from PIL import Image
 from .files import (
     MAX_CLASSES,
     MAX_PICTURES,
+    collector_paused,
     entries,
     good_name,
     one_line_errors,
@@ -41,6 +42,7 @@ IMAGE_SUFFIXES = {
 }
 DEFAULT_TEMPLATE = "a photo of a {}."
 PARTS = ("train", "val", "test")
+MANY = 1000  # missing files are enough to know of
 
 
 class Item(NamedTuple):
@@ -268,6 +270,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
 
 
 @one_line_errors
+@collector_paused()
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:
@@ -284,13 +287,12 @@ def read_split(
             f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"
         )
     root = os.path.realpath(noted) if root is None else root
-    listed = {
-        part: [
-            Item(os.path.join(root, file.replace("/", os.sep)), label, name)
+    start, listed = os.path.join(root, ""), {}
+    for part in PARTS:
+        listed[part] = [
+            Item(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
             for file, label, name in content.pop(part)
         ]
-        for part in PARTS
-    }
     missing = missing_files(item.path for own in listed.values() for item in own)
     if missing:
         raise FileNotFoundError(
@@ -310,26 +312,31 @@ def read_split(
 def told(missing: list[str]) -> str:
     """How many files are missing, and the first of them."""
     there = " (which is no regular file)" if os.path.lexists(missing[0]) else ""
-    return f"{len(missing)} missing, the first {missing[0]}{there}"
+    more = " or more" if len(missing) >= MANY else ""
+    return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no regular files, or links to one.
+    """Those of the paths that are no regular files, or links to one; some of them if it is `MANY`.
 
     Folders of which many files are asked for are listed, which on a network disk is much faster
     than to ask for each file.
     """
-    by_folder: dict[str, list[str]] = {}
+    by_folder: dict[str, dict[str, str]] = {}
     for path in paths:
-        by_folder.setdefault(os.path.dirname(path), []).append(path)
+        folder, name = os.path.split(path)
+        by_folder.setdefault(folder, {})[name] = path
     missing = []
     for folder, own in by_folder.items():
         if len(own) > 20 and os.path.isdir(folder):
-            wanted = set(map(os.path.basename, own))
             with os.scandir(folder) as found:
-                there = {entry.name for entry in found if entry.name in wanted and entry.is_file()}
-            own = [path for path in own if os.path.basename(path) not in there]
-        missing += [path for path in own if not os.path.isfile(path)]
+                for entry in found:
+                    if entry.name in own and entry.is_file():
+                        del own[entry.name]
+        for path in own.values():
+            missing += [] if os.path.isfile(path) else [path]
+            if len(missing) == MANY:
+                return missing
     return missing
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .data import PARTS, Dataset, missing_files, read_split, told
-from .files import one_line_errors, read_json, read_text
+from .files import collector_paused, one_line_errors, read_json, read_text
 from .folders import (
     LABELS,
     assemble,
@@ -30,6 +30,7 @@ from .naming import Naming, imagenet_classnames, read_classnames
 
 
 @one_line_errors
+@collector_paused()
 def open_dataset(
     path: str | os.PathLike,
     dataset: str | None = None,

@@ -3,12 +3,10 @@
 files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
 """
 
-import gc
 import os
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -190,31 +188,18 @@ def assemble(
 
     listed: dict[str, list[Item]] = {part: [] for part in PARTS}
     labels = {key: label for label, key in enumerate(names)}
-    with _collector_paused():
-        for part, files in parts.items():
-            for key, own in files.items():
-                if key not in labels:
-                    raise ValueError(
-                        f"data folder {root}: expected only classes that {first} has, got '{key}' "
-                        f"in {part}: add {first} pictures of it or remove it"
-                    )
-                listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
+    for part, files in parts.items():
+        for key, own in files.items():
+            if key not in labels:
+                raise ValueError(
+                    f"data folder {root}: expected only classes that {first} has, got '{key}' "
+                    f"in {part}: add {first} pictures of it or remove it"
+                )
+            listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())
     dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
     return naming.credited(dataset, keys)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection: it would look at a million new Items again and again (2 s for 0.5)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:

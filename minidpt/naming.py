@@ -16,6 +16,7 @@ from .data import DEFAULT_TEMPLATE, Dataset
 from .files import (
     MAX_ENTRIES,
     MAX_PICTURES,
+    collector_paused,
     good_name,
     one_line_errors,
     read_json,
@@ -46,6 +47,7 @@ def imagenet_classnames() -> dict[str, str]:
 
 
 @one_line_errors
+@collector_paused()
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Folder or label -> class name, from a file of such pairs.
 
