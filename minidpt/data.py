@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,10 +116,10 @@ def make_dataset(
     """
     good_name(name, f"data in {root}", folder=True)
     for classname in classnames:
-        good_name(classname, f"data set {name}")
+        good_name(classname, f"data set {name} in {root}")
     if template.count("{}") != 1 or len(template) > 1000:
         raise ValueError(
-            f"data set {name}: expected a template with one {{}}, got {shown(template)}"
+            f"data set {name} in {root}: expected a template with one {{}}, got {shown(template)}"
         )
     counts = "/".join(str(len(listed[part])) for part in PARTS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
@@ -322,21 +323,22 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     Folders of which many files are asked for are listed, which on a network disk is much faster
     than to ask for each file.
     """
-    by_folder: dict[str, dict[str, str]] = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        by_folder.setdefault(folder, {})[name] = path
-    missing = []
-    for folder, own in by_folder.items():
-        if len(own) > 20 and os.path.isdir(folder):
-            with os.scandir(folder) as found:
-                for entry in found:
-                    if entry.name in own and entry.is_file():
-                        del own[entry.name]
-        for path in own.values():
-            missing += [] if os.path.isfile(path) else [path]
-            if len(missing) == MANY:
-                return missing
+    missing, waiting = [], iter(paths)
+    while some := list(islice(waiting, 2**18)):  # a folder for each of a million takes 1 GB
+        by_folder: dict[str, dict[str, str]] = {}
+        for path in some:
+            folder, name = os.path.split(path)
+            by_folder.setdefault(folder, {})[name] = path
+        for folder, own in by_folder.items():
+            if len(own) > 20 and os.path.isdir(folder):
+                with os.scandir(folder) as found:
+                    for entry in found:
+                        if entry.name in own and entry.is_file():
+                            del own[entry.name]
+            for path in own.values():
+                missing += [] if os.path.isfile(path) else [path]
+                if len(missing) == MANY:
+                    return missing
     return missing
 
 

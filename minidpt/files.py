@@ -176,7 +176,7 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
     """
     text = name if isinstance(name, str) else ""
     most, blank, other = (180, " .", r"/\\") if folder else (MAX_NAME, " _", r"\udc80-\udcff")
-    bad = rf"[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff{other}]"
+    bad = rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff{other}]"
     size = len(text.encode(errors="surrogatepass"))
     if not text.strip(blank) or size > most or re.search(bad, text):
         kind = "data set's name, good for a folder," if folder else "class's name"

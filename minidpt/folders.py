@@ -235,7 +235,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     ValueError or FileNotFoundError with the line's number.
     """
     where = f"labels {path}"
-    home = os.path.abspath(path.parent)
+    start = os.path.join(os.path.abspath(path.parent), "")
     columns, width, rows = _columns(read_rows(path, where), where)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
     needed = 1 + max(columns.values())
@@ -243,7 +243,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     lines: dict[str, int] = {}  # picture -> line
     first_lines: dict[str, int] = {}  # class -> line
     for line, row in rows:
-        whole = len(row) >= needed and not any(row[width:])
+        whole = len(row) == width or len(row) >= needed and not any(row[width:])
         part = "all" if at_split is None else whole and _PART_NAMES.get(row[at_split].lower())
         if not (whole and row[at_path] and row[at_label] and part):
             expected = "a path, a label" + " and train, val or test" * (at_split is not None)
@@ -254,15 +254,17 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
                 f"{where}, line {line}: expected {expected}, got {','.join(row)}"
                 f"{many * (len(row) > width)}"
             )
-        file, label = os.path.join(home, row[at_path]), row[at_label]
+        file, label = row[at_path], row[at_label]
+        file = file if os.path.isabs(file) else start + file
         if lines.setdefault(file, line) != line:
             raise ValueError(
                 f"{where}, line {line}: expected each picture once, got {row[at_path]} again "
                 f"(line {lines[file]}): remove one"
             )
-        first_lines.setdefault(label, line)
-        if len(first_lines) > MAX_CLASSES:
-            raise ValueError(f"{where}: expected at most {MAX_CLASSES:,} labels, got more")
+        if label not in first_lines:
+            first_lines[label] = line
+            if len(first_lines) > MAX_CLASSES:
+                raise ValueError(f"{where}: expected at most {MAX_CLASSES:,} labels, got more")
         parts.setdefault(part, {}).setdefault(label, []).append(file)
     if len(first_lines) < 2:
         raise ValueError(f"{where}: expected at least 2 labels, got {list(first_lines)}: add some")
