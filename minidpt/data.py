@@ -117,17 +117,15 @@ def make_dataset(
     good_name(name, f"data in {root}", folder=True)
     for classname in classnames:
         good_name(classname, f"data set {name} in {root}")
-    if template.count("{}") != 1 or len(template) > 1000:
-        raise ValueError(
-            f"data set {name} in {root}: expected a template with one {{}}, got {shown(template)}"
-        )
     counts = "/".join(str(len(listed[part])) for part in PARTS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     tested = {item.label for item in listed["test"]}
-    untested = [name for label, name in enumerate(classnames) if label not in tested]
-    notes = (*notes, *(f"class '{classname}' has no test image" for classname in untested[:20]))
-    if len(untested) > 20:
-        notes += (f"nor have {len(untested) - 20} classes more",)
+    untested = (
+        f"class '{classname}' has no test image"
+        for label, classname in enumerate(classnames)
+        if label not in tested
+    )
+    notes = (*notes, *untested)
     return Dataset(name, root, classnames, template, **listed, source=source, notes=notes)
 
 
@@ -243,9 +241,9 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     label; perhaps "name", "root", "template". Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
-    texts = dict.fromkeys(("name", "root", "template"), str | None)
-    lists = dict.fromkeys(("classnames", *PARTS), list | None)
-    content = entries(read_json(path, where, MAX_PICTURES), where, **texts, **lists)
+    kinds = dict.fromkeys(("name", "root", "template"), str | None)
+    kinds |= dict.fromkeys(("classnames", *PARTS), list | None)
+    content = entries(read_json(path, where, MAX_PICTURES), where, **kinds)
     content |= {part: content.get(part) or [] for part in PARTS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}
@@ -262,11 +260,6 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
         got = f"label {wrong[0]}, {shown(named[wrong[0]])}, of " if wrong else ""
         raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
     content["classnames"] = [good_name(name, f"{where}, class {n}") for n, name in enumerate(names)]
-    ((name, most),) = Counter(names).most_common(1)
-    if most > 2:  # twice happens, even in ImageNet's names
-        raise ValueError(
-            f"{where}: expected names of its own for a class, got '{name}' {most} times"
-        )
     return content
 
 
@@ -283,6 +276,13 @@ def read_split(
     """
     path, content = Path(path), split_content(path)
     classnames, noted = content["classnames"], content.get("root") if root is None else root
+    notes = []
+    for name_of, count in Counter(classnames).items():
+        if count > 2:  # twice happens, even in ImageNet's names
+            raise ValueError(
+                f"split file {path}: expected a name for each, got {count} '{name_of}'"
+            )
+        notes += [f"two classes are called '{name_of}'"] * (count - 1)
     if noted is None or not os.path.isdir(noted):
         raise FileNotFoundError(
             f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"
@@ -299,12 +299,6 @@ def read_split(
         raise FileNotFoundError(
             f"split file {path}: expected all its pictures in {root}, got {told(missing)}"
         )
-    first: dict[str, int] = {}
-    notes = [
-        f"classes {first[name]} and {label} are both called '{name}'"
-        for label, name in enumerate(classnames)
-        if first.setdefault(name, label) != label
-    ]
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE
     return make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
@@ -312,33 +306,31 @@ def read_split(
 
 def told(missing: list[str]) -> str:
     """How many files are missing, and the first of them."""
-    there = " (which is no regular file)" if os.path.lexists(missing[0]) else ""
-    more = " or more" if len(missing) >= MANY else ""
+    more = " or more" * (len(missing) == MANY)
+    there = " (which is no regular file)" * os.path.lexists(missing[0])
     return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no regular files, or links to one; some of them if it is `MANY`.
+    """Those of the paths that are no regular files, nor links to one; not more than `MANY`.
 
     Folders of which many files are asked for are listed, which on a network disk is much faster
     than to ask for each file.
     """
-    missing, waiting = [], iter(paths)
-    while some := list(islice(waiting, 2**18)):  # a folder for each of a million takes 1 GB
-        by_folder: dict[str, dict[str, str]] = {}
-        for path in some:
-            folder, name = os.path.split(path)
-            by_folder.setdefault(folder, {})[name] = path
-        for folder, own in by_folder.items():
-            if len(own) > 20 and os.path.isdir(folder):
-                with os.scandir(folder) as found:
-                    for entry in found:
-                        if entry.name in own and entry.is_file():
-                            del own[entry.name]
-            for path in own.values():
-                missing += [] if os.path.isfile(path) else [path]
-                if len(missing) == MANY:
-                    return missing
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    missing: list[str] = []
+    for folder, own in by_folder.items():
+        if len(own) > 20 and os.path.isdir(folder):
+            wanted = set(map(os.path.basename, own))
+            with os.scandir(folder) as found:
+                there = {entry.name for entry in found if entry.name in wanted and entry.is_file()}
+            own = [path for path in own if os.path.basename(path) not in there]
+        others = (path for path in dict.fromkeys(own) if not os.path.isfile(path))
+        missing += islice(others, MANY - len(missing))
+        if len(missing) == MANY:
+            break
     return missing
 
 

@@ -120,18 +120,15 @@ def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> A
         return float(number)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"two entries {shown(twice)}")
+        if len(content := dict(pairs)) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"two entries {shown(twice[0][0])}")
         return content
 
     text = read_text(path, where, most)
     try:
-        return json.loads(
-            text, parse_float=finite, parse_constant=finite,
-            object_pairs_hook=unique,
-        )  # fmt: skip
+        hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
+        return json.loads(text, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
     except ValueError as error:
@@ -177,13 +174,11 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
     text = name if isinstance(name, str) else ""
     most, blank, other = (180, " .", r"/\\") if folder else (MAX_NAME, " _", r"\udc80-\udcff")
     bad = rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff{other}]"
-    size = len(text.encode(errors="surrogatepass"))
-    if not text.strip(blank) or size > most or re.search(bad, text):
-        kind = "data set's name, good for a folder," if folder else "class's name"
-        raise ValueError(
-            f"{where}: expected a {kind} of up to {most} bytes without control characters, got "
-            f"{shown(name)}: rename it"
-        )
+    long = len(text.encode(errors="surrogatepass")) > most
+    if long or not text.strip(blank) or re.search(bad, text):
+        kind = "data set's name, good for a folder" if folder else "class's name"
+        wanted = f"a {kind}, up to {most} bytes, no control characters"
+        raise ValueError(f"{where}: expected {wanted}, got {shown(name)}: rename it")
     return text
 
 

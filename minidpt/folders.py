@@ -247,13 +247,9 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         part = "all" if at_split is None else whole and _PART_NAMES.get(row[at_split].lower())
         if not (whole and row[at_path] and row[at_label] and part):
             expected = "a path, a label" + " and train, val or test" * (at_split is not None)
-            many = (
-                f" ({len(row)} cells for {width} columns: quote one that has the separator in it)"
-            )
-            raise ValueError(
-                f"{where}, line {line}: expected {expected}, got {','.join(row)}"
-                f"{many * (len(row) > width)}"
-            )
+            many = f" ({len(row)} cells for {width} columns: quote one that has a separator in it)"
+            got = ",".join(row) + many * (len(row) > width)
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
         file, label = row[at_path], row[at_label]
         file = file if os.path.isabs(file) else start + file
         if lines.setdefault(file, line) != line:
@@ -261,10 +257,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
                 f"{where}, line {line}: expected each picture once, got {row[at_path]} again "
                 f"(line {lines[file]}): remove one"
             )
-        if label not in first_lines:
-            first_lines[label] = line
-            if len(first_lines) > MAX_CLASSES:
-                raise ValueError(f"{where}: expected at most {MAX_CLASSES:,} labels, got more")
+        if first_lines.setdefault(label, line) == line and len(first_lines) > MAX_CLASSES:
+            raise ValueError(f"{where}: expected at most {MAX_CLASSES:,} labels, got more")
         parts.setdefault(part, {}).setdefault(label, []).append(file)
     if len(first_lines) < 2:
         raise ValueError(f"{where}: expected at least 2 labels, got {list(first_lines)}: add some")
@@ -304,18 +298,15 @@ def _columns(
     """Which column is the path, which the label, which the split; how many there are; the rows."""
     line, first = next(rows, (1, []))
     columns: dict[str, int] = {}
-    twice = ()
     for number, cell in enumerate(first):
         word = re.sub(r"[\W_]", "", cell.lower())
         for name, words in _COLUMNS.items():
             if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
-                twice = name, first[columns[name]], cell
+                raise ValueError(
+                    f"{where}, line {line}: expected one column for the {name}, got "
+                    f"'{first[columns[name]]}' and '{cell}': rename the other"
+                )
     if "path" in columns and "label" in columns:
-        if twice:
-            raise ValueError(
-                f"{where}, line {line}: expected one column for the {twice[0]}, got '{twice[1]}' "
-                f"and '{twice[2]}': rename the other"
-            )
         return columns, len(first), rows
     if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
         columns = {name: number for number, name in enumerate(_COLUMNS) if number < len(first)}

@@ -13,16 +13,7 @@ from pathlib import Path
 import regex
 
 from .data import DEFAULT_TEMPLATE, Dataset
-from .files import (
-    MAX_ENTRIES,
-    MAX_PICTURES,
-    collector_paused,
-    good_name,
-    one_line_errors,
-    read_json,
-    read_text,
-    shown,
-)
+from .files import MAX_PICTURES, good_name, one_line_errors, read_json, read_text, shown
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)
@@ -47,7 +38,6 @@ def imagenet_classnames() -> dict[str, str]:
 
 
 @one_line_errors
-@collector_paused()
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Folder or label -> class name, from a file of such pairs.
 
@@ -62,7 +52,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
             raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {shown(content)}')
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
-        pairs = read_rows(path, where, MAX_ENTRIES)
+        pairs = read_rows(path, where)
     else:
         lines = enumerate(read_text(path, where).split("\n"), start=1)
         pairs = ((number, line.split(maxsplit=1)) for number, line in lines if line.strip())
@@ -122,10 +112,8 @@ class Naming:
                     f"folder {where}: expected a name of its own for each class, got '{other}' "
                     f"and '{key}': rename or merge them"
                 )
-        own = [name for name in names.values() if _MISSING.fullmatch(name)]
-        notes += [
-            f"a class is called '{name}', as missing labels are often written" for name in own
-        ]
+        missing = filter(_MISSING.fullmatch, names.values())
+        notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
         if all(map(str.isdecimal, names.values())):
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
@@ -151,12 +139,12 @@ class Naming:
 # ---- files
 
 
-def read_rows(path: Path, where: str, most: int = MAX_PICTURES) -> Iterator[tuple[int, list[str]]]:
+def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not empty, each with its line number, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them.
     """
-    text = read_text(path, where, most)
+    text = read_text(path, where, MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:

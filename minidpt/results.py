@@ -114,10 +114,10 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
         trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
         for name, test in {**transfer, **run["tests"]}.items():
             where = f"{path.parent}, test {name[:60]!r}"
-            numbers = run | entries(test, where, **OF_TEST)
-            wrong = [name for name, most in AT_MOST.items() if not 0 <= numbers[name] <= most]
-            if wrong or run["method"] not in METHODS:
-                got = f"{wrong[0]} {shown(numbers[wrong[0]])}" if wrong else shown(run["method"])
+            said = run | entries(test, where, **OF_TEST)
+            wrong = [name for name, most in AT_MOST.items() if not 0 <= said[name] <= most]
+            if wrong := wrong or ["method"] * (run["method"] not in METHODS):
+                got = f"{wrong[0]} {shown(said[wrong[0]])}"
                 raise ValueError(f"{where}: expected the result of a run of train.py, got {got}")
             results.append(Result(
                 run["dataset"], trained, test.get("tested") or name, run["model"], run["method"],
@@ -125,8 +125,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
                 float(test["zero_shot_accuracy"]), float(test["accuracy"]),
             ))  # fmt: skip
     if not results:
-        begun = len(unfinished(folder))
-        got = f"{begun} unfinished" if begun else "none"
+        got = f"{len(begun)} unfinished" if (begun := unfinished(folder)) else "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
     return results
 
@@ -167,10 +166,8 @@ def summarise(results: Iterable[Result]) -> list[Row]:
 
 def _across(result: Result) -> dict[str, Any]:
     """The settings by which runs on several data sets differ: not in each one's own, or usual."""
-    usual = {
-        "epochs": default_epochs(result.method, result.shots, result.dataset),
-        "warmup_epochs": 1 if result.dataset == "ImageNet" else 10,
-    }
+    epochs = default_epochs(result.method, result.shots, result.dataset)
+    usual = {"epochs": epochs, "warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
     own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
     return own | {name: "usual" for name, value in usual.items() if own.get(name) == value}
 
@@ -326,16 +323,6 @@ def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
     seeds = sorted({seed for row in rows for seed in row.accuracies})
-    lines = [(row, row.zero_shot_accuracy, row.accuracy, row.std) for row in rows]
-    for base, new, mean in base_to_new(rows):
-        zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
-        own = {
-            seed: harmonic_mean(accuracy, new.accuracies[seed])
-            for seed, accuracy in base.accuracies.items()
-            if seed in new.accuracies
-        }
-        tested = f"{base.dataset}, harmonic mean of base and new"
-        lines.append((base._replace(tested=tested, accuracies=own), zero_shot, mean, ""))
     with (
         replacing(path) as unfinished,
         unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -343,9 +330,14 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         writer = csv.writer(file)
         numbers = ["seeds", "zero_shot_accuracy", "accuracy", "std"]
         writer.writerow([*Row._fields[:7], *numbers, *(f"seed {seed}" for seed in seeds)])
-        for row, *values in lines:
+        for row in rows:
+            numbers = [len(row.accuracies), row.zero_shot_accuracy, row.accuracy, row.std]
             each = (row.accuracies.get(seed, "") for seed in seeds)
-            writer.writerow([*map(cell, row[:7]), len(row.accuracies), *values, *each])
+            writer.writerow([*map(cell, row[:7]), *numbers, *each])
+        for base, new, mean in base_to_new(rows):
+            zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
+            both = base._replace(tested=f"{base.dataset}, harmonic mean of base and new")
+            writer.writerow([*map(cell, both[:7]), len(base.accuracies), zero_shot, mean, ""])
 
 
 @one_line_errors
@@ -357,9 +349,8 @@ def write_tables(folder: str | os.PathLike) -> str:
     rows = summarise(read_results(folder))
     text = markdown(rows)
     if others := unfinished(folder):
-        names = ", ".join(run.name for run in others[:3]) + ", …" * (len(others) > 3)
-        runs = f"{len(others)} run{'s are' if len(others) > 1 else ' is'}"
-        text += f"\n{one_line(f'{runs} not finished and not in the tables: {names}')}\n"
+        names = one_line(", ".join(run.name for run in others))
+        text += f"\nRuns that are not finished, so not in the tables: {len(others)} ({names}).\n"
     with replacing(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")

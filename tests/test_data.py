@@ -299,7 +299,7 @@ def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system
 def test_two_classes_of_one_name_in_a_split_file_are_said(tmp_path):
     rows = [[f"{file}/image_0001.png", n, name] for n, (file, name) in enumerate(zip("abc", "xxy"))]
     notes = data.read_split(split_of(tmp_path, test=rows)).notes
-    assert notes == ("classes 0 and 1 are both called 'x'",)
+    assert notes == ("two classes are called 'x'",)
 
 
 def test_missing_files_beyond_a_thousand_are_not_counted(tmp_path):

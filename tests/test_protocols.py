@@ -675,7 +675,7 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
         (run / "summary.json").unlink()
     out = succeed("eval.py", "--table", "again").out
     names = ", ".join(run.name for run in stopped)
-    assert out.endswith(f"\n2 runs are not finished and not in the tables: {names}\n")
+    assert out.endswith(f"\nRuns that are not finished, so not in the tables: 2 ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
