@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
-from minidpt.data import Dataset, read_split, select_classes
+from minidpt.data import Dataset, read_split, select_classes, split_content
 from minidpt.datasets import open_dataset
 from minidpt.demo import is_demo
 from minidpt.evaluation import TestSet, percent_correct, predicted_labels, zero_shot_accuracy
-from minidpt.files import locked, replacing
+from minidpt.files import cell, locked, replacing
 from minidpt.folders import images_in
 from minidpt.model import load_model
 from minidpt.pretrained import load
@@ -47,6 +48,7 @@ from minidpt.runs import (
 from minidpt.transforms import open_image
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
+DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
 
 
 def parse_arguments():
@@ -90,6 +92,8 @@ def parse_arguments():
         parser.error("--csv: expected one --run and one --dataset, got more")
     if args.csv and os.path.exists(args.csv):
         parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
+    if args.csv and not os.path.isdir(os.path.dirname(args.csv) or "."):
+        parser.error(f"--csv: expected a file in a folder that exists, got {args.csv}")
     if args.per_class and (args.image or args.table):
         parser.error("--per-class: expected for a test, got --image or --table")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
@@ -124,7 +128,7 @@ def main() -> int:
 
     # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.
     runs = [Run.open(folder) for folder in args.run]
-    configs = [run.read_json(CONFIG, data=str, **CLIP_SETTINGS) for run in runs]
+    configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
     other, tests, learned_from = is_elsewhere(args), [], []
     if not args.image:
@@ -200,7 +204,7 @@ def say_classes(
         ):
             writer = csv.writer(stream)
             writer.writerow(("class", "accuracy", "right", "total", "taken for"))
-            writer.writerows(rows)
+            writer.writerows([cell(value) for value in row] for row in rows)
 
 
 def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
@@ -324,37 +328,41 @@ def train_images(run: Run, root: str | None) -> set[str]:
 
     Raises ValueError if split.json is damaged.
     """
-    split = run.read_json(SPLIT, root=str, train=list)
-    try:
-        files = [os.path.join(root or split["root"], file) for file, _, _ in split["train"]]
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{run.path(SPLIT)}: expected train to list [path, label, class name], got {error}"
-        ) from error
+    split = split_content(run.path(SPLIT))
+    files = (os.path.join(root or split.get("root") or "", file) for file, _, _ in split["train"])
     return set(map(os.path.realpath, files))
 
 
 def classify(model, paths: list[str], top: int, table: str | None) -> int:
     """Print the likeliest classes of each image, and write them into the new file `table`.
 
-    Returns 2 if an image could not be read, after the others.
+    The file is written whole, also if nobody reads what is printed any more. Returns 2 if an image
+    could not be read, after the others.
     """
-    files, status = image_files(paths), 0
-    where, mode = (table, "x") if table else (os.devnull, "w")
-    with open(where, mode, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(("image", "class", "probability"))
-        for path in files:
-            try:
-                image = open_image(path)
-            except (ValueError, OSError) as error:
-                report(error)
-                status = 2
-                continue
-            (predictions,) = model.predict(image, top)
-            rows.writerows((path, name, f"{share:.6f}") for name, share in predictions)
-            guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
-            say(f"{path}: {guesses}")
+    files, status, pipe = image_files(paths), 0, None
+    with replacing(table) if table else nullcontext(os.devnull) as where:
+        with open(where, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(("image", "class", "probability"))
+            for path in files:
+                try:
+                    image = open_image(path)
+                except (ValueError, OSError) as error:
+                    report(error)
+                    status = 2
+                    continue
+                (predictions,) = model.predict(image, top)
+                rows.writerows((cell(path), cell(name), f"{p:.6f}") for name, p in predictions)
+                guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
+                try:
+                    if not pipe:
+                        say(f"{path}: {guesses}")
+                except BrokenPipeError as error:
+                    if not table:
+                        raise
+                    pipe = error
+    if pipe:
+        raise pipe
     return status
 
 

@@ -16,14 +16,25 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .files import replacing
+from .files import (
+    MAX_CLASSES,
+    MAX_PICTURES,
+    collector_paused,
+    entries,
+    good_name,
+    one_line_errors,
+    read_json,
+    replacing,
+    shown,
+)
 from .transforms import central_view, open_image, random_view, to_uint8
 
 IMAGE_SUFFIXES = {
@@ -32,6 +43,7 @@ IMAGE_SUFFIXES = {
 }
 DEFAULT_TEMPLATE = "a photo of a {}."
 PARTS = ("train", "val", "test")
+MANY = 1000  # missing files are enough to know of
 
 
 class Item(NamedTuple):
@@ -98,7 +110,13 @@ def make_dataset(
     how: str,
     notes: Iterable[str] = (),
 ) -> Dataset:
-    """Puts a Dataset together and describes it in its line `source`; `how`: from which files."""
+    """Puts a Dataset together and describes it in its line `source`; `how`: from which files.
+
+    Raises ValueError for names that are none (`good_name`), whatever file they come from.
+    """
+    good_name(name, f"data in {root}", folder=True)
+    for classname in classnames:
+        good_name(classname, f"data set {name} in {root}")
     counts = "/".join(str(len(listed[part])) for part in PARTS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     tested = {item.label for item in listed["test"]}
@@ -216,6 +234,37 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
         unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
+def split_content(path: str | os.PathLike) -> dict[str, Any]:
+    """What a split file says, ours or a published one, types and labels checked.
+
+    "train", "val", "test": lists, perhaps empty, of [path, label, class name]; "classnames" by
+    label; perhaps "name", "root", "template". Raises FileNotFoundError or ValueError.
+    """
+    where = f"split file {path}"
+    kinds = dict.fromkeys(("name", "root", "template"), str | None)
+    kinds |= dict.fromkeys(("classnames", *PARTS), list | None)
+    content = entries(read_json(path, where, MAX_PICTURES), where, **kinds)
+    content |= {part: content.get(part) or [] for part in PARTS}
+    expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
+    named: dict[int, str] = {}
+    for part in PARTS:
+        for row in content[part]:
+            good = type(row) is list and list(map(type, row)) == [str, int, str]
+            if not good or named.setdefault(row[1], row[2]) != row[2]:
+                got = ", ".join(map(shown, row[:4])) if type(row) is list else shown(row)
+                raise ValueError(f"{expected}, one name for each label, got [{got}] in {part}")
+    names = content.get("classnames") or [named.get(label) for label in range(len(named))]
+    count = len(names)
+    wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
+    if wrong or not 1 <= count <= MAX_CLASSES:
+        got = f"label {wrong[0]}, {shown(named[wrong[0]])}, of " if wrong else ""
+        raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
+    content["classnames"] = [good_name(name, f"{where}, class {n}") for n, name in enumerate(names)]
+    return content
+
+
+@one_line_errors
+@collector_paused()
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:
@@ -225,47 +274,45 @@ def read_split(
     FileNotFoundError if the file, the folder or a listed picture is missing, and ValueError if the
     file is not a split.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"split file {path}: expected a JSON file, got nothing there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = {
-            part: [(str(f), int(label), str(name)) for f, label, name in content.get(part, [])]
-            for part in PARTS
-        }
-        named = {label: name for own in rows.values() for _, label, name in own}
-        count = len(content["classnames"]) if "classnames" in content else len(named)
-        if count < 1 or any(label not in range(count) for label in named):
-            raise ValueError(f"labels {sorted(named)[:1]} to {sorted(named)[-1:]}, {count} classes")
-        classnames = content.get("classnames") or [named[label] for label in range(count)]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"split file {path}: expected lists train, val, test of [path, label from 0, class "
-            f"name] with every label in use, got {type(error).__name__}: {error}"
-        ) from error
-    root = root if root is not None else content.get("root")
-    if root is None or not Path(root).is_dir():
+    path, content = Path(path), split_content(path)
+    classnames, noted = content["classnames"], content.get("root") if root is None else root
+    notes = []
+    for name_of, count in Counter(classnames).items():
+        if count > 2:  # twice happens, even in ImageNet's names
+            raise ValueError(
+                f"split file {path}: expected a name for each, got {count} '{name_of}'"
+            )
+        notes += [f"two classes are called '{name_of}'"] * (count - 1)
+    if noted is None or not os.path.isdir(noted):
         raise FileNotFoundError(
-            f"split file {path}: expected its image folder, got {root}: name it (eval.py: --root)"
+            f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"
         )
-    listed = {
-        part: [Item(os.path.join(root, *file.split("/")), label, name) for file, label, name in own]
-        for part, own in rows.items()
-    }
+    root = os.path.realpath(noted) if root is None else root
+    start, listed = os.path.join(root, ""), {}
+    for part in PARTS:
+        listed[part] = [
+            Item(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
+            for file, label, name in content.pop(part)
+        ]
     missing = missing_files(item.path for own in listed.values() for item in own)
     if missing:
         raise FileNotFoundError(
-            f"split file {path}: expected all its pictures in {root}, got {len(missing)} missing, "
-            f"the first {missing[0]}"
+            f"split file {path}: expected all its pictures in {root}, got {told(missing)}"
         )
     name = name or content.get("name") or path.stem
-    template = content.get("template", DEFAULT_TEMPLATE)
-    return make_dataset(name, Path(root), classnames, template, listed, path.name)
+    template = content.get("template") or DEFAULT_TEMPLATE
+    return make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
+
+
+def told(missing: list[str]) -> str:
+    """How many files are missing, and the first of them."""
+    more = " or more" * (len(missing) == MANY)
+    there = " (which is no regular file)" * os.path.lexists(missing[0])
+    return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the files that do not exist.
+    """Those of the paths that are no regular files, nor links to one; not more than `MANY`.
 
     Folders of which many files are asked for are listed, which on a network disk is much faster
     than to ask for each file.
@@ -273,12 +320,17 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     by_folder: dict[str, list[str]] = {}
     for path in paths:
         by_folder.setdefault(os.path.dirname(path), []).append(path)
-    missing = []
+    missing: list[str] = []
     for folder, own in by_folder.items():
         if len(own) > 20 and os.path.isdir(folder):
-            there = set(os.listdir(folder))
+            wanted = set(map(os.path.basename, own))
+            with os.scandir(folder) as found:
+                there = {entry.name for entry in found if entry.name in wanted and entry.is_file()}
             own = [path for path in own if os.path.basename(path) not in there]
-        missing += [path for path in own if not os.path.exists(path)]
+        others = (path for path in dict.fromkeys(own) if not os.path.isfile(path))
+        missing += islice(others, MANY - len(missing))
+        if len(missing) == MANY:
+            break
     return missing
 
 

@@ -3,16 +3,16 @@
 open_dataset: recognise -> the split file, else the set's own lists, else class folders -> Dataset
 """
 
-import json
 import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import PARTS, Dataset, missing_files, read_split
-from .files import read_text
+from .data import PARTS, Dataset, missing_files, read_split, told
+from .files import collector_paused, one_line_errors, read_json, read_text
 from .folders import (
     LABELS,
     assemble,
@@ -29,6 +29,8 @@ from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 
 
+@one_line_errors
+@collector_paused()
 def open_dataset(
     path: str | os.PathLike,
     dataset: str | None = None,
@@ -361,14 +363,15 @@ def _read_list(place: Place, name: str) -> dict[str, list[str]]:
     """The pictures of each class in a list, classes in the order of their first picture."""
     path = place.file(name)
     where = f"list {path}"
-    text = read_text(path, where)
-    try:
-        by_class = json.loads(text).values() if path.suffix == ".json" else [text.splitlines()]
-        lines = [line.strip() for own in by_class for line in own]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: expected lists of pictures by class, got {error}") from error
+    if path.suffix == ".json":
+        content = read_json(path, where)
+        lists = list(content.values()) if isinstance(content, dict) else [content]
+    else:
+        lists = [read_text(path, where).split("\n")]
+    if not all(type(own) is list and set(map(type, own)) == {str} for own in lists):
+        raise ValueError(f"{where}: expected lists of pictures by class, got something else")
     files: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(map(str.strip, chain.from_iterable(lists)), start=1):
         if line and not line.startswith("#"):
             file, key = place.layout.entry(line)
             if not key:
@@ -378,8 +381,7 @@ def _read_list(place: Place, name: str) -> dict[str, list[str]]:
             files.setdefault(key, []).append(os.path.join(place.images, file))
     if missing := missing_files(file for own in files.values() for file in own):
         raise FileNotFoundError(
-            f"{where}: expected all its pictures in {place.images}, got {len(missing)} missing, "
-            f"the first {missing[0]}"
+            f"{where}: expected all its pictures in {place.images}, got {told(missing)}"
         )
     return files
 
@@ -402,7 +404,7 @@ def _in_order(place: Place, files: dict[str, list[str]]) -> list[str]:
     path = place.file(place.layout.order) if place.layout.order else None
     if path is None:
         return place.layout.ordered(files)
-    listed = [line.strip().strip("/") for line in read_text(path, f"list {path}").splitlines()]
+    listed = [line.strip().strip("/") for line in read_text(path, f"list {path}").split("\n")]
     if unknown := files.keys() - set(listed):
         raise ValueError(
             f"list {path}: expected all classes, got none called '{min(unknown)}': mend the list"

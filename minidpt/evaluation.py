@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,11 @@ from .data import Batch, Item, naming_all_broken, test_batches
 from .files import replacing
 from .model import PromptedCLIP
 from .transforms import normalize
+
+_HEADER = re.compile(  # of np.save for float32 (N, E)
+    rb"\x93NUMPY\x01\x00v\x00\{'descr': '<f4', 'fortran_order': False, 'shape': "
+    rb"\((\d{1,9}), (\d{1,9})\), \} *\n"
+)
 
 
 class FeatureCache:
@@ -50,13 +57,21 @@ class FeatureCache:
         return self.folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".npy")
 
     def read(self, file: Path) -> Tensor | None:
-        """What was written there; None if nothing was, or not all of it."""
+        """Features (N, E) that were written there; None if none were, or not all of them.
+
+        Only what `np.save` makes of such features is taken; nothing in the file is interpreted.
+        """
         try:
-            features = torch.from_numpy(np.load(file, allow_pickle=False))
+            content = bytearray(file.read_bytes() if file.is_file() else b"")
             os.utime(file)  # used now
-        except (OSError, ValueError, EOFError):
+        except OSError:
             return None
-        return features
+        header = _HEADER.fullmatch(content, 0, 128)
+        shape = tuple(map(int, header.groups())) if header else (0, 0)
+        if len(content) <= 128 or len(content) != 128 + 4 * math.prod(shape):
+            return None
+        features = torch.frombuffer(content, dtype=torch.float32, offset=128).view(shape)
+        return features if features.isfinite().all() else None
 
     def write(self, file: Path, features: Tensor) -> None:
         """Keep features (N, E); older files make room, one that is too large is not kept."""
@@ -130,7 +145,8 @@ class TestSet:
             device = self.clip.device
             file = self.cache.file(self.clip, self.items) if self.cache else None
             features = self.cache.read(file) if self.cache else None
-            if features is None:
+            shape = len(self.items), self.clip.visual.proj.shape[1]
+            if features is None or features.shape != shape:
                 with naming_all_broken([item.path for item in self.items], self.workers):
                     parts = [self.clip.encode_image(normalize(images.to(device))).float()
                              for images, _ in self.pixels()]  # fmt: skip

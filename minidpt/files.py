@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,15 +29,22 @@ Function = TypeVar("Function", bound=Callable)
 
 MAX_MESSAGE = 500  # characters of an error
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
-MAX_ENTRIES = 8_000_000  # separators in it: each may become an object of 100 bytes
+MAX_PICTURES = 4_000_000  # separators in a list of pictures: each may become 200 bytes of objects
+MAX_ENTRIES = 1_000_000  # those in any other text
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,843
+MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
 
 
 def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
-    """A text in one line that is safe to print: no control characters, a long one's middle cut."""
+    """A text in one line that is safe to print: control characters as \\x1b, the middle cut."""
+    text = str(text)
+    text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
     shown = "".join(
-        letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
     )
-    return shown if len(shown) <= limit else f"{shown[: limit - 160]} … {shown[-150:]}"
+    cut = limit // 3
+    return shown if len(shown) <= limit else f"{shown[: limit - cut - 3]} … {shown[-cut:]}"
 
 
 def one_line_errors(reader: Function) -> Function:
@@ -49,7 +59,8 @@ def one_line_errors(reader: Function) -> Function:
             return reader(*args, **options)
         except (RecursionError, MemoryError) as error:
             problem = "nested too deeply" if isinstance(error, RecursionError) else "out of memory"
-            raise ValueError(one_line(f"{args[0]}: {problem} ({type(error).__name__})")) from None
+            what = args[0] if args else reader.__name__
+            raise ValueError(one_line(f"{what}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
             if str(error) == one_line(error):
                 raise
@@ -59,10 +70,23 @@ def one_line_errors(reader: Function) -> Function:
     return reading
 
 
-def read_text(path: str | os.PathLike, where: str) -> str:
-    """The text of a UTF-8 file; `where` begins the errors.
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection: it would look at a million new objects again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
-    Raises FileNotFoundError if it is no regular file, ValueError if it is not UTF-8 or too large.
+
+def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> str:
+    """The text of a UTF-8 file, every line ending in "\\n"; `where` begins the errors.
+
+    Raises FileNotFoundError if it is no regular file, ValueError if it is not UTF-8, too large, or
+    has more than `most` entries.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,11 +94,13 @@ def read_text(path: str | os.PathLike, where: str) -> str:
         raise FileNotFoundError(f"{where}: expected a file, got {got}")
     size = path.stat().st_size
     content = path.read_bytes() if size <= MAX_TEXT else b""
-    entries = sum(map(content.count, (b",", b";", b"\t", b"\n", b"[", b"{")))
-    if size > MAX_TEXT or entries > MAX_ENTRIES:
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    entries = sum(map(content.count, (b",", b";", b"\t", b"\n", b"[", b"{", b'":')))
+    if size > MAX_TEXT or entries > most:
         got = f"{size:,} bytes" if size > MAX_TEXT else f"{entries:,}"
         raise ValueError(
-            f"{where}: expected at most {MAX_TEXT:,} bytes and {MAX_ENTRIES:,} entries, got {got}: "
+            f"{where}: expected at most {MAX_TEXT:,} bytes and {most:,} entries, got {got}: "
             "split it"
         )
     try:
@@ -87,10 +113,11 @@ def read_text(path: str | os.PathLike, where: str) -> str:
         ) from error
 
 
-def read_json(path: str | os.PathLike, where: str) -> Any:
+def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> Any:
     """What a JSON file holds; raises as `read_text`, and ValueError for what is no JSON.
 
-    NaN, Infinity and numbers beyond a float's range are none: they lead comparisons astray.
+    NaN, Infinity and numbers beyond a float's range are none: they lead comparisons astray. Nor is
+    an object with two entries of one name.
     """
 
     def finite(number: str) -> float:
@@ -98,9 +125,16 @@ def read_json(path: str | os.PathLike, where: str) -> Any:
             raise ValueError(f"{number[:60]} is no finite number")
         return float(number)
 
-    text = read_text(path, where)
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(content := dict(pairs)) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"two entries {shown(twice[0][0])}")
+        return content
+
+    text = read_text(path, where, most)
     try:
-        return json.loads(text, parse_float=finite, parse_constant=finite)
+        hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
+        return json.loads(text, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
     except ValueError as error:
@@ -158,6 +192,29 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
             f"{path}: expected room for it, got {error.strerror}: make some, or name a place on "
             "another disk"
         ) from error
+
+
+def good_name(name: object, where: str, folder: bool = False) -> str:
+    """The name of a class, if it can stand in a prompt and a line; or of a data set, for `folder`.
+
+    That one names a run's folder, and may come from a file of others: only as one component of a
+    path it leaves no folder. Raises ValueError, which `where` begins.
+    """
+    text = name if isinstance(name, str) else ""
+    most, blank, other = (180, " .", r"/\\") if folder else (MAX_NAME, " _", r"\udc80-\udcff")
+    bad = rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff{other}]"
+    long = len(text.encode(errors="surrogatepass")) > most
+    if long or not text.strip(blank) or re.search(bad, text):
+        kind = "data set's name, good for a folder" if folder else "class's name"
+        wanted = f"a {kind}, up to {most} bytes, no control characters"
+        raise ValueError(f"{where}: expected {wanted}, got {shown(name)}: rename it")
+    return text
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: a text that a spreadsheet would compute has a ' before it."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 @contextmanager

@@ -3,16 +3,16 @@
 files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
 """
 
-import gc
 import os
 import random
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 from .data import IMAGE_SUFFIXES, PARTS, Dataset, Item, make_dataset, missing_files
+from .files import MAX_CLASSES
 from .naming import Naming, read_rows
 
 # part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",
@@ -188,31 +188,18 @@ def assemble(
 
     listed: dict[str, list[Item]] = {part: [] for part in PARTS}
     labels = {key: label for label, key in enumerate(names)}
-    with _collector_paused():
-        for part, files in parts.items():
-            for key, own in files.items():
-                if key not in labels:
-                    raise ValueError(
-                        f"data folder {root}: expected only classes that {first} has, got '{key}' "
-                        f"in {part}: add {first} pictures of it or remove it"
-                    )
-                listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
+    for part, files in parts.items():
+        for key, own in files.items():
+            if key not in labels:
+                raise ValueError(
+                    f"data folder {root}: expected only classes that {first} has, got '{key}' "
+                    f"in {part}: add {first} pictures of it or remove it"
+                )
+            listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())
     dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
     return naming.credited(dataset, keys)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection: it would look at a million new Items again and again (2 s for 0.5)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
@@ -232,9 +219,9 @@ def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
 
 # ---- CSV files
 
-_COLUMNS = {
-    "path": {"path", "file", "filename", "file_name", "filepath", "image", "image_path"},
-    "label": {"label", "class", "classname", "class_name", "category"},
+_COLUMNS = {  # without other signs than letters, and without an s at the end
+    "path": {"path", "file", "filename", "filepath", "image", "imagename", "imagepath", "img"},
+    "label": {"label", "lbl", "class", "classname", "category"},
     "split": {"split", "part", "subset", "set"},
 }
 
@@ -248,32 +235,38 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     ValueError or FileNotFoundError with the line's number.
     """
     where = f"labels {path}"
-    home = os.path.abspath(path.parent)
-    rows = read_rows(path, where)
-    columns, rows = _columns(rows, where)
+    start = os.path.join(os.path.abspath(path.parent), "")
+    columns, width, rows = _columns(read_rows(path, where), where)
+    at_path, at_label, at_split = map(columns.get, _COLUMNS)
+    needed = 1 + max(columns.values())
     parts: Parts = {}
     lines: dict[str, int] = {}  # picture -> line
     first_lines: dict[str, int] = {}  # class -> line
     for line, row in rows:
-        cells = {name: row[column] for name, column in columns.items() if column < len(row)}
-        part = _PART_NAMES.get(cells.get("split", "").lower()) if "split" in columns else "all"
-        if not (cells.get("path") and cells.get("label") and part):
-            expected = "a path, a label" + " and train, val or test" * ("split" in columns)
-            raise ValueError(f"{where}, line {line}: expected {expected}, got {','.join(row)}")
-        file, label = os.path.join(home, cells["path"]), cells["label"]
+        whole = len(row) == width or len(row) >= needed and not any(row[width:])
+        part = "all" if at_split is None else whole and _PART_NAMES.get(row[at_split].lower())
+        if not (whole and row[at_path] and row[at_label] and part):
+            expected = "a path, a label" + " and train, val or test" * (at_split is not None)
+            many = f" ({len(row)} cells for {width} columns: quote one that has a separator in it)"
+            got = ",".join(row) + many * (len(row) > width)
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
+        file, label = row[at_path], row[at_label]
+        file = file if os.path.isabs(file) else start + file
         if lines.setdefault(file, line) != line:
             raise ValueError(
-                f"{where}, line {line}: expected each picture once, got {cells['path']} again "
+                f"{where}, line {line}: expected each picture once, got {row[at_path]} again "
                 f"(line {lines[file]}): remove one"
             )
-        first_lines.setdefault(label, line)
+        if first_lines.setdefault(label, line) == line and len(first_lines) > MAX_CLASSES:
+            raise ValueError(f"{where}: expected at most {MAX_CLASSES:,} labels, got more")
         parts.setdefault(part, {}).setdefault(label, []).append(file)
     if len(first_lines) < 2:
         raise ValueError(f"{where}: expected at least 2 labels, got {list(first_lines)}: add some")
 
     if missing := missing_files(lines):
         raise FileNotFoundError(
-            f"{where}, line {lines[missing[0]]}: expected a picture, got nothing at {missing[0]} "
+            f"{where}, line {lines[missing[0]]}: expected a picture, got "
+            f"{'no regular file' if os.path.lexists(missing[0]) else 'nothing'} at {missing[0]} "
             f"({len(missing)} missing in all): mend the path"
         )
     parts = {part: parts[part] for part in _IN_ORDER if part in parts}
@@ -299,21 +292,26 @@ def lists_pictures(path: Path) -> bool:
     return True
 
 
-def _columns(rows: list, where: str) -> tuple[dict[str, int], list]:
-    """Which column is the path, which the label, which the split; and the rows below a header."""
-    first = rows[0][1] if rows else []
-    header = [cell.lower() for cell in first]
-    columns = {
-        name: number
-        for name, words in _COLUMNS.items()
-        for number, cell in reversed(list(enumerate(header)))
-        if cell in words
-    }
+def _columns(
+    rows: Iterator[tuple[int, list[str]]], where: str
+) -> tuple[dict[str, int], int, Iterator[tuple[int, list[str]]]]:
+    """Which column is the path, which the label, which the split; how many there are; the rows."""
+    line, first = next(rows, (1, []))
+    columns: dict[str, int] = {}
+    for number, cell in enumerate(first):
+        word = re.sub(r"[\W_]", "", cell.lower())
+        for name, words in _COLUMNS.items():
+            if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
+                raise ValueError(
+                    f"{where}, line {line}: expected one column for the {name}, got "
+                    f"'{first[columns[name]]}' and '{cell}': rename the other"
+                )
     if "path" in columns and "label" in columns:
-        return columns, rows[1:]
+        return columns, len(first), rows
     if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
-        return {name: number for number, name in enumerate(_COLUMNS) if number < len(first)}, rows
+        columns = {name: number for number, name in enumerate(_COLUMNS) if number < len(first)}
+        return columns, len(first), chain([(line, first)], rows)
     raise ValueError(
-        f"{where}, line 1: expected a header path,label[,split], or a picture file and its label, "
-        f"got {','.join(first) or 'an empty file'}"
+        f"{where}, line {line}: expected a header path,label[,split], or a picture file and its "
+        f"label, got {','.join(first) or 'an empty file'}"
     )

@@ -3,20 +3,20 @@
 import csv
 import functools
 import io
-import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import regex
 
 from .data import DEFAULT_TEMPLATE, Dataset
-from .files import read_text
+from .files import MAX_PICTURES, good_name, one_line_errors, read_json, read_text, shown
 
 _WORDNET_ID = re.compile(r"n\d{8}")
+_MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)
 
 
 def readable(folder_name: str) -> str:
@@ -37,6 +37,7 @@ def imagenet_classnames() -> dict[str, str]:
     return read_classnames(Path(__file__).with_name("imagenet_classnames.txt"))
 
 
+@one_line_errors
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Folder or label -> class name, from a file of such pairs.
 
@@ -44,26 +45,24 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     (.csv), or one JSON object (.json). Raises FileNotFoundError or ValueError (names the line).
     """
     path = Path(path)
-    pairs, where = [], f"class names {path}"
+    where = f"class names {path}"
     if path.suffix.lower() == ".json":
-        try:
-            content = json.loads(read_text(path, where))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}, line {error.lineno}: expected JSON, got {error}") from error
+        content = read_json(path, where)
         if not isinstance(content, dict):
-            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {content!r:.40}')
-        pairs = [(1, [key, name]) for key, name in content.items()]
+            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {shown(content)}')
+        pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
     else:
-        lines = enumerate(read_text(path, where).splitlines(), start=1)
-        pairs = [(number, line.split(maxsplit=1)) for number, line in lines if line.strip()]
+        lines = enumerate(read_text(path, where).split("\n"), start=1)
+        pairs = ((number, line.split(maxsplit=1)) for number, line in lines if line.strip())
 
     names = {}
     for line, pair in pairs:
         if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
-            raise ValueError(f"{where}, line {line}: expected a folder and its name, got {pair}")
-        key, name = (cell.strip() for cell in pair)
+            got = ", ".join(map(shown, pair))
+            raise ValueError(f"{where}, line {line}: expected a folder and its name, got {got}")
+        key, name = pair[0].strip(), good_name(pair[1].strip(), f"{where}, line {line}")
         if names.setdefault(key, name) != name:
             raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
     return names
@@ -84,7 +83,7 @@ class Naming:
 
     def ordered(self, keys: Collection[str]) -> list[str]:
         """Folders or labels in the order of labels: as numbers if all of them are numbers."""
-        if all(key.isdecimal() for key in keys):
+        if all(key.isdecimal() and len(key) < 20 for key in keys):
             return sorted(keys, key=lambda key: (int(key), key))
         return sorted(keys, key=self.sort)
 
@@ -113,6 +112,10 @@ class Naming:
                     f"folder {where}: expected a name of its own for each class, got '{other}' "
                     f"and '{key}': rename or merge them"
                 )
+        missing = filter(_MISSING.fullmatch, names.values())
+        notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
+        if all(map(str.isdecimal, names.values())):
+            notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
 
     def credited(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
@@ -136,19 +139,18 @@ class Naming:
 # ---- files
 
 
-def read_rows(path: Path, where: str) -> list[tuple[int, list[str]]]:
+def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not empty, each with its line number, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them.
     """
-    text = read_text(path, where)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
+    text = read_text(path, where, MAX_PICTURES)
+    delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((reader.line_num, [cell.strip() for cell in row]))
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
     except csv.Error as error:
         raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error
-    return rows

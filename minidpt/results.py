@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from .files import replacing
+from .files import cell, entries, good_name, one_line, one_line_errors, replacing, shown
 from .layouts import LAYOUTS
 from .model import METHODS
 from .runs import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
+from .training import default_epochs
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
 # repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
@@ -34,6 +35,10 @@ PUBLISHED = {
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
+OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
+OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float, "tested": str | None,
+           "settings": dict | None}  # fmt: skip
+AT_MOST = {"shots": 10**9, "seed": 2**63, "zero_shot_accuracy": 100, "accuracy": 100}
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
@@ -94,6 +99,7 @@ def tested_on(dataset: str, subset: str) -> str:
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
+@one_line_errors
 def read_results(folder: str | os.PathLike) -> list[Result]:
     """The results of all finished runs in a folder and below, the oldest first.
 
@@ -101,29 +107,33 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     """
     results = []
     for path in sorted(Path(folder).rglob(SUMMARY), key=lambda path: (path.stat().st_mtime, path)):
-        folder = Run(path.parent)
-        run, config, transfer = (
-            folder.read_json(name) if folder.path(name).is_file() else {}
-            for name in (SUMMARY, CONFIG, TRANSFER)
-        )
-        try:
-            settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-            trained = tested_on(run["dataset"], config["classes"])
-            for name, test in {**transfer, **run["tests"]}.items():
-                tested = test.get("tested", name)
-                results.append(Result(
-                    run["dataset"], trained, tested, run["model"], run["method"],
-                    int(run["shots"]), settings | test.get("settings", {}), int(run["seed"]),
-                    float(test["zero_shot_accuracy"]), float(test["accuracy"]),
-                ))  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: expected the result of a run of train.py, got "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        one = Run(path.parent)
+        run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
+        transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
+        settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+        trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
+        for name, test in {**transfer, **run["tests"]}.items():
+            where = f"{path.parent}, test {name[:60]!r}"
+            said = run | entries(test, where, **OF_TEST)
+            wrong = [name for name, most in AT_MOST.items() if not 0 <= said[name] <= most]
+            if wrong := wrong or ["method"] * (run["method"] not in METHODS):
+                got = f"{wrong[0]} {shown(said[wrong[0]])}"
+                raise ValueError(f"{where}: expected the result of a run of train.py, got {got}")
+            results.append(Result(
+                run["dataset"], trained, test.get("tested") or name, run["model"], run["method"],
+                run["shots"], settings | (test.get("settings") or {}), run["seed"],
+                float(test["zero_shot_accuracy"]), float(test["accuracy"]),
+            ))  # fmt: skip
     if not results:
-        raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got none")
+        got = f"{len(begun)} unfinished" if (begun := unfinished(folder)) else "none"
+        raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
     return results
+
+
+def unfinished(folder: str | os.PathLike) -> list[Path]:
+    """The runs in a folder and below that have no result: stopped, or still learning."""
+    begun = sorted(path.parent for path in Path(folder).rglob(CONFIG))
+    return [run for run in begun if not (run / SUMMARY).is_file()]
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
@@ -136,17 +146,15 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         variants = kinds.setdefault(result[:6], {})
         settings = json.dumps(result.settings, sort_keys=True)
         variants.setdefault(settings, {})[result.seed] = result
-    differing = {
-        kind: differences([json.loads(settings) for settings in variants])
-        for kind, variants in kinds.items()
-    }
+    compared: dict[tuple, list[dict[str, Any]]] = {}  # model, method, shots → settings
+    for kind, variants in kinds.items():
+        for own in variants.values():
+            compared.setdefault(kind[3:], []).append(_across(next(iter(own.values()))))
     rows = []
     for kind, variants in kinds.items():
-        # A setting that varies on one data set is named on the others, too: they are averaged.
-        names = dict.fromkeys(differing[kind])
-        for other in kinds:
-            if other[3:] == kind[3:]:
-                names |= dict.fromkeys(n for n in differing[other] if n not in OF_DATA)
+        # A setting that varies between data sets is named on all: only what is alike is averaged.
+        names = differences([json.loads(settings) for settings in variants])
+        names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
         for own in variants.values():
             settings = next(iter(own.values())).settings
             name = ", ".join(named(name, settings[name]) for name in names if name in settings)
@@ -154,6 +162,14 @@ def summarise(results: Iterable[Result]) -> list[Row]:
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
             rows.append(Row(*kind, name, zero_shot, accuracies))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
+
+
+def _across(result: Result) -> dict[str, Any]:
+    """The settings by which runs on several data sets differ: not in each one's own, or usual."""
+    epochs = default_epochs(result.method, result.shots, result.dataset)
+    usual = {"epochs": epochs, "warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
+    own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
+    return own | {name: "usual" for name, value in usual.items() if own.get(name) == value}
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -167,7 +183,7 @@ def named(setting: str, value: Any) -> str:
     """A setting as tables show it; of a fingerprint, its beginning."""
     if setting in FINGERPRINTS:
         return f"{FINGERPRINTS[setting]} {str(value)[:8]}"
-    return f"{setting} {value}"
+    return f"{setting} {one_line(value, 200)}"
 
 
 def harmonic_mean(first: float, second: float) -> float:
@@ -294,33 +310,37 @@ def _cell(row: Row) -> str:
 
 def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text."""
+    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     rows = [
         "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
         for row in (heads, rule, *lines)
     ]
-    return f"**{title}**\n\n" + "\n".join(rows)
+    return f"**{one_line(title)}**\n\n" + "\n".join(rows)
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
-    kind = Row._fields[:7]  # dataset to variant
+    seeds = sorted({seed for row in rows for seed in row.accuracies})
     with (
         replacing(path) as unfinished,
         unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow([*kind, "seeds", "zero_shot_accuracy", "accuracy", "std"])
+        numbers = ["seeds", "zero_shot_accuracy", "accuracy", "std"]
+        writer.writerow([*Row._fields[:7], *numbers, *(f"seed {seed}" for seed in seeds)])
         for row in rows:
-            seeds = len(row.accuracies)
-            writer.writerow([*row[:7], seeds, row.zero_shot_accuracy, row.accuracy, row.std])
+            numbers = [len(row.accuracies), row.zero_shot_accuracy, row.accuracy, row.std]
+            each = (row.accuracies.get(seed, "") for seed in seeds)
+            writer.writerow([*map(cell, row[:7]), *numbers, *each])
         for base, new, mean in base_to_new(rows):
             zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
             both = base._replace(tested=f"{base.dataset}, harmonic mean of base and new")
-            writer.writerow([*both[:7], len(base.accuracies), zero_shot, mean, ""])
+            writer.writerow([*map(cell, both[:7]), len(base.accuracies), zero_shot, mean, ""])
 
 
+@one_line_errors
 def write_tables(folder: str | os.PathLike) -> str:
     """Writes table.md and table.csv of all finished runs in a folder; returns the Markdown.
 
@@ -328,8 +348,10 @@ def write_tables(folder: str | os.PathLike) -> str:
     """
     rows = summarise(read_results(folder))
     text = markdown(rows)
-    with replacing(Path(folder) / "table.md") as unfinished:
-        # A folder's name, and so a data set's, need not be text.
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    if others := unfinished(folder):
+        names = one_line(", ".join(run.name for run in others))
+        text += f"\nRuns that are not finished, so not in the tables: {len(others)} ({names}).\n"
+    with replacing(Path(folder) / "table.md") as unfinished_file:
+        unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
     return text

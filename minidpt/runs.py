@@ -25,7 +25,16 @@ import torch
 from . import __version__
 from .clip import CLIP
 from .data import Dataset
-from .files import entries, locked, naming, one_line, printable, read_json, replacing
+from .files import (
+    entries,
+    locked,
+    naming,
+    one_line,
+    one_line_errors,
+    printable,
+    read_json,
+    replacing,
+)
 from .layouts import LAYOUTS, plain
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -106,6 +115,7 @@ class Run:
             self.path(name).unlink(missing_ok=True)
             self.path(f"{name}.part").unlink(missing_ok=True)
 
+    @one_line_errors
     def finished(self, settings: dict[str, Any]) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
@@ -140,7 +150,8 @@ class Run:
         with replacing(self.path(name)) as unfinished:
             unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def read_json(self, name: str, **needed: type) -> dict[str, Any]:
+    @one_line_errors
+    def read_json(self, name: str, **needed: Any) -> dict[str, Any]:
         """Read a JSON file of the run.
 
         Raises ValueError if it is damaged, or lacks a `needed` entry of that type.

@@ -585,6 +585,40 @@ def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
     assert_one_line(inside(*command), "eval.py", "--csv", "new file", "out.csv")
 
 
+def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
+    for number in range(40):
+        draw(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
+    command = [sys.executable, str(ROOT / "eval.py"), "--run", str(trained[0]), "--image", "many",
+               "--csv", "out.csv"]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        assert len({row["image"] for row in csv.DictReader(file)}) == 40
+    assert sorted(os.listdir(tmp_path)) == ["many", "out.csv"]
+
+
+def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatch):
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+
+    def interrupted(image, *others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SCRIPTS["eval.py"], "open_image", interrupted)
+    result = inside("eval.py", "--run", trained[0], "--image", "a.png", "b.png", "--csv", "o.csv")
+    assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
+    draw(tmp_path / "=1+1.png")
+    inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
+    assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
+
+
 def test_an_image_folder_is_read_as_class_folders_are(trained, place):
     draw(Path("mixed/a.jpg"))
     draw(Path("mixed/.hidden.jpg"))
@@ -834,6 +868,8 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
     [
         ("config.json", "[1]"),
         ("config.json", '{"data": 5}'),
+        ("config.json", "[" * 100_000),
+        ("split.json", '{"root": "/", "train": [["a.png", NaN, "a"]]}'),
         ("split.json", "[1]"),
         ("split.json", '{"root": "/", "train": 5}'),
         ("split.json", '{"root": "/", "train": [5]}'),
@@ -880,6 +916,7 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--image", ""], ["--image", "expected a path"]),
         (["--root", ""], ["--root", "expected a path"]),
         (["--csv", "out.csv"], ["--csv", "--image"]),
+        (["--image", "picture.png", "--csv", "nodir/o.csv"], ["--csv", "folder that exists"]),
         (["--per-class", "--image", "picture.png"], ["--per-class", "--image"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",

@@ -598,7 +598,7 @@ def test_missing_pictures_are_counted_and_the_first_named(tmp_path, name):
     ("name", "file", "content", "message"),
     [
         ("Food101", "meta/train.json", "[]", "expected lists of pictures by class"),
-        ("Food101", "meta/train.json", "{", "expected lists of pictures by class"),
+        ("Food101", "meta/train.json", "{", "expected JSON"),
         ("Food101", "meta/train.json", '{"a": [1]}', "expected lists of pictures by class"),
         ("FGVCAircraft", "images_variant_val.txt", "1000001\n", "line 1: expected a picture"),
         ("FGVCAircraft", "variants.txt", "707-320\n", "expected all classes, got none called '727"),

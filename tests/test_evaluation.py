@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from image_folders import draw
@@ -136,6 +138,12 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
 # The cache of features
 
 
+def npy(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def cached(folder: Path, items, clip, **settings) -> torch.Tensor:
     cache = evaluation.FeatureCache(folder, **settings)
     return evaluation.TestSet(items, clip, workers=0, cache=cache).features()
@@ -170,9 +178,25 @@ def test_damaged_features_are_computed_again(tmp_path, clip, items):
     folder = tmp_path / "features"
     first = cached(folder, items, clip)
     (file,) = folder.iterdir()
-    for content in (b"", file.read_bytes()[:200]):
+    whole, size = file.read_bytes(), first.shape[1]
+    odd = [np.full_like(first, np.nan), first[1:].numpy(), first.double().numpy(), first.numpy().T]
+    odd += [np.array([[{}]], dtype=object), np.zeros((7, size), "f4,f4"), first.numpy()[None]]
+    contents = [b"", whole[:200], whole + b"\0", b"PK\x03\x04", whole[:9] + whole[8:]]
+    for content in [*contents, *map(npy, odd)]:
         file.write_bytes(content)
         assert torch.equal(cached(folder, items, clip), first)
+
+
+def test_features_that_claim_to_be_huge_are_computed_again(tmp_path, clip, items):
+    first = cached(tmp_path / "features", items, clip)
+    (file,) = (tmp_path / "features").iterdir()
+    head = f"(7, {first.shape[1]}), }}".encode()
+    huge = b"(999999999, 999999999), }"
+    content = file.read_bytes()
+    assert head in content
+    padding = len(huge) - len(head)
+    file.write_bytes(content.replace(head + b" " * padding, huge))
+    assert torch.equal(cached(tmp_path / "features", items, clip), first)
 
 
 def test_the_least_recently_used_features_make_room(tmp_path, clip, items):

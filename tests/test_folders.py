@@ -270,6 +270,41 @@ def test_csv_dialects(tmp_path, text):
     assert files(dataset.test, tmp_path) == ["pictures/c.png"] and dataset.val == []
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["image,label(s)", "img,lbl", "filename,class", "Image Path,Class_Name", "files,labels"],
+)
+def test_csv_headers_that_people_write_are_known(tmp_path, header):
+    rows = "".join(f"pictures/{letter}.png,{'ab'[n % 2]},,\n" for n, letter in enumerate("abcdef"))
+    dataset = open_dataset(table(tmp_path, f"{header}\n{rows}"))  # empty cells more: no loss
+    assert dataset.classnames == ["a", "b"] and len(everything(dataset)) == 6
+    assert open_dataset(table(tmp_path, f"{header}\n{rows}".replace("\n", "\r"))) == dataset
+
+
+def test_a_quoted_cell_keeps_its_comma_and_its_line_end_is_a_space(tmp_path):
+    rows = 'pictures/a.png,"crane, bird"\npictures/b.png,"sea\nhorse"\n'
+    dataset = open_dataset(table(tmp_path, rows + rows.replace("a.p", "c.p").replace("b.p", "d.p")))
+    assert dataset.classnames == ["crane, bird", "sea horse"]
+
+
+def test_labels_that_are_no_names_are_said(tmp_path):
+    rows = "".join(f"pictures/{letter}.png,{n // 2}\n" for n, letter in enumerate("abcdef"))
+    (note,) = open_dataset(table(tmp_path, rows)).notes
+    assert "called by numbers" in note and "--classnames" in note
+    (note,) = open_dataset(table(tmp_path, rows.replace(",1", ",nan"))).notes
+    assert "a class is called 'nan', as missing labels" in note
+    (tmp_path / "names.txt").write_text("0 ox\n1 owl\n2 gnu\n")
+    named = open_dataset(table(tmp_path, rows), classnames=tmp_path / "names.txt")
+    assert named.classnames == ["ox", "owl", "gnu"] and named.notes == ()
+
+
+def test_csv_takes_no_fifo_for_a_picture(tmp_path):
+    path = table(tmp_path, FULL + "pictures/pipe.png,owl,test\n")
+    os.mkfifo(tmp_path / "pictures" / "pipe.png")
+    with pytest.raises(FileNotFoundError, match="line 7: .* no regular file at .*pipe.png"):
+        open_dataset(path)
+
+
 def test_csv_without_a_split_is_drawn(tmp_path):
     rows = "".join(f"pictures/{letter}.png,{'ab'[n % 2]}\n" for n, letter in enumerate("abcdef"))
     dataset = open_dataset(table(tmp_path, rows))
@@ -335,6 +370,25 @@ def test_csv_of_a_known_data_set_has_its_names_and_template(tmp_path):
         (FULL.encode() + b"pictures/\xe9.png,owl,test", "line 7: expected UTF-8, got .* 0xe9"),
         ("pictures/a.png,owl\npictures/b.png,owl", "at least 2 labels, got .*owl"),
         (FULL.replace("val", "train").replace("test", "train"), "pictures for the test, got none"),
+        (FULL + "pictures/f.png,crane, bird,test", r"line 7: .*\(4 cells for 3 columns: quote one"),
+        ("pictures/a.png,ox\npictures/b.png,crane, bird", "line 2: .*3 cells for 2 columns"),
+        ("pictures/a.png,ox\npictures/b.png", "line 2: expected a path, a label, got pictures/b"),
+        ("pictures/a.png,ox,train,x\n", "line 1: expected a header"),
+        ("id,path,label\n1,pictures/a.png", "line 2: expected a path, a label, got 1,pictures"),
+        (FULL.replace("owl,test\n", "owl,test,x\n"), "line 6: .*4 cells for 3"),
+        (
+            "path,label,class\n",
+            "line 1: expected one column for the label, got 'label' and 'class'",
+        ),
+        ("path,label\n", "at least 2 labels, got"),
+        (FULL + 'pictures/f.png,"' + "x" * 501 + '",train', "a class's name, up to 500 bytes"),
+        (FULL + "pictures/f.png,a\x1b[31m,train", r"a class's name, .* got 'a\\x1b\[31m'"),
+        (FULL.encode("utf-16"), "line 1: expected UTF-8, got the byte 0xff"),
+        (FULL + "pictures/f\0.png,owl,test", r"line 7: "),
+        (
+            FULL + "pictures,owl,test",
+            "line 7: expected a picture, got no regular file at .*pictures",
+        ),
     ],
 )
 def test_csv_mistakes_name_the_line(tmp_path, text, message):
@@ -390,9 +444,14 @@ def test_labels_of_a_csv_and_classes_of_a_split_file_are_renamed(tmp_path):
         ("n.txt", "x1 a\nx2\n", "line 2: expected a folder and its name, got .*x2"),
         ("n.txt", "x1 a\nx1 b\n", "line 2: expected one name for 'x1', got a second"),
         ("n.csv", "x1,a,b\n", "line 1: expected a folder and its name"),
-        ("n.json", "{\n", "line 2: expected JSON"),
+        ("n.json", "{\n", "expected JSON, .* line 2"),
         ("n.json", '["a", "b"]', "expected .*folder.*name"),
         ("n.json", '{"x1": 1}', "expected a folder and its name"),
+        ("n.json", '{"x1": "a", "x1": "b"}', "expected JSON, got two entries 'x1'"),
+        ("n.json", "[" * 100_000, "nested too deeply"),
+        ("n.json", '{"x1": "\\ud800"}', "a class's name, .*ud800"),
+        ("n.txt", "x1 a\x00b\n", "line 1: expected a class's name"),
+        ("n.txt", "x1 " + "a" * 501, "line 1: expected a class's name, up to 500 bytes"),
         ("n.txt", "y1 a\n", r"expected lines for the classes of data \(x1, x2, ...\), got none"),
         ("n.txt", "x1 a\nx2 A\n", None),
     ],

@@ -464,7 +464,16 @@ def test_a_damaged_result_is_named(sweep):
     path.write_text("{}")
     assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path))
     shutil.copy(sweep[0] / path.relative_to("again"), path)
-    for content in ("5", '{"EuroSAT": 5}'):
+    whole = json.loads(path.read_text())
+    changes = [{"shots": True}, {"shots": 10**40}, {"seed": -1}, {"method": "x"}, {"model": 5}]
+    changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
+    for change in changes:
+        path.write_text(json.dumps(whole | change))
+        assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path.parent))
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "shots"}))
+    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path), "'shots' (int)")
+    path.write_text(json.dumps(whole))
+    for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
         path.with_name("transfer.json").write_text(content)
         result = inside("eval.py", "--table", "again")
         assert_one_line(result, "eval.py", str(path.parent), "expected")
@@ -645,6 +654,52 @@ def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, show
     assert {row.variant: row.accuracy for row in rows} == {
         f"{shown} 01234567": 60.0, f"{shown} fedcba98": 15.0,
     }  # fmt: skip
+
+
+def test_only_runs_of_like_settings_are_averaged_over_data_sets():
+    rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
+    assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
+    assert "dpt" not in results.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
+    # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
+    usual = [result("DTD", "coop", epochs=200, warmup_epochs=10),
+             result("ImageNet", "coop", epochs=50, warmup_epochs=1, accuracy=80.0)]  # fmt: skip
+    rows = results.summarise(usual)
+    assert [row.variant for row in rows] == ["", ""]
+    assert "coop      | 70.0" in results.markdown(rows).split("Mean of 2 data sets")[1]
+
+
+def test_unfinished_runs_are_counted_below_the_tables(sweep):
+    shutil.copytree(sweep[0], "again")
+    stopped = sorted(path.parent for path in Path("again").glob("*/summary.json"))[:2]
+    for run in stopped:
+        (run / "summary.json").unlink()
+    out = succeed("eval.py", "--table", "again").out
+    names = ", ".join(run.name for run in stopped)
+    assert out.endswith(f"\nRuns that are not finished, so not in the tables: 2 ({names}).\n")
+    assert Path("again/table.md").read_text(encoding="utf-8") == out
+    for path in Path("again").glob("*/summary.json"):
+        path.unlink()
+    result = inside("eval.py", "--table", "again")
+    assert_one_line(result, "eval.py", "finished runs", "got 9 unfinished")
+
+
+def test_the_csv_has_a_value_for_each_seed(tmp_path):
+    rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
+                              result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
+    results.write_csv(rows, tmp_path / "table.csv")
+    table = read_csv(tmp_path / "table.csv")
+    found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
+    assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
+    assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
+
+
+def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
+    rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
+    results.write_csv(rows, tmp_path / "table.csv")
+    assert [row["dataset"] for row in read_csv(tmp_path / "table.csv")] == ["'=1+1", "a|b"]
+    assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
+    table = results.markdown(rows)
+    assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
 
 
 def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
