@@ -117,6 +117,8 @@ def make_dataset(
     good_name(name, f"data in {root}", folder=True)
     for classname in classnames:
         good_name(classname, f"data set {name} in {root}")
+    if len(classnames) > 1 == len(set(classnames)):
+        raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
     counts = "/".join(str(len(listed[part])) for part in PARTS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     tested = {item.label for item in listed["test"]}
@@ -276,13 +278,8 @@ def read_split(
     """
     path, content = Path(path), split_content(path)
     classnames, noted = content["classnames"], content.get("root") if root is None else root
-    notes = []
-    for name_of, count in Counter(classnames).items():
-        if count > 2:  # twice happens, even in ImageNet's names
-            raise ValueError(
-                f"split file {path}: expected a name for each, got {count} '{name_of}'"
-            )
-        notes += [f"two classes are called '{name_of}'"] * (count - 1)
+    shared = ((name, count) for name, count in Counter(classnames).items() if count > 1)
+    notes = [f"{count} classes are called '{name}'" for name, count in shared]
     if noted is None or not os.path.isdir(noted):
         raise FileNotFoundError(
             f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"

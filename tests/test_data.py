@@ -236,7 +236,6 @@ def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkey
         '{"train": [["a.png", 0, "\\u001b"]]}',
         '{"train": [["a.png", 0, "\\udce9"]]}',
         '{"train": [["a.png", 0, " "]]}',
-        '{"train": [["a.png", 0, "a"], ["b.png", 1, "a"], ["c.png", 2, "a"]]}',
         "[" * 100_000,
         "9" * 100_000,
         '{"train": [["a.png", 1' + "0" * 30 + ', "a"]]}',
@@ -299,7 +298,11 @@ def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system
 def test_two_classes_of_one_name_in_a_split_file_are_said(tmp_path):
     rows = [[f"{file}/image_0001.png", n, name] for n, (file, name) in enumerate(zip("abc", "xxy"))]
     notes = data.read_split(split_of(tmp_path, test=rows)).notes
-    assert notes == ("two classes are called 'x'",)
+    assert notes == ("2 classes are called 'x'",)
+    rows = [[f"{file}/image_0001.png", n, "x"] for n, file in enumerate("abc")]
+    (tmp_path / "s.json").write_text(json.dumps({"test": rows}))
+    with pytest.raises(ValueError, match=r"several names, got \['x', 'x', 'x'\]"):
+        data.read_split(tmp_path / "s.json", tmp_path)
 
 
 def test_missing_files_beyond_a_thousand_are_not_counted(tmp_path):
