@@ -6,6 +6,9 @@ same, but the pickle fills objects of compiled classes instead of dicts. A pickl
 may call any function it can name; ours is run by an unpickler that knows the few instructions and
 names that checkpoints need and stops at any other. Functions are replaced by our own, classes by a
 plain dict. Numbers are not read but mapped into memory.
+
+Nothing that is nested is hashed, compared or printed, as it may be endless, and every loop over
+what a file says is bounded by the file's size or paid for in steps (`_Program`).
 """
 
 from __future__ import annotations
@@ -23,13 +26,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import one_line
+from .files import one_line_errors, shown
 
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
+MAX_KEY = 1000  # characters of any name in a pickle
+MAX_STEPS = 2_500_000  # that a pickle may take, about a second; ViT-L/14 takes 30,000
+STEPS_OF_A_CALL = 20
+BYTES_OF_A_STEP = 32  # of a text; so they are 80 MB in all
+MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
+MAX_ARGUMENTS = 20  # of a function or class that a pickle names
+MAX_DIMENSIONS = 64  # of a tensor, in torch as well
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first pickle, before 1.6
 
 
+@one_line_errors
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by their dotted names, in the file's order and precision.
 
@@ -37,7 +48,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     the attributes of nested modules are joined with dots, what is no tensor is left out, and a
     "module." before every name (DataParallel) is removed. Memory is as in `read_checkpoint`.
 
-    Raises what `read_checkpoint` raises, and ValueError if there is no tensor.
+    Raises what `read_checkpoint` raises, and ValueError if there is no tensor, or if there are so
+    many over the same memory that a copy of each would be larger than the file.
     """
     root = read_checkpoint(path)
     for wrapper in ("state_dict", "model"):
@@ -51,6 +63,9 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
             tensors[name] = value
     if not tensors:
         raise ValueError(f"{path}: expected a state dict, got no named tensor: save one in it")
+    needed, size = sum(value.nbytes for value in tensors.values()), Path(path).stat().st_size
+    if needed > size:
+        raise ValueError(f"{path}: its tensors have {needed:,} bytes, but the file {size:,}")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -70,20 +85,24 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
                 yield prefix, None  # of no use, but it counts
 
 
+@one_line_errors
 def read_checkpoint(path: str | PathLike) -> object:
     """All that a checkpoint file holds: dicts, lists, tuples, tensors, numbers and strings.
 
     Reads TorchScript archives and what `torch.save` wrote, also before PyTorch 1.6 (then copied).
     Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`; a numpy
-    scalar becomes an empty dict. Tensors are on the CPU, without gradient. Their memory is the
-    file's, mapped: writing into them does not change it, but it must not be cut short meanwhile.
+    scalar becomes an empty dict. Entries are left out whose key is neither a text nor a small whole
+    number. Tensors are on the CPU, without gradient. Their memory is the file's, mapped: writing
+    into them does not change it, but it must not be cut short meanwhile.
 
     Raises FileNotFoundError if there is no such file, ValueError if it is no checkpoint, is damaged
     or names a function or class that no checkpoint needs (nothing of it is executed).
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
+        problem = (
+            "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        )
         raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file (.pt)")
     with open(path, "rb") as file:
         head = file.read(100)
@@ -93,11 +112,13 @@ def read_checkpoint(path: str | PathLike) -> object:
         if head.startswith(LEGACY_MAGIC):
             return _LegacyFile(path).load()
     except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        raise ValueError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: cut short ({error}): copy or download it again") from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{path}: damaged, or not a state dict ({reason}): copy or download it again"
         ) from error
@@ -117,11 +138,21 @@ def _describe(head: bytes) -> str:
     return f"a file that begins with {head[:8]!r}: save a state dict with torch.save"
 
 
+class _Directory(io.FileIO):
+    """A zip file of which `zipfile` reads the list of its members, if that is not endless."""
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `MAX_DIRECTORY` bytes."""
+        if size > MAX_DIRECTORY:
+            raise ValueError(f"a list of members of {size:,} bytes: the file is damaged")
+        return super().read(size)
+
+
 class _Archive:
     """The members of an uncompressed zip file, mapped into memory (copy on write)."""
 
     def __init__(self, path: Path):
-        with open(path, "rb") as file:
+        with _Directory(path) as file:
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             with zipfile.ZipFile(file) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
@@ -131,6 +162,8 @@ class _Archive:
                 "expected an archive by torch.save or TorchScript, with one NAME/data.pkl in it, "
                 f"got one with {len(pickles)}"
             )
+        self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
+        self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
             byteorder = self.read("byteorder").decode("ascii", "replace")
@@ -142,7 +175,7 @@ class _Archive:
 
     def load(self) -> object:
         """What the archive's pickle builds."""
-        return _Unpickler(io.BytesIO(self.read("data.pkl")), self.storage).load()
+        return _Unpickler(_Program(io.BytesIO(self.read("data.pkl"))), self.storage).load()
 
     def read(self, name: str) -> bytes:
         """The contents of the member `NAME/name`."""
@@ -166,14 +199,20 @@ class _Archive:
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """`length` numbers of the member `NAME/data/key`, as a tensor (length,) without a copy."""
-        start, size = self.locate(f"data/{key}")
+        if key not in self.storages:
+            start, size = self.locate(f"data/{key}")
+            memory: mmap.mmap | bytearray = self.memory
+            if start % 8:  # repacked by another tool: a tensor's memory must be aligned
+                self.copied += size
+                if self.copied > len(memory):
+                    raise ValueError("members lie over one another: the file is damaged")
+                memory, start = bytearray(memory[start : start + size]), 0
+            self.storages[key] = memory, start, size
+        memory, start, size = self.storages[key]
         if not 0 <= length * dtype.itemsize <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
         if length == 0:
             return torch.empty(0, dtype=dtype)
-        memory = self.memory
-        if start % dtype.itemsize:  # repacked by another tool: a tensor's memory must be aligned
-            memory, start = bytearray(memory[start : start + size]), 0
         return torch.frombuffer(memory, dtype=dtype, count=length, offset=start)
 
 
@@ -181,33 +220,45 @@ class _LegacyFile:
     """What torch.save wrote before PyTorch 1.6: pickles one after another, then all numbers."""
 
     def __init__(self, path: Path):
-        self.stream = io.BytesIO(path.read_bytes())
+        self.path, self.room = path, path.stat().st_size  # bytes that its tensors can have
         self.storages: dict[str, Tensor] = {}
 
     def load(self) -> object:
         """What the pickle builds, copied into memory."""
-        _magic, _version, system, content, keys = (
-            _Unpickler(self.stream, self.storage).load() for _ in range(5)
-        )
-        if system["little_endian"] != (sys.byteorder == "little"):
-            raise ValueError("numbers in the other byte order: save it on a machine like this one")
-        for key in keys:
-            (length,) = struct.unpack("<q", self.stream.read(8))
-            storage = self.storages.pop(key)
-            numbers = bytearray(self.stream.read(storage.nbytes))
-            if length != len(storage) or len(numbers) != storage.nbytes:
-                raise ValueError(f"tensor data {key!r} are cut short: copy or download it again")
-            if numbers:
-                storage.copy_(torch.frombuffer(numbers, dtype=storage.dtype))
+        with open(self.path, "rb") as file:
+            program = _Program(file)
+            _magic, _version, system, content, keys = (
+                _Unpickler(program, self.storage).load() for _ in range(5)
+            )
+            if system["little_endian"] != (sys.byteorder == "little"):
+                raise ValueError(
+                    "numbers in the other byte order: save it on a machine like this one"
+                )
+            for key in keys:
+                if not isinstance(key, str) or key not in self.storages:
+                    raise ValueError(f"tensor data {shown(key)} belong to nothing: it is damaged")
+                storage = self.storages.pop(key)
+                (length,) = struct.unpack("<q", file.read(8))
+                got = file.readinto(storage.view(torch.uint8).numpy())
+                if length != len(storage) or got != storage.nbytes:
+                    raise ValueError(
+                        f"tensor data {key!r} are cut short: copy or download it again"
+                    )
         if self.storages:
             raise ValueError(f"tensor data {list(self.storages)[:3]} are missing: it is damaged")
         return content
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """Memory (length,) for the data `key`, which come later."""
-        if not 0 <= length * dtype.itemsize <= self.stream.getbuffer().nbytes:
-            raise ValueError(f"tensor data {key!r}: {length} × {dtype} are more than the file has")
-        storage = self.storages.setdefault(key, torch.empty(length, dtype=dtype))
+        if key not in self.storages:
+            size = length * dtype.itemsize
+            if not 0 <= size <= self.room:
+                raise ValueError(
+                    f"tensor data {key!r}: {length} × {dtype} are more than the file has"
+                )
+            self.room -= size
+            self.storages[key] = torch.empty(length, dtype=dtype)
+        storage = self.storages[key]
         if (storage.dtype, len(storage)) != (dtype, length):
             raise ValueError(f"tensor data {key!r} are named with different types")
         return storage
@@ -246,8 +297,8 @@ def _rebuild_tensor(
 
     Takes the place of `torch._utils._rebuild_tensor_v2`; what follows `stride` is about gradients.
     """
-    numbers = (offset, *size, *stride)
-    valid = isinstance(storage, Tensor) and len(size) == len(stride)
+    valid = isinstance(storage, Tensor) and len(size) == len(stride) <= MAX_DIMENSIONS
+    numbers = (offset, *size, *stride) if valid else ()
     if not valid or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("a tensor whose size, stride or offset cannot be: the file is damaged")
     elements, last = 1, offset
@@ -298,28 +349,56 @@ STAND_INS = {  # what a pickle may name, and what it gets
 INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
-    for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
+    for name in """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET
-    LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE NEWOBJ""".split()
+    EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL
+    BINPERSID""".split()
 ]
+
+
+class _Program:
+    """The bytes of pickles. Each read is a step, and the steps are numbered.
+
+    An instruction of the unpickler makes one to three reads, so no program takes long. What costs
+    more than a read is paid for with further steps.
+    """
+
+    def __init__(self, stream: io.BufferedReader | io.BytesIO):
+        self.stream, self.left = stream, MAX_STEPS
+
+    def spend(self, steps: int) -> None:
+        """ValueError if there are not as many left."""
+        self.left -= steps
+        if self.left < 0:
+            raise ValueError("a pickle of endless length: expected the state dict of a model")
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end."""
+        self.spend(1 + size // BYTES_OF_A_STEP)
+        return self.stream.read(size)
+
+    def readline(self) -> bytes:
+        """The rest of the line, which is a name."""
+        self.spend(1)
+        return self.stream.readline(MAX_KEY)
 
 
 class _Unpickler(pickle._Unpickler):
     """Builds tensors and dicts from a checkpoint's pickle, and nothing else.
 
     The unpickler that is written in Python, because its table of instructions can be narrowed. What
-    `find_class` returns is all that REDUCE can call and NEWOBJ can make, and BUILD, which could set
+    `find_class` returns is all that REDUCE and NEWOBJ can call, and BUILD, which could set
     attributes of anything, only fills a `Bag`.
     """
 
-    def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
+    def __init__(self, program: _Program, storage: Callable[[str, torch.dtype, int], Tensor]):
         """`storage`: key, precision and length of tensor data → these numbers, 1-D."""
-        super().__init__(stream)
-        self.storage = storage
+        super().__init__(program)
+        self.spend, self.storage = program.spend, storage
 
     def find_class(self, module: str, name: str) -> object:
         """Our stand-in for a function or class that the pickle names."""
+        module, name = module[:MAX_KEY], name[:MAX_KEY]
         if f"{module}.{name}" in STAND_INS:
             return STAND_INS[f"{module}.{name}"]
         if any(f"{module}.".startswith(f"{inert}.") for inert in INERT_MODULES):
@@ -331,18 +410,64 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
-        kind, dtype, key, _, length, *view = pid  # a view: before PyTorch 0.4, None since then
-        types_fit = isinstance(dtype, torch.dtype) and isinstance(key, str) and type(length) is int
-        if kind != "storage" or not types_fit or any(view):
+        self.spend(STEPS_OF_A_CALL)
+        parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
+        kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
+        kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
+        fits = all(isinstance(part, wanted) for part, wanted in kinds) and len(key) <= MAX_KEY
+        if not fits or kind != "storage" or any(part is not None for part in view):
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
+
+    def load_call(self) -> None:
+        """REDUCE and NEWOBJ: what is below the arguments is called with them."""
+        self.spend(STEPS_OF_A_CALL)
+        arguments = self.stack.pop()
+        if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
+            raise ValueError("the pickle calls a function with arguments that none has")
+        self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
         """BUILD: the state on top of the stack goes into the bag below it."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], Bag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
+        self.spend(len(state) if isinstance(state, dict) else 1)
         self.stack[-1].set_state(state)
+
+    def load_setitem(self) -> None:
+        """SETITEM: a value and its key go into the dict below them."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.fill([key, value])
+
+    def load_setitems(self) -> None:
+        """SETITEMS: keys and values since the last MARK go into the dict below it."""
+        self.fill(self.pop_mark())
+
+    def fill(self, items: list) -> None:
+        """Keys and values, in turns, go into the dict on top of the stack.
+
+        Other keys than text and small numbers are dropped: to hash them may take for ever.
+        """
+        bag = self.stack[-1]
+        if not isinstance(bag, dict):
+            raise ValueError(f"the pickle sets items of a {type(bag).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, str) and len(key) > MAX_KEY:
+                raise ValueError(f"a name of {len(key):,} characters: the file is damaged")
+            if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
+                bag[key] = value
+
+    def load_frame(self) -> None:
+        """FRAME: only tells how much may be read at once."""
+        self.read(8)
+
+    def load_long_binput(self) -> None:
+        """LONG_BINPUT: numbers the object on top of the stack, as pickles do, without a gap."""
+        (number,) = struct.unpack("<I", self.read(4))
+        if number > max(len(self.memo), 255):
+            raise ValueError("the pickle leaves out numbers of its objects: it is damaged")
+        self.memo[number] = self.stack[-1]
 
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
@@ -350,4 +475,12 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch = dict.fromkeys(pickle._Unpickler.dispatch, load_refused)
     dispatch |= {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch |= {
+        pickle.FRAME[0]: load_frame,
+        pickle.LONG_BINPUT[0]: load_long_binput,
+        pickle.REDUCE[0]: load_call,
+        pickle.NEWOBJ[0]: load_call,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }

@@ -19,31 +19,38 @@ from typing import Any, TypeVar, get_args
 Function = TypeVar("Function", bound=Callable)
 
 MAX_MESSAGE = 500  # characters of an error
+NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
 MAX_ENTRIES = 8_000_000  # separators in it: each may become an object of 100 bytes
 
 
 def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
     """A text in one line that is safe to print: no control characters, a long one's middle cut."""
-    shown = "".join(
-        letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())
-    )
+    text = str(text)
+    if len(text) > 10 * limit:
+        text = f"{text[: 5 * limit]} … {text[-5 * limit :]}"  # what is cut anyway, but costs time
+    shown = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return shown if len(shown) <= limit else f"{shown[: limit - 160]} … {shown[-150:]}"
 
 
 def one_line_errors(reader: Function) -> Function:
     """A reader whose ValueError or OSError is one line of at most 500 characters.
 
-    Its text may quote the file. Nesting too deep and too little memory become ValueErrors, too.
+    Its text may quote the file. Nesting too deep and too little memory become ValueErrors, too,
+    which the path begins, if that is the reader's first argument.
     """
 
     @functools.wraps(reader)
     def reading(*args: Any, **options: Any) -> Any:
         try:
             return reader(*args, **options)
-        except (RecursionError, MemoryError) as error:
-            problem = "nested too deeply" if isinstance(error, RecursionError) else "out of memory"
-            raise ValueError(one_line(f"{args[0]}: {problem} ({type(error).__name__})")) from None
+        except (RuntimeError, MemoryError) as error:  # RecursionError is the former
+            deep = isinstance(error, RecursionError)
+            if isinstance(error, RuntimeError) and not deep and NO_MEMORY not in str(error):
+                raise
+            problem = "nested too deeply" if deep else "out of memory"
+            where = next((a for a in args[:1] if isinstance(a, (str, os.PathLike))), "content")
+            raise ValueError(one_line(f"{where}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
             if str(error) == one_line(error):
                 raise

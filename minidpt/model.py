@@ -13,7 +13,7 @@ Layers are counted from 1 here and in `PromptConfig`, as in the paper.
 
 from __future__ import annotations
 
-import operator
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from . import published
 from .checkpoint import read_checkpoint
-from .clip import CLIP
-from .files import replacing
+from .clip import CLIP, check_tensors
+from .files import entries, one_line_errors, replacing, shown
 from .packing import pack
 from .pretrained import NAMES, load
 from .prompts import (
@@ -37,6 +37,7 @@ from .prompts import (
     TextPrompts,
     VisualPrompts,
     check_length,
+    words_of,
 )
 from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .transforms import Preprocess, open_image
@@ -45,6 +46,16 @@ FORMAT = "minidpt 1"  # of saved models
 PREDICT_BATCH = 100
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
+MAX_CLASSES = 100_000
+MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
+BOUNDS = {  # of the numbers in a config
+    "n_ctx": (1, 1000),
+    "n_visual": (0, 1000),
+    "visual_layers": (1, 1000),
+    "class_aware_from": (1, 1000),
+    "top_k": (1, 1_000_000),
+    "alpha": (0, torch.finfo(torch.float32).max),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class PromptConfig:
     visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
         shallow.
 
-    Raises ValueError for a value outside these, TypeError for a number that is no whole one.
+    Raises ValueError for a value outside these or `BOUNDS`, TypeError for one of another kind, such
+    as a number that is no whole one.
     """
 
     method: str = "dpt"
@@ -76,22 +88,27 @@ class PromptConfig:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"method '{self.method}': expected one of {', '.join(METHODS)}")
+            raise ValueError(f"method {shown(self.method)}: expected one of {', '.join(METHODS)}")
         if self.class_token_position not in CLASS_TOKEN_POSITIONS:
-            choices = ", ".join(CLASS_TOKEN_POSITIONS)
-            got = self.class_token_position
-            raise ValueError(f"class_token_position '{got}': expected one of {choices}")
-        least = {"n_ctx": 1, "n_visual": 0, "visual_layers": 1, "class_aware_from": 1, "top_k": 1,
-                 "alpha": 0}  # fmt: skip
-        for name, bound in least.items():
+            choices, got = ", ".join(CLASS_TOKEN_POSITIONS), shown(self.class_token_position)
+            raise ValueError(f"class_token_position {got}: expected one of {choices}")
+        if not isinstance(self.csc, bool):
+            raise TypeError(f"csc: expected True or False, got {shown(self.csc)}")
+        if self.ctx_init is not None:
+            check_text("ctx_init", self.ctx_init)
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in ("class_aware_from", "visual_layers"):
                 continue
-            if value < bound:
-                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+            kind = numbers.Real if name == "alpha" else numbers.Integral
+            if not isinstance(value, kind) or isinstance(value, bool):
+                expected = "a number" if name == "alpha" else "a whole number"
+                raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+            if not least <= value <= most:  # nor NaN
+                got = shown(value)
+                raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
             # A NumPy number becomes Python's, which is what a saved model can hold.
-            plain = float(value) if name == "alpha" else operator.index(value)
-            object.__setattr__(self, name, plain)
+            object.__setattr__(self, name, float(value) if name == "alpha" else int(value))
 
     @property
     def learns_text(self) -> bool:
@@ -156,12 +173,9 @@ class PromptedCLIP(nn.Module):
         self.template = str(template)
         self.config = config
         self.text_prompts: TextPrompts | None = None
-        self.visual_prompts: VisualPrompts | None = None
-        self.class_aware = nn.ModuleList()
         self._cached_text: CachedText | None = None
+        self.notes: tuple[str, ...] = ()  # what was chosen in building it, a line each
 
-        layers = len(clip.visual.transformer.resblocks)
-        self.first_class_aware = layers + 1  # beyond the last: none
         if config.learns_text:
             self.text_prompts = TextPrompts(
                 clip,
@@ -171,21 +185,9 @@ class PromptedCLIP(nn.Module):
                 config.csc,
                 config.class_token_position,
             )
-        if config.method == "dpt":
-            self.first_class_aware = config.class_aware_from or layers
-            if self.first_class_aware > layers:
-                got = f"got {config.class_aware_from}"
-                raise ValueError(f"class_aware_from: expected 1 to {layers} of this CLIP, {got}")
-        if config.learns_image:
-            embed_dim, width = clip.visual.proj.shape[1], clip.visual.proj.shape[0]
-            if (config.visual_layers or 1) > layers:
-                got = f"got {config.visual_layers}"
-                raise ValueError(f"visual_layers: expected 1 to {layers} of this CLIP, {got}")
-            prompted = min(config.visual_layers or layers, self.first_class_aware - 1)
-            if prompted and config.n_visual:
-                self.visual_prompts = VisualPrompts(prompted, config.n_visual, width)
-            for _ in range(self.first_class_aware, layers + 1):
-                self.class_aware.append(ClassAwarePrompts(embed_dim, width, len(classnames)))
+        self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
+        layers = len(clip.visual.transformer.resblocks)
+        self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         self.class_chunk = self._class_chunk()  # classes encoded at a time in training; None: all
         self.register_buffer("template_features", self._template_features(), persistent=False)
         self.to(clip.device)
@@ -434,6 +436,30 @@ class PromptedCLIP(nn.Module):
         ]
 
 
+def image_prompts(
+    clip: CLIP, classes: int, config: PromptConfig
+) -> tuple[VisualPrompts | None, nn.ModuleList]:
+    """The plain prompts of the image side, and the class-aware ones of the last layers.
+
+    Raises ValueError if the config has more layers than the CLIP.
+    """
+    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
+    for name in ("class_aware_from", "visual_layers"):
+        used = config.method == "dpt" if name == "class_aware_from" else config.learns_image
+        if used and (getattr(config, name) or 1) > layers:
+            got = f"got {getattr(config, name)}"
+            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, {got}")
+    class_aware, visual = nn.ModuleList(), None
+    if config.learns_image:
+        first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+        prompted = min(config.visual_layers or layers, first - 1)
+        if prompted and config.n_visual:
+            visual = VisualPrompts(prompted, config.n_visual, width)
+        for _ in range(first, layers + 1):
+            class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
+    return visual, class_aware
+
+
 def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are on one device and hold the same numbers."""
     return a.device == b.device and torch.equal(a, b)
@@ -470,62 +496,97 @@ def build_model(
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
-    if len(classnames) < 2:
-        raise ValueError(f"expected at least two class names, got {list(classnames)}")
-    if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
-        raise ValueError(f"expected a name for each class, got {blank[0]!r}")
+    config = config or PromptConfig()
+    if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
+        got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames)}"
+        raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
+    for name in classnames:
+        check_text("class name", name)
+        if not name.replace("_", " ").strip():
+            raise ValueError(f"expected a name for each class, got {shown(name)}")
+    check_text("template", template)
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig())
+    if config.learns_text and config.n_ctx >= clip.context_length and config.ctx_init is None:
+        raise ValueError(
+            f"n_ctx: expected less than the {clip.context_length} tokens that this CLIP takes, "
+            f"got {config.n_ctx}"
+        )
+    return PromptedCLIP(clip, classnames, template, config)
 
 
+def check_text(what: str, value: object) -> None:
+    """ValueError unless it is a text that CLIP may be able to take."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what}: expected a text, got {shown(value)}")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{what}: expected at most {MAX_TEXT} characters, got {len(value):,}")
+
+
+@one_line_errors
 def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
     """A model that `PromptedCLIP.save` wrote, ready to predict.
 
     Args:
         clip: the CLIP it was trained on; None: found by its name, as `load` does.
 
-    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file or CLIP's
-    weights are others than those the prompts were learned with.
+    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
+    weights are others than those the prompts were learned with, or the prompts are not finite.
     """
     path = Path(path)
+    where = f"model file {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"model file {path}: expected a file that minidpt saved, got none")
+        raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
+        entries(content, "the file", format=str)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
-        config, learned = PromptConfig(**content["config"]), dict(content["learned"])
-        classnames, template = list(content["classnames"]), content["template"]
-        clip_name, quick_gelu, fingerprint = (
-            content["clip"][name] for name in ("name", "quick_gelu", "fingerprint")
+            raise ValueError(f"format {shown(content['format'])}")
+        entries(content, "the file", learned=dict, classnames=list, template=str)
+        learned, classnames, template = (
+            content[name] for name in ("learned", "classnames", "template")
         )
-    except (ValueError, TypeError, LookupError) as error:  # a file of another kind
+        config = PromptConfig(**entries(content.get("config"), "config"))
+        about = entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str)
+    except (ValueError, TypeError) as error:  # a file of another kind
         raise ValueError(
-            f"model file {path}: expected one that minidpt saved, got something else "
-            f"({type(error).__name__}: {error})"
+            f"{where}: expected one that minidpt saved, got something else ({error})"
         ) from error
     if clip is None:
-        if clip_name not in NAMES:
+        if about["name"] not in NAMES:
             raise ValueError(
-                f"model file {path}: its CLIP '{clip_name}' is none that is known by name: load it "
+                f"{where}: its CLIP {shown(about['name'])} is none that is known by name: load it "
                 "and pass it as clip="
             )
-        clip, _ = load(clip_name, quick_gelu=quick_gelu)
-    if clip.fingerprint() != fingerprint:
+        clip, _ = load(about["name"], quick_gelu=about["quick_gelu"])
+    if clip.fingerprint() != about["fingerprint"]:
         raise ValueError(
-            f"model file {path}: its prompts were learned with the weights of {clip_name} "
-            f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
-            "the CLIP it was trained on"
+            f"{where}: its prompts were learned with the weights of {shown(about['name'])} "
+            f"({about['fingerprint'][:12]}…), got those of {clip.name} "
+            f"({clip.fingerprint()[:12]}…): pass the CLIP it was trained on"
         )
-    with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-        model = build_model(clip, classnames, template, config)
-    missing_or_unknown = model.learned().keys() ^ learned.keys()
-    if missing_or_unknown:
-        raise ValueError(f"model file {path}: missing or unknown {sorted(missing_or_unknown)}")
+    try:
+        check_tensors(
+            entries(learned, "learned"), learned_tensors(clip, len(classnames), config), "learned"
+        )
+        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+            model = build_model(clip, classnames, template, config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     with torch.no_grad():
         for name, parameter in model.learned().items():
-            if parameter.shape != learned[name].shape:
-                raise ValueError(f"model file {path}: {name} has another shape than its config")
             parameter.copy_(learned[name])
     return model.eval()
+
+
+def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
+    """Name → what `PromptedCLIP.learned` has there, but without memory for its numbers."""
+    with torch.device("meta"):
+        image_side = nn.Module()
+        image_side.visual_prompts, image_side.class_aware = image_prompts(clip, classes, config)
+        expected = dict(image_side.named_parameters())
+        if config.learns_text:
+            n_ctx = config.n_ctx if config.ctx_init is None else len(words_of(config.ctx_init))
+            shape = (n_ctx, clip.positional_embedding.shape[1])
+            expected["text_prompts.ctx"] = torch.empty((classes, *shape) if config.csc else shape)
+    return expected

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import device as Device
 
 from .checkpoint import read_state_dict
 from .clip import CLIP, build_clip
+from .files import one_line_errors
 from .transforms import Preprocess
 
 try:
@@ -42,6 +44,7 @@ CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 
 
+@one_line_errors
 def load(
     name_or_path: str | PathLike, device: str | Device = "cpu", quick_gelu: bool = True
 ) -> tuple[CLIP, Preprocess]:
@@ -52,8 +55,8 @@ def load(
             A known name is downloaded (338 MB for ViT-B/32) if no folder holds the file.
         quick_gelu: as in `build_clip`; OpenAI's weights need True.
 
-    Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
-        Pillow image → tensor (3, R, R).
+    Returns: the model, with `clip.name` set to the name or to the file's without suffix, and
+        `clip.notes` to lines about what was chosen; and Pillow image → tensor (3, R, R).
     Raises ValueError if the name is unknown or the file is no CLIP with a ViT, FileNotFoundError
         if the file does not exist or could not be downloaded.
     """
@@ -70,7 +73,26 @@ def load(
             text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
         raise ValueError(text) from error
     clip.name = name if known else path.stem
+    clip.notes = about_gelu(quick_gelu, known or is_openais(path))
     return clip.to(device), Preprocess(clip.visual.resolution)
+
+
+def about_gelu(quick_gelu: bool, openais: bool) -> tuple[str, ...]:
+    """A line about the activation, unless it is the one that OpenAI's weights need."""
+    if openais:
+        need = "needs the quick GELU, the exact one was taken: leave out --exact-gelu"
+        return () if quick_gelu else (f"this CLIP {need} (quick_gelu=True)",)
+    taken, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
+    fix = f"{'pass' if quick_gelu else 'leave out'} --exact-gelu (quick_gelu={not quick_gelu})"
+    return (
+        f"the {taken} GELU was taken, a checkpoint does not say which: if this CLIP was trained "
+        f"with the {other} one, {fix}",
+    )
+
+
+def is_openais(path: Path) -> bool:
+    """Whether it is a file of OpenAI's, of any name; only one as large is read for the answer."""
+    return path.stat().st_size > 300e6 and _sha256(path) in SHA256.values()
 
 
 def _existing(path: str) -> Path:
@@ -80,8 +102,11 @@ def _existing(path: str) -> Path:
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"{path} does not exist: expected a CLIP checkpoint file (.pt)")
+    meant = get_close_matches(path[:100].lower(), map(str.lower, NAMES), n=1)
+    hint = [f": did you mean {name}?" for name in NAMES if [name.lower()] == meant]
     raise ValueError(
         f"unknown CLIP {path!r}: expected one of {', '.join(NAMES)} or the path of a checkpoint"
+        + "".join(hint)
     )
 
 

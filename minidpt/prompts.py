@@ -57,10 +57,7 @@ class TextPrompts(nn.Module):
         if ctx_init is None:
             ctx = torch.empty(n_ctx, width)  # drawn on the CPU: a seed means the same everywhere
         else:
-            words = ctx_init.replace("_", " ")
-            phrase = encode(words)[: len(words.split())]
-            if not phrase:
-                raise ValueError(f"ctx_init: expected a phrase, got {ctx_init!r}")
+            phrase = words_of(ctx_init)
             n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()
         if csc:
             ctx = ctx.repeat(len(classnames), 1, 1)
@@ -102,6 +99,15 @@ class TextPrompts(nn.Module):
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
         # not vectors[self.slots], whose gradient sums in an order left to the threads
         return self.rows.index_add(0, self.slot_rows, F.embedding(self.slots, vectors))
+
+
+def words_of(phrase: str) -> list[int]:
+    """The first tokens of a phrase, as many as it has words; ValueError if it has none."""
+    words = phrase.replace("_", " ")
+    tokens = encode(words)[: len(words.split())]
+    if not tokens:
+        raise ValueError(f"ctx_init: expected a phrase, got {phrase!r}")
+    return tokens
 
 
 def prompt_tokens(name: str, slots: list[int], position: str) -> list[int]:
