@@ -31,7 +31,7 @@ from .files import one_line_errors, shown
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
 MAX_KEY = 1000  # characters of any name in a pickle
-MAX_STEPS = 2_500_000  # that a pickle may take, about a second; ViT-L/14 takes 30,000
+MAX_STEPS = 1_500_000  # that a pickle may take, some 2 seconds; ViT-L/14 takes 30,000
 STEPS_OF_A_CALL = 20
 BYTES_OF_A_STEP = 32  # of a text; so they are 80 MB in all
 MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
@@ -100,9 +100,8 @@ def read_checkpoint(path: str | PathLike) -> object:
     """
     path = Path(path)
     if not path.is_file():
-        problem = (
-            "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        )
+        problem = "is a folder" if path.is_dir() else "is no regular file"
+        problem = problem if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file (.pt)")
     with open(path, "rb") as file:
         head = file.read(100)
@@ -201,13 +200,12 @@ class _Archive:
         """`length` numbers of the member `NAME/data/key`, as a tensor (length,) without a copy."""
         if key not in self.storages:
             start, size = self.locate(f"data/{key}")
-            memory: mmap.mmap | bytearray = self.memory
+            self.storages[key] = self.memory, start, size
             if start % 8:  # repacked by another tool: a tensor's memory must be aligned
                 self.copied += size
-                if self.copied > len(memory):
+                if self.copied > len(self.memory):
                     raise ValueError("members lie over one another: the file is damaged")
-                memory, start = bytearray(memory[start : start + size]), 0
-            self.storages[key] = memory, start, size
+                self.storages[key] = bytearray(self.memory[start : start + size]), 0, size
         memory, start, size = self.storages[key]
         if not 0 <= length * dtype.itemsize <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
@@ -231,19 +229,15 @@ class _LegacyFile:
                 _Unpickler(program, self.storage).load() for _ in range(5)
             )
             if system["little_endian"] != (sys.byteorder == "little"):
-                raise ValueError(
-                    "numbers in the other byte order: save it on a machine like this one"
-                )
+                raise ValueError("numbers in the other byte order: save it on one like this")
             for key in keys:
                 if not isinstance(key, str) or key not in self.storages:
                     raise ValueError(f"tensor data {shown(key)} belong to nothing: it is damaged")
                 storage = self.storages.pop(key)
                 (length,) = struct.unpack("<q", file.read(8))
                 got = file.readinto(storage.view(torch.uint8).numpy())
-                if length != len(storage) or got != storage.nbytes:
-                    raise ValueError(
-                        f"tensor data {key!r} are cut short: copy or download it again"
-                    )
+                if (length, got) != (len(storage), storage.nbytes):
+                    raise ValueError(f"tensor data {key!r} are cut short: download it again")
         if self.storages:
             raise ValueError(f"tensor data {list(self.storages)[:3]} are missing: it is damaged")
         return content
@@ -253,9 +247,7 @@ class _LegacyFile:
         if key not in self.storages:
             size = length * dtype.itemsize
             if not 0 <= size <= self.room:
-                raise ValueError(
-                    f"tensor data {key!r}: {length} × {dtype} are more than the file has"
-                )
+                raise ValueError(f"data {key!r}: {length} × {dtype} are more than the file has")
             self.room -= size
             self.storages[key] = torch.empty(length, dtype=dtype)
         storage = self.storages[key]
@@ -357,17 +349,13 @@ INSTRUCTIONS = [
 
 
 class _Program:
-    """The bytes of pickles. Each read is a step, and the steps are numbered.
-
-    An instruction of the unpickler makes one to three reads, so no program takes long. What costs
-    more than a read is paid for with further steps.
-    """
+    """The bytes of pickles, of which an instruction reads one to three times: each is a step."""
 
     def __init__(self, stream: io.BufferedReader | io.BytesIO):
         self.stream, self.left = stream, MAX_STEPS
 
     def spend(self, steps: int) -> None:
-        """ValueError if there are not as many left."""
+        """For work beyond a read. ValueError if there are not as many left."""
         self.left -= steps
         if self.left < 0:
             raise ValueError("a pickle of endless length: expected the state dict of a model")
@@ -435,17 +423,8 @@ class _Unpickler(pickle._Unpickler):
         self.spend(len(state) if isinstance(state, dict) else 1)
         self.stack[-1].set_state(state)
 
-    def load_setitem(self) -> None:
-        """SETITEM: a value and its key go into the dict below them."""
-        value, key = self.stack.pop(), self.stack.pop()
-        self.fill([key, value])
-
-    def load_setitems(self) -> None:
-        """SETITEMS: keys and values since the last MARK go into the dict below it."""
-        self.fill(self.pop_mark())
-
     def fill(self, items: list) -> None:
-        """Keys and values, in turns, go into the dict on top of the stack.
+        """SETITEM and SETITEMS: keys and values, in turns, go into the dict on top of the stack.
 
         Other keys than text and small numbers are dropped: to hash them may take for ever.
         """
@@ -457,10 +436,6 @@ class _Unpickler(pickle._Unpickler):
                 raise ValueError(f"a name of {len(key):,} characters: the file is damaged")
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
                 bag[key] = value
-
-    def load_frame(self) -> None:
-        """FRAME: only tells how much may be read at once."""
-        self.read(8)
 
     def load_long_binput(self) -> None:
         """LONG_BINPUT: numbers the object on top of the stack, as pickles do, without a gap."""
@@ -476,11 +451,11 @@ class _Unpickler(pickle._Unpickler):
     dispatch = dict.fromkeys(pickle._Unpickler.dispatch, load_refused)
     dispatch |= {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
     dispatch |= {
-        pickle.FRAME[0]: load_frame,
+        pickle.FRAME[0]: lambda self: self.read(8),  # only tells how much may be read at once
         pickle.LONG_BINPUT[0]: load_long_binput,
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
+        pickle.SETITEM[0]: lambda self: self.fill([self.stack.pop(-2), self.stack.pop()]),
+        pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),
     }

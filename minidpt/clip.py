@@ -203,7 +203,8 @@ class CLIP(nn.Module):
             resolution, patch, vision_width, vision_layers, embed_dim, quick_gelu
         )
         self.transformer = Transformer(text_width, text_layers, quick_gelu)
-        self.token_embedding = nn.Embedding(vocab_size, text_width)
+        # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text_width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
         self.ln_final = LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))

@@ -46,7 +46,7 @@ FORMAT = "minidpt 1"  # of saved models
 PREDICT_BATCH = 100
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-MAX_CLASSES = 100_000
+MAX_CLASSES = 25_000  # ImageNet-21k has 21,841
 MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
 BOUNDS = {  # of the numbers in a config
     "n_ctx": (1, 1000),
@@ -71,8 +71,8 @@ class PromptConfig:
     visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
         shallow.
 
-    Raises ValueError for a value outside these or `BOUNDS`, TypeError for one of another kind, such
-    as a number that is no whole one.
+    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a number that is none, or
+    no whole one.
     """
 
     method: str = "dpt"
@@ -87,28 +87,25 @@ class PromptConfig:
     visual_layers: int | None = None
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method {shown(self.method)}: expected one of {', '.join(METHODS)}")
-        if self.class_token_position not in CLASS_TOKEN_POSITIONS:
-            choices, got = ", ".join(CLASS_TOKEN_POSITIONS), shown(self.class_token_position)
-            raise ValueError(f"class_token_position {got}: expected one of {choices}")
-        if not isinstance(self.csc, bool):
-            raise TypeError(f"csc: expected True or False, got {shown(self.csc)}")
-        if self.ctx_init is not None:
-            check_text("ctx_init", self.ctx_init)
+        entries(vars(self), "PromptConfig", csc=bool, ctx_init=str | None)
+        choices = {"method": METHODS, "class_token_position": CLASS_TOKEN_POSITIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                got = shown(getattr(self, name))
+                raise ValueError(f"{name} {got}: expected one of {', '.join(known)}")
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if value is None and name in ("class_aware_from", "visual_layers"):
                 continue
             kind = numbers.Real if name == "alpha" else numbers.Integral
             if not isinstance(value, kind) or isinstance(value, bool):
-                expected = "a number" if name == "alpha" else "a whole number"
-                raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+                raise TypeError(f"{name}: expected a {kind.__name__} number, got {shown(value)}")
+            # A NumPy number becomes Python's, which is what a saved model can hold.
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
             if not least <= value <= most:  # nor NaN
                 got = shown(value)
                 raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
-            # A NumPy number becomes Python's, which is what a saved model can hold.
-            object.__setattr__(self, name, float(value) if name == "alpha" else int(value))
+            object.__setattr__(self, name, float(value) if name == "alpha" else value)
 
     @property
     def learns_text(self) -> bool:
@@ -444,19 +441,21 @@ def image_prompts(
     Raises ValueError if the config has more layers than the CLIP.
     """
     layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    for name in ("class_aware_from", "visual_layers"):
-        used = config.method == "dpt" if name == "class_aware_from" else config.learns_image
-        if used and (getattr(config, name) or 1) > layers:
-            got = f"got {getattr(config, name)}"
-            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, {got}")
-    class_aware, visual = nn.ModuleList(), None
-    if config.learns_image:
-        first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
-        prompted = min(config.visual_layers or layers, first - 1)
-        if prompted and config.n_visual:
-            visual = VisualPrompts(prompted, config.n_visual, width)
-        for _ in range(first, layers + 1):
-            class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
+    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+    visual, class_aware = None, nn.ModuleList()
+    if not config.learns_image:
+        return visual, class_aware
+    used = {"visual_layers": config.visual_layers or layers}
+    if config.method == "dpt":
+        used["class_aware_from"] = first
+    for name, layer in used.items():
+        if layer > layers:
+            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
+    prompted = min(used["visual_layers"], first - 1)
+    if prompted and config.n_visual:
+        visual = VisualPrompts(prompted, config.n_visual, width)
+    for _ in range(first, layers + 1):
+        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
     return visual, class_aware
 
 
@@ -498,29 +497,20 @@ def build_model(
     """
     config = config or PromptConfig()
     if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
-        got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames)}"
+        got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
         raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
-    for name in classnames:
-        check_text("class name", name)
-        if not name.replace("_", " ").strip():
-            raise ValueError(f"expected a name for each class, got {shown(name)}")
-    check_text("template", template)
+    for text in (template, *classnames):
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            expected = f"template and class names of at most {MAX_TEXT} characters"
+            raise ValueError(f"expected {expected}, got {shown(text)}")
+    if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
+        raise ValueError(f"expected a name for each class, got {shown(blank[0])}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
-    if config.learns_text and config.n_ctx >= clip.context_length and config.ctx_init is None:
-        raise ValueError(
-            f"n_ctx: expected less than the {clip.context_length} tokens that this CLIP takes, "
-            f"got {config.n_ctx}"
-        )
+    length = clip.context_length
+    if config.learns_text and config.n_ctx >= length and config.ctx_init is None:
+        raise ValueError(f"n_ctx: expected less than CLIP's {length} tokens, got {config.n_ctx}")
     return PromptedCLIP(clip, classnames, template, config)
-
-
-def check_text(what: str, value: object) -> None:
-    """ValueError unless it is a text that CLIP may be able to take."""
-    if not isinstance(value, str):
-        raise ValueError(f"{what}: expected a text, got {shown(value)}")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{what}: expected at most {MAX_TEXT} characters, got {len(value):,}")
 
 
 @one_line_errors
@@ -539,36 +529,33 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
         raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
-        entries(content, "the file", format=str)
+        entries(content, "content", format=str, classnames=list, template=str)
         if content["format"] != FORMAT:
             raise ValueError(f"format {shown(content['format'])}")
-        entries(content, "the file", learned=dict, classnames=list, template=str)
-        learned, classnames, template = (
-            content[name] for name in ("learned", "classnames", "template")
-        )
+        classnames, template = content["classnames"], content["template"]
+        learned = entries(content.get("learned"), "learned")
         config = PromptConfig(**entries(content.get("config"), "config"))
         about = entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str)
     except (ValueError, TypeError) as error:  # a file of another kind
         raise ValueError(
             f"{where}: expected one that minidpt saved, got something else ({error})"
         ) from error
+    clip_name, fingerprint = about["name"][:60], about["fingerprint"]
     if clip is None:
-        if about["name"] not in NAMES:
+        if clip_name not in NAMES:
             raise ValueError(
-                f"{where}: its CLIP {shown(about['name'])} is none that is known by name: load it "
+                f"{where}: its CLIP '{clip_name}' is none that is known by name: load it "
                 "and pass it as clip="
             )
-        clip, _ = load(about["name"], quick_gelu=about["quick_gelu"])
-    if clip.fingerprint() != about["fingerprint"]:
+        clip, _ = load(clip_name, quick_gelu=about["quick_gelu"])
+    if clip.fingerprint() != fingerprint:
         raise ValueError(
-            f"{where}: its prompts were learned with the weights of {shown(about['name'])} "
-            f"({about['fingerprint'][:12]}…), got those of {clip.name} "
-            f"({clip.fingerprint()[:12]}…): pass the CLIP it was trained on"
+            f"{where}: its prompts were learned with the weights of {clip_name} "
+            f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
+            "the CLIP it was trained on"
         )
-    try:
-        check_tensors(
-            entries(learned, "learned"), learned_tensors(clip, len(classnames), config), "learned"
-        )
+    try:  # the shapes first: what a config asks for may be more than any memory
+        check_tensors(learned, learned_tensors(clip, len(classnames), config), "learned prompts")
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
             model = build_model(clip, classnames, template, config)
     except ValueError as error:
@@ -580,13 +567,13 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
 
 
 def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
-    """Name → what `PromptedCLIP.learned` has there, but without memory for its numbers."""
+    """What `PromptedCLIP.learned` will be, on the meta device: shapes without numbers."""
     with torch.device("meta"):
         image_side = nn.Module()
         image_side.visual_prompts, image_side.class_aware = image_prompts(clip, classes, config)
         expected = dict(image_side.named_parameters())
         if config.learns_text:
             n_ctx = config.n_ctx if config.ctx_init is None else len(words_of(config.ctx_init))
-            shape = (n_ctx, clip.positional_embedding.shape[1])
+            shape = (n_ctx, clip.token_embedding.weight.shape[1])
             expected["text_prompts.ctx"] = torch.empty((classes, *shape) if config.csc else shape)
     return expected

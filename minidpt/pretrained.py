@@ -73,21 +73,12 @@ def load(
             text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
         raise ValueError(text) from error
     clip.name = name if known else path.stem
-    clip.notes = about_gelu(quick_gelu, known or is_openais(path))
+    if not (quick_gelu and (known or is_openais(path))):
+        taken, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
+        fix = f"{'pass' if quick_gelu else 'leave out'} --exact-gelu (quick_gelu={not quick_gelu})"
+        said = f"the {taken} GELU was taken, which a checkpoint does not say"
+        clip.notes = (f"{said}: if {clip.name} was trained with the {other} one, {fix}",)
     return clip.to(device), Preprocess(clip.visual.resolution)
-
-
-def about_gelu(quick_gelu: bool, openais: bool) -> tuple[str, ...]:
-    """A line about the activation, unless it is the one that OpenAI's weights need."""
-    if openais:
-        need = "needs the quick GELU, the exact one was taken: leave out --exact-gelu"
-        return () if quick_gelu else (f"this CLIP {need} (quick_gelu=True)",)
-    taken, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
-    fix = f"{'pass' if quick_gelu else 'leave out'} --exact-gelu (quick_gelu={not quick_gelu})"
-    return (
-        f"the {taken} GELU was taken, a checkpoint does not say which: if this CLIP was trained "
-        f"with the {other} one, {fix}",
-    )
 
 
 def is_openais(path: Path) -> bool:
@@ -102,12 +93,10 @@ def _existing(path: str) -> Path:
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"{path} does not exist: expected a CLIP checkpoint file (.pt)")
-    meant = get_close_matches(path[:100].lower(), map(str.lower, NAMES), n=1)
-    hint = [f": did you mean {name}?" for name in NAMES if [name.lower()] == meant]
-    raise ValueError(
-        f"unknown CLIP {path!r}: expected one of {', '.join(NAMES)} or the path of a checkpoint"
-        + "".join(hint)
-    )
+    (meant,) = get_close_matches(path[:50].upper(), map(str.upper, NAMES), n=1) or [""]
+    hint = "".join(f": did you mean {name}?" for name in NAMES if name.upper() == meant)
+    choices = f"{', '.join(NAMES)} or the path of a checkpoint"
+    raise ValueError(f"unknown CLIP {path!r}: expected one of {choices}{hint}")
 
 
 def filename(name: str) -> str:

@@ -73,19 +73,12 @@ def tensors_of(model: PromptedCLIP, grad: bool = False) -> dict[str, Tensor]:
     }
 
 
-def is_empty(value: object) -> bool:
-    """Whether it is a tensor without numbers."""
-    return isinstance(value, Tensor) and not value.numel()
-
-
 @one_line_errors
 def load_into(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
     """Copy published tensors into the model. See `PromptedCLIP.load_published`."""
-    given = {
-        name: value
-        for name, value in tensors.items()
-        if name.rpartition(".")[2] not in NOT_LEARNED and not is_empty(value)
-    }
+    given = {name: value for name, value in tensors.items()
+             if name.rpartition(".")[2] not in NOT_LEARNED
+             and not (isinstance(value, Tensor) and value.numel() == 0)}  # fmt: skip
     check_tensors(given, tensors_of(model), f"published prompts do not fit {model.config}")
     with torch.no_grad():
         for name, part in parts_of(model).items():
