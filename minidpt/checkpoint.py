@@ -8,7 +8,7 @@ names that checkpoints need and stops at any other. Functions are replaced by ou
 plain dict. Numbers are not read but mapped into memory.
 
 Nothing that is nested is hashed, compared or printed, as it may be endless, and every loop over
-what a file says is bounded by the file's size or paid for in steps (`_Program`).
+what a file says is bounded by the file's size or by the constants below.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from .files import one_line_errors, shown
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
 MAX_KEY = 1000  # characters of any name in a pickle
-MAX_STEPS = 1_500_000  # that a pickle may take, some 2 seconds; ViT-L/14 takes 30,000
-STEPS_OF_A_CALL = 20
-BYTES_OF_A_STEP = 32  # of a text; so they are 80 MB in all
+MAX_PICKLE = 2**21  # bytes, and so instructions; ViT-L/14's has 0.1 M
+MAX_WORK = 300_000  # calls in a pickle, and attributes that it sets
 MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
 MAX_ARGUMENTS = 20  # of a function or class that a pickle names
 MAX_DIMENSIONS = 64  # of a tensor, in torch as well
@@ -111,7 +110,8 @@ def read_checkpoint(path: str | PathLike) -> object:
         if head.startswith(LEGACY_MAGIC):
             return _LegacyFile(path).load()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        fix = ": copy or download it again" if isinstance(error, UnicodeError) else ""
+        raise ValueError(f"{path}: {error}{fix}") from error
     except MemoryError:
         raise
     except zipfile.BadZipFile as error:
@@ -137,23 +137,15 @@ def _describe(head: bytes) -> str:
     return f"a file that begins with {head[:8]!r}: save a state dict with torch.save"
 
 
-class _Directory(io.FileIO):
-    """A zip file of which `zipfile` reads the list of its members, if that is not endless."""
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `MAX_DIRECTORY` bytes."""
-        if size > MAX_DIRECTORY:
-            raise ValueError(f"a list of members of {size:,} bytes: the file is damaged")
-        return super().read(size)
-
-
 class _Archive:
     """The members of an uncompressed zip file, mapped into memory (copy on write)."""
 
     def __init__(self, path: Path):
-        with _Directory(path) as file:
+        with open(path, "rb") as file:
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            with zipfile.ZipFile(file) as archive:
+            # The list of members, at the end; `zipfile` would read one of any length.
+            self.before = file.seek(max(0, len(self.memory) - MAX_DIRECTORY))  # bytes
+            with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -174,11 +166,13 @@ class _Archive:
 
     def load(self) -> object:
         """What the archive's pickle builds."""
-        return _Unpickler(_Program(io.BytesIO(self.read("data.pkl"))), self.storage).load()
+        return _Unpickler(io.BytesIO(self.read("data.pkl")), self.storage).load()
 
     def read(self, name: str) -> bytes:
         """The contents of the member `NAME/name`."""
         start, size = self.locate(name)
+        if size > MAX_PICKLE:
+            raise ValueError(f"member {name!r} has {size:,} bytes: expected a model's state dict")
         return self.memory[start : start + size]
 
     def locate(self, name: str) -> tuple[int, int]:
@@ -188,7 +182,9 @@ class _Archive:
             raise ValueError(f"member {name!r} is missing: copy or download it again")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise ValueError(f"member {name!r} is compressed: expected it as torch.save wrote it")
-        header = max(info.header_offset, 0)  # 30 bytes; the last four: lengths of name and extra
+        header = max(
+            self.before + info.header_offset, 0
+        )  # 30 bytes; the last four: lengths of name and extra
         if not self.memory[header : header + 30].startswith(b"PK\x03\x04"):
             raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
         start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
@@ -224,10 +220,11 @@ class _LegacyFile:
     def load(self) -> object:
         """What the pickle builds, copied into memory."""
         with open(self.path, "rb") as file:
-            program = _Program(file)
+            pickles = io.BytesIO(file.read(MAX_PICKLE))
             _magic, _version, system, content, keys = (
-                _Unpickler(program, self.storage).load() for _ in range(5)
+                _Unpickler(pickles, self.storage).load() for _ in range(5)
             )
+            file.seek(pickles.tell())
             if system["little_endian"] != (sys.byteorder == "little"):
                 raise ValueError("numbers in the other byte order: save it on one like this")
             for key in keys:
@@ -341,34 +338,11 @@ STAND_INS = {  # what a pickle may name, and what it gets
 INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
-    for name in """PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
+    for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL
-    BINPERSID""".split()
+    EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL
+    STACK_GLOBAL BINPERSID""".split()
 ]
-
-
-class _Program:
-    """The bytes of pickles, of which an instruction reads one to three times: each is a step."""
-
-    def __init__(self, stream: io.BufferedReader | io.BytesIO):
-        self.stream, self.left = stream, MAX_STEPS
-
-    def spend(self, steps: int) -> None:
-        """For work beyond a read. ValueError if there are not as many left."""
-        self.left -= steps
-        if self.left < 0:
-            raise ValueError("a pickle of endless length: expected the state dict of a model")
-
-    def read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end."""
-        self.spend(1 + size // BYTES_OF_A_STEP)
-        return self.stream.read(size)
-
-    def readline(self) -> bytes:
-        """The rest of the line, which is a name."""
-        self.spend(1)
-        return self.stream.readline(MAX_KEY)
 
 
 class _Unpickler(pickle._Unpickler):
@@ -379,13 +353,20 @@ class _Unpickler(pickle._Unpickler):
     attributes of anything, only fills a `Bag`.
     """
 
-    def __init__(self, program: _Program, storage: Callable[[str, torch.dtype, int], Tensor]):
+    def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
         """`storage`: key, precision and length of tensor data → these numbers, 1-D."""
-        super().__init__(program)
-        self.spend, self.storage = program.spend, storage
+        super().__init__(stream)
+        self.storage, self.work = storage, 0
+
+    def spend(self, work: int) -> None:
+        """ValueError if the pickle takes more work than the bytes of its instructions tell of."""
+        self.work += work
+        if self.work > MAX_WORK:
+            raise ValueError("a pickle of endless work: expected the state dict of a model")
 
     def find_class(self, module: str, name: str) -> object:
         """Our stand-in for a function or class that the pickle names."""
+        self.spend(1)
         module, name = module[:MAX_KEY], name[:MAX_KEY]
         if f"{module}.{name}" in STAND_INS:
             return STAND_INS[f"{module}.{name}"]
@@ -398,7 +379,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
-        self.spend(STEPS_OF_A_CALL)
+        self.spend(1)
         parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
         kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
         kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
@@ -409,7 +390,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_call(self) -> None:
         """REDUCE and NEWOBJ: what is below the arguments is called with them."""
-        self.spend(STEPS_OF_A_CALL)
+        self.spend(1)
         arguments = self.stack.pop()
         if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
             raise ValueError("the pickle calls a function with arguments that none has")
@@ -437,13 +418,6 @@ class _Unpickler(pickle._Unpickler):
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
                 bag[key] = value
 
-    def load_long_binput(self) -> None:
-        """LONG_BINPUT: numbers the object on top of the stack, as pickles do, without a gap."""
-        (number,) = struct.unpack("<I", self.read(4))
-        if number > max(len(self.memo), 255):
-            raise ValueError("the pickle leaves out numbers of its objects: it is damaged")
-        self.memo[number] = self.stack[-1]
-
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
         raise ValueError("the pickle has an instruction that no checkpoint needs: not executed")
@@ -451,8 +425,6 @@ class _Unpickler(pickle._Unpickler):
     dispatch = dict.fromkeys(pickle._Unpickler.dispatch, load_refused)
     dispatch |= {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
     dispatch |= {
-        pickle.FRAME[0]: lambda self: self.read(8),  # only tells how much may be read at once
-        pickle.LONG_BINPUT[0]: load_long_binput,
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,

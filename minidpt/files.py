@@ -44,9 +44,9 @@ def one_line_errors(reader: Function) -> Function:
     def reading(*args: Any, **options: Any) -> Any:
         try:
             return reader(*args, **options)
-        except (RuntimeError, MemoryError) as error:  # RecursionError is the former
+        except (RuntimeError, MemoryError) as error:
             deep = isinstance(error, RecursionError)
-            if isinstance(error, RuntimeError) and not deep and NO_MEMORY not in str(error):
+            if type(error) not in (RecursionError, MemoryError) and NO_MEMORY not in str(error):
                 raise
             problem = "nested too deeply" if deep else "out of memory"
             where = next((a for a in args[:1] if isinstance(a, (str, os.PathLike))), "content")
