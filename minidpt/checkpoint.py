@@ -64,7 +64,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         raise ValueError(f"{path}: expected a state dict, got no named tensor: save one in it")
     needed, size = sum(value.nbytes for value in tensors.values()), Path(path).stat().st_size
     if needed > size:
-        raise ValueError(f"{path}: its tensors have {needed:,} bytes, but the file {size:,}")
+        got = f"{needed:,} bytes of tensors in {size:,} of the file"
+        raise ValueError(f"{path}: expected tensors that share no memory, got {got}")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors

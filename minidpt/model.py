@@ -564,7 +564,8 @@ def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str,
     """What `PromptedCLIP.learned` will be, on the meta device: shapes without numbers."""
     with torch.device("meta"):
         image_side = nn.Module()
-        image_side.visual_prompts, image_side.class_aware = image_prompts(clip, classes, config)
+        some = max(1, classes)  # torch warns of none
+        image_side.visual_prompts, image_side.class_aware = image_prompts(clip, some, config)
         expected = dict(image_side.named_parameters())
         if config.learns_text:
             n_ctx = config.n_ctx if config.ctx_init is None else len(words_of(config.ctx_init))

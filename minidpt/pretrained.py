@@ -40,6 +40,7 @@ SHA256 = {
 TINY = "tiny"  # the small model that this project ships in weights/
 NAMES = (*SHA256, TINY)
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
+LEAST_BYTES = 300_000_000  # of OpenAI's files
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 
@@ -83,7 +84,7 @@ def load(
 
 def is_openais(path: Path) -> bool:
     """Whether it is a file of OpenAI's, of any name; only one as large is read for the answer."""
-    return path.stat().st_size > 300e6 and _sha256(path) in SHA256.values()
+    return path.stat().st_size >= LEAST_BYTES and _sha256(path) in SHA256.values()
 
 
 def _existing(path: str) -> Path:
