@@ -231,6 +231,8 @@ def make(
         precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        for note in clip.notes:
+            say(f"note: {note}")
         if sweep:
             sweep.create(vars(args))
 
@@ -406,9 +408,10 @@ def train(
             run.log(record)
             if not (math.isfinite(loss) and all_finite(model.learned().values())):
                 then = ", the prompts after it are not finite" if math.isfinite(loss) else ""
+                lower = "" if args.precision == "fp32" else "--precision fp32 or "
                 raise ValueError(
                     f"epoch {epoch + 1}: the loss is {loss}{then}; {run.path(MODEL)} is of the "
-                    "epoch before: try --precision fp32 or lower learning rates"
+                    f"epoch before: try {lower}lower learning rates"
                 )
             model.save(run.path(MODEL))
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())

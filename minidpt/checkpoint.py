@@ -6,6 +6,9 @@ same, but the pickle fills objects of compiled classes instead of dicts. A pickl
 may call any function it can name; ours is run by an unpickler that knows the few instructions and
 names that checkpoints need and stops at any other. Functions are replaced by our own, classes by a
 plain dict. Numbers are not read but mapped into memory.
+
+Nothing that is nested is hashed, compared or printed, as it may be endless, and every loop over
+what a file says is bounded by the file's size or by the constants below.
 """
 
 from __future__ import annotations
@@ -23,13 +26,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import one_line
+from .files import one_line_errors, shown
 
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
+MAX_KEY = 1000  # characters of any name in a pickle
+MAX_PICKLE = 2**21  # bytes, and so instructions; ViT-L/14's has 0.1 M
+MAX_WORK = 300_000  # calls in a pickle, and attributes that it sets
+MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
+MAX_ARGUMENTS = 20  # of a function or class that a pickle names
+MAX_DIMENSIONS = 64  # of a tensor, in torch as well
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first pickle, before 1.6
 
 
+@one_line_errors
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by their dotted names, in the file's order and precision.
 
@@ -37,7 +47,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     the attributes of nested modules are joined with dots, what is no tensor is left out, and a
     "module." before every name (DataParallel) is removed. Memory is as in `read_checkpoint`.
 
-    Raises what `read_checkpoint` raises, and ValueError if there is no tensor.
+    Raises what `read_checkpoint` raises, and ValueError if there is no tensor, or if there are so
+    many over the same memory that a copy of each would be larger than the file.
     """
     root = read_checkpoint(path)
     for wrapper in ("state_dict", "model"):
@@ -51,6 +62,10 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
             tensors[name] = value
     if not tensors:
         raise ValueError(f"{path}: expected a state dict, got no named tensor: save one in it")
+    needed, size = sum(value.nbytes for value in tensors.values()), Path(path).stat().st_size
+    if needed > size:
+        got = f"{needed:,} bytes of tensors in {size:,} of the file"
+        raise ValueError(f"{path}: expected tensors that share no memory, got {got}")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -70,20 +85,23 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
                 yield prefix, None  # of no use, but it counts
 
 
+@one_line_errors
 def read_checkpoint(path: str | PathLike) -> object:
     """All that a checkpoint file holds: dicts, lists, tuples, tensors, numbers and strings.
 
     Reads TorchScript archives and what `torch.save` wrote, also before PyTorch 1.6 (then copied).
     Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`; a numpy
-    scalar becomes an empty dict. Tensors are on the CPU, without gradient. Their memory is the
-    file's, mapped: writing into them does not change it, but it must not be cut short meanwhile.
+    scalar becomes an empty dict. Entries are left out whose key is neither a text nor a small whole
+    number. Tensors are on the CPU, without gradient. Their memory is the file's, mapped: writing
+    into them does not change it, but it must not be cut short meanwhile.
 
     Raises FileNotFoundError if there is no such file, ValueError if it is no checkpoint, is damaged
     or names a function or class that no checkpoint needs (nothing of it is executed).
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
+        problem = "is a folder" if path.is_dir() else "is no regular file"
+        problem = problem if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file (.pt)")
     with open(path, "rb") as file:
         head = file.read(100)
@@ -93,11 +111,14 @@ def read_checkpoint(path: str | PathLike) -> object:
         if head.startswith(LEGACY_MAGIC):
             return _LegacyFile(path).load()
     except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        fix = ": copy or download it again" if isinstance(error, UnicodeError) else ""
+        raise ValueError(f"{path}: {error}{fix}") from error
+    except MemoryError:
+        raise
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: cut short ({error}): copy or download it again") from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{path}: damaged, or not a state dict ({reason}): copy or download it again"
         ) from error
@@ -123,7 +144,9 @@ class _Archive:
     def __init__(self, path: Path):
         with open(path, "rb") as file:
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            with zipfile.ZipFile(file) as archive:
+            # The list of members, at the end; `zipfile` would read one of any length.
+            self.before = file.seek(max(0, len(self.memory) - MAX_DIRECTORY))  # bytes
+            with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -131,6 +154,8 @@ class _Archive:
                 "expected an archive by torch.save or TorchScript, with one NAME/data.pkl in it, "
                 f"got one with {len(pickles)}"
             )
+        self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
+        self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
             byteorder = self.read("byteorder").decode("ascii", "replace")
@@ -147,6 +172,8 @@ class _Archive:
     def read(self, name: str) -> bytes:
         """The contents of the member `NAME/name`."""
         start, size = self.locate(name)
+        if size > MAX_PICKLE:
+            raise ValueError(f"member {name!r} has {size:,} bytes: expected a model's state dict")
         return self.memory[start : start + size]
 
     def locate(self, name: str) -> tuple[int, int]:
@@ -156,7 +183,9 @@ class _Archive:
             raise ValueError(f"member {name!r} is missing: copy or download it again")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise ValueError(f"member {name!r} is compressed: expected it as torch.save wrote it")
-        header = max(info.header_offset, 0)  # 30 bytes; the last four: lengths of name and extra
+        header = max(
+            self.before + info.header_offset, 0
+        )  # 30 bytes; the last four: lengths of name and extra
         if not self.memory[header : header + 30].startswith(b"PK\x03\x04"):
             raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
         start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
@@ -166,14 +195,19 @@ class _Archive:
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """`length` numbers of the member `NAME/data/key`, as a tensor (length,) without a copy."""
-        start, size = self.locate(f"data/{key}")
+        if key not in self.storages:
+            start, size = self.locate(f"data/{key}")
+            self.storages[key] = self.memory, start, size
+            if start % 8:  # repacked by another tool: a tensor's memory must be aligned
+                self.copied += size
+                if self.copied > len(self.memory):
+                    raise ValueError("members lie over one another: the file is damaged")
+                self.storages[key] = bytearray(self.memory[start : start + size]), 0, size
+        memory, start, size = self.storages[key]
         if not 0 <= length * dtype.itemsize <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
         if length == 0:
             return torch.empty(0, dtype=dtype)
-        memory = self.memory
-        if start % dtype.itemsize:  # repacked by another tool: a tensor's memory must be aligned
-            memory, start = bytearray(memory[start : start + size]), 0
         return torch.frombuffer(memory, dtype=dtype, count=length, offset=start)
 
 
@@ -181,33 +215,40 @@ class _LegacyFile:
     """What torch.save wrote before PyTorch 1.6: pickles one after another, then all numbers."""
 
     def __init__(self, path: Path):
-        self.stream = io.BytesIO(path.read_bytes())
+        self.path, self.room = path, path.stat().st_size  # bytes that its tensors can have
         self.storages: dict[str, Tensor] = {}
 
     def load(self) -> object:
         """What the pickle builds, copied into memory."""
-        _magic, _version, system, content, keys = (
-            _Unpickler(self.stream, self.storage).load() for _ in range(5)
-        )
-        if system["little_endian"] != (sys.byteorder == "little"):
-            raise ValueError("numbers in the other byte order: save it on a machine like this one")
-        for key in keys:
-            (length,) = struct.unpack("<q", self.stream.read(8))
-            storage = self.storages.pop(key)
-            numbers = bytearray(self.stream.read(storage.nbytes))
-            if length != len(storage) or len(numbers) != storage.nbytes:
-                raise ValueError(f"tensor data {key!r} are cut short: copy or download it again")
-            if numbers:
-                storage.copy_(torch.frombuffer(numbers, dtype=storage.dtype))
+        with open(self.path, "rb") as file:
+            pickles = io.BytesIO(file.read(MAX_PICKLE))
+            _magic, _version, system, content, keys = (
+                _Unpickler(pickles, self.storage).load() for _ in range(5)
+            )
+            file.seek(pickles.tell())
+            if system["little_endian"] != (sys.byteorder == "little"):
+                raise ValueError("numbers in the other byte order: save it on one like this")
+            for key in keys:
+                if not isinstance(key, str) or key not in self.storages:
+                    raise ValueError(f"tensor data {shown(key)} belong to nothing: it is damaged")
+                storage = self.storages.pop(key)
+                (length,) = struct.unpack("<q", file.read(8))
+                got = file.readinto(storage.view(torch.uint8).numpy())
+                if (length, got) != (len(storage), storage.nbytes):
+                    raise ValueError(f"tensor data {key!r} are cut short: download it again")
         if self.storages:
             raise ValueError(f"tensor data {list(self.storages)[:3]} are missing: it is damaged")
         return content
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """Memory (length,) for the data `key`, which come later."""
-        if not 0 <= length * dtype.itemsize <= self.stream.getbuffer().nbytes:
-            raise ValueError(f"tensor data {key!r}: {length} × {dtype} are more than the file has")
-        storage = self.storages.setdefault(key, torch.empty(length, dtype=dtype))
+        if key not in self.storages:
+            size = length * dtype.itemsize
+            if not 0 <= size <= self.room:
+                raise ValueError(f"data {key!r}: {length} × {dtype} are more than the file has")
+            self.room -= size
+            self.storages[key] = torch.empty(length, dtype=dtype)
+        storage = self.storages[key]
         if (storage.dtype, len(storage)) != (dtype, length):
             raise ValueError(f"tensor data {key!r} are named with different types")
         return storage
@@ -246,8 +287,8 @@ def _rebuild_tensor(
 
     Takes the place of `torch._utils._rebuild_tensor_v2`; what follows `stride` is about gradients.
     """
-    numbers = (offset, *size, *stride)
-    valid = isinstance(storage, Tensor) and len(size) == len(stride)
+    valid = isinstance(storage, Tensor) and len(size) == len(stride) <= MAX_DIMENSIONS
+    numbers = (offset, *size, *stride) if valid else ()
     if not valid or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("a tensor whose size, stride or offset cannot be: the file is damaged")
     elements, last = 1, offset
@@ -300,8 +341,8 @@ INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
     for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET
-    LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE NEWOBJ""".split()
+    EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL
+    STACK_GLOBAL BINPERSID""".split()
 ]
 
 
@@ -309,17 +350,25 @@ class _Unpickler(pickle._Unpickler):
     """Builds tensors and dicts from a checkpoint's pickle, and nothing else.
 
     The unpickler that is written in Python, because its table of instructions can be narrowed. What
-    `find_class` returns is all that REDUCE can call and NEWOBJ can make, and BUILD, which could set
+    `find_class` returns is all that REDUCE and NEWOBJ can call, and BUILD, which could set
     attributes of anything, only fills a `Bag`.
     """
 
     def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
         """`storage`: key, precision and length of tensor data → these numbers, 1-D."""
         super().__init__(stream)
-        self.storage = storage
+        self.storage, self.work = storage, 0
+
+    def spend(self, work: int) -> None:
+        """ValueError if the pickle takes more work than the bytes of its instructions tell of."""
+        self.work += work
+        if self.work > MAX_WORK:
+            raise ValueError("a pickle of endless work: expected the state dict of a model")
 
     def find_class(self, module: str, name: str) -> object:
         """Our stand-in for a function or class that the pickle names."""
+        self.spend(1)
+        module, name = module[:MAX_KEY], name[:MAX_KEY]
         if f"{module}.{name}" in STAND_INS:
             return STAND_INS[f"{module}.{name}"]
         if any(f"{module}.".startswith(f"{inert}.") for inert in INERT_MODULES):
@@ -331,18 +380,44 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
-        kind, dtype, key, _, length, *view = pid  # a view: before PyTorch 0.4, None since then
-        types_fit = isinstance(dtype, torch.dtype) and isinstance(key, str) and type(length) is int
-        if kind != "storage" or not types_fit or any(view):
+        self.spend(1)
+        parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
+        kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
+        kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
+        fits = all(isinstance(part, wanted) for part, wanted in kinds) and len(key) <= MAX_KEY
+        if not fits or kind != "storage" or any(part is not None for part in view):
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
+
+    def load_call(self) -> None:
+        """REDUCE and NEWOBJ: what is below the arguments is called with them."""
+        self.spend(1)
+        arguments = self.stack.pop()
+        if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
+            raise ValueError("the pickle calls a function with arguments that none has")
+        self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
         """BUILD: the state on top of the stack goes into the bag below it."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], Bag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
+        self.spend(len(state) if isinstance(state, dict) else 1)
         self.stack[-1].set_state(state)
+
+    def fill(self, items: list) -> None:
+        """SETITEM and SETITEMS: keys and values, in turns, go into the dict on top of the stack.
+
+        Other keys than text and small numbers are dropped: to hash them may take for ever.
+        """
+        bag = self.stack[-1]
+        if not isinstance(bag, dict):
+            raise ValueError(f"the pickle sets items of a {type(bag).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, str) and len(key) > MAX_KEY:
+                raise ValueError(f"a name of {len(key):,} characters: the file is damaged")
+            if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
+                bag[key] = value
 
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
@@ -350,4 +425,10 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch = dict.fromkeys(pickle._Unpickler.dispatch, load_refused)
     dispatch |= {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch |= {
+        pickle.REDUCE[0]: load_call,
+        pickle.NEWOBJ[0]: load_call,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: lambda self: self.fill([self.stack.pop(-2), self.stack.pop()]),
+        pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),
+    }

@@ -18,9 +18,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import MultiheadAttention, attention
+from .files import entries, one_line_errors, shown
 from .packing import PackedPrompts, pack, packed_attention, split
 
-HEAD_WIDTH = 64  # of every published CLIP ViT, image and text side
+HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
+MAX_VISION_WIDTH = 1024  # ViT-L's; the heads of H, g and bigG are 80, 88 and 104 wide
+MAX_LAYERS = 256  # of a side; bigG has 48
+MAX_LENGTH = 2**20  # of a side of a tensor that tells the sizes of the model
+MAX_RESOLUTION = 4096
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
 
 
@@ -199,12 +204,14 @@ class CLIP(nn.Module):
     ):
         super().__init__()
         self.name = "custom"
+        self.notes: tuple[str, ...] = ()  # what was chosen in loading it, a line each
         self.quick_gelu = quick_gelu
         self.visual = VisionTransformer(
             resolution, patch, vision_width, vision_layers, embed_dim, quick_gelu
         )
         self.transformer = Transformer(text_width, text_layers, quick_gelu)
-        self.token_embedding = nn.Embedding(vocab_size, text_width)
+        # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text_width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
         self.ln_final = LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
@@ -300,6 +307,7 @@ class CLIP(nn.Module):
         return self._fingerprint
 
 
+@one_line_errors
 def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLIP:
     """A frozen fp32 CLIP from tensors under OpenAI's names; all sizes are read off their shapes.
 
@@ -308,14 +316,16 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLI
         quick_gelu: activation x·σ(1.702x), which OpenAI's weights need; False: the exact GELU,
             which most models trained elsewhere need. A state dict does not say which.
 
-    Raises ValueError if the model is not a ViT, or a name is missing, unknown or of a wrong shape.
+    Raises ValueError if the model is not a ViT up to ViT-L, or a tensor is missing, unknown, of a
+    wrong shape, or holds something else than finite numbers.
     """
-    weights = {name: value for name, value in state_dict.items() if name not in NOT_WEIGHTS}
+    named = entries(dict(state_dict), "state dict")
+    weights = {name: value for name, value in named.items() if name not in NOT_WEIGHTS}
     if any(name.startswith("visual.layer1.") for name in weights):
         raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
     with torch.device("meta"):
         clip = CLIP(**infer_sizes(weights), quick_gelu=quick_gelu)
-    check_names_and_shapes(weights, clip.state_dict())
+    check_tensors(weights, clip.state_dict(), "not the weights of this model")
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
     copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
     clip.load_state_dict(copies, assign=True)
@@ -336,12 +346,23 @@ def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
             f"expected a CLIP state dict with OpenAI's names, got one without {listed(missing)}"
         )
     for name, count in dimensions.items():
-        if weights[name].ndim != count:
-            got = tuple(weights[name].shape)
-            raise ValueError(f"{name}: expected a tensor of {count} dimensions, got shape {got}")
+        shape = tuple(weights[name].shape) if isinstance(weights[name], Tensor) else ()
+        if len(shape) != count or not all(1 <= length <= MAX_LENGTH for length in shape):
+            got = f"shape {shape}" if shape else shown(weights[name])
+            raise ValueError(f"{name}: expected a tensor of {count} dimensions, got {got}")
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     vocab_size, text_width = weights["token_embedding.weight"].shape
+    if width > MAX_VISION_WIDTH:
+        raise ValueError(
+            f"vision width {width}: expected at most {MAX_VISION_WIDTH}, that of ViT-L/14: larger "
+            f"CLIPs (ViT-H, g, bigG) have heads that are not {HEAD_WIDTH} wide, which is not "
+            "supported yet"
+        )
+    if not 1 <= grid * patch <= MAX_RESOLUTION:
+        raise ValueError(
+            f"{grid} × {grid} patches of {patch} pixels: expected images of 1 to {MAX_RESOLUTION}"
+        )
     for side, own in (("vision", width), ("text", text_width)):
         if own % HEAD_WIDTH:
             raise ValueError(
@@ -364,25 +385,38 @@ def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
     """The number of blocks whose tensors' names begin with `prefix` and a number."""
     own = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     numbers = {name.partition(".")[0] for name in own}
-    if not numbers:
-        raise ValueError(f"expected a CLIP state dict with tensors {prefix}0…, got none")
+    if not 1 <= len(numbers) <= MAX_LAYERS:
+        got = f"{len(numbers):,} blocks" if numbers else "none"
+        raise ValueError(
+            f"expected a CLIP state dict with tensors {prefix}0…, at most {MAX_LAYERS} blocks, "
+            f"got {got}"
+        )
     return len(numbers)
 
 
-def check_names_and_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """ValueError if names or shapes differ, saying which."""
+def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], what: str) -> None:
+    """ValueError, which `what` begins, unless names, shapes and kind of the tensors are right.
+
+    They must hold floating-point numbers that are finite in fp32; `expected` may be on any device.
+    """
     problems = []
     if missing := sorted(expected.keys() - got.keys()):
         problems.append(f"missing {listed(missing)}")
     if unknown := sorted(got.keys() - expected.keys()):
         problems.append(f"unknown {listed(unknown)}")
-    problems += [
-        f"{name} is {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & got.keys())
-        if got[name].shape != expected[name].shape
-    ][:5]
+    for name in sorted(expected.keys() & got.keys()):
+        value, shape = got[name], tuple(expected[name].shape)
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is {shown(value)}, expected a tensor")
+        elif value.shape != shape:
+            problems.append(f"{name} is {tuple(value.shape)}, expected {shape}")
+        elif not value.is_floating_point():
+            problems.append(f"{name} is {value.dtype}, expected floating-point numbers")
+        elif value.numel() and not all(end.isfinite() for end in value.float().aminmax()):
+            problems.append(f"{name} is not finite: it holds NaN or infinity, or fp64 beyond fp32")
     if problems:
-        raise ValueError("not the weights of this model: " + "; ".join(problems))
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{what}: {'; '.join(problems[:5])}{more}")
 
 
 def listed(names: list[str], limit: int = 5) -> str:

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 Function = TypeVar("Function", bound=Callable)
 
 MAX_MESSAGE = 500  # characters of an error
+NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
 MAX_PICTURES = 4_000_000  # separators in a list of pictures: each may become 200 bytes of objects
 MAX_ENTRIES = 1_000_000  # those in any other text
@@ -50,17 +51,23 @@ def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
 def one_line_errors(reader: Function) -> Function:
     """A reader whose ValueError or OSError is one line of at most 500 characters.
 
-    Its text may quote the file. Nesting too deep and too little memory become ValueErrors, too.
+    Its text may quote the file. Nesting too deep and too little memory become ValueErrors, too,
+    which the path begins, if that is the reader's first argument.
     """
 
     @functools.wraps(reader)
     def reading(*args: Any, **options: Any) -> Any:
         try:
             return reader(*args, **options)
-        except (RecursionError, MemoryError) as error:
-            problem = "nested too deeply" if isinstance(error, RecursionError) else "out of memory"
-            what = args[0] if args else reader.__name__
-            raise ValueError(one_line(f"{what}: {problem} ({type(error).__name__})")) from None
+        except (RuntimeError, MemoryError) as error:
+            deep = isinstance(error, RecursionError)
+            if type(error) not in (RecursionError, MemoryError) and NO_MEMORY not in str(error):
+                raise
+            problem = "nested too deeply" if deep else "out of memory"
+            where = next(
+                (a for a in args[:1] if isinstance(a, (str, os.PathLike))), reader.__name__
+            )
+            raise ValueError(one_line(f"{where}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
             if str(error) == one_line(error):
                 raise

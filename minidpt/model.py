@@ -14,7 +14,7 @@ Layers are counted from 1 here and in `PromptConfig`, as in the paper.
 from __future__ import annotations
 
 import io
-import operator
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from . import published
 from .checkpoint import read_checkpoint
-from .clip import CLIP
-from .files import replacing
+from .clip import CLIP, check_tensors
+from .files import entries, one_line_errors, replacing, shown
 from .packing import pack
 from .pretrained import NAMES, load
 from .prompts import (
@@ -38,6 +38,7 @@ from .prompts import (
     TextPrompts,
     VisualPrompts,
     check_length,
+    words_of,
 )
 from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .transforms import Preprocess, open_image
@@ -46,6 +47,10 @@ FORMAT = "minidpt 1"  # of saved models
 PREDICT_BATCH = 100
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
+MAX_CLASSES = 25_000  # ImageNet-21k has 21,841
+MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
+BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
+          "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class PromptConfig:
     visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
         shallow.
 
-    Raises ValueError for a value outside these, TypeError for a number that is no whole one.
+    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a number that is none, or
+    no whole one.
     """
 
     method: str = "dpt"
@@ -76,23 +82,25 @@ class PromptConfig:
     visual_layers: int | None = None
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method '{self.method}': expected one of {', '.join(METHODS)}")
-        if self.class_token_position not in CLASS_TOKEN_POSITIONS:
-            choices = ", ".join(CLASS_TOKEN_POSITIONS)
-            got = self.class_token_position
-            raise ValueError(f"class_token_position '{got}': expected one of {choices}")
-        least = {"n_ctx": 1, "n_visual": 0, "visual_layers": 1, "class_aware_from": 1, "top_k": 1,
-                 "alpha": 0}  # fmt: skip
-        for name, bound in least.items():
+        entries(vars(self), "PromptConfig", csc=bool, ctx_init=str | None)
+        choices = {"method": METHODS, "class_token_position": CLASS_TOKEN_POSITIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                got = shown(getattr(self, name))
+                raise ValueError(f"{name} {got}: expected one of {', '.join(known)}")
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in ("class_aware_from", "visual_layers"):
                 continue
-            if value < bound:
-                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+            kind = numbers.Real if name == "alpha" else numbers.Integral
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected a {kind.__name__} number, got {shown(value)}")
             # A NumPy number becomes Python's, which is what a saved model can hold.
-            plain = float(value) if name == "alpha" else operator.index(value)
-            object.__setattr__(self, name, plain)
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
+            if not least <= value <= most:  # nor NaN
+                got = shown(value)
+                raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
+            object.__setattr__(self, name, float(value) if name == "alpha" else value)
 
     @property
     def learns_text(self) -> bool:
@@ -171,12 +179,9 @@ class PromptedCLIP(nn.Module):
         self.template = str(template)
         self.config = config
         self.text_prompts: TextPrompts | None = None
-        self.visual_prompts: VisualPrompts | None = None
-        self.class_aware = nn.ModuleList()
         self._kept: Kept | None = None
+        self.notes: tuple[str, ...] = ()  # what was chosen in building it, a line each
 
-        layers = len(clip.visual.transformer.resblocks)
-        self.first_class_aware = layers + 1  # beyond the last: none
         if config.learns_text:
             self.text_prompts = TextPrompts(
                 clip,
@@ -186,21 +191,9 @@ class PromptedCLIP(nn.Module):
                 config.csc,
                 config.class_token_position,
             )
-        if config.method == "dpt":
-            self.first_class_aware = config.class_aware_from or layers
-            if self.first_class_aware > layers:
-                got = f"got {config.class_aware_from}"
-                raise ValueError(f"class_aware_from: expected 1 to {layers} of this CLIP, {got}")
-        if config.learns_image:
-            embed_dim, width = clip.visual.proj.shape[1], clip.visual.proj.shape[0]
-            if (config.visual_layers or 1) > layers:
-                got = f"got {config.visual_layers}"
-                raise ValueError(f"visual_layers: expected 1 to {layers} of this CLIP, {got}")
-            prompted = min(config.visual_layers or layers, self.first_class_aware - 1)
-            if prompted and config.n_visual:
-                self.visual_prompts = VisualPrompts(prompted, config.n_visual, width)
-            for _ in range(self.first_class_aware, layers + 1):
-                self.class_aware.append(ClassAwarePrompts(embed_dim, width, len(classnames)))
+        self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
+        layers = len(clip.visual.transformer.resblocks)
+        self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         self.class_chunk = self._class_chunk()  # classes encoded at a time in training; None: all
         self.register_buffer("template_features", self._template_features(), persistent=False)
         self.to(clip.device)
@@ -479,6 +472,32 @@ class PromptedCLIP(nn.Module):
         ]
 
 
+def image_prompts(
+    clip: CLIP, classes: int, config: PromptConfig
+) -> tuple[VisualPrompts | None, nn.ModuleList]:
+    """The plain prompts of the image side, and the class-aware ones of the last layers.
+
+    Raises ValueError if the config has more layers than the CLIP.
+    """
+    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
+    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+    visual, class_aware = None, nn.ModuleList()
+    if not config.learns_image:
+        return visual, class_aware
+    used = {"visual_layers": config.visual_layers or layers}
+    if config.method == "dpt":
+        used["class_aware_from"] = first
+    for name, layer in used.items():
+        if layer > layers:
+            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
+    prompted = min(used["visual_layers"], first - 1)
+    if prompted and config.n_visual:
+        visual = VisualPrompts(prompted, config.n_visual, width)
+    for _ in range(first, layers + 1):
+        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
+    return visual, class_aware
+
+
 def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are on one device and hold the same numbers."""
     return a.device == b.device and torch.equal(a, b)
@@ -515,62 +534,86 @@ def build_model(
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
-    if len(classnames) < 2:
-        raise ValueError(f"expected at least two class names, got {list(classnames)}")
+    config = config or PromptConfig()
+    if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
+        got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
+        raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
+    for text in (template, *classnames):
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            expected = f"template and class names of at most {MAX_TEXT} characters"
+            raise ValueError(f"expected {expected}, got {shown(text)}")
     if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
-        raise ValueError(f"expected a name for each class, got {blank[0]!r}")
+        raise ValueError(f"expected a name for each class, got {shown(blank[0])}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig())
+    length = clip.context_length
+    if config.learns_text and config.n_ctx >= length and config.ctx_init is None:
+        raise ValueError(f"n_ctx: expected less than CLIP's {length} tokens, got {config.n_ctx}")
+    return PromptedCLIP(clip, classnames, template, config)
 
 
+@one_line_errors
 def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
     """A model that `PromptedCLIP.save` wrote, ready to predict.
 
     Args:
         clip: the CLIP it was trained on; None: found by its name, as `load` does.
 
-    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file or CLIP's
-    weights are others than those the prompts were learned with.
+    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
+    weights are others than those the prompts were learned with, or the prompts are not finite.
     """
     path = Path(path)
+    where = f"model file {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"model file {path}: expected a file that minidpt saved, got none")
+        raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
+        entries(content, "content", format=str, classnames=list, template=str)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
-        config, learned = PromptConfig(**content["config"]), dict(content["learned"])
-        classnames, template = list(content["classnames"]), content["template"]
-        clip_name, quick_gelu, fingerprint = (
-            content["clip"][name] for name in ("name", "quick_gelu", "fingerprint")
-        )
-    except (ValueError, TypeError, LookupError) as error:  # a file of another kind
+            raise ValueError(f"format {shown(content['format'])}")
+        classnames, template = content["classnames"], content["template"]
+        learned = entries(content.get("learned"), "learned")
+        config = PromptConfig(**entries(content.get("config"), "config"))
+        about = entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str)
+    except (ValueError, TypeError) as error:  # a file of another kind
         raise ValueError(
-            f"model file {path}: expected one that minidpt saved, got something else "
-            f"({type(error).__name__}: {error})"
+            f"{where}: expected one that minidpt saved, got something else ({error})"
         ) from error
+    clip_name, fingerprint = about["name"][:60], about["fingerprint"]
     if clip is None:
         if clip_name not in NAMES:
             raise ValueError(
-                f"model file {path}: its CLIP '{clip_name}' is none that is known by name: load it "
+                f"{where}: its CLIP '{clip_name}' is none that is known by name: load it "
                 "and pass it as clip="
             )
-        clip, _ = load(clip_name, quick_gelu=quick_gelu)
+        clip, _ = load(clip_name, quick_gelu=about["quick_gelu"])
     if clip.fingerprint() != fingerprint:
         raise ValueError(
-            f"model file {path}: its prompts were learned with the weights of {clip_name} "
+            f"{where}: its prompts were learned with the weights of {clip_name} "
             f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
             "the CLIP it was trained on"
         )
-    with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-        model = build_model(clip, classnames, template, config)
-    missing_or_unknown = model.learned().keys() ^ learned.keys()
-    if missing_or_unknown:
-        raise ValueError(f"model file {path}: missing or unknown {sorted(missing_or_unknown)}")
+    try:  # the shapes first: what a config asks for may be more than any memory
+        check_tensors(learned, learned_tensors(clip, len(classnames), config), "learned prompts")
+        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+            model = build_model(clip, classnames, template, config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     with torch.no_grad():
         for name, parameter in model.learned().items():
-            if parameter.shape != learned[name].shape:
-                raise ValueError(f"model file {path}: {name} has another shape than its config")
             parameter.copy_(learned[name])
     return model.eval()
+
+
+def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
+    """What `PromptedCLIP.learned` will be, on the meta device: shapes without numbers."""
+    with torch.device("meta"):
+        image_side = nn.Module()
+        some = max(1, classes)  # torch warns of none
+        image_side.visual_prompts, image_side.class_aware = image_prompts(clip, some, config)
+        expected = dict(image_side.named_parameters())
+        if config.learns_text:
+            n_ctx = config.n_ctx if config.ctx_init is None else len(words_of(config.ctx_init))
+            shape = (n_ctx, clip.token_embedding.weight.shape[1])
+            expected["text_prompts.ctx"] = torch.empty((classes, *shape) if config.csc else shape)
+    return expected

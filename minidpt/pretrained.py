@@ -11,6 +11,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from difflib import get_close_matches
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import device as Device
 
 from .checkpoint import read_state_dict
 from .clip import CLIP, build_clip
-from .files import locked
+from .files import locked, one_line_errors
 from .transforms import Preprocess
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
@@ -32,10 +33,12 @@ SHA256 = {
 TINY = "tiny"  # the small model that this project ships in weights/
 NAMES = (*SHA256, TINY)
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
+LEAST_BYTES = 300_000_000  # of OpenAI's files
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 
 
+@one_line_errors
 def load(
     name_or_path: str | PathLike, device: str | Device = "cpu", quick_gelu: bool = True
 ) -> tuple[CLIP, Preprocess]:
@@ -46,8 +49,8 @@ def load(
             A known name is downloaded (338 MB for ViT-B/32) if no folder holds the file.
         quick_gelu: as in `build_clip`; OpenAI's weights need True.
 
-    Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
-        Pillow image → tensor (3, R, R).
+    Returns: the model, with `clip.name` set to the name or to the file's without suffix, and
+        `clip.notes` to lines about what was chosen; and Pillow image → tensor (3, R, R).
     Raises ValueError if the name is unknown or the file is no CLIP with a ViT, FileNotFoundError
         if the file does not exist or could not be downloaded.
     """
@@ -64,7 +67,17 @@ def load(
             text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
         raise ValueError(text) from error
     clip.name = name if known else path.stem
+    if not (quick_gelu and (known or is_openais(path))):
+        taken, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
+        fix = f"{'pass' if quick_gelu else 'leave out'} --exact-gelu (quick_gelu={not quick_gelu})"
+        said = f"the {taken} GELU was taken, which a checkpoint does not say"
+        clip.notes = (f"{said}: if {clip.name} was trained with the {other} one, {fix}",)
     return clip.to(device), Preprocess(clip.visual.resolution)
+
+
+def is_openais(path: Path) -> bool:
+    """Whether it is a file of OpenAI's, of any name; only one as large is read for the answer."""
+    return path.stat().st_size >= LEAST_BYTES and _sha256(path) in SHA256.values()
 
 
 def _existing(path: str) -> Path:
@@ -74,9 +87,10 @@ def _existing(path: str) -> Path:
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"{path} does not exist: expected a CLIP checkpoint file (.pt)")
-    raise ValueError(
-        f"unknown CLIP {path!r}: expected one of {', '.join(NAMES)} or the path of a checkpoint"
-    )
+    (meant,) = get_close_matches(path[:50].upper(), map(str.upper, NAMES), n=1) or [""]
+    hint = "".join(f": did you mean {name}?" for name in NAMES if name.upper() == meant)
+    choices = f"{', '.join(NAMES)} or the path of a checkpoint"
+    raise ValueError(f"unknown CLIP {path!r}: expected one of {choices}{hint}")
 
 
 def filename(name: str) -> str:

@@ -23,6 +23,12 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
 
+def random_parameter(*shape: int) -> nn.Parameter:
+    """N(0, 0.02²); on the meta device nothing is drawn, for which torch would import for long."""
+    parameter = nn.Parameter(torch.empty(*shape))
+    return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
+
+
 class TextPrompts(nn.Module):
     """A learned context of M vectors for the prompt of every class (CoOp, arXiv 2109.01134).
 
@@ -57,10 +63,7 @@ class TextPrompts(nn.Module):
         if ctx_init is None:
             ctx = torch.empty(n_ctx, width)  # drawn on the CPU: a seed means the same everywhere
         else:
-            words = ctx_init.replace("_", " ")
-            phrase = encode(words)[: len(words.split())]
-            if not phrase:
-                raise ValueError(f"ctx_init: expected a phrase, got {ctx_init!r}")
+            phrase = words_of(ctx_init)
             n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()
         if csc:
             ctx = ctx.repeat(len(classnames), 1, 1)
@@ -101,6 +104,15 @@ class TextPrompts(nn.Module):
         return self.rows.index_add(0, self.slot_rows, F.embedding(self.slots, vectors))
 
 
+def words_of(phrase: str) -> list[int]:
+    """The first tokens of a phrase, as many as it has words; ValueError if it has none."""
+    words = phrase.replace("_", " ")[:1000]  # CLIP takes 77 tokens
+    tokens = encode(words)[: len(words.split())]
+    if not tokens:
+        raise ValueError(f"ctx_init: expected a phrase, got {phrase[:60]!r}")
+    return tokens
+
+
 def prompt_tokens(name: str, slots: list[int], position: str) -> list[int]:
     """The tokens of one class's prompt, `slots` standing for its context vectors."""
     name = name.replace("_", " ")
@@ -132,8 +144,7 @@ class VisualPrompts(nn.Module):
 
     def __init__(self, layers: int, n_prompts: int, width: int):
         super().__init__()
-        self.prompts = nn.Parameter(torch.empty(layers, n_prompts, width))
-        nn.init.normal_(self.prompts, std=INIT_STD)
+        self.prompts = random_parameter(layers, n_prompts, width)
 
     def forward(self, layer: int) -> Tensor | None:
         """The prompts (P, D) of a layer, counted from 0; None where there are none."""
@@ -171,8 +182,7 @@ class ClassAwarePrompts(nn.Module):
         self.query = nn.Linear(width, self.KEY_WIDTH, bias=False)
         self.key = nn.Linear(width, self.KEY_WIDTH, bias=False)
         self.value = nn.Linear(width, width, bias=False)
-        self.tokens = nn.Parameter(torch.empty(self.LEARNED_TOKENS, width))
-        nn.init.normal_(self.tokens, std=INIT_STD)
+        self.tokens = random_parameter(self.LEARNED_TOKENS, width)
         self.ln_class = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, classes, bias=False)
         self.ln_prompt = nn.LayerNorm(width)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import read_checkpoint
+from .clip import check_tensors
+from .files import one_line_errors
 
 if TYPE_CHECKING:
     from .model import PromptedCLIP
@@ -71,26 +73,13 @@ def tensors_of(model: PromptedCLIP, grad: bool = False) -> dict[str, Tensor]:
     }
 
 
+@one_line_errors
 def load_into(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
     """Copy published tensors into the model. See `PromptedCLIP.load_published`."""
-    given = {
-        name: value
-        for name, value in tensors.items()
-        if name.rpartition(".")[2] not in NOT_LEARNED and value.numel()
-    }
-    expected = tensors_of(model)
-    problems = [f"missing {name}" for name in expected.keys() - given.keys()]
-    problems += [f"unknown {name}" for name in given.keys() - expected.keys()]
-    problems += [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & given.keys()
-        if given[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
-            f"published prompts do not fit {model.config}: {'; '.join(sorted(problems)[:5])}{more}"
-        )
+    given = {name: value for name, value in tensors.items()
+             if name.rpartition(".")[2] not in NOT_LEARNED
+             and not (isinstance(value, Tensor) and value.numel() == 0)}  # fmt: skip
+    check_tensors(given, tensors_of(model), f"published prompts do not fit {model.config}")
     with torch.no_grad():
         for name, part in parts_of(model).items():
             if isinstance(part, list):
@@ -100,6 +89,7 @@ def load_into(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
                 part.copy_(given[name])
 
 
+@one_line_errors
 def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
     """The learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 

@@ -119,6 +119,8 @@ def _clean(text: str) -> str:
     every run of whitespace one space, which we leave out: whitespace is in no word, whatever its
     length.
     """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text.lower()  # there is nothing to repair, and ftfy takes long to say so
     text = ftfy.fix_text(text)
     for _ in range(2):
         text = html.unescape(regex.sub(r"&#0*([0-9]{1,8})[0-9]*", r"&#\1", text))

@@ -19,7 +19,9 @@ from tiny_models import WIDE, clip_state, random_images
 from torch import Tensor, nn
 
 import minidpt
+from minidpt import checkpoint
 from minidpt.checkpoint import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
+from minidpt.files import one_line_errors
 
 # ---- files to read
 
@@ -223,7 +225,7 @@ def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_
     ctx.sum().backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
-    checkpoint = {  # Dassl's save_checkpoint; its warm-up scheduler holds another one, an object
+    content = {  # Dassl's save_checkpoint; its warm-up scheduler holds another one, an object
         "state_dict": {"ctx": ctx},
         "epoch": 3,
         "optimizer": optimizer.state_dict(),
@@ -231,7 +233,7 @@ def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_
         "val_result": np.float64(81.5),
     }
     path = tmp_path / "model.pth.tar-3"
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     got = read_checkpoint(path)
     assert got["epoch"] == 3 and got["optimizer"]["param_groups"][0]["momentum"] == 0.5
     assert got["optimizer"]["state"][0]["momentum_buffer"].tolist() == [[1, 1, 1], [1, 1, 1]]
@@ -588,6 +590,154 @@ def test_a_file_that_is_something_else_is_named(tmp_path, content, message):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.pt: .*{message}"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+# ---- endless files: each took minutes, gigabytes or the process before it was bounded
+
+
+def doubled(times: int) -> bytes:
+    """A tuple that holds the one before it twice, so many times over, and all of them."""
+    return b"()q\x00" + b"h\x00h\x00\x86q\x00" * times + b"t"
+
+
+@pytest.mark.parametrize(
+    "key", [b")" + b"\x85" * 200_000, doubled(40), b"]", b"}", b"\x8a\x08" + bytes(7) + b"\x70"]
+)
+def test_keys_that_may_take_for_ever_to_hash_are_left_out(tmp_path, key):
+    program = b"\x80\x02}(" + text("a") + b"K\x01" + key + b"K\x02K\x05K\x03u" + key + b"K\x04s."
+    assert read_checkpoint(write_archive(tmp_path / "a.pt", program)) == {"a": 1, 5: 3}
+
+
+@pytest.mark.parametrize(
+    "message, program",
+    [
+        ("endless work", b"}(" + b"".join(text(str(i)) + b"N" for i in range(1000)) + b"uq\x00("
+         b"ctorch.optim\nX\nq\x01" + b"h\x01)\x81h\x00b" * 400 + b"t."),
+        ("endless work", b"(ctorch.optim\nX\nq\x01" + b"h\x01)R" * 400_000 + b"t."),
+        ("arguments that none has", b"((" + b"N" * 100 + b"tq\x00ctorch\nSize\nh\x00Rt."),
+        ("another one", b"(" + b"N" * 100 + b"tQ."),
+        ("names a{100,}", text("a" * 10**6) + b"q\x00h\x00\x93."),
+        ("a name of 2,000 characters", b"}" + text("a" * 2000) + b"Ns."),
+        ("sets items of a list", b"]NNs."),
+        ("has 3,000,006 bytes", text("a" * (3 * 10**6 - 2)) + b"."),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_asks_for_endless_work_is_refused(tmp_path, message, program):
+    with pytest.raises(ValueError, match=f"a.pt: .*{message}") as error:
+        read_checkpoint(write_archive(tmp_path / "a.pt", b"\x80\x02" + program))
+    assert len(str(error.value)) <= 500
+
+
+def test_what_is_nested_200_000_deep_or_doubled_is_neither_printed_nor_walked(tmp_path):
+    for program in (b")" + b"\x85" * 200_000, b"(" + b"}" * 200_000 + b"t", doubled(40)):
+        path = write_archive(tmp_path / "a.pt", b"\x80\x02}" + text("format") + program + b"s.")
+        assert list(read_checkpoint(path)) == ["format"]
+        with pytest.raises(ValueError, match="no named tensor"):
+            read_state_dict(path)
+        with pytest.raises(ValueError, match="'format' .*got a tuple"):
+            minidpt.load_model(path)
+
+
+def test_an_unaligned_member_is_copied_once_for_all_its_tensors(tmp_path):
+    for pad in range(8):
+        path = tmp_path / f"{pad}.pt"
+        write_archive(
+            path, dumps([Rebuilt(), Rebuilt(offset=3, size=(3,), stride=(1,))]) + b" " * pad
+        )
+        whole, end = read_checkpoint(path)
+        assert end.data_ptr() == whole.data_ptr() + 3 * 4 and end.tolist() == [3, 4, 5]
+
+
+def test_members_that_lie_over_one_another_are_not_copied_again_and_again(tmp_path):
+    names = [f"data/{i}" for i in range(9)]
+    content = dumps([Rebuilt(Stored(name[5:])) for name in names])
+    write_archive(tmp_path / "a.pt", content, **dict.fromkeys(names, NUMBERS))
+    file, last = bytearray((tmp_path / "a.pt").read_bytes()), 0
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        infos = {info.filename: info for info in archive.infolist()}
+    first = next(i for i in infos.values() if (i.header_offset + 30 + len(i.filename)) % 8
+                 and i.filename.startswith("a/data/"))  # fmt: skip
+    size = len(file) - first.header_offset - 30 - len(first.filename)
+    for name in names:  # all are that one, and reach to the end of the file
+        last = file.rindex(f"a/{name}".encode()) - 46
+        struct.pack_into("<II", file, last + 20, size, size)
+        struct.pack_into("<I", file, last + 42, first.header_offset)
+    (tmp_path / "a.pt").write_bytes(file)
+    with pytest.raises(ValueError, match="members lie over one another"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_list_of_members_without_end_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_DIRECTORY", 500)
+    write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), **{f"x{i}": b"" for i in range(9)})
+    with pytest.raises(ValueError, match="a.pt: cut short"):
+        read_checkpoint(tmp_path / "a.pt")
+    write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), large=bytes(1000))  # not in the list
+    assert read_state_dict(tmp_path / "a.pt")["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("count, allowed", [(64, True), (65, False), (50_000, False)])
+def test_a_tensor_has_at_most_64_dimensions(tmp_path, count, allowed):
+    path = write_archive(
+        tmp_path / "a.pt", dumps([Rebuilt(size=(1,) * count, stride=(2**62,) * count)])
+    )
+    if allowed:
+        assert read_checkpoint(path)[0].shape == (1,) * 64
+    else:
+        with pytest.raises(ValueError, match="cannot be"):
+            read_checkpoint(path)
+
+
+def test_tensors_over_the_same_memory_whose_copies_were_larger_than_the_file_are_refused(tmp_path):
+    base = torch.zeros(10_000)
+    torch.save({"a": base, "b": base[:10]}, tmp_path / "a.pt")
+    assert len(read_state_dict(tmp_path / "a.pt")) == 2
+    torch.save({f"{i}": base[i:] for i in range(9)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="share no memory, got 359,856 bytes"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "message, content, changes",
+    [
+        ("belong to nothing", [Rebuilt()], dict(keys=(((),) * 2, "0"))),
+        ("belong to nothing", [Rebuilt()], dict(keys=("1",))),
+        ("more than the file has", [Stored(str(i), length=50) for i in range(99)], {}),
+    ],
+)
+def test_a_file_from_before_pytorch_1_6_allocates_no_more_than_it_has(
+    tmp_path, message, content, changes
+):
+    with pytest.raises(ValueError, match=f"a.pt: .*{message}"):
+        read_checkpoint(write_legacy(tmp_path / "a.pt", content, **changes))
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "x: out of memory"),
+        (MemoryError(), "x: out of memory"),
+        (RecursionError("maximum"), "x: nested too deeply"),
+        (FileNotFoundError("a\n" + "b" * 10**6), r"a b+ … b{150}$"),
+    ],
+)
+def test_what_stops_a_reader_is_one_line(error, expected):
+    @one_line_errors
+    def read(path):
+        raise error
+
+    with pytest.raises((ValueError, OSError), match=expected) as caught:
+        read("x")
+    assert len(str(caught.value)) <= 500
+
+
+def test_an_error_of_another_kind_is_left_as_it_is():
+    @one_line_errors
+    def read(path):
+        raise NotImplementedError("not yet")
+
+    with pytest.raises(NotImplementedError):
+        read("x")
 
 
 def test_another_zip_file_is_refused(tmp_path):

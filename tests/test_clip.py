@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.clip import MLP, LayerNorm, ResidualAttentionBlock
+from minidpt.clip import MLP, LayerNorm, ResidualAttentionBlock, infer_sizes
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
 BLOCK = "visual.transformer.resblocks.1"
@@ -199,6 +199,20 @@ PROJ, C_FC, LN = "visual.proj", f"{BLOCK}.mlp.c_fc.weight", "ln_final.bias"
         ({"visual.layer1.0.conv1.weight": torch.zeros(2)}, ["ResNet", "only ViT"]),
         ({"visual.conv1.weight": torch.zeros(128)}, ["visual.conv1.weight"]),
         ({"token_embedding.weight": torch.zeros(7, 7, 7)}, ["token_embedding.weight"]),
+        ({PROJ: torch.zeros(128, 37).fill_(torch.nan)}, [f"{PROJ} is not finite"]),
+        ({LN: torch.full((64,), -torch.inf)}, [f"{LN} is not finite"]),
+        ({LN: torch.full((64,), 1e300, dtype=torch.float64)}, [f"{LN} is not finite"]),
+        ({PROJ: torch.zeros(128, 37, dtype=torch.int64)}, [f"{PROJ} is torch.int64, expected fl"]),
+        ({PROJ: torch.zeros(128, 37, dtype=torch.bool)}, [f"{PROJ} is torch.bool, expected fl"]),
+        ({PROJ: torch.zeros(128, 37) + 0j}, [f"{PROJ} is torch.complex64, expected floating"]),
+        ({PROJ: 5, LN: None}, [f"missing {LN}", f"{PROJ} is 5, expected a tensor"]),
+        ({"visual.conv1.weight": "x"}, ["visual.conv1.weight: .* got 'x'"]),
+        ({5: torch.zeros(2)}, ["expected named entries"]),
+        ({"visual.conv1.weight": torch.zeros(128, 3, 0, 0)}, ["4 dimensions, got shape"]),
+        ({"visual.conv1.weight": torch.zeros(2**46, 3, 0, 7)}, ["4 dimensions, got shape"]),
+        ({"visual.positional_embedding": torch.zeros(1, 128)}, ["0 × 0 patches of 7 pixels"]),
+        ({"visual.positional_embedding": torch.zeros(10**6, 1)}, ["patches .* 1 to 4096"]),
+        ({f"transformer.resblocks.{i}.x": torch.zeros(1) for i in range(999)}, ["999 blocks"]),
     ],
 )
 def test_tensors_that_are_no_clip_are_refused_and_named(changes, messages):
@@ -228,6 +242,25 @@ def test_a_width_that_is_no_multiple_of_a_head_is_refused():
     sizes = Sizes(vision_width=96)  # one and a half heads
     with pytest.raises(ValueError, match="64"):
         minidpt.build_clip(clip_state(sizes))
+
+
+@pytest.mark.parametrize("width", [1024, 1280, 1408, 1664])
+def test_a_vision_side_wider_than_vit_l_is_refused_as_its_heads_are_not_64_wide(width):
+    """ViT-H/14, g/14 and bigG/14 have heads of 80, 88, 104."""
+    conv1 = torch.zeros(1).expand(width, 3, 7, 7)
+    tensors = clip_state(WIDE) | {"visual.conv1.weight": conv1}
+    if width == 1024:
+        assert infer_sizes(tensors)["vision_width"] == 1024
+    else:
+        with pytest.raises(ValueError, match=f"width {width}: .* at most 1024, .*heads that are n"):
+            minidpt.build_clip(tensors)
+
+
+def test_a_text_side_of_any_width_has_heads_of_64():
+    """As that of ViT-bigG, 1280."""
+    wide = torch.zeros(1).expand(49408, 1280)
+    assert infer_sizes(clip_state(WIDE) | {"token_embedding.weight": wide})["text_width"] == 1280
+    assert ResidualAttentionBlock(1280, quick_gelu=True).attn.heads == 20
 
 
 # Precision

@@ -130,6 +130,7 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
     assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
+    assert lines.pop(2).startswith("note: the quick GELU was taken")
     count = sum(value.numel() for value in learned(folder).values())
     assert lines[2] == f"dpt learns {count:,} numbers from 12 images"
     content = summary(folder)
@@ -404,7 +405,7 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatc
 
     monkeypatch.setattr(torch.optim.SGD, "step", diverging)
     result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT)
-    assert_one_line(result, "train.py", "epoch 6", "not finite", "--precision fp32")
+    assert_one_line(result, "train.py", "epoch 6", "not finite", "try lower learning rates")
     assert len(steps) == 12 and not Path("run/summary.json").exists()
     assert all(value.isfinite().all() for value in learned("run").values())  # of the epoch before
 
@@ -804,6 +805,7 @@ def test_options_of_the_model_reach_it_and_its_test(place):
     train(place, "run", *options)
     assert learned("run")["visual_prompts.prompts"].shape[0] == 1
     result = inside("eval.py", "--run", "run")
+    assert "note: the exact GELU was taken" in result.out and "leave out --exact" in result.out
     assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
     train(place, "all-at-once", *options, "--class-chunk", 0)
     for name, value in learned("all-at-once").items():

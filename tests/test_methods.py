@@ -7,6 +7,7 @@ Logits may differ by 2e-5 (their scale is 14), gradients by 1e-4 of their norm.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from tiny_models import (
 from torch import Tensor
 
 import minidpt
+from minidpt.model import learned_tensors as learned_tensors_of
 
 TEMPLATE = "a photo of a {}."
 UNEQUAL = [  # names of 1 to 15 tokens, in no order of length
@@ -529,11 +531,114 @@ def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch)
         ({"n_ctx": 0}, "n_ctx.*0"),
         ({"top_k": 0}, "top_k.*0"),
         ({"alpha": -0.1}, "alpha.*-0.1"),
+        ({"alpha": float("nan")}, "alpha.*nan"),
+        ({"alpha": 10**40}, "alpha: .* got a int"),
+        ({"n_ctx": 10**11}, "n_ctx: expected at least 1 and at most 1000, got 100000000000"),
+        ({"n_ctx": 77}, "n_ctx: expected less than CLIP's 77 tokens, got 77"),
+        ({"n_visual": 10**11}, "n_visual.*at most 1000"),
+        ({"top_k": np.int64(10**11)}, "top_k.*at most 1000000, got 100000000000"),
+        ({"csc": 1}, "csc.*bool"),
+        ({"ctx_init": 5}, "ctx_init.*5"),
+        ({"method": [["dpt"]]}, "method a list: expected one of zeroshot"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_with_what_is_expected(options, message):
     with pytest.raises(ValueError, match=message):
         Pair(OF_METHOD["dpt"] | options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"n_ctx": True}, {"n_ctx": "16"}, {"n_ctx": None}, {"n_visual": 2.0}, {"top_k": "5"},
+     {"class_aware_from": "2"}, {"visual_layers": False}, {"alpha": "0.3"}, {"alpha": True}],
+)  # fmt: skip
+def test_an_option_that_is_no_number_is_refused_by_name(option):
+    (name,) = option
+    with pytest.raises(TypeError, match=f"^{name}: expected a (Integral|Real) number, got "):
+        minidpt.PromptConfig(**option)
+
+
+@pytest.mark.parametrize(
+    ("classnames", "message"),
+    [
+        ("ox", "two class names, .* got 'ox'"),
+        (["ox", 5], "class names of at most 1000 characters, got 5"),
+        (["ox", "x" * 1001], "at most 1000 characters, got 'xxx"),
+        (["ox", " _"], "a name for each class, got ' _'"),
+        (["ox"] * 25_001, "at most 25,000, got 25,001"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(classnames, message):
+    with pytest.raises(ValueError, match=message) as error:
+        minidpt.build_model(minidpt.build_clip(clip_state(WIDE)), classnames, TEMPLATE)
+    assert len(str(error.value)) < 500
+
+
+CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("format", ["minidpt 1"], "'format' .*got a list"),
+        ("format", "minidpt 99\n" + "x" * 10**6, "format 'minidpt 99.nx"),
+        ("learned", 5, "learned: expected named entries, got 5"),
+        ("learned", {5: torch.zeros(1), "x": torch.zeros(1)}, "learned: expected named entries"),
+        (f"learned {CTX}", 5, f"{CTX} is 5, expected a tensor"),
+        (f"learned {CTX}", None, f"{CTX} is None, expected a tensor"),
+        (
+            f"learned {CTX}",
+            torch.zeros(16, 64, dtype=torch.int32),
+            f"{CTX} is torch.int32, expected",
+        ),
+        (f"learned {CTX}", NO_NUMBERS, f"{CTX} is not finite"),
+        (f"learned {CTX}", torch.zeros(15, 64), rf"{CTX} is \(15, 64\), expected \(16, 64\)"),
+        ("learned other", torch.zeros(1), "unknown other"),
+        ("classnames", ["ox", "owl", 5], "class names of at most"),
+        ("classnames", "ox", "'classnames' .*got 'ox'"),
+        ("classnames", ["ox", "owl", ""], "a name for each class"),
+        ("template", 5, "'template' .*got 5"),
+        ("template", "no place", "template 'no place'"),
+        ("config", None, "config: expected named entries, got None"),
+        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1000, got 50000000"),
+        ("config n_ctx", 17, r"is \(16, 64\), expected \(17, 64\)"),
+        ("config ctx_init", 5, "ctx_init.*5"),
+        ("config csc", True, r"is \(16, 64\), expected \(3, 16, 64\)"),
+        ("config alpha", float("nan"), "alpha: .*got nan"),
+        ("config n_visual", 1000, r"is \(2, 2, 128\), expected \(2, 1000, 128\)"),
+        ("config class_aware_from", 1, "missing class_aware"),
+        ("config visual_layers", 99, "visual_layers: expected 1 to 3 of this CLIP, got 99"),
+        ("config other", 1, "unexpected keyword argument 'other'"),
+        ("clip", [], "clip: expected named entries, got a list"),
+        ("clip fingerprint", None, "'fingerprint' .*got None"),
+        ("clip fingerprint", "0" * 64, "were learned with the weights of custom .000000000000…"),
+        ("clip name", 5, "'name' .*got 5"),
+        ("clip quick_gelu", 1, "'quick_gelu' .*got 1"),
+    ],
+)
+def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(
+    tmp_path, entry, value, message
+):
+    clip, path = minidpt.build_clip(clip_state(WIDE)), tmp_path / "model.pt"
+    config = minidpt.PromptConfig(n_visual=2)
+    minidpt.build_model(clip, ["ox", "owl", "gnu"], TEMPLATE, config).save(path)
+    content = torch.load(path, weights_only=True)
+    *outer, last = entry.split()
+    (content[outer[0]] if outer else content)[last] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"model.pt: .*{message}") as error:
+        minidpt.load_model(path, clip)
+    assert len(str(error.value)) <= 500 and str(error.value).isprintable()
+
+
+def test_shapes_that_a_config_implies_are_those_that_it_learns():
+    for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), OF_METHOD):
+        config = minidpt.PromptConfig(method=method, csc=bool(csc), ctx_init=ctx_init)
+        clip = minidpt.build_clip(clip_state(WIDE))
+        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).learned()
+        expected = learned_tensors_of(clip, len(UNEQUAL), config)
+        assert {k: v.shape for k, v in learned.items()} == {k: v.shape for k, v in expected.items()}
+        assert all(value.is_meta for value in expected.values())
 
 
 def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
@@ -564,7 +669,7 @@ def test_class_aware_prompts_in_all_layers_load_with_and_without_an_empty_visual
     pair.assert_agree(pair.images(), labels_for(pair, 4))
 
 
-@pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "nan", "integer", "none"])
 @every_learning_method
 def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method, fault):
     pair = Pair(OF_METHOD[method])
@@ -574,6 +679,12 @@ def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method
             del tensors[name]
         elif fault == "unknown":
             tensors[name + ".other"] = tensors[name]
+        elif fault == "nan":
+            tensors[name].view(-1)[-1] = torch.nan
+        elif fault == "integer":
+            tensors[name] = tensors[name].long()
+        elif fault == "none":
+            tensors[name] = None
         else:
             tensors[name] = tensors[name][..., :-1]
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):

@@ -161,6 +161,40 @@ def test_an_unknown_name_lists_the_choices(name):
         minidpt.load(name)
 
 
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("vit-b/32", "ViT-B/32"),
+        ("ViT-B-16", "ViT-B/16"),
+        ("vit_l/14@336PX", "ViT-L/14@336px"),
+        ("TINY", "tiny"),
+        ("RN50", None),
+        ("x" * 10**6, None),
+    ],
+)
+def test_the_name_that_was_meant_is_said(name, meant):
+    with pytest.raises((ValueError, OSError)) as error:
+        minidpt.load(name)
+    assert str(error.value).endswith(f"did you mean {meant}?") == bool(meant)
+    assert len(str(error.value)) <= 500
+
+
+def test_the_gelu_is_said_where_it_is_not_known_to_be_right(clip_file, home, monkeypatch):
+    (note,) = minidpt.load(clip_file)[0].notes
+    assert "quick GELU was taken" in note and "if ViT-B-32 was" in note
+    assert note.endswith("with the exact one, pass --exact-gelu (quick_gelu=False)")
+    (note,) = minidpt.load(clip_file, quick_gelu=False)[0].notes
+    assert "exact GELU was taken" in note
+    assert note.endswith("with the quick one, leave out --exact-gelu (quick_gelu=True)")
+    put(clip_file, home / "project/weights")
+    assert minidpt.load("ViT-B/32")[0].notes == ()
+    assert len(minidpt.load("ViT-B/32", quick_gelu=False)[0].notes) == 1
+    content = clip_file.read_bytes()  # OpenAI's under another name
+    monkeypatch.setitem(pretrained.SHA256, "ViT-B/32", sha256(content))
+    monkeypatch.setattr(pretrained, "LEAST_BYTES", len(content))
+    assert minidpt.load(put(clip_file, home, "mine.pt"))[0].notes == ()
+
+
 @pytest.mark.parametrize("path", ["none.pt", "folder/none.pt", "/none", "~/none", "./none"])
 def test_a_path_that_does_not_exist_is_said(path):
     with pytest.raises(FileNotFoundError, match=f"^{path} does not exist: expected a CLIP"):
