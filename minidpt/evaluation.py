@@ -6,6 +6,7 @@ Zero-shot and CoOp need only that feature; VPT, VLP and DPT need one pass with t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,29 +20,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .clip import CLIP
-from .data import Batch, Item, naming_all_broken, test_batches
+from .data import Batch, Item, deep_pictures, naming_all_broken, test_batches
 from .files import replacing
 from .model import PromptedCLIP
-from .transforms import normalize
+from .transforms import White, normalize
 
 
 class FeatureCache:
     """Frozen features of test sets as files in a folder, for the next process.
 
     The key of a file: CLIP's weights and activation, its precision and kind of device, the size it
-    takes, and each picture's path, size and time of last change. Files take at most `max_bytes`
-    (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used give way.
+    takes, the level of white, and each picture's path, size and time of last change. Files take at
+    most `max_bytes` (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used
+    give way.
     """
 
     def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
         self.folder, self.max_bytes = Path(folder), max_bytes
 
-    def file(self, clip: CLIP, items: list[Item]) -> Path:
+    def file(self, clip: CLIP, items: list[Item], white: White | None = None) -> Path:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
             "clip": [clip.fingerprint(), clip.quick_gelu, str(clip.dtype), clip.device.type],
             "resolution": clip.visual.resolution,
+            "white": white,
             "pictures": [
                 [os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns]
                 for item, stat in zip(items, stats, strict=True)
@@ -84,7 +87,8 @@ class TestSet:
     """Test pictures for one CLIP: decoded once, their frozen features computed once.
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
-    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
+    pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
+    more than 8 bits (`transforms.to_rgb`). Raises ValueError without items.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class TestSet:
         workers: int = 2,
         max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
+        white: White | None = None,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
@@ -102,8 +107,19 @@ class TestSet:
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
         self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
-        self._kept: list[Batch] = []
-        self._features: Tensor | None = None
+        self.show_by(white)
+
+    def show_by(self, white: White | None) -> None:
+        """Another level of white: what is kept of the pictures by the former one goes."""
+        if white != getattr(self, "white", ()):
+            self.white = white
+            self._kept: list[Batch] = []
+            self._features: Tensor | None = None
+
+    @functools.cached_property
+    def deep(self) -> dict[str, str]:
+        """The pictures of more than 8 bits, see `data.deep_pictures`."""
+        return deep_pictures([item.path for item in self.items], self.workers)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -114,7 +130,9 @@ class TestSet:
             yield from self._kept
             return
         batches, resolution = [], self.clip.visual.resolution
-        for batch in test_batches(self.items, resolution, self.batch_size, self.workers):
+        for batch in test_batches(
+            self.items, resolution, self.batch_size, self.workers, white=self.white
+        ):
             if self.keep:
                 batches.append(batch)
             yield batch
@@ -128,7 +146,7 @@ class TestSet:
         """
         if self._features is None:
             device = self.clip.device
-            file = self.cache.file(self.clip, self.items) if self.cache else None
+            file = self.cache.file(self.clip, self.items, self.white) if self.cache else None
             features = self.cache.read(file) if self.cache else None
             if features is None:
                 with naming_all_broken([item.path for item in self.items], self.workers):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from .files import one_line_errors
+from .files import entries, one_line_errors, shown
 
 # Colour statistics of CLIP's training pictures, on the scale 0..1 (OpenAI's clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,6 +44,8 @@ MAX_READS = 200_000  # of a file; Pillow reads 64 kB of pixels, or a few bytes o
 
 # Kind of picture -> the value that is white: {"integer": 4095, "float": 1.0}.
 White = Mapping[str, float]
+Picture = Image.Image | str | os.PathLike | BinaryIO
+_AT_MOST_8_BITS = (b"\xff\xd8", b"GI", b"RI", b"BM")  # JPEG, GIF, WebP, BMP
 _WHITES = {"integer": (255, 1023, 4095, 65535, 2**31 - 1), "float": (1, 255, 65535)}
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, the others say what undoes the camera's position
@@ -161,15 +163,16 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     fix = "replace or remove it"
     expected = f"{where}: expected a readable picture ({', '.join(formats())})"
     try:
-        if is_path and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
-            got = "a folder" if os.path.isdir(source) else "a pipe, socket or device"
-            raise ValueError(f"{expected}, got {got}: {fix}")
+        if is_path and not (os.path.isdir(source) or stat.S_ISREG(os.stat(source).st_mode)):
+            # would be waited for; a folder raises of itself
+            raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
         with (
             open(source, "rb") if is_path else nullcontext(source) as file,
             _OwnLimit(),
             Image.open(_Patient(file), formats=formats()) as image,
         ):
-            if (pixels := image.width * image.height) > MAX_PIXELS:
+            pixels = max(image.width, 8) * image.height  # Pillow keeps 8 bytes for each row
+            if pixels > MAX_PIXELS:
                 raise ValueError(
                     f"{where}: expected at most {MAX_PIXELS:,} pixels, got {pixels:,} "
                     f"({image.width} x {image.height}): make it smaller, or raise the limit "
@@ -256,20 +259,29 @@ def _kind(image: Image.Image) -> str | None:
     return "float" if image.mode == "F" else "integer" if image.mode.startswith("I") else None
 
 
-def brightest(path: str | os.PathLike) -> tuple[str, float] | None:
-    """The kind and the largest value of a picture of more than 8 bits; None for others.
-
-    Of these only the header is read. Raises as `open_image`.
-    """
+def kind_of(path: str | os.PathLike) -> str | None:
+    """`_kind` of the picture in a file, by its header alone. Raises as `open_image`."""
+    with open(path, "rb") if os.path.isfile(path) else nullcontext() as file:
+        if file and file.read(2) in _AT_MOST_8_BITS:
+            return None
     with _opened(path) as image:
-        if kind := _kind(image):
-            image.load()
-            return kind, _brightest(image)
+        return _kind(image)
+
+
+def brightest(path: str | os.PathLike) -> float:
+    """The largest value of a picture of more than 8 bits. Raises as `open_image`."""
+    with _opened(path) as image:
+        image.load()
+        return _brightest(image)
 
 
 def _brightest(image: Image.Image) -> float:
-    strips = _strips((0, 0, *image.size))
-    return float(max(np.nan_to_num(_floats(image.crop(strip))).max() for strip in strips))
+    largest = []
+    for strip in _strips((0, 0, *image.size)):
+        piece = image.crop(strip)
+        value = float(np.asarray(piece).max())
+        largest.append(value if math.isfinite(value) else float(_floats(piece).max()))
+    return max(largest)
 
 
 def white_level(brightest: Mapping[str, float]) -> White:
@@ -277,12 +289,23 @@ def white_level(brightest: Mapping[str, float]) -> White:
     return {kind: _least(_WHITES[kind], value) for kind, value in brightest.items()}
 
 
+def checked_white(white: object) -> White | None:
+    """The white level that a file holds, or None. Raises ValueError for anything else."""
+    if white is None:
+        return None
+    entries(white, "white")
+    for kind, value in white.items():
+        if kind not in _WHITES or type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"white: expected numbers for {list(_WHITES)}, got {shown(value)}")
+    return white
+
+
 def _least(whites: Iterable[float], value: float) -> float:
     return next((white for white in whites if value <= white), value)
 
 
 def _floats(image: Image.Image) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image).astype(np.float64))
+    return np.nan_to_num(np.asarray(image).astype(np.float64), copy=False)
 
 
 def _grey_to_8_bits(image: Image.Image, white: float) -> Image.Image:
@@ -298,7 +321,7 @@ def _grey_to_8_bits(image: Image.Image, white: float) -> Image.Image:
 def _to_8_bits(values: np.ndarray, white: float, transparent: object) -> np.ndarray:
     if isinstance(transparent, int):  # PNG: pixels of just this value are see-through
         values[values == transparent] = white
-    values = values.clip(0, white)
+    values = values.clip(0, white, out=values)
     values *= 255 / white
     return values.round(out=values).astype(np.uint8)
 
@@ -524,15 +547,19 @@ def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.
         return torch.tensor(255.0, dtype=torch.float32, device=device), mean, std
 
 
-def test_pixels(
-    picture: Image.Image | str | os.PathLike | BinaryIO, resolution: int, white: White | None = None
-) -> np.ndarray:
-    """The central view (3, resolution, resolution), uint8, of a Pillow image or of a file."""
+@one_line_errors
+def test_pixels(picture: Picture, resolution: int, white: White | None = None) -> np.ndarray:
+    """The central view (3, resolution, resolution), uint8. Raises ValueError for no `Picture`."""
     if isinstance(picture, Image.Image):
         picture.load()  # before EXIF is asked, see `to_rgb`
         image = _shown(picture, white, _orientation(picture))
-    else:
+    elif isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
         image = open_image(picture, white)
+    else:
+        raise ValueError(
+            "picture: expected a path, a Pillow image or a binary file object (io.BytesIO for "
+            f"bytes, Image.fromarray for an array), got a {type(picture).__name__}"
+        )
     return to_uint8(central_view(image, resolution))
 
 
