@@ -29,7 +29,16 @@ CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP = "sweep.json"
 # Settings that change no more than the last digits of a result, and what is no setting.
-NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile")
+NOT_COMPARED = (
+    "out",
+    "workers",
+    "versions",
+    "device",
+    "class_chunk",
+    "compile",
+    "max_pixels",
+    "white",
+)
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -300,6 +300,12 @@ def checked_white(white: object) -> White | None:
     return white
 
 
+def white_note(white: White) -> str:
+    """The line that says what is white."""
+    values = " and ".join(f"{value:g} ({kind})" for kind, value in white.items())
+    return f"in pictures of more than 8 bits, white is {values}"
+
+
 def _least(whites: Iterable[float], value: float) -> float:
     return next((white for white in whites if value <= white), value)
 
