@@ -19,12 +19,19 @@ from typing import NamedTuple
 
 import torch
 
-from minidpt.data import Dataset, read_split, select_classes, split_content
+from minidpt import transforms
+from minidpt.data import Dataset, read_split, select_classes, split_content, white_of
 from minidpt.datasets import open_dataset
 from minidpt.demo import is_demo
-from minidpt.evaluation import TestSet, percent_correct, predicted_labels, zero_shot_accuracy
+from minidpt.evaluation import (
+    TestSet,
+    copies_note,
+    percent_correct,
+    predicted_labels,
+    zero_shot_accuracy,
+)
 from minidpt.files import cell, locked, replacing
-from minidpt.folders import images_in
+from minidpt.folders import images_in, unread_note
 from minidpt.model import load_model
 from minidpt.pretrained import load
 from minidpt.results import tested_on, write_tables
@@ -45,7 +52,7 @@ from minidpt.runs import (
     run_command,
     say,
 )
-from minidpt.transforms import open_image
+from minidpt.transforms import white_note
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -82,6 +89,7 @@ def parse_arguments():
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
+    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:
@@ -124,6 +132,7 @@ def main() -> int:
         say(*write_tables(args.table).splitlines())
         return 0
 
+    transforms.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
 
     # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.
@@ -157,10 +166,18 @@ def main() -> int:
                 say(f"note: {note}")
         for number in numbers:
             run, model = runs[number], models[number]
-            seen = sum(file in learned_from[number] for file in files)
-            if seen:
-                by = f" by {run.folder}" if len(runs) > 1 else ""
+            by = f" by {run.folder}" if len(runs) > 1 else ""
+            if seen := sum(file in learned_from[number] for file in files):
                 say(f"note: {seen} of the test images were trained on{by}")
+            others = [file for file in files if file not in learned_from[number]]
+            if note := copies_note(learned_from[number], others):
+                say(f"note: {run.folder + ': ' if by else ''}{note}")
+            white = model.white
+            if white is not None:  # runs of earlier versions have none
+                white = white_of(test.deep, white, args.workers)
+            if white:
+                say(f"note: {white_note(white)}")
+            test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
@@ -348,12 +365,11 @@ def classify(model, paths: list[str], top: int, table: str | None) -> int:
             rows.writerow(("image", "class", "probability"))
             for path in files:
                 try:
-                    image = open_image(path)
+                    (predictions,) = model.predict(path, top)
                 except (ValueError, OSError) as error:
                     report(error)
                     status = 2
                     continue
-                (predictions,) = model.predict(image, top)
                 rows.writerows((cell(path), cell(name), f"{p:.6f}") for name, p in predictions)
                 guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
                 try:
@@ -374,8 +390,12 @@ def image_files(paths: list[str]) -> list[str]:
     for path in paths:
         if os.path.isdir(path):
             found = images_in(path)
+            note = unread_note(found.unread)
             if not found:
-                raise FileNotFoundError(f"folder {path}: expected images in it, got none")
+                more = f"; {note}" if note else ""
+                raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")
+            if note:
+                say(f"note: {path}: {note}")
             files += found
         else:
             files.append(path)

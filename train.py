@@ -20,18 +20,27 @@ from pathlib import Path
 
 import torch
 
+from minidpt import transforms
 from minidpt.clip import CLIP
 from minidpt.data import (
     Dataset,
     ImageStore,
+    deep_pictures,
     few_shot,
     select_classes,
     train_batches,
+    white_of,
     write_split,
 )
 from minidpt.datasets import open_dataset
 from minidpt.demo import draw_demo
-from minidpt.evaluation import FeatureCache, TestSet, accuracy, zero_shot_accuracy
+from minidpt.evaluation import (
+    FeatureCache,
+    TestSet,
+    accuracy,
+    copies_note,
+    zero_shot_accuracy,
+)
 from minidpt.layouts import LAYOUTS, layout_of
 from minidpt.model import METHODS, PromptConfig, build_model
 from minidpt.pretrained import NAMES, load
@@ -72,7 +81,7 @@ from minidpt.runs import (
     versions,
 )
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
-from minidpt.transforms import normalize
+from minidpt.transforms import normalize, white_note
 
 FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
 LEARNING = {  # options that zero-shot CLIP has no use for
@@ -118,6 +127,7 @@ def parse_arguments():
         help="torch.compile: a slow start, then faster steps; for long runs; "
         "on a CPU it needs a C++ compiler")
     add("--workers", type=int, default=2, help="threads that read images")
+    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
@@ -163,6 +173,7 @@ class Job:
 def main() -> int:
     """Data, CLIP, and a run or a sweep of runs."""
     args = parse_arguments()
+    transforms.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)
@@ -349,14 +360,24 @@ def train(
               f"--guidance-epochs {args.epochs * 3 // 10}")  # fmt: skip
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    store.fill([item.path for item in drawn.train], args.workers)
+    paths = [item.path for item in drawn.train]
+    tested = [item.path for _, other in tests.values() for item in other.items]
+    if note := copies_note(paths, tested):
+        say(f"note: {note}")
+    white = white_of(deep_pictures(paths, args.workers), workers=args.workers)
+    deep = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
+    model.white = white = white_of(deep, white, args.workers)
+    if white:
+        say(f"note: {white_note(white)}")
+    store.fill(paths, args.workers, white, others=tested)
     for _, other in tests.values():
+        other.show_by(white)
         other.features()
     zero_shot = zero_shot_accuracy(model, test)
     say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 
     run.create()
-    run.write_json(CONFIG, config_of(args))
+    run.write_json(CONFIG, {**config_of(args), "white": white})
     write_split(drawn, run.path(SPLIT))
 
     # Training: SGD on the prompts alone.

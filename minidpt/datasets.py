@@ -24,6 +24,7 @@ from .folders import (
     part_folders,
     parts_of_classes,
     sub_folders,
+    unread_note,
 )
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
@@ -390,13 +391,14 @@ def _open_nested(place: Place, seed: int) -> Dataset:
     """By folders in folders: the classes are those that hold pictures."""
     start = len(os.path.join(place.images, ""))
     files: dict[str, list[str]] = {}
-    for file in images_in(place.images):
+    for file in (pictures := images_in(place.images)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     files.pop("", None)  # pictures outside all folders
     if len(files) < 2:
         raise _incomplete(place.layout, place.folder)
     how, order = f"class folders in {place.images}", _in_order(place, files)
-    return assemble(place.images, {"all": files}, place.layout, how, seed, order)
+    dataset = assemble(place.images, {"all": files}, place.layout, how, seed, order)
+    return replace(dataset, notes=(*dataset.notes, *filter(None, [unread_note(pictures.unread)])))
 
 
 def _in_order(place: Place, files: dict[str, list[str]]) -> list[str]:

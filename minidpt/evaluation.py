@@ -6,12 +6,13 @@ Zero-shot and CoOp need only that feature; VPT, VLP and DPT need one pass with t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .clip import CLIP
-from .data import Batch, Item, naming_all_broken, test_batches
+from .data import Batch, Item, deep_pictures, naming_all_broken, test_batches
 from .files import replacing
 from .model import PromptedCLIP
-from .transforms import normalize
+from .transforms import White, normalize
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '<f4', 'fortran_order': False, 'shape': "
@@ -36,19 +37,21 @@ class FeatureCache:
     """Frozen features of test sets as files in a folder, for the next process.
 
     The key of a file: CLIP's weights and activation, its precision and kind of device, the size it
-    takes, and each picture's path, size and time of last change. Files take at most `max_bytes`
-    (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used give way.
+    takes, the level of white, and each picture's path, size and time of last change. Files take at
+    most `max_bytes` (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used
+    give way.
     """
 
     def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
         self.folder, self.max_bytes = Path(folder), max_bytes
 
-    def file(self, clip: CLIP, items: list[Item]) -> Path:
+    def file(self, clip: CLIP, items: list[Item], white: White | None = None) -> Path:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
             "clip": [clip.fingerprint(), clip.quick_gelu, str(clip.dtype), clip.device.type],
             "resolution": clip.visual.resolution,
+            "white": white,
             "pictures": [
                 [os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns]
                 for item, stat in zip(items, stats, strict=True)
@@ -88,6 +91,43 @@ class FeatureCache:
             np.save(stream, features.cpu().numpy())
 
 
+def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
+    """Which test pictures are, byte for byte, training pictures, in a line; empty if none is.
+
+    Only files of the same size are looked at, and read whole if they end alike: few of many. Files
+    that are not there are left out.
+    """
+    keys: list[dict[str, tuple]] = [dict.fromkeys(train, ()), dict.fromkeys(test, ())]
+    for read in (_size, _end, _digest):
+        for number, known in enumerate(keys):
+            keys[number] = {path: (*key, read(path)) for path, key in known.items()}
+        both = set(keys[0].values()) & set(keys[1].values())
+        keys = [
+            {path: key for path, key in own.items() if key in both and key[0] is not None}
+            for own in keys
+        ]
+    copies = list(keys[1])
+    if not copies:
+        return ""
+    return (
+        f"test images that are also training images, byte for byte: {len(copies)}, as {copies[0]}"
+    )
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def _end(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
+        return file.read()
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
 class TestBatch(NamedTuple):
     """images (B, 3, R, R) preprocessed, or None if not asked for; frozen features (B, E)."""
 
@@ -99,7 +139,8 @@ class TestSet:
     """Test pictures for one CLIP: decoded once, their frozen features computed once.
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
-    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
+    pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
+    more than 8 bits (`transforms.to_rgb`). Raises ValueError without items.
     """
 
     def __init__(
@@ -110,6 +151,7 @@ class TestSet:
         workers: int = 2,
         max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
+        white: White | None = None,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
@@ -117,8 +159,19 @@ class TestSet:
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
         self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
-        self._kept: list[Batch] = []
-        self._features: Tensor | None = None
+        self.show_by(white)
+
+    def show_by(self, white: White | None) -> None:
+        """Another level of white: what is kept of the pictures by the former one goes."""
+        if white != getattr(self, "white", ()):
+            self.white = white
+            self._kept: list[Batch] = []
+            self._features: Tensor | None = None
+
+    @functools.cached_property
+    def deep(self) -> dict[str, str]:
+        """The pictures of more than 8 bits, see `data.deep_pictures`."""
+        return deep_pictures([item.path for item in self.items], self.workers)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -129,7 +182,9 @@ class TestSet:
             yield from self._kept
             return
         batches, resolution = [], self.clip.visual.resolution
-        for batch in test_batches(self.items, resolution, self.batch_size, self.workers):
+        for batch in test_batches(
+            self.items, resolution, self.batch_size, self.workers, white=self.white
+        ):
             if self.keep:
                 batches.append(batch)
             yield batch
@@ -143,7 +198,7 @@ class TestSet:
         """
         if self._features is None:
             device = self.clip.device
-            file = self.cache.file(self.clip, self.items) if self.cache else None
+            file = self.cache.file(self.clip, self.items, self.white) if self.cache else None
             features = self.cache.read(file) if self.cache else None
             shape = len(self.items), self.clip.visual.proj.shape[1]
             if features is None or features.shape != shape:

@@ -6,12 +6,14 @@ files of each part and class (`Parts`), how the classes are called (`Naming`) ->
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
-from .data import IMAGE_SUFFIXES, PARTS, Dataset, Item, make_dataset, missing_files
+from .data import IMAGE_SUFFIXES, PARTS, Dataset, Item, image_suffixes, make_dataset, missing_files
 from .files import MAX_CLASSES
 from .naming import Naming, read_rows
 
@@ -27,27 +29,57 @@ _PART_NAMES = {
 _IN_ORDER = ("all", "train", "test", "val")  # the first that is there has all classes
 LABELS = "labels.csv"  # in a folder: lists its pictures
 
+_OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python, in lower case
+    *("@eadir", "@recycle", "@tmp", "@synoresource", "@sharebin", "#recycle", "#snapshot"),
+    *("$recycle.bin", "recycler", "system volume information", "found.000", "lost+found"),
+    *("__macosx", "network trash folder", "temporary items", "~snapshot", "__pycache__"),
+}
+UNREAD_SUFFIXES = {  # of pictures in formats that are not read
+    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".jpx", ".jxr", ".wdp", ".psd", ".psb", ".svg"),
+    *(".eps", ".ico", ".tga", ".pcx", ".dds", ".exr", ".hdr", ".qoi", ".xcf", ".dcm", ".pnm"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf"),
+    *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".dcr", ".mrw"),
+}
+_BEGINNINGS = re.compile(  # of JPEG, PNG, GIF, TIFF, BMP, PPM, WebP, AVIF and HEIF, JPEG XL
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|II\*\0|MM\0\*|BM.{4}\0{4}|P[1-6]\s|RIFF.{4}WEBP"
+    rb"|.{4}ftyp(avi[fs]|he[iv][cfsx]|mif1|msf1)|\xff\x0a|\0\0\0\x0cJXL ",
+    re.DOTALL,
+)
+
 
 # ---- listing
+
+
+class Pictures(list[str]):
+    """The files of pictures, and the number of others that are not read, by what they are."""
+
+    def __init__(self, files: Iterable[str], unread: Counter[str]):
+        super().__init__(files)
+        self.unread = unread
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a name is neither hidden nor of a folder that systems make for themselves."""
+    return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 
 def sub_folders(folder: Path) -> list[Path]:
     """The visible folders in a folder, by name."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
-    return [folder / name for name in sorted(names) if name != "__MACOSX"]
+        names = [e.name for e in entries if _is_shown(e.name) and e.is_dir()]
+    return [folder / name for name in sorted(names)]
 
 
-def images_in(folder: str | os.PathLike) -> list[str]:
+def images_in(folder: str | os.PathLike) -> Pictures:
     """The picture files in a folder and its sub-folders, sorted; hidden ones are left out.
 
     Links to folders are followed, but never to a folder that was seen or that contains this one.
     The system is asked about folders and links only, not about each file: a million files take
     seconds. Raises FileNotFoundError for a link to nothing.
     """
-    suffixes = tuple(IMAGE_SUFFIXES)
+    suffixes = tuple(image_suffixes())
     seen = {_identity(parent) for parent in Path(folder).resolve().parents}
-    files, waiting = [], [os.fspath(folder)]
+    files, unread, waiting = [], Counter(), [os.fspath(folder)]
     while waiting:
         current = waiting.pop()
         if (identity := _identity(current)) in seen:
@@ -55,19 +87,38 @@ def images_in(folder: str | os.PathLike) -> list[str]:
         seen.add(identity)
         with os.scandir(current) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if not _is_shown(entry.name):
                     continue
                 if entry.is_dir():
                     waiting.append(entry.path)
                 elif not entry.name.lower().endswith(suffixes):
-                    continue
+                    if what := _passed_over(entry):
+                        unread[what] += 1
                 elif entry.is_file():
                     files.append(entry.path)
                 elif entry.is_symlink():
                     raise FileNotFoundError(
                         f"picture {entry.path}: expected a file, got a link to nothing: remove it"
                     )
-    return sorted(files)
+    return Pictures(sorted(files), unread)
+
+
+def _passed_over(entry: os.DirEntry) -> str:
+    """What a picture is that is not read: its suffix, or "without ending". Empty for others."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
+        return suffix
+    if not suffix and entry.is_file():
+        with suppress(OSError), open(entry.path, "rb") as file:
+            if _BEGINNINGS.match(file.read(16)):
+                return "without ending"
+    return ""
+
+
+def unread_note(unread: Counter[str]) -> str:
+    """How many pictures are not read, of which kinds; empty if there are none."""
+    named = ", ".join(f"{count} {what}" for what, count in unread.most_common())
+    return f"pictures not read: {named} (convert or rename them)" if named else ""
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
@@ -116,7 +167,7 @@ def parts_of_classes(folders: dict[str, Path], naming: Naming) -> Parts:
 def contents(folder: Path) -> str:
     """What lies in a folder, in a few words for an error."""
     with os.scandir(folder) as entries:
-        names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+        names = sorted(e.name + "/" * e.is_dir() for e in entries if _is_shown(e.name))
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]).replace("\n", " ") + more if names else "no folder and no file"
 
@@ -170,8 +221,13 @@ def assemble(
     keys = keys or naming.ordered(parts[first])
     names, notes = naming.classnames(root, keys)
     empty = [key for key in keys if not parts[first].get(key)]
+    listed = (own for files in parts.values() for own in files.values())
+    unread = unread_note(
+        sum((own.unread for own in listed if isinstance(own, Pictures)), Counter())
+    )
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        more += f"; {unread}" if unread else ""
         raise ValueError(
             f"folder {root}: expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))}) of every "
             f"class, got none for '{empty[0]}'{more}: add some, remove the class, or pass the "
@@ -198,6 +254,7 @@ def assemble(
             listed[part] += map(Item, own, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())
+    notes = (*notes, unread) if unread else notes
     dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
     return naming.credited(dataset, keys)
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import io
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +41,7 @@ from .prompts import (
     words_of,
 )
 from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from .transforms import Preprocess, open_image
+from .transforms import Picture, White, checked_white, normalize, test_pixels
 
 FORMAT = "minidpt 1"  # of saved models
 PREDICT_BATCH = 100
@@ -178,6 +178,7 @@ class PromptedCLIP(nn.Module):
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
         self.config = config
+        self.white: White | None = None  # of pictures of more than 8 bits, as in training
         self.text_prompts: TextPrompts | None = None
         self._kept: Kept | None = None
         self.notes: tuple[str, ...] = ()  # what was chosen in building it, a line each
@@ -392,6 +393,7 @@ class PromptedCLIP(nn.Module):
             for name, parameter in model.learned().items():
                 if same or not name.endswith("classifier.weight"):
                     parameter.copy_(learned[name])
+        model.white = self.white
         return model.eval()
 
     def learned(self) -> dict[str, Tensor]:
@@ -425,6 +427,7 @@ class PromptedCLIP(nn.Module):
             "classnames": self.classnames,
             "template": self.template,
             "config": asdict(self.config),
+            "white": self.white,
             "clip": {
                 "name": self.clip.name,
                 "quick_gelu": self.clip.quick_gelu,
@@ -438,31 +441,38 @@ class PromptedCLIP(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor | Image.Image | str | os.PathLike | Sequence, top: int = 5
+        self, images: Tensor | Picture | Sequence[Picture], top: int = 5
     ) -> list[list[Prediction]]:
         """For each image the `top` likeliest classes, best first.
 
         Args:
-            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures, as Pillow
-                images or paths.
+            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures: Pillow
+                images, paths, or binary file objects (of bytes, `io.BytesIO`).
 
-        Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read, and
-        ValueError for `top` below 1.
+        Pictures of more than 8 bits are shown by the model's `white`, which `preprocess` does not
+        know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read,
+        and ValueError for what is none of these and for `top` below 1.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
-        if isinstance(images, (str, os.PathLike, Image.Image)):
-            images = [images]
+        resolution = self.clip.visual.resolution
         if not isinstance(images, Tensor):
-            preprocess, predictions = Preprocess(self.clip.visual.resolution), []
-            for first in range(0, len(images), PREDICT_BATCH):
-                pictures = [
-                    picture if isinstance(picture, Image.Image) else open_image(picture)
-                    for picture in images[first : first + PREDICT_BATCH]
+            one = isinstance(images, (str, bytes, np.ndarray)) or hasattr(images, "read")
+            pictures = list(images) if isinstance(images, Iterable) and not one else [images]
+            predictions = []
+            for first in range(0, len(pictures), PREDICT_BATCH):
+                pixels = [
+                    test_pixels(picture, resolution, self.white)
+                    for picture in pictures[first : first + PREDICT_BATCH]
                 ]
-                batch = torch.stack([preprocess(picture) for picture in pictures])
+                batch = normalize(torch.from_numpy(np.stack(pixels)))
                 predictions += self.predict(batch, top)
             return predictions
+        if images.shape[1:] != (3, resolution, resolution) or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected floats (B, 3, {resolution}, {resolution}) from preprocess, got "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
         logits = self(images.to(self.clip.device), branches=False).logits
         probabilities = logits.softmax(dim=-1)
         values, classes = probabilities.topk(min(top, len(self.classnames)))
@@ -575,6 +585,7 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
         learned = entries(content.get("learned"), "learned")
         config = PromptConfig(**entries(content.get("config"), "config"))
         about = entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str)
+        white = checked_white(content.get("white"))
     except (ValueError, TypeError) as error:  # a file of another kind
         raise ValueError(
             f"{where}: expected one that minidpt saved, got something else ({error})"
@@ -602,6 +613,7 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     with torch.no_grad():
         for name, parameter in model.learned().items():
             parameter.copy_(learned[name])
+    model.white = white
     return model.eval()
 
 

@@ -43,14 +43,22 @@ SWEEP, LOCK = "sweep.json", ".minidpt.lock"
 RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG)
 SWEEP_FILES = (SWEEP, "table.md", "table.csv")
 # Settings that change no more than the last digits of a result, and what is no setting.
-NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile")
+NOT_COMPARED = (
+    "out",
+    "workers",
+    "versions",
+    "device",
+    "class_chunk",
+    "compile",
+    "white",
+)
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
 BOUNDS = {
     "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
-    "class_chunk": (0, 10**6), "workers": (0, 1000), "n_ctx": (1, 1000), "n_visual": (0, 1000),
+    "class_chunk": (0, 10**6), "workers": (0, 1000), "max_pixels": (1, 10**12), "n_ctx": (1, 1000), "n_visual": (0, 1000),
     "visual_layers": (1, 1000), "class_aware_from": (1, 1000), "top_k": (1, 10**6),
     "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "top": (1, 10**6),
     "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),

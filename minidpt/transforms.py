@@ -8,15 +8,24 @@ Pictures travel as 8-bit values, a quarter of the bytes of floats; `normalize` r
 is.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import os
 import random
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from .files import entries, one_line_errors, shown
 
 # Colour statistics of CLIP's training pictures, on the scale 0..1 (OpenAI's clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,6 +33,20 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Only picture formats: Pillow also opens EPS, for which it starts another program (Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+MORE_FORMATS = {"AVIF": (".avif",), "HEIF": (".heic", ".heif", ".hif"), "JXL": (".jxl",)}
+
+MAX_PIXELS = 200_000_000  # of a picture that is opened; to be set as Pillow's MAX_IMAGE_PIXELS is
+PILLOWS_LIMIT = 1024**3 // 12  # which warns from here, and raises at twice as many
+LARGE = 2**24  # pixels; what is larger is never converted whole
+STRIP = 2**20  # pixels that are converted or resized at a time
+THIN = 16  # times as long as wide: the long side is not resized whole
+MAX_READS = 200_000  # of a file; Pillow reads 64 kB of pixels, or a few bytes of a header, at once
+
+# Kind of picture -> the value that is white: {"integer": 4095, "float": 1.0}.
+White = Mapping[str, float]
+Picture = Image.Image | str | os.PathLike | BinaryIO
+_AT_MOST_8_BITS = (b"\xff\xd8", b"GI", b"RI", b"BM")  # JPEG, GIF, WebP, BMP
+_WHITES = {"integer": (255, 1023, 4095, 65535, 2**31 - 1), "float": (1, 255, 65535)}
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, the others say what undoes the camera's position
 _UPRIGHT = {
@@ -35,87 +58,336 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+_MIRRORED = [_UPRIGHT[orientation] for orientation in (2, 3, 6, 7)]  # left is stored right, ...
+_UPSIDE_DOWN = [_UPRIGHT[orientation] for orientation in (3, 4, 7, 8)]
 
 
 # ---- files to RGB
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+@one_line_errors
+def open_image(
+    source: str | os.PathLike | BinaryIO, white: White | None = None
+) -> Image.Image | StoredPicture:
     """The picture in a file as a person sees it: upright, RGB, transparent parts white.
 
-    Of an animation, the first frame. Raises FileNotFoundError if there is no such file, and a
-    ValueError that names the file if it is damaged, cut short, not a picture, or so large that
-    Pillow takes it for an attack (its `MAX_IMAGE_PIXELS`, by default an error from 179 million).
-    Pillow's warnings, about half that size or odd metadata, are left to the caller: silencing them
-    here would change the filters of other threads.
+    Of an animation, the first frame. `source` is the path of a regular file, or a file object;
+    `white` as in `to_rgb`. More than `LARGE` pixels stay as they are stored, 1 to 4 bytes each, and
+    are converted where a view looks. (Each thread may hold one; and until it is read, the decoders
+    of WebP, AVIF, progressive JPEG and TIFF in one strip take up to 12 bytes a pixel beside it.)
+
+    Raises FileNotFoundError if there is no such file, and a ValueError that names the file if it is
+    damaged, cut short, not a picture, or has more than `MAX_PIXELS`. Pillow's warnings about odd
+    metadata are left to the caller: silencing them here would change the filters of other threads.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_rgb(image)
-    except MemoryError:
-        raise
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path}: expected a picture, got nothing there") from None
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"image {path}: expected a readable picture ({', '.join(FORMATS)}), got something "
-            "else: replace or remove it"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image {path}: too large, make it smaller ({error})") from error
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        reason = f"{type(error).__name__}: {error}".replace(str(path), "it").replace("\n", " ")
-        raise ValueError(
-            f"image {path}: expected a readable picture ({', '.join(FORMATS)}), "
-            f"got {reason}: replace or remove it"
-        ) from error
+    with _opened(source) as image:
+        # Pillow turns TIFF files itself while it reads them, with a second copy of all pixels.
+        orientation = _orientation(image, take=True) if image.format == "TIFF" else None
+        image.load()
+        stored = image._new(image.im)  # without the file's decoder, which may hold all of it again
+        stored.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
+        return _shown(stored, white, orientation or _orientation(image))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, white: White | None = None) -> Image.Image:
     """A new RGB image that shows what a person sees: upright by its EXIF tag, alpha over white.
 
     Grey values of more than 8 bits are scaled to 0..255 (Pillow's own conversion would clip them).
-    The result carries no metadata, so that a second call does not turn it again.
+    Files do not say which value is white: it is that of `white` for their kind, brighter ones are
+    clipped, or else the least usual one that the picture's values do not exceed (integers 65535 or
+    2^31 - 1; floats 1, 255 or 65535). The result carries no metadata, so that a second call does
+    not turn it again.
     """
     image.load()  # before EXIF is asked: only then has Pillow turned TIFF files itself
-    upright = _UPRIGHT.get(_orientation(image))
-    if upright is not None:
-        image = image.transpose(upright)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _grey_to_8_bits(image)
-    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    rgb = image.convert("RGB")
+    picture = StoredPicture(image, white, _orientation(image))
+    rgb = picture.crop((0, 0, *picture.size))
+    rgb = rgb.copy() if rgb is image else rgb
     rgb.info = {}
     return rgb
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; unreadable metadata count as upright, as in image viewers."""
+class StoredPicture:
+    """A picture as it is stored. What `crop` gives of it is, bit for bit, the part of `to_rgb`.
+
+    size: (width, height) of the upright picture.
+    """
+
+    def __init__(self, image: Image.Image, white: White | None, orientation: int):
+        self._image, self._turn = image, _UPRIGHT.get(orientation)
+        self.size = image.size[::-1] if self._turn in _SIDEWAYS else image.size
+        self.width, self.height = self.size
+        self._white = None
+        if kind := _kind(image):
+            self._white = (white or {}).get(kind)
+            if self._white is None:
+                self._white = _least((65535, 2**31 - 1) if kind == "integer" else _WHITES[kind],
+                                     _brightest(image))  # fmt: skip
+
+    def crop(self, box: Box) -> Image.Image:
+        """The part in `box` (left, top, right, bottom) as RGB. Not to be changed."""
+        piece = self._image
+        if box != (0, 0, *self.size):
+            left, top, right, bottom = box
+            if self._turn in _MIRRORED:
+                left, right = self.width - right, self.width - left
+            if self._turn in _UPSIDE_DOWN:
+                top, bottom = self.height - bottom, self.height - top
+            sideways = self._turn in _SIDEWAYS
+            piece = piece.crop(
+                (top, left, bottom, right) if sideways else (left, top, right, bottom)
+            )
+        if self._turn is not None:
+            piece = piece.transpose(self._turn)
+        if self._white is not None:
+            piece = _grey_to_8_bits(piece, self._white)
+        if piece.mode.endswith(("A", "a")) or "transparency" in piece.info:
+            rgba = piece.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            piece = Image.alpha_composite(white, rgba)
+        return piece if piece.mode == "RGB" else piece.convert("RGB")
+
+
+def _shown(image: Image.Image, white: White | None, orientation: int):
+    """The picture in RGB; a large one as a StoredPicture."""
+    picture = StoredPicture(image, white, orientation)
+    large = picture.width * picture.height > LARGE
+    return picture if large else picture.crop((0, 0, *picture.size))
+
+
+@contextmanager
+def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
+    """The picture in a file, its header read; an error of the block is one that names the file."""
+    is_path = isinstance(source, (str, os.PathLike))
+    where = f"image {source if is_path else getattr(source, 'name', 'file object')}"
+    fix = "replace or remove it"
+    expected = f"{where}: expected a readable picture ({', '.join(formats())})"
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        if is_path and not (os.path.isdir(source) or stat.S_ISREG(os.stat(source).st_mode)):
+            # would be waited for; a folder raises of itself
+            raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
+        with (
+            open(source, "rb") if is_path else nullcontext(source) as file,
+            _OwnLimit(),
+            Image.open(_Patient(file), formats=formats()) as image,
+        ):
+            pixels = max(image.width, 8) * image.height  # Pillow keeps 8 bytes for each row
+            if pixels > MAX_PIXELS:
+                raise ValueError(
+                    f"{where}: expected at most {MAX_PIXELS:,} pixels, got {pixels:,} "
+                    f"({image.width} x {image.height}): make it smaller, or raise the limit "
+                    f"(--max-pixels)"
+                )
+            yield image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where}: expected a picture, got nothing there") from None
+    except MemoryError:
+        raise ValueError(f"{where}: out of memory: make it smaller") from None
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{expected}, got something else: {fix}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{where}: too large, make it smaller ({error})") from error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        if str(error).startswith(where):
+            raise
+        reason = f"{type(error).__name__}: {error}".replace(str(source), "it")
+        raise ValueError(f"{expected}, got {reason}: {fix}") from error
+
+
+class _Patient:
+    """A file for Pillow, which ends when a header goes on in millions of pieces."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._reads = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's; OSError after MAX_READS."""
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise OSError(f"more than {MAX_READS:,} pieces")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+
+def formats() -> tuple[str, ...]:
+    """`FORMATS`, and AVIF, HEIF and JPEG XL (JXL) where this Pillow or a plugin has them."""
+    registered = Image.registered_extensions()
+    return (*FORMATS, *(name for name, s in MORE_FORMATS.items() if registered.get(s[0]) == name))
+
+
+class _OwnLimit:
+    """`MAX_PIXELS` in place of Pillow's default limit, an error from 179 megapixels.
+
+    Another limit than the default is somebody's wish and stays. It is a global of Pillow's: the
+    last thread to leave puts it back.
+    """
+
+    inside, lifted, lock = 0, False, threading.Lock()
+
+    def __enter__(self):
+        with self.lock:
+            if Image.MAX_IMAGE_PIXELS == PILLOWS_LIMIT:
+                Image.MAX_IMAGE_PIXELS, _OwnLimit.lifted = None, True
+            _OwnLimit.inside += 1
+
+    def __exit__(self, *error: object):
+        with self.lock:
+            _OwnLimit.inside -= 1
+            if _OwnLimit.lifted and not _OwnLimit.inside:
+                Image.MAX_IMAGE_PIXELS, _OwnLimit.lifted = PILLOWS_LIMIT, False
+
+
+def _orientation(image: Image.Image, take: bool = False) -> int:
+    """The EXIF orientation, 1 to 8; unreadable metadata count as upright, as in image viewers.
+
+    `take`: it is not in the image any longer.
+    """
+    try:
+        exif = image.getexif()
+        return exif.pop(_ORIENTATION, 1) if take else exif.get(_ORIENTATION, 1)
     except Exception:  # metadata are an untrusted byte string of their own; the picture is fine
         return 1
 
 
-def _grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 or 32 bits or floats a pixel as 8-bit grey ("L").
+# ---- grey values of more than 8 bits
 
-    Files do not say which value is white: the smallest usual one that holds all values is taken
-    (integers 65535 or 2^31 - 1; floats 1, 255 or 65535).
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
-    white = next((scale for scale in scales if values.max() <= scale), values.max())
+
+def _kind(image: Image.Image) -> str | None:
+    """Whether a picture's values are "integer" or "float"; None for 8 bits and less."""
+    return "float" if image.mode == "F" else "integer" if image.mode.startswith("I") else None
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    """`_kind` of the picture in a file, by its header alone. Raises as `open_image`."""
+    with open(path, "rb") if os.path.isfile(path) else nullcontext() as file:
+        if file and file.read(2) in _AT_MOST_8_BITS:
+            return None
+    with _opened(path) as image:
+        return _kind(image)
+
+
+def brightest(path: str | os.PathLike) -> float:
+    """The largest value of a picture of more than 8 bits. Raises as `open_image`."""
+    with _opened(path) as image:
+        image.load()
+        return _brightest(image)
+
+
+def _brightest(image: Image.Image) -> float:
+    largest = []
+    for strip in _strips((0, 0, *image.size)):
+        piece = image.crop(strip)
+        value = float(np.asarray(piece).max())
+        largest.append(value if math.isfinite(value) else float(_floats(piece).max()))
+    return max(largest)
+
+
+def white_level(brightest: Mapping[str, float]) -> White:
+    """The white of many pictures: by kind, the least usual value that none of them exceeds."""
+    return {kind: _least(_WHITES[kind], value) for kind, value in brightest.items()}
+
+
+def checked_white(white: object) -> White | None:
+    """The white level that a file holds, or None. Raises ValueError for anything else."""
+    if white is None:
+        return None
+    entries(white, "white")
+    for kind, value in white.items():
+        if kind not in _WHITES or type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"white: expected numbers for {list(_WHITES)}, got {shown(value)}")
+    return white
+
+
+def white_note(white: White) -> str:
+    """The line that says what is white."""
+    values = " and ".join(f"{value:g} ({kind})" for kind, value in white.items())
+    return f"in pictures of more than 8 bits, white is {values}"
+
+
+def _least(whites: Iterable[float], value: float) -> float:
+    return next((white for white in whites if value <= white), value)
+
+
+def _floats(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), copy=False)
+
+
+def _grey_to_8_bits(image: Image.Image, white: float) -> Image.Image:
+    """A picture of 16 or 32 bits or floats a pixel as 8-bit grey ("L"), `white` as 255."""
+    values = np.asarray(image)
     transparent = image.info.get("transparency")
+    if values.dtype.itemsize == 2:
+        table = _to_8_bits(np.arange(65536.0), white, transparent)
+        return Image.fromarray(table[values])
+    return Image.fromarray(_to_8_bits(_floats(image), white, transparent))
+
+
+def _to_8_bits(values: np.ndarray, white: float, transparent: object) -> np.ndarray:
     if isinstance(transparent, int):  # PNG: pixels of just this value are see-through
         values[values == transparent] = white
-    return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+    values = values.clip(0, white, out=values)
+    values *= 255 / white
+    return values.round(out=values).astype(np.uint8)
 
 
 # ---- geometry
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+def _strips(box: Box, columns: bool = False) -> Iterator[Box]:
+    """A box in strips of about STRIP pixels: some of its rows each, or of its columns."""
+    left, top, right, bottom = box
+    across, first, last = (bottom - top, left, right) if columns else (right - left, top, bottom)
+    step = max(1, STRIP // across)
+    for start in range(first, last, step):
+        end = min(start + step, last)
+        yield (start, top, end, bottom) if columns else (left, start, right, end)
+
+
+def _resized(image: Image.Image | StoredPicture, box: Box, size: tuple[int, int]) -> Image.Image:
+    """`image.crop(box).resize(size)`, bicubic, to the last bit; of a StoredPicture in strips.
+
+    That is exact as Pillow resizes along one axis, rounds to 8 bits, then along the other. Its own
+    `resize(..., box=box)` lets the filter look at pixels outside the box.
+    """
+    if isinstance(image, Image.Image):
+        part = image if box == (0, 0, *image.size) else image.crop(box)
+        return part.resize(size, Image.Resampling.BICUBIC)
+    left, top, right, bottom = box
+    columns = _columns_first((right - left, bottom - top), size)
+    between = (right - left, size[1]) if columns else (size[0], bottom - top)
+    half_done = Image.new("RGB", between)
+    for strip in _strips(box, columns):
+        piece = image.crop(strip)
+        across = (piece.width, size[1]) if columns else (size[0], piece.height)
+        piece = piece.resize(across, Image.Resampling.BICUBIC)
+        half_done.paste(piece, (strip[0] - left, strip[1] - top))
+    return half_done.resize(size, Image.Resampling.BICUBIC)
+
+
+def _columns_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
+    """Whether Pillow resizes columns before rows: from version 13, where that is much less work."""
+    (width, height), (new_width, new_height) = size, new_size
+    return _has_columns_first() and height - new_height > max(0, 2 * (width - new_width))
+
+
+@functools.cache
+def _has_columns_first() -> bool:
+    pixels = (np.arange(28 * 6) ** 2 % 251).astype(np.uint8).reshape(28, 6)
+    image, bicubic = Image.fromarray(pixels), Image.Resampling.BICUBIC
+    columns_first = image.resize((6, 5), bicubic).resize((5, 5), bicubic)
+    return image.resize((5, 5), bicubic).tobytes() == columns_first.tobytes()
+
+
+def _short_side_at(size: tuple[int, int], short: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
@@ -123,12 +395,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 
     The longer side is rounded down. Returns a new image.
     """
-    width, height = image.size
-    if width <= height:
-        new_size = (size, int(size * height / width))
-    else:
-        new_size = (int(size * width / height), size)
-    return image.resize(new_size, Image.Resampling.BICUBIC)
+    return _resized(image, (0, 0, *image.size), _short_side_at(image.size, size))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -174,21 +441,69 @@ def random_resized_crop_box(
     return left, top, left + w, top + h
 
 
-def resized_crop(
-    image: Image.Image, box: tuple[int, int, int, int], resolution: int
-) -> Image.Image:
+def resized_crop(image: Image.Image | StoredPicture, box: Box, resolution: int) -> Image.Image:
     """The part of the image in `box`, as `resolution` x `resolution` pixels, bicubic.
 
-    Crops first and resizes then, as torchvision does. Pillow's `resize(..., box=box)` would save a
-    copy, but lets the filter look at pixels outside the box, which changes values at the border.
+    Crops first and resizes then, as torchvision does.
     """
-    return image.crop(box).resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return _resized(image, box, (resolution, resolution))
+
+
+def _central_part(image: Image.Image | StoredPicture, resolution: int) -> Image.Image:
+    """`central_view` of a thin picture, to the last bit: only what the square keeps is computed."""
+    (width, height), size = image.size, _short_side_at(image.size, resolution)
+    tall, first = height > width, round((max(size) - resolution) / 2)
+    start, weights = _bicubic(max(width, height), max(size), range(first, first + resolution))
+    stop = start + weights.shape[1]
+    box = (0, start, width, stop) if tall else (start, 0, stop, height)
+    if tall and not _columns_first(image.size, size):
+        rows = _resized(image, box, (resolution, stop - start))
+        return Image.fromarray(_weighted(np.asarray(rows), weights, axis=0))
+    axis = 0 if tall else 1
+    strips = [
+        _weighted(np.asarray(image.crop(strip)), weights, axis) for strip in _strips(box, tall)
+    ]
+    half_done = Image.fromarray(np.concatenate(strips, axis=1 - axis))
+    return half_done.resize((resolution, resolution), Image.Resampling.BICUBIC)
+
+
+def _bicubic(length: int, size: int, kept: range) -> tuple[int, np.ndarray]:
+    """Pillow's weights for an axis of `length` pixels that becomes `size`, for the `kept` ones.
+
+    Returns the first pixel with a weight, and whole numbers (kept, pixels from there) of 22 bits
+    (`precompute_coeffs`, `normalize_coeffs_8bpc` and `bicubic_filter` of Pillow's Resample.c).
+    """
+    scale = length / size
+    wide = max(scale, 1.0)
+    rows = []
+    for place in kept:
+        center = (place + 0.5) * scale
+        low = max(0, int(center - 2 * wide + 0.5))
+        high = min(length, int(center + 2 * wide + 0.5))
+        x = np.abs((np.arange(low, high) - center + 0.5) * (1 / wide))
+        near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+        values = np.where(x < 1, near, np.where(x < 2, far, 0))
+        values /= np.cumsum(values)[-1]  # summed one by one, as there: `sum` rounds otherwise
+        rows.append((low, np.trunc(values * 2**22 + np.copysign(0.5, values))))
+    start, stop = rows[0][0], max(low + len(values) for low, values in rows)
+    weights = np.zeros((len(rows), stop - start))
+    for row, (low, values) in zip(weights, rows, strict=True):
+        row[low - start : low - start + len(values)] = values
+    return start, weights
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """8-bit sums along an axis; exact, as whole numbers in float64, and rounded half up."""
+    sums = np.moveaxis(np.tensordot(values.astype(np.float64), weights, (axis, 1)), -1, axis)
+    return np.floor(sums / 2**22 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 # ---- views: what the model gets to see of an image
 
 
-def random_view(image: Image.Image, resolution: int, generator: random.Random) -> Image.Image:
+def random_view(
+    image: Image.Image | StoredPicture, resolution: int, generator: random.Random
+) -> Image.Image:
     """Training: a random resized crop of `resolution` x `resolution`, mirrored half of the time."""
     view = resized_crop(image, random_resized_crop_box(*image.size, generator), resolution)
     if generator.random() < 0.5:
@@ -196,8 +511,10 @@ def random_view(image: Image.Image, resolution: int, generator: random.Random) -
     return view
 
 
-def central_view(image: Image.Image, resolution: int) -> Image.Image:
+def central_view(image: Image.Image | StoredPicture, resolution: int) -> Image.Image:
     """Test: the shorter side resized to `resolution`, then the central square."""
+    if max(image.size) > THIN * min(image.size):
+        return _central_part(image, resolution)
     return center_crop(resize_short_side(image, resolution), resolution)
 
 
@@ -236,6 +553,22 @@ def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.
         return torch.tensor(255.0, dtype=torch.float32, device=device), mean, std
 
 
+@one_line_errors
+def test_pixels(picture: Picture, resolution: int, white: White | None = None) -> np.ndarray:
+    """The central view (3, resolution, resolution), uint8. Raises ValueError for no `Picture`."""
+    if isinstance(picture, Image.Image):
+        picture.load()  # before EXIF is asked, see `to_rgb`
+        image = _shown(picture, white, _orientation(picture))
+    elif isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
+        image = open_image(picture, white)
+    else:
+        raise ValueError(
+            "picture: expected a path, a Pillow image or a binary file object (io.BytesIO for "
+            f"bytes, Image.fromarray for an array), got a {type(picture).__name__}"
+        )
+    return to_uint8(central_view(image, resolution))
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """The test transform: a Pillow image of any mode and size -> (3, R, R) float32, R = resolution.
@@ -250,5 +583,4 @@ class Preprocess:
             raise ValueError(f"resolution: expected at least 1 pixel, got {self.resolution}")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels = to_uint8(central_view(to_rgb(image), self.resolution))
-        return normalize(torch.from_numpy(pixels))
+        return normalize(torch.from_numpy(test_pixels(image, self.resolution)))

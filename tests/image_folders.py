@@ -13,9 +13,9 @@ def draw(path: Path, size: tuple[int, int] = (7, 5), color=(200, 30, 40)) -> Pat
 
 
 def draw_classes(root: Path, counts: dict[str, int]) -> Path:
-    """`counts` pictures in a folder for each class: root/CLASS/image_0001.png, ..."""
-    for folder, count in counts.items():
+    """`counts` different pictures in a folder for each class: root/CLASS/image_0001.png, ..."""
+    for label, (folder, count) in enumerate(counts.items()):
         (root / folder).mkdir(parents=True)
         for number in range(1, count + 1):
-            draw(root / folder / f"image_{number:04d}.png", color=(number % 256, 0, 0))
+            draw(root / folder / f"image_{number:04d}.png", color=(number % 256, label, 0))
     return root

@@ -1,0 +1,69 @@
+"""How a picture becomes a view, plainly: all of it converted at once, then resized, then cropped.
+
+minidpt.transforms must give the same bits without the memory. Pictures are Pillow images or paths.
+"""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from minidpt.transforms import random_resized_crop_box
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(path) -> Image.Image:
+    # As bytes: from a path, Pillow (12, 13) maps an uncompressed TIFF into memory, and if it is to
+    # be turned on its side, with width for height.
+    with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+        image.load()
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = grey(image)
+        if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, rgba)
+        return image.convert("RGB")
+
+
+def grey(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
+    white = next((scale for scale in scales if values.max() <= scale), values.max())
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = white
+    return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+
+
+def central(path, size: int) -> np.ndarray:
+    image = to_rgb(path)
+    width, height = image.size
+    if width <= height:
+        new_size = (size, int(size * height / width))
+    else:
+        new_size = (int(size * width / height), size)
+    image = image.resize(new_size, Image.Resampling.BICUBIC)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def trained(path, size: int, seed: int) -> np.ndarray:
+    image, generator = to_rgb(path), random.Random(seed)
+    box = random_resized_crop_box(*image.size, generator)
+    view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(view)[:, ::-1] if generator.random() < 0.5 else np.asarray(view)
