@@ -93,7 +93,8 @@ class PromptConfig:
                 continue
             kind = numbers.Real if name == "alpha" else numbers.Integral
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected a {kind.__name__} number, got {shown(value)}")
+                whole = "" if name == "alpha" else "whole "
+                raise TypeError(f"{name}: expected a {whole}number, got {shown(value)}")
             # A NumPy number becomes Python's, which is what a saved model can hold.
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
             if not least <= value <= most:  # nor NaN
