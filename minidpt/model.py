@@ -503,8 +503,8 @@ def build_model(
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
     length = clip.context_length
-    if config.learns_text and config.n_ctx >= length and config.ctx_init is None:
-        raise ValueError(f"n_ctx: expected less than CLIP's {length} tokens, got {config.n_ctx}")
+    if config.learns_text and config.n_ctx > length and config.ctx_init is None:
+        raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
     return PromptedCLIP(clip, classnames, template, config)
 
 
