@@ -147,8 +147,6 @@ def main() -> int:
         for run in runs:
             noted_tests(run)
     clip, _ = load(model_name, quick_gelu=not exact_gelu)
-    for note in clip.notes:
-        say(f"note: {note}")
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:

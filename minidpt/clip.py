@@ -329,6 +329,8 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLI
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
     copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
     clip.load_state_dict(copies, assign=True)
+    if not clip.logit_scale.exp().isfinite():
+        raise ValueError(f"logit_scale: expected less than 88, got {clip.logit_scale.item():.3g}")
     return clip.requires_grad_(False).eval()
 
 
@@ -354,15 +356,11 @@ def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     vocab_size, text_width = weights["token_embedding.weight"].shape
     if width > MAX_VISION_WIDTH:
-        raise ValueError(
-            f"vision width {width}: expected at most {MAX_VISION_WIDTH}, that of ViT-L/14: larger "
-            f"CLIPs (ViT-H, g, bigG) have heads that are not {HEAD_WIDTH} wide, which is not "
-            "supported yet"
-        )
+        why = f"ViT-H, g and bigG have heads that are not {HEAD_WIDTH} wide: not supported yet"
+        raise ValueError(f"vision width {width}: expected at most {MAX_VISION_WIDTH}; {why}")
     if not 1 <= grid * patch <= MAX_RESOLUTION:
-        raise ValueError(
-            f"{grid} × {grid} patches of {patch} pixels: expected images of 1 to {MAX_RESOLUTION}"
-        )
+        got = f"{grid} × {grid} patches of {patch} pixels"
+        raise ValueError(f"expected images of 1 to {MAX_RESOLUTION} pixels a side, got {got}")
     for side, own in (("vision", width), ("text", text_width)):
         if own % HEAD_WIDTH:
             raise ValueError(
@@ -386,11 +384,8 @@ def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:
     own = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     numbers = {name.partition(".")[0] for name in own}
     if not 1 <= len(numbers) <= MAX_LAYERS:
-        got = f"{len(numbers):,} blocks" if numbers else "none"
-        raise ValueError(
-            f"expected a CLIP state dict with tensors {prefix}0…, at most {MAX_LAYERS} blocks, "
-            f"got {got}"
-        )
+        expected = f"a CLIP state dict with tensors {prefix}0…, 1 to {MAX_LAYERS} blocks"
+        raise ValueError(f"expected {expected}, got {len(numbers):,} blocks")
     return len(numbers)
 
 

@@ -94,7 +94,8 @@ class PromptConfig:
                 continue
             kind = numbers.Real if name == "alpha" else numbers.Integral
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected a {kind.__name__} number, got {shown(value)}")
+                whole = "" if name == "alpha" else "whole "
+                raise TypeError(f"{name}: expected a {whole}number, got {shown(value)}")
             # A NumPy number becomes Python's, which is what a saved model can hold.
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
             if not least <= value <= most:  # nor NaN
@@ -557,8 +558,8 @@ def build_model(
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
     length = clip.context_length
-    if config.learns_text and config.n_ctx >= length and config.ctx_init is None:
-        raise ValueError(f"n_ctx: expected less than CLIP's {length} tokens, got {config.n_ctx}")
+    if config.learns_text and config.n_ctx > length and config.ctx_init is None:
+        raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
     return PromptedCLIP(clip, classnames, template, config)
 
 

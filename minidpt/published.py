@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checkpoint import read_checkpoint
 from .clip import check_tensors
-from .files import one_line_errors
+from .files import entries, one_line_errors
 
 if TYPE_CHECKING:
     from .model import PromptedCLIP
@@ -76,7 +76,7 @@ def tensors_of(model: PromptedCLIP, grad: bool = False) -> dict[str, Tensor]:
 @one_line_errors
 def load_into(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
     """Copy published tensors into the model. See `PromptedCLIP.load_published`."""
-    given = {name: value for name, value in tensors.items()
+    given = {name: value for name, value in entries(dict(tensors), "published prompts").items()
              if name.rpartition(".")[2] not in NOT_LEARNED
              and not (isinstance(value, Tensor) and value.numel() == 0)}  # fmt: skip
     check_tensors(given, tensors_of(model), f"published prompts do not fit {model.config}")

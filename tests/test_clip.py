@@ -205,13 +205,17 @@ PROJ, C_FC, LN = "visual.proj", f"{BLOCK}.mlp.c_fc.weight", "ln_final.bias"
         ({PROJ: torch.zeros(128, 37, dtype=torch.int64)}, [f"{PROJ} is torch.int64, expected fl"]),
         ({PROJ: torch.zeros(128, 37, dtype=torch.bool)}, [f"{PROJ} is torch.bool, expected fl"]),
         ({PROJ: torch.zeros(128, 37) + 0j}, [f"{PROJ} is torch.complex64, expected floating"]),
+        ({"logit_scale": torch.tensor(89.0)}, ["logit_scale: expected less than 88, got 89"]),
         ({PROJ: 5, LN: None}, [f"missing {LN}", f"{PROJ} is 5, expected a tensor"]),
         ({"visual.conv1.weight": "x"}, ["visual.conv1.weight: .* got 'x'"]),
         ({5: torch.zeros(2)}, ["expected named entries"]),
         ({"visual.conv1.weight": torch.zeros(128, 3, 0, 0)}, ["4 dimensions, got shape"]),
         ({"visual.conv1.weight": torch.zeros(2**46, 3, 0, 7)}, ["4 dimensions, got shape"]),
-        ({"visual.positional_embedding": torch.zeros(1, 128)}, ["0 × 0 patches of 7 pixels"]),
-        ({"visual.positional_embedding": torch.zeros(10**6, 1)}, ["patches .* 1 to 4096"]),
+        ({"visual.positional_embedding": torch.zeros(1, 128)}, ["got 0 × 0 patches of 7 pixels"]),
+        (
+            {"visual.positional_embedding": torch.zeros(10**6, 1)},
+            ["images of 1 to 4096 .* 999 × 999"],
+        ),
         ({f"transformer.resblocks.{i}.x": torch.zeros(1) for i in range(999)}, ["999 blocks"]),
     ],
 )
@@ -252,7 +256,7 @@ def test_a_vision_side_wider_than_vit_l_is_refused_as_its_heads_are_not_64_wide(
     if width == 1024:
         assert infer_sizes(tensors)["vision_width"] == 1024
     else:
-        with pytest.raises(ValueError, match=f"width {width}: .* at most 1024, .*heads that are n"):
+        with pytest.raises(ValueError, match=f"width {width}: .* at most 1024; .*heads that are n"):
             minidpt.build_clip(tensors)
 
 
