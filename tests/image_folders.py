@@ -13,7 +13,7 @@ def draw(path: Path, size: tuple[int, int] = (7, 5), color=(200, 30, 40)) -> Pat
 
 
 def draw_classes(root: Path, counts: dict[str, int]) -> Path:
-    """`counts` pictures in a folder for each class, all different: root/CLASS/image_0001.png, ..."""
+    """`counts` different pictures in a folder for each class: root/CLASS/image_0001.png, ..."""
     for label, (folder, count) in enumerate(counts.items()):
         (root / folder).mkdir(parents=True)
         for number in range(1, count + 1):
