@@ -15,6 +15,7 @@ import math
 import os
 import random
 import stat
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -40,7 +41,8 @@ PILLOWS_LIMIT = 1024**3 // 12  # which warns from here, and raises at twice as m
 LARGE = 2**24  # pixels; what is larger is never converted whole
 STRIP = 2**20  # pixels that are converted or resized at a time
 THIN = 16  # times as long as wide: the long side is not resized whole
-MAX_READS = 200_000  # of a file; Pillow reads 64 kB of pixels, or a few bytes of a header, at once
+MAX_PIECES = 200_000  # that a file is read in, see `_Bounded`
+MAX_TIFF_VALUES = 2**20  # of a tag: tiles of 16 x 16 in a picture of MAX_PIXELS are fewer
 
 # Kind of picture -> the value that is white: {"integer": 4095, "float": 1.0}.
 White = Mapping[str, float]
@@ -163,13 +165,15 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     fix = "replace or remove it"
     expected = f"{where}: expected a readable picture ({', '.join(formats())})"
     try:
-        if is_path and not (os.path.isdir(source) or stat.S_ISREG(os.stat(source).st_mode)):
+        status = os.stat(source) if is_path else None
+        if status and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             # would be waited for; a folder raises of itself
             raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
+        small = status and status.st_size < 2**21  # and so is what its header can do
         with (
             open(source, "rb") if is_path else nullcontext(source) as file,
             _OwnLimit(),
-            Image.open(_Patient(file), formats=formats()) as image,
+            Image.open(file if small else _Bounded(file), formats=formats()) as image,
         ):
             pixels = max(image.width, 8) * image.height  # Pillow keeps 8 bytes for each row
             if pixels > MAX_PIXELS:
@@ -178,6 +182,8 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
                     f"({image.width} x {image.height}): make it smaller, or raise the limit "
                     f"(--max-pixels)"
                 )
+            if image.format in ("BMP", "PPM"):  # some of which are read byte by byte
+                image.fp = file
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"{where}: expected a picture, got nothing there") from None
@@ -194,18 +200,35 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
         raise ValueError(f"{expected}, got {reason}: {fix}") from error
 
 
-class _Patient:
-    """A file for Pillow, which ends when a header goes on in millions of pieces."""
+class _Bounded:
+    """A file for Pillow, which ends a header that goes on in thousands of pieces.
+
+    Pillow puts pieces together one by one, each time anew; and it makes an object of each number.
+    """
 
     def __init__(self, file: BinaryIO):
-        self._file, self._reads = file, 0
+        self._file, self._pieces = file, 0
+        if file.seekable() and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            self._check_tiff()
 
     def read(self, size: int = -1) -> bytes:
-        """As the file's; OSError after MAX_READS."""
-        self._reads += 1
-        if self._reads > MAX_READS:
-            raise OSError(f"more than {MAX_READS:,} pieces")
+        """As the file's; OSError after MAX_PIECES, where 64 kB and more count as 512."""
+        self._pieces += 1 + min(max(size, 0) >> 7, 511)
+        if self._pieces > MAX_PIECES:
+            raise OSError("a header in too many pieces")
         return self._file.read(size)
+
+    def _check_tiff(self) -> None:
+        self._file.seek(0)
+        head = self._file.read(16).ljust(16)
+        order, big = "<" if head[:1] == b"I" else ">", b"+" in head[:4]
+        self._file.seek(struct.unpack_from(order + "IQ"[big], head, 8 if big else 4)[0])
+        (count,) = struct.unpack(order + "HQ"[big], self._file.read(8 if big else 2))
+        entry = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))  # tag, type, values
+        table = self._file.read(min(count, 4096) * entry.size)
+        for _, kind, values in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
+            if kind not in (1, 2, 6, 7) and values > MAX_TIFF_VALUES:  # no bytes and no text
+                raise OSError(f"a TIFF tag of {values:,} numbers")
 
     def __getattr__(self, name: str):
         return getattr(self._file, name)
