@@ -355,7 +355,7 @@ def test_a_refused_name_is_said(tmp_path, module, name):
 
 def test_a_refused_name_cannot_draw_on_the_terminal(tmp_path):
     program = b"\x80\x02" + text("a\nb\x1b[2J") + text("c" * 10_000) + pickle.STACK_GLOBAL + b"."
-    with pytest.raises(ValueError, match=r"names a b\?\[2J\.c+ … c+; nothing was") as error:
+    with pytest.raises(ValueError, match=r"names a b\\x1b\[2J\.c+ … c+; nothing was") as error:
         read_checkpoint(write_archive(tmp_path / "a.pt", program))
     assert len(str(error.value)) < 1000
 
@@ -718,7 +718,7 @@ def test_a_file_from_before_pytorch_1_6_allocates_no_more_than_it_has(
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "x: out of memory"),
         (MemoryError(), "x: out of memory"),
         (RecursionError("maximum"), "x: nested too deeply"),
-        (FileNotFoundError("a\n" + "b" * 10**6), r"a b+ … b{150}$"),
+        (FileNotFoundError("a\n" + "b" * 10**6), r"a b+ … b{166}$"),
     ],
 )
 def test_what_stops_a_reader_is_one_line(error, expected):

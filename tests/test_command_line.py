@@ -606,10 +606,10 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
     for name in "ab":
         draw(tmp_path / f"{name}.png")
 
-    def interrupted(image, *others):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SCRIPTS["eval.py"], "open_image", interrupted)
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
     result = inside("eval.py", "--run", trained[0], "--image", "a.png", "b.png", "--csv", "o.csv")
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 

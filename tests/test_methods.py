@@ -482,11 +482,12 @@ def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_rep
     with pytest.raises(ValueError, match="model.pt: cut short"):
         minidpt.load_model(path)
 
-    def interrupted(content, file):
-        Path(file).write_bytes(whole[:100])
+    def interrupted(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pair.model.save(path)
     assert path.read_bytes() == whole[:-1000] and list(tmp_path.iterdir()) == [path]
