@@ -59,9 +59,9 @@ FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BOUNDS = {
     "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
     "class_chunk": (0, 10**6), "workers": (0, 1000), "n_ctx": (1, 1000), "n_visual": (0, 1000),
-    "max_pixels": (1, 10**12), "visual_layers": (1, 1000), "class_aware_from": (1, 1000), "top_k": (1, 10**6),
-    "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "top": (1, 10**6),
-    "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),
+    "max_pixels": (1, 10**12), "visual_layers": (1, 1000), "class_aware_from": (1, 1000),
+    "top_k": (1, 10**6), "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6),
+    "top": (1, 10**6), "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),
 }  # fmt: skip
 BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
