@@ -19,31 +19,18 @@ from typing import NamedTuple
 
 import torch
 
-from minidpt import transforms
-from minidpt.data import Dataset, read_split, select_classes, split_content, white_of
-from minidpt.datasets import open_dataset
-from minidpt.demo import is_demo
-from minidpt.evaluation import (
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted_labels,
-    zero_shot_accuracy,
-)
+from minidpt.checkpoints.pretrained import load
+from minidpt.clip import pictures
+from minidpt.clip.pictures import white_note
+from minidpt.data.batches import white_of
+from minidpt.data.datasets import open_dataset
+from minidpt.data.demo import is_demo
+from minidpt.data.folders import images_in, unread_note
+from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.files import cell, locked, replacing
-from minidpt.folders import images_in, unread_note
-from minidpt.model import load_model
-from minidpt.pretrained import load
-from minidpt.results import tested_on, write_tables
-from minidpt.runs import (
-    CONFIG,
-    MODEL,
+from minidpt.runs.command_line import (
     PRECISIONS,
-    SPLIT,
-    SUMMARY,
-    TRANSFER,
     Parser,
-    Run,
     choose_device,
     keep_freed_memory,
     path_option,
@@ -52,7 +39,16 @@ from minidpt.runs import (
     run_command,
     say,
 )
-from minidpt.transforms import white_note
+from minidpt.runs.evaluation import (
+    TestSet,
+    copies_note,
+    percent_correct,
+    predicted_labels,
+    zero_shot_accuracy,
+)
+from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, Run
+from minidpt.runs.results import tested_on, write_tables
+from minidpt.trained import load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -89,7 +85,7 @@ def parse_arguments():
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=pictures.MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:
@@ -132,7 +128,7 @@ def main() -> int:
         say(*write_tables(args.table).splitlines())
         return 0
 
-    transforms.MAX_PIXELS = args.max_pixels
+    pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
 
     # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.

@@ -7,6 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+ROOMS = ("checkpoints", "clip", "data", "runs")
 WEIGHTS = "weights/tiny.pt"
 (VERSION,) = re.findall('__version__ = "(.*)"', (HERE / "minidpt/__init__.py").read_text())
 
@@ -35,11 +36,11 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.24", "pillow>=10.1", "regex", "ftfy>=6.0"],
     extras_require={"test": ["pytest>=7"]},
-    packages=["minidpt"],
+    packages=["minidpt", *(f"minidpt.{room}" for room in ROOMS)],
     # Said outright, an editable install is this folder's path: with a finder in its place, Python
     # run in the folder around a checkout called minidpt would import that, empty, before it asks.
     package_dir={"": "."},
     cmdclass={"build_py": BuildWithWeights},
-    package_data={"minidpt": ["*.xz", "*.txt"]},
+    package_data={"minidpt": ["py.typed"], "minidpt.clip": ["*.xz"], "minidpt.data": ["*.txt"]},
     include_package_data=False,
 )

@@ -20,56 +20,27 @@ from pathlib import Path
 
 import torch
 
-from minidpt import transforms
-from minidpt.clip import CLIP
-from minidpt.data import (
-    Dataset,
-    ImageStore,
-    deep_pictures,
-    few_shot,
-    select_classes,
-    train_batches,
-    white_of,
-    write_split,
-)
-from minidpt.datasets import open_dataset
-from minidpt.demo import draw_demo
-from minidpt.evaluation import (
-    FeatureCache,
-    TestSet,
-    accuracy,
-    copies_note,
-    zero_shot_accuracy,
-)
-from minidpt.layouts import LAYOUTS, layout_of
-from minidpt.model import METHODS, PromptConfig, build_model
-from minidpt.pretrained import NAMES, load
+from minidpt.checkpoints.pretrained import NAMES, load
+from minidpt.clip import pictures
+from minidpt.clip.network import CLIP
+from minidpt.clip.pictures import white_note
+from minidpt.clip.transforms import normalize
+from minidpt.data.batches import ImageStore, deep_pictures, train_batches, white_of
+from minidpt.data.datasets import open_dataset
+from minidpt.data.demo import draw_demo
+from minidpt.data.layouts import LAYOUTS, layout_of
+from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
+from minidpt.model import METHODS, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
-from minidpt.results import (
-    harmonic_mean,
-    markdown,
-    read_results,
-    summarise,
-    tested_on,
-    write_tables,
-)
-from minidpt.runs import (
-    CONFIG,
-    MODEL,
+from minidpt.runs.command_line import (
     PRECISIONS,
-    SPLIT,
-    SUMMARY,
     Parser,
     Progress,
-    Run,
-    Sweep,
     Timed,
     choose_device,
     choose_precision,
     clock,
     finite,
-    folders_of,
-    held_in,
     is_expected,
     keep_freed_memory,
     need_compiler,
@@ -78,10 +49,29 @@ from minidpt.runs import (
     report,
     run_command,
     say,
+)
+from minidpt.runs.evaluation import FeatureCache, TestSet, accuracy, copies_note, zero_shot_accuracy
+from minidpt.runs.folders import (
+    CONFIG,
+    MODEL,
+    SPLIT,
+    SUMMARY,
+    Run,
+    Sweep,
+    folders_of,
+    held_in,
     versions,
 )
+from minidpt.runs.results import (
+    harmonic_mean,
+    markdown,
+    read_results,
+    summarise,
+    tested_on,
+    write_tables,
+)
+from minidpt.trained import build_model
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
-from minidpt.transforms import normalize, white_note
 
 FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
 LEARNING = {  # options that zero-shot CLIP has no use for
@@ -127,7 +117,7 @@ def parse_arguments():
         help="torch.compile: a slow start, then faster steps; for long runs; "
         "on a CPU it needs a C++ compiler")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=pictures.MAX_PIXELS, help="of an image that is read")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
@@ -173,7 +163,7 @@ class Job:
 def main() -> int:
     """Data, CLIP, and a run or a sweep of runs."""
     args = parse_arguments()
-    transforms.MAX_PIXELS = args.max_pixels
+    pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     device = choose_device(args.device)
     precision, reason = choose_precision(args.precision, device)

@@ -1,18 +1,11 @@
 """minidpt: few-shot prompt tuning of CLIP (zero-shot, CoOp, VPT, VLP, DPT) in plain PyTorch."""
 
-from .clip import CLIP, build_clip
-from .model import (
-    METHODS,
-    ModelOutput,
-    Prediction,
-    PromptConfig,
-    PromptedCLIP,
-    build_model,
-    load_model,
-)
-from .pretrained import load
-from .published import read_published
-from .tokenizer import tokenize
+from .checkpoints.pretrained import load
+from .checkpoints.published import read_published
+from .clip.network import CLIP, build_clip
+from .clip.tokenizer import tokenize
+from .model import METHODS, ModelOutput, PromptConfig
+from .trained import Prediction, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""CLIP with learned prompts: the five methods, their losses, and what a trained one can do.
+"""CLIP with learned prompts: the five methods and their losses.
 
 | method   | text side        | image side                                            |
 |----------|------------------|-------------------------------------------------------|
@@ -13,42 +13,30 @@ Layers are counted from 1 here and in `PromptConfig`, as in the paper.
 
 from __future__ import annotations
 
-import io
 import numbers
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import published
-from .checkpoint import read_checkpoint
-from .clip import CLIP, check_tensors
-from .files import entries, one_line_errors, replacing, shown
-from .packing import pack
-from .pretrained import NAMES, load
+from .clip.network import CLIP
+from .clip.packing import pack
+from .clip.pictures import White
+from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from .files import entries, shown
 from .prompts import (
     CLASS_TOKEN_POSITIONS,
     ClassAwarePrompts,
     TextPrompts,
     VisualPrompts,
     check_length,
-    words_of,
 )
-from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from .transforms import Picture, White, checked_white, normalize, test_pixels
 
-FORMAT = "minidpt 1"  # of saved models
-PREDICT_BATCH = 100
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-MAX_CLASSES = 25_000  # ImageNet-21k has 21,841
-MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
 BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
           "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
 
@@ -120,7 +108,7 @@ class PromptConfig:
 
 
 class ModelOutput(NamedTuple):
-    """What `PromptedCLIP` returns; B images, C classes, K selected ones.
+    """What `PromptedModel` returns; B images, C classes, K selected ones.
 
     Logits are cosines times exp(logit_scale), in fp32.
 
@@ -137,13 +125,6 @@ class ModelOutput(NamedTuple):
     image_branch_logits: Tensor | None = None  # VLP, DPT
     top_classes: Tensor | None = None  # DPT
     class_aware_logits: Tensor | None = None  # DPT
-
-
-class Prediction(NamedTuple):
-    """A class name and its probability, 0–1."""
-
-    classname: str
-    probability: float
 
 
 class Prepared(NamedTuple):
@@ -170,8 +151,8 @@ class Kept(NamedTuple):
     prepared: Prepared
 
 
-class PromptedCLIP(nn.Module):
-    """A frozen CLIP and the learned prompts of one method. Made by `build_model`."""
+class PromptedModel(nn.Module):
+    """A frozen CLIP and the learned prompts of one method."""
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig):
         super().__init__()
@@ -374,113 +355,17 @@ class PromptedCLIP(nn.Module):
             loss = loss + self.config.alpha * auxiliary_loss(output, labels)
         return loss
 
-    def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
-        """The learned prompts with other classes, ready to predict; CLIP is shared.
-
-        For base-to-new and cross-data-set tests. The auxiliary classifier of class-aware prompts,
-        which only training needs, starts anew. `template` None is this model's. Raises ValueError
-        if contexts were learned class by class.
-        """
-        same = list(classnames) == self.classnames
-        if self.config.csc and self.config.learns_text and not same:
-            raise ValueError(
-                "contexts of this model belong to its classes (csc): expected a shared context for "
-                "other classes: train without csc"
-            )
-        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(self.clip, classnames, template or self.template, self.config)
-        learned = self.learned()
-        with torch.no_grad():
-            for name, parameter in model.learned().items():
-                if same or not name.endswith("classifier.weight"):
-                    parameter.copy_(learned[name])
-        model.white = self.white
-        return model.eval()
-
     def learned(self) -> dict[str, Tensor]:
         """Name → learned parameter: all but CLIP's."""
         named = self.named_parameters()
         return {name: value for name, value in named if not name.startswith("clip.")}
 
-    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over prompts learned with the published implementations of CoOp and DPT.
-
-        Args:
-            tensors: by their published names, from `published.read_published` for instance.
-
-        Raises ValueError if names or shapes do not fit this model; it is unchanged then.
-        """
-        published.load_into(self, tensors)
-
-    def published(self, grad: bool = False) -> dict[str, Tensor]:
-        """The learned tensors (or their gradients) under the published names."""
-        return published.tensors_of(self, grad)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
-
-        CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
-        An existing file is replaced whole.
-        """
-        content = {
-            "format": FORMAT,
-            "learned": {name: value.detach().cpu() for name, value in self.learned().items()},
-            "classnames": self.classnames,
-            "template": self.template,
-            "config": asdict(self.config),
-            "white": self.white,
-            "clip": {
-                "name": self.clip.name,
-                "quick_gelu": self.clip.quick_gelu,
-                "fingerprint": self.clip.fingerprint(),
-            },
-        }
-        with replacing(path) as unfinished:
-            serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
-            torch.save(content, serialised)
-            unfinished.write_bytes(serialised.getbuffer())
-
     @torch.no_grad()
-    def predict(
-        self, images: Tensor | Picture | Sequence[Picture], top: int = 5
-    ) -> list[list[Prediction]]:
-        """For each image the `top` likeliest classes, best first.
-
-        Args:
-            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures: Pillow
-                images, paths, or binary file objects (of bytes, `io.BytesIO`).
-
-        Pictures of more than 8 bits are shown by the model's `white`, which `preprocess` does not
-        know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read,
-        and ValueError for what is none of these and for `top` below 1.
-        """
-        if top < 1:
-            raise ValueError(f"top: expected at least 1, got {top}")
-        resolution = self.clip.visual.resolution
-        if not isinstance(images, Tensor):
-            one = isinstance(images, (str, bytes, np.ndarray)) or hasattr(images, "read")
-            pictures = list(images) if isinstance(images, Iterable) and not one else [images]
-            predictions = []
-            for first in range(0, len(pictures), PREDICT_BATCH):
-                pixels = [
-                    test_pixels(picture, resolution, self.white)
-                    for picture in pictures[first : first + PREDICT_BATCH]
-                ]
-                batch = normalize(torch.from_numpy(np.stack(pixels)))
-                predictions += self.predict(batch, top)
-            return predictions
-        if images.shape[1:] != (3, resolution, resolution) or not images.is_floating_point():
-            raise ValueError(
-                f"images: expected floats (B, 3, {resolution}, {resolution}) from preprocess, got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
-        logits = self(images.to(self.clip.device), branches=False).logits
-        probabilities = logits.softmax(dim=-1)
-        values, classes = probabilities.topk(min(top, len(self.classnames)))
-        return [
-            [Prediction(self.classnames[c], p) for c, p in zip(row, ps, strict=True)]
-            for row, ps in zip(classes.tolist(), values.tolist(), strict=True)
-        ]
+    def set_learned(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into learned parameters, by their names."""
+        learned = self.learned()
+        for name, value in values.items():
+            learned[name].copy_(value)
 
 
 def image_prompts(
@@ -529,104 +414,3 @@ def auxiliary_loss(output: ModelOutput, labels: Tensor) -> Tensor:
     )
     losses = losses.view(*hits.shape, layers).mean(dim=-1)  # (B, K)
     return (losses * hits).sum() / hits.sum().clamp(min=1)
-
-
-def build_model(
-    clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig | None = None
-) -> PromptedCLIP:
-    """A model to train, its prompts at their initial values, on CLIP's device.
-
-    Args:
-        clip: frozen; it is used, not copied.
-        classnames: C names; `_` is read as a space.
-        template: with `{}` where the name goes, such as "a photo of a {}.".
-        config: None for DPT as in the paper.
-
-    Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
-    long, or the config does not fit this CLIP.
-    """
-    config = config or PromptConfig()
-    if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
-        got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
-        raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
-    for text in (template, *classnames):
-        if not isinstance(text, str) or len(text) > MAX_TEXT:
-            expected = f"template and class names of at most {MAX_TEXT} characters"
-            raise ValueError(f"expected {expected}, got {shown(text)}")
-    if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
-        raise ValueError(f"expected a name for each class, got {shown(blank[0])}")
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
-    length = clip.context_length
-    if config.learns_text and config.n_ctx > length and config.ctx_init is None:
-        raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
-    return PromptedCLIP(clip, classnames, template, config)
-
-
-@one_line_errors
-def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
-    """A model that `PromptedCLIP.save` wrote, ready to predict.
-
-    Args:
-        clip: the CLIP it was trained on; None: found by its name, as `load` does.
-
-    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
-    weights are others than those the prompts were learned with, or the prompts are not finite.
-    """
-    path = Path(path)
-    where = f"model file {path}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
-    content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
-    try:
-        entries(content, "content", format=str, classnames=list, template=str)
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {shown(content['format'])}")
-        classnames, template = content["classnames"], content["template"]
-        learned = entries(content.get("learned"), "learned")
-        config = PromptConfig(**entries(content.get("config"), "config"))
-        about = entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str)
-        white = checked_white(content.get("white"))
-    except (ValueError, TypeError) as error:  # a file of another kind
-        raise ValueError(
-            f"{where}: expected one that minidpt saved, got something else ({error})"
-        ) from error
-    clip_name, fingerprint = about["name"][:60], about["fingerprint"]
-    if clip is None:
-        if clip_name not in NAMES:
-            raise ValueError(
-                f"{where}: its CLIP '{clip_name}' is none that is known by name: load it "
-                "and pass it as clip="
-            )
-        clip, _ = load(clip_name, quick_gelu=about["quick_gelu"])
-    if clip.fingerprint() != fingerprint:
-        raise ValueError(
-            f"{where}: its prompts were learned with the weights of {clip_name} "
-            f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
-            "the CLIP it was trained on"
-        )
-    try:  # the shapes first: what a config asks for may be more than any memory
-        check_tensors(learned, learned_tensors(clip, len(classnames), config), "learned prompts")
-        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(clip, classnames, template, config)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    with torch.no_grad():
-        for name, parameter in model.learned().items():
-            parameter.copy_(learned[name])
-    model.white = white
-    return model.eval()
-
-
-def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
-    """What `PromptedCLIP.learned` will be, on the meta device: shapes without numbers."""
-    with torch.device("meta"):
-        image_side = nn.Module()
-        some = max(1, classes)  # torch warns of none
-        image_side.visual_prompts, image_side.class_aware = image_prompts(clip, some, config)
-        expected = dict(image_side.named_parameters())
-        if config.learns_text:
-            n_ctx = config.n_ctx if config.ctx_init is None else len(words_of(config.ctx_init))
-            shape = (n_ctx, clip.token_embedding.weight.shape[1])
-            expected["text_prompts.ctx"] = torch.empty((classes, *shape) if config.csc else shape)
-    return expected

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import explicit_attention
-from .clip import CLIP
-from .packing import PackedPrompts, pack
-from .tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from .clip.attention import explicit_attention
+from .clip.network import CLIP
+from .clip.packing import PackedPrompts, pack
+from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import PromptedCLIP
+from .model import PromptedModel
 
 WARMUP_LR = 1e-5
 
 
 def parameter_groups(
-    model: PromptedCLIP, visual_lr: float = 0.01, text_lr: float = 0.002
+    model: PromptedModel, visual_lr: float = 0.01, text_lr: float = 0.002
 ) -> list[dict[str, Any]]:
     """Parameter groups for `torch.optim`: image side, then text side; neither if it is empty.
 

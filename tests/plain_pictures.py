@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minidpt.transforms import random_resized_crop_box
+from minidpt.data.crops import random_resized_crop_box
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny_models import WIDE, clip_state
 
-from minidpt import runs
+from minidpt.runs import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [  # a run of a second that learns something
@@ -79,7 +79,7 @@ def inside(script: str, *arguments: object) -> Result:
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             with pytest.raises(SystemExit) as ended:
-                runs.run_command(SCRIPTS[script].main)
+                command_line.run_command(SCRIPTS[script].main)
     return result(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 

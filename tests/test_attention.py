@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidpt.attention import MultiheadAttention, attention, explicit_attention
+from minidpt.clip.attention import MultiheadAttention, attention, explicit_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # a few roundings of values about 1
 

@@ -19,8 +19,8 @@ from tiny_models import WIDE, clip_state, random_images
 from torch import Tensor, nn
 
 import minidpt
-from minidpt import checkpoint
-from minidpt.checkpoint import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
+from minidpt.checkpoints import reader as checkpoint
+from minidpt.checkpoints.reader import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
 from minidpt.files import one_line_errors
 
 # ---- files to read

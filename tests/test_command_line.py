@@ -40,7 +40,10 @@ from scripts import (
 from tiny_models import DEEP
 
 import minidpt
-from minidpt import data, demo, naming, runs
+from minidpt.data import demo, naming
+from minidpt.data import lists as data
+from minidpt.runs import command_line
+from minidpt.runs import folders as runs
 
 COLOURS = {  # of the pictures in a class folder
     "Owl": (50, 70, 190),
@@ -168,7 +171,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
             "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
             "workers": 2}  # fmt: skip
     assert used.items() <= content.items()
-    assert content["device"] in ("cpu", "cuda") and content["precision"] in runs.PRECISIONS
+    assert content["device"] in ("cpu", "cuda") and content["precision"] in command_line.PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
     assert minidpt.PromptConfig(**content["prompts"]) == expected
 
@@ -263,7 +266,7 @@ def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained
     cast_to = []
     monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
     evaluated = inside("eval.py", "--run", "run")
-    assert cast_to == [runs.PRECISIONS[precision]]
+    assert cast_to == [command_line.PRECISIONS[precision]]
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
     assert evaluated.status == 0
 
@@ -950,7 +953,7 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
     monkeypatch.setattr(sys, "stdout", printed)
     monkeypatch.setattr(sys, "argv", ["eval.py", "--table", "runs"])
     with pytest.raises(SystemExit) as ended:
-        runs.run_command(SCRIPTS["eval.py"].main)
+        command_line.run_command(SCRIPTS["eval.py"].main)
     printed.flush()
     assert not ended.value.code
     assert "**caf\\udce9, CLIP little**" in printed.buffer.getvalue().decode()
@@ -978,14 +981,14 @@ class Terminal(io.StringIO):
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(runs.time, "monotonic", lambda: next(now))
-    with runs.Progress(8, terminal := Terminal()) as progress:
+    with command_line.Progress(8, terminal := Terminal()) as progress:
         progress.show(1, "epoch 1/8 · loss 2.5")
         progress.show(4, "epoch 4/8")
     shown = terminal.getvalue().replace("\x1b[K", "").split("\r")
     assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
 
     monkeypatch.setattr(runs.time, "monotonic", lambda: 0.0)
-    with runs.Progress(30, stream := io.StringIO()) as lines:  # as a log file
+    with command_line.Progress(30, stream := io.StringIO()) as lines:  # as a log file
         for epoch in range(1, 31):
             lines.show(epoch, f"epoch {epoch}")
     shown = stream.getvalue().splitlines()
@@ -993,7 +996,7 @@ def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(
 
 
 def test_times_are_written_as_on_a_clock():
-    assert [runs.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
+    assert [command_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
         *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
     ]
 
@@ -1020,8 +1023,8 @@ def test_runs_of_one_name_are_numbered(tmp_path):
 
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
     cpu = torch.device("cpu")
-    assert runs.choose_precision(None, cpu)[0] == "fp32"
-    assert runs.choose_precision("bf16", cpu) == ("bf16", "as asked")
+    assert command_line.choose_precision(None, cpu)[0] == "fp32"
+    assert command_line.choose_precision("bf16", cpu) == ("bf16", "as asked")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")

@@ -15,8 +15,11 @@ import torch
 from image_folders import draw_classes
 from PIL import Image
 
-from minidpt import data, transforms
-from minidpt.datasets import open_dataset
+from minidpt.clip import transforms
+from minidpt.clip.pictures import open_image
+from minidpt.data import batches as batching
+from minidpt.data import lists as data
+from minidpt.data.datasets import open_dataset
 
 
 def files(items, root) -> list[str]:
@@ -327,7 +330,7 @@ def pictures(tmp_path_factory) -> list[data.Item]:
 
 
 def epoch(items, seed=1, epoch=0, store=None, workers=0, batch_size=4):
-    return list(data.train_batches(items, 7, batch_size, seed, epoch, store, workers))
+    return list(batching.train_batches(items, 7, batch_size, seed, epoch, store, workers))
 
 
 def same(some, others) -> bool:
@@ -336,7 +339,7 @@ def same(some, others) -> bool:
 
 
 def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
-    batches = list(data.test_batches(pictures, 7, 4, workers=2))
+    batches = list(batching.test_batches(pictures, 7, 4, workers=2))
     shapes = [tuple(batch.images.shape) for batch in batches]
     assert shapes == [(4, 3, 7, 7), (4, 3, 7, 7), (3, 3, 7, 7)]
     assert batches[0].images.dtype == torch.uint8 and batches[0].labels.dtype == torch.int64
@@ -350,7 +353,7 @@ def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
 def test_training_views_do_not_depend_on_workers_or_store(pictures):
     expected = epoch(pictures)
     for workers in (1, 3):
-        for store in (None, data.ImageStore(), data.ImageStore(max_bytes=5000)):
+        for store in (None, batching.ImageStore(), batching.ImageStore(max_bytes=5000)):
             assert same(expected, epoch(pictures, store=store, workers=workers))
             assert same(expected, epoch(pictures, store=store, workers=workers))  # from the store
 
@@ -368,7 +371,7 @@ def test_each_epoch_and_seed_has_its_own_order_and_crops(pictures):
 
 def test_an_epoch_shows_each_picture_once(pictures):
     plain = [Image.new("RGB", (9, 9), (number, 0, 0)) for number in range(11)]
-    store = data.ImageStore()
+    store = batching.ImageStore()
     store._images = {item.path: image for item, image in zip(pictures, plain, strict=True)}
     batches = epoch(pictures, store=store, batch_size=20)
     shown = batches[0].images[:, 0, 0, 0].tolist()
@@ -387,17 +390,17 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
 
     def counting(path):
         opened.append(path)
-        return transforms.open_image(path)
+        return open_image(path)
 
-    monkeypatch.setattr(data, "open_image", counting)
-    store = data.ImageStore()
+    monkeypatch.setattr(batching, "open_image", counting)
+    store = batching.ImageStore()
     for number in range(3):
         epoch(pictures, epoch=number, store=store, workers=2, batch_size=11)
     assert sorted(opened) == sorted(item.path for item in pictures) and len(store) == 11
     assert store.bytes == sum(4 * (17 + n) * (31 - n) for n in range(11))
 
     opened.clear()
-    small = data.ImageStore(max_bytes=5000)  # two pictures of about 2200 bytes
+    small = batching.ImageStore(max_bytes=5000)  # two pictures of about 2200 bytes
     for number in range(3):
         epoch(pictures, epoch=number, store=small, batch_size=11)
     assert len(small) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
@@ -405,7 +408,7 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
 
 def test_only_pictures_of_an_earlier_run_make_room_in_a_full_store(pictures):
     first, second = ([item.path for item in part] for part in (pictures[:4], pictures[4:]))
-    store = data.ImageStore(max_bytes=5000)
+    store = batching.ImageStore(max_bytes=5000)
     store.fill(first)
     assert len(store) == 2
     store.fill(second[:2])
@@ -426,8 +429,8 @@ def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_p
     broken.write_bytes(Path(pictures[0].path).read_bytes()[:99])
     items = pictures[:6] + [data.Item(str(broken), 0, "a")]
     for batches in (
-        data.train_batches(items, 7, 7, seed=1, epoch=0, workers=workers),
-        data.test_batches(items, 7, 4, workers=workers),
+        batching.train_batches(items, 7, 7, seed=1, epoch=0, workers=workers),
+        batching.test_batches(items, 7, 4, workers=workers),
     ):
         with pytest.raises(ValueError, match="broken.png"):
             list(batches)
@@ -435,12 +438,12 @@ def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_p
 
 
 def test_threads_end_when_the_consumer_stops_early(pictures):
-    for _ in data.test_batches(pictures * 9, 7, 2, workers=3):
+    for _ in batching.test_batches(pictures * 9, 7, 2, workers=3):
         assert threads()
         break
     assert threads() == []
     with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the frames alive
-        for _ in data.train_batches(pictures * 9, 7, 2, 1, 0, workers=3):
+        for _ in batching.train_batches(pictures * 9, 7, 2, 1, 0, workers=3):
             raise KeyboardInterrupt
     assert threads() == [] and kept
 
@@ -451,14 +454,14 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatc
 
     monkeypatch.setattr(np, "stack", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
-        next(data.test_batches(pictures * 9, 7, 2, workers=3))
+        next(batching.test_batches(pictures * 9, 7, 2, workers=3))
     assert threads() == [] and kept
 
 
 def test_work_ahead_is_bounded(pictures, monkeypatch):
     opened = []
-    monkeypatch.setattr(data, "open_image", lambda p: opened.append(p) or transforms.open_image(p))
-    batches = data.test_batches(pictures * 9, 7, 2, workers=2)
+    monkeypatch.setattr(batching, "open_image", lambda p: opened.append(p) or open_image(p))
+    batches = batching.test_batches(pictures * 9, 7, 2, workers=2)
     assert opened == []  # nothing starts before it is asked for
     next(batches)
     time.sleep(0.2)
@@ -468,7 +471,7 @@ def test_work_ahead_is_bounded(pictures, monkeypatch):
 
 def test_senseless_sizes_are_refused_at_once(pictures):
     with pytest.raises(ValueError, match="expected batch_size >= 1 and workers >= 0, got 0 and 2"):
-        data.test_batches(pictures, 7, 0)
+        batching.test_batches(pictures, 7, 0)
     with pytest.raises(ValueError, match="got 4 and -1"):
-        data.train_batches(pictures, 7, 4, 1, 0, workers=-1)
-    assert list(data.test_batches([], 7, 4)) == []
+        batching.train_batches(pictures, 7, 4, 1, 0, workers=-1)
+    assert list(batching.test_batches([], 7, 4)) == []

@@ -11,10 +11,11 @@ import pytest
 from image_folders import draw, draw_classes
 from miniatures import CLASSES, draw_class_folders, draw_miniature, write_split
 
-from minidpt import data, naming
-from minidpt.data import few_shot
-from minidpt.datasets import open_dataset
-from minidpt.layouts import LAYOUTS, layout_of
+from minidpt.data import lists as data
+from minidpt.data import naming
+from minidpt.data.datasets import open_dataset
+from minidpt.data.layouts import LAYOUTS, layout_of
+from minidpt.data.lists import few_shot
 
 NAMES = [layout.name for layout in LAYOUTS]
 TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]

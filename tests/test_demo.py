@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import minidpt
-from minidpt import datasets, demo
-from minidpt.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
+from minidpt.data import datasets, demo
+from minidpt.data.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
 
 both_styles = pytest.mark.parametrize("style", [BOOK_STYLE, STREET_STYLE], ids=["book", "night"])
 

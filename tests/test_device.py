@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import minidpt
-from minidpt.attention import attention
-from minidpt.runs import PRECISIONS, place
+from minidpt.clip.attention import attention
+from minidpt.runs.command_line import PRECISIONS, place
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_meta_checkpoint = pytest.mark.skipif(

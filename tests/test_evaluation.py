@@ -15,8 +15,10 @@ from tiny_models import WIDE, clip_state
 from torch.nn import functional as F
 
 import minidpt
-from minidpt import data, evaluation
-from minidpt.transforms import Preprocess
+from minidpt.clip.transforms import Preprocess
+from minidpt.data import batches
+from minidpt.data import lists as data
+from minidpt.runs import evaluation
 
 CLASSNAMES = ["ox", "owl", "gnu"]
 
@@ -52,7 +54,7 @@ def build(clip: minidpt.CLIP, method: str) -> minidpt.PromptedCLIP:
     return minidpt.build_model(clip, CLASSNAMES, "a {}.", config).eval()
 
 
-def assert_same(first: list[data.Batch], second: list[data.Batch]) -> None:
+def assert_same(first: list[batches.Batch], second: list[batches.Batch]) -> None:
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 

@@ -16,7 +16,10 @@ from image_folders import draw_classes
 from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
 
 import minidpt
-from minidpt import demo, evaluation, files, runs
+from minidpt import files
+from minidpt.data import demo
+from minidpt.runs import command_line, evaluation
+from minidpt.runs import folders as runs
 
 fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
 SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2)
@@ -164,7 +167,7 @@ def test_closed_streams_are_no_error(trained, monkeypatch, closed):
         monkeypatch.setattr(sys, name, None)  # as Python has it after >&-
     monkeypatch.setattr(sys, "argv", ["eval.py", "--table", str(trained)])
     with pytest.raises(SystemExit) as ended:
-        runs.run_command(SCRIPTS["eval.py"].main)
+        command_line.run_command(SCRIPTS["eval.py"].main)
     assert not ended.value.code
     for name in closed:
         getattr(sys, name).close()

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from image_folders import draw, draw_classes
 
-from minidpt import data, naming, transforms
-from minidpt.data import few_shot, write_split
-from minidpt.datasets import open_dataset
+from minidpt.clip import pictures
+from minidpt.data import lists as data
+from minidpt.data import naming
+from minidpt.data.datasets import open_dataset
+from minidpt.data.lists import few_shot, write_split
 
 
 def files(items, root) -> list[str]:
@@ -93,7 +95,7 @@ def test_names_in_odd_encodings_can_be_opened(tmp_path):
     assert dataset.classnames == ["spaces", "Caf\u00e9", "caf\ufffd", "海馬"]
     assert len(everything(dataset)) == 8
     for item in everything(dataset):
-        assert transforms.open_image(item.path).size == (7, 5)
+        assert pictures.open_image(item.path).size == (7, 5)
 
 
 def test_numbered_folders_are_counted_not_spelled(tmp_path):

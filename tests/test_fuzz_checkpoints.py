@@ -25,7 +25,7 @@ import torch
 from tiny_models import Sizes, clip_state
 
 import minidpt
-from minidpt.checkpoint import read_checkpoint, read_state_dict
+from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
 
 SIZES = Sizes(embedding=7, vision_width=64, vision_layers=1, text_width=64, text_layers=1)
 NUMBERS = (0, 1, 2, 7, 255, 256, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1)

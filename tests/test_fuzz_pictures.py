@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from minidpt import transforms
+from minidpt.clip import pictures, transforms
+from minidpt.data import crops
 
 RESOLUTION = 16
 NUMBERS = (0, 1, 2, 4, 7, 255, 256, 65535, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
@@ -102,10 +103,10 @@ def with_checksums(png: bytearray) -> bytearray:
 def failure(content: bytes, seed: int) -> str | None:
     """What is wrong about how the file is read, if something is."""
     try:
-        image = transforms.open_image(io.BytesIO(content))
+        image = pictures.open_image(io.BytesIO(content))
         for view in (
             transforms.central_view(image, RESOLUTION),
-            transforms.random_view(image, RESOLUTION, random.Random(seed)),
+            crops.random_view(image, RESOLUTION, random.Random(seed)),
         ):
             if (view.mode, view.size) != ("RGB", (RESOLUTION, RESOLUTION)):
                 return f"a view of {view.size} in {view.mode}"

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from minidpt.data import PARTS, read_split
-from minidpt.datasets import open_dataset
-from minidpt.evaluation import FeatureCache
-from minidpt.naming import read_classnames
-from minidpt.results import write_tables
-from minidpt.runs import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
+from minidpt.data.datasets import open_dataset
+from minidpt.data.lists import PARTS, read_split
+from minidpt.data.naming import read_classnames
+from minidpt.runs.evaluation import FeatureCache
+from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
+from minidpt.runs.results import write_tables
 
 SPLIT_ROWS = {
     part: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]

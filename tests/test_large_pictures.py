@@ -8,7 +8,8 @@ import plain_pictures
 import pytest
 from PIL import Image
 
-from minidpt import transforms
+from minidpt.clip import pictures, transforms
+from minidpt.data import crops
 
 
 def drawn(mode: str, size: tuple[int, int], seed: int = 0) -> tuple[Image.Image, dict]:
@@ -51,11 +52,11 @@ def saved(folder, mode: str, size: tuple[int, int], orientation: int = 1):
 
 
 def assert_same_views(path, resolution: int) -> None:
-    image = transforms.open_image(path)
+    image = pictures.open_image(path)
     central = np.asarray(transforms.central_view(image, resolution))
     assert np.array_equal(central, plain_pictures.central(path, resolution))
     for seed in (1, 2):
-        view = np.asarray(transforms.random_view(image, resolution, random.Random(seed)))
+        view = np.asarray(crops.random_view(image, resolution, random.Random(seed)))
         assert np.array_equal(view, plain_pictures.trained(path, resolution, seed))
 
 
@@ -65,11 +66,11 @@ MODES += [f"{mode}, see-through" for mode in ("L", "P", "RGB", "I;16")]
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_in_strips_gives_the_bits_of_the_whole(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(transforms, "LARGE", 0)
-    monkeypatch.setattr(transforms, "STRIP", 97)
+    monkeypatch.setattr(pictures, "LARGE", 0)
+    monkeypatch.setattr(pictures, "STRIP", 97)
     for orientation, size in itertools.product(range(1, 9), [(31, 17), (13, 41)]):
         path = saved(tmp_path, mode, size, orientation)
-        assert isinstance(transforms.open_image(path), transforms.StoredPicture)
+        assert isinstance(pictures.open_image(path), pictures.StoredPicture)
         assert_same_views(path, 11)
     assert_same_views(saved(tmp_path, mode, (5, 3)), 7)  # enlarged
 
@@ -79,9 +80,9 @@ def test_a_picture_in_strips_gives_the_bits_of_the_whole(tmp_path, monkeypatch, 
     "size", [(1, 400), (400, 1), (3, 500), (500, 3), (2, 33), (33, 2), (41, 700), (700, 41)]
 )
 def test_thin_pictures_give_the_bits_of_the_whole(tmp_path, monkeypatch, size, stored):
-    monkeypatch.setattr(transforms, "STRIP", 997)
+    monkeypatch.setattr(pictures, "STRIP", 997)
     if stored:
-        monkeypatch.setattr(transforms, "LARGE", 0)
+        monkeypatch.setattr(pictures, "LARGE", 0)
     for mode, orientation in [("RGB", 1), ("I;16", 6), ("LA", 7)]:
         path = saved(tmp_path, mode, size, orientation)
         for resolution in (7, 30):

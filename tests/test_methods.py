@@ -33,7 +33,8 @@ from tiny_models import (
 from torch import Tensor
 
 import minidpt
-from minidpt.model import learned_tensors as learned_tensors_of
+from minidpt import trained
+from minidpt.trained import learned_tensors as learned_tensors_of
 
 TEMPLATE = "a photo of a {}."
 UNEQUAL = [  # names of 1 to 15 tokens, in no order of length
@@ -924,12 +925,10 @@ def test_more_prompted_layers_than_the_model_has_are_refused():
 def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
     from PIL import Image
 
-    from minidpt import model as model_module
-
     pair = Pair(OF_METHOD["vlp"])
     pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
     at_once = pair.model.predict(pictures, top=2)
-    monkeypatch.setattr(model_module, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(trained, "PREDICT_BATCH", 2)
     in_parts = pair.model.predict(pictures, top=2)
     assert [[p.classname for p in row] for row in in_parts] == [
         [p.classname for p in row] for row in at_once

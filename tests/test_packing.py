@@ -14,7 +14,7 @@ from tiny_models import WIDE, clip_state, double
 from torch import Tensor
 
 import minidpt
-from minidpt.packing import (
+from minidpt.clip.packing import (
     MAX_BIN,
     PackedPrompts,
     bin_size,

@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_models import WIDE, clip_state, random_images
 
 import minidpt
-from minidpt import pretrained
+from minidpt.checkpoints import pretrained
 
 RESOLUTION = WIDE.patch * WIDE.grid
 CONTENT = bytes(range(251)) * 401  # a file to download

@@ -8,8 +8,8 @@ from tiny_models import WIDE, clip_state
 from torch import Tensor
 
 import minidpt
+from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from minidpt.prompts import ClassAwarePrompts, TextPrompts, VisualPrompts, prompt_tokens
-from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 
 NAMES = ["ox", "boeing_747-400", "red fox"]
 

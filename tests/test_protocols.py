@@ -15,8 +15,11 @@ from miniatures import draw_miniature
 from scripts import SCRIPTS, SHORT, Result, assert_one_line, inside, save_clip, summary
 
 import minidpt
-from minidpt import data, datasets, evaluation, results, runs
-from minidpt.layouts import LAYOUTS
+from minidpt.data import datasets
+from minidpt.data import lists as data
+from minidpt.data.layouts import LAYOUTS
+from minidpt.runs import evaluation, results
+from minidpt.runs import folders as runs
 
 NAMES = [layout.name for layout in LAYOUTS]
 TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]

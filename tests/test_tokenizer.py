@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from minidpt import tokenizer
-from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode, tokenize
+from minidpt.clip import tokenizer
+from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode, tokenize
 
 HERE = Path(__file__).parent
 DATA = Path(tokenizer.__file__).with_name("clip_merges.xz")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minidpt import transforms
+from minidpt.clip import pictures, transforms
+from minidpt.data import crops
 
 
 def pattern() -> Image.Image:
@@ -47,10 +48,10 @@ def test_resized_crop_equals_torchvision_and_looks_at_no_pixel_outside_the_box()
         [65, 152, 114, 119, 171],
     ]
     box = (2, 1, 11, 8)
-    assert np.asarray(transforms.resized_crop(pattern(), box, 5))[..., 1].tolist() == expected
+    assert np.asarray(crops.resized_crop(pattern(), box, 5))[..., 1].tolist() == expected
     framed = Image.new("RGB", (13, 11), "white")
     framed.paste(pattern().crop(box), box)
-    assert np.asarray(transforms.resized_crop(framed, box, 5))[..., 1].tolist() == expected
+    assert np.asarray(crops.resized_crop(framed, box, 5))[..., 1].tolist() == expected
 
 
 def test_preprocess_equals_the_whole_chain_of_torchvision():
@@ -84,7 +85,7 @@ def test_resampling_is_antialiased_bicubic(resolution):
     pixels = np.asarray(pattern(), np.float64)[1:8, 2:11]
     rows = bicubic(pixels.transpose(1, 0, 2), resolution).transpose(1, 0, 2)
     expected = bicubic(rows, resolution)
-    found = np.asarray(transforms.resized_crop(pattern(), (2, 1, 11, 8), resolution), np.float64)
+    found = np.asarray(crops.resized_crop(pattern(), (2, 1, 11, 8), resolution), np.float64)
     # Pillow's weights are rounded to 22 bits: at most a step of one where the sum is near a half
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
@@ -131,20 +132,20 @@ class Scripted(random.Random):
 def test_crop_box_worked_out_by_hand():
     # area: 60 * 50 * (0.08 + 0.92 / 4) = 930; shape e^0 = 1: sqrt(930) = 30.496 -> 30 x 30, and
     # the corner as far right and down as it goes: 60 - 30 = 30, 50 - 30 = 20; then two back
-    assert transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5)) == (30, 20, 60, 50)
-    box = transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5, back=2))
+    assert crops.random_resized_crop_box(60, 50, Scripted(0.25, 0.5)) == (30, 20, 60, 50)
+    box = crops.random_resized_crop_box(60, 50, Scripted(0.25, 0.5, back=2))
     assert box == (28, 18, 58, 48)
 
 
 def test_crop_box_is_as_wide_as_its_shape_says():
     # area 3000 * 0.54 = 1620, shape 4/3: sqrt(2160) = 46.5 -> 46 wide, sqrt(1215) = 34.9 -> 35
-    left, top, right, bottom = transforms.random_resized_crop_box(60, 50, Scripted(0.5, 1.0))
+    left, top, right, bottom = crops.random_resized_crop_box(60, 50, Scripted(0.5, 1.0))
     assert (right - left, bottom - top) == (46, 35)
 
 
 def test_crop_box_that_does_not_fit_is_drawn_again():
     too_large = [1.0, 1.0]  # the whole area at 4:3 is higher or wider than a square
-    box = transforms.random_resized_crop_box(50, 50, Scripted(*too_large * 9, 0.0, 0.5))
+    box = crops.random_resized_crop_box(50, 50, Scripted(*too_large * 9, 0.0, 0.5))
     assert box == (36, 36, 50, 50)  # tenth try: sqrt(200) = 14.14 -> 14
 
 
@@ -156,14 +157,14 @@ def test_crop_box_that_does_not_fit_is_drawn_again():
     ],
 )
 def test_crop_box_falls_back_to_the_centre_of_thin_images(size, box):
-    assert transforms.random_resized_crop_box(*size, random.Random(0)) == box
-    whole = transforms.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
+    assert crops.random_resized_crop_box(*size, random.Random(0)) == box
+    whole = crops.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
     assert whole == (0, 0, 60, 50)
 
 
 def test_crop_boxes_have_the_published_distribution():
     generator, numpy = random.Random(3), np.random.default_rng(5)
-    boxes = [transforms.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
+    boxes = [crops.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
     left, top, right, bottom = np.array(boxes, np.float64).T
     assert left.min() >= 0 and top.min() >= 0 and right.max() <= 900 and bottom.max() <= 600
 
@@ -185,10 +186,10 @@ def test_crop_boxes_have_the_published_distribution():
 
 def test_random_view_mirrors_half_of_the_views_and_repeats_for_a_seed():
     image = row(*range(0, 250, 10)).resize((25, 25))  # brighter to the right
-    views = [transforms.random_view(image, 6, random.Random(seed)) for seed in range(300)]
+    views = [crops.random_view(image, 6, random.Random(seed)) for seed in range(300)]
     falling = [np.asarray(view)[0, 0, 0] > np.asarray(view)[0, -1, 0] for view in views]
     assert 110 < sum(falling) < 190  # binomial, n = 300: more than four standard deviations
-    again = transforms.random_view(image, 6, random.Random(7))
+    again = crops.random_view(image, 6, random.Random(7))
     assert np.array_equal(np.asarray(views[7]), np.asarray(again))
 
 
@@ -196,10 +197,10 @@ def test_random_view_is_the_crop_or_its_mirror_image_to_the_last_bit():
     mirrored = []
     for seed in range(9):
         generator = random.Random(seed)
-        box = transforms.random_resized_crop_box(13, 11, generator)
+        box = crops.random_resized_crop_box(13, 11, generator)
         mirrored.append(generator.random() < 0.5)
-        crop = np.asarray(transforms.resized_crop(pattern(), box, 5))
-        view = np.asarray(transforms.random_view(pattern(), 5, random.Random(seed)))
+        crop = np.asarray(crops.resized_crop(pattern(), box, 5))
+        view = np.asarray(crops.random_view(pattern(), 5, random.Random(seed)))
         assert np.array_equal(view, crop[:, ::-1] if mirrored[-1] else crop)
     assert any(mirrored) and not all(mirrored)
 
@@ -245,7 +246,7 @@ def flag(size=(32, 16)) -> Image.Image:
 
 def saved(folder, image, name="a.png", **options):
     image.save(folder / name, **options)
-    return transforms.open_image(folder / name)
+    return pictures.open_image(folder / name)
 
 
 def assert_shows(image, left, right, within=0):
@@ -310,7 +311,7 @@ def test_16_bit_colour(tmp_path, alpha):
         content += struct.pack(">I", len(body)) + name + body
         content += struct.pack(">I", zlib.crc32(name + body))
     (tmp_path / "a.png").write_bytes(content)
-    shown = transforms.open_image(tmp_path / "a.png")
+    shown = pictures.open_image(tmp_path / "a.png")
     assert_shows(shown, (255, 128, 0), WHITE if alpha else (0, 64, 255), within=1)
 
 
@@ -359,7 +360,7 @@ def test_exif_rotated(tmp_path, orientation, name):
     exif[0x0112] = orientation
     image = saved(tmp_path, stored, name, exif=exif)
     assert np.array_equal(np.asarray(image), upright)
-    assert np.array_equal(np.asarray(transforms.to_rgb(image)), upright)  # not turned again
+    assert np.array_equal(np.asarray(pictures.to_rgb(image)), upright)  # not turned again
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
@@ -371,7 +372,7 @@ def test_unreadable_exif_leaves_the_picture_as_it_is(tmp_path, exif):
 
 def test_first_frame_of_an_animation(tmp_path):
     flag().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 16))])
-    assert_shows(transforms.open_image(tmp_path / "a.gif"), RED, BLUE)
+    assert_shows(pictures.open_image(tmp_path / "a.gif"), RED, BLUE)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tiff", "a.gif", "a.webp", "a.ppm"])
@@ -382,7 +383,7 @@ def test_truncated_file_is_named(tmp_path, name):
     for part in (0, 10, len(content) // 2):
         (tmp_path / name).write_bytes(content[:part])
         with pytest.raises(ValueError, match=f"image .*{name}: expected a readable") as error:
-            transforms.open_image(tmp_path / name)
+            pictures.open_image(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
@@ -393,9 +394,9 @@ def test_what_is_no_picture_is_named(tmp_path):
     for name in ("a.png", "b.jpg", ""):
         reason = "IsADirectory" if name == "" else "something else"  # b.jpg: no decoder of ours
         with pytest.raises(ValueError, match=f"expected a readable picture .*{reason}"):
-            transforms.open_image(tmp_path / name)
+            pictures.open_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="none.png: expected a picture, got nothing"):
-        transforms.open_image(tmp_path / "none.png")
+        pictures.open_image(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("limit", [300, 200])  # 512 pixels: a warning, an error of Pillow
@@ -407,4 +408,4 @@ def test_too_large_a_picture_is_named(tmp_path, monkeypatch, limit):
         if limit == 300
         else pytest.raises(ValueError, match="a.png: too large")
     ):
-        transforms.open_image(tmp_path / "a.png")
+        pictures.open_image(tmp_path / "a.png")

@@ -57,13 +57,14 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from minidpt.checkpoint import read_state_dict  # noqa: E402
-from minidpt.clip import CLIP  # noqa: E402
-from minidpt.demo import BOOK_STYLE, THINGS, draw_scene  # noqa: E402
-from minidpt.packing import pack  # noqa: E402
+from minidpt.checkpoints.reader import read_state_dict  # noqa: E402
+from minidpt.clip.network import CLIP  # noqa: E402
+from minidpt.clip.packing import pack  # noqa: E402
+from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
+from minidpt.clip.transforms import normalize  # noqa: E402
+from minidpt.data.crops import random_resized_crop_box, resized_crop  # noqa: E402
+from minidpt.data.demo import BOOK_STYLE, THINGS, draw_scene  # noqa: E402
 from minidpt.prompts import INIT_STD  # noqa: E402
-from minidpt.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
-from minidpt.transforms import normalize, random_resized_crop_box, resized_crop  # noqa: E402
 
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32
 WARMUP = 150  # steps

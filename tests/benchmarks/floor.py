@@ -18,7 +18,7 @@ import torch
 from products import Products
 from steps import PARTS, Ours
 
-from minidpt.runs import PRECISIONS
+from minidpt.runs.command_line import PRECISIONS
 
 
 def replay(noted, operands) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from minidpt.data import few_shot
-from minidpt.datasets import open_dataset
-from minidpt.naming import imagenet_classnames
+from minidpt.data.datasets import open_dataset
+from minidpt.data.lists import few_shot
+from minidpt.data.naming import imagenet_classnames
 
 IMAGENET = 1_281_167 + 50_000
 

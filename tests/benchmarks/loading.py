@@ -70,7 +70,7 @@ def write_archive(path: Path) -> None:
 def tokenizer_rate(characters: int, runs: int) -> None:
     """Print characters per second of one long text."""
     sys.path.insert(0, str(ROOT))
-    from minidpt.tokenizer import encode
+    from minidpt.clip.tokenizer import encode
 
     rng = random.Random(0)
     syllables = "ba con der fin gle ing ly men ous pre ra ter un ver wi yo".split()

@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from .files import cell, entries, good_name, one_line, one_line_errors, replacing, shown
-from .layouts import LAYOUTS
-from .model import METHODS
-from .runs import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
-from .training import default_epochs
+from ..data.layouts import LAYOUTS
+from ..files import cell, entries, good_name, one_line, one_line_errors, replacing, shown
+from ..model import METHODS
+from ..training import default_epochs
+from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
 # repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.

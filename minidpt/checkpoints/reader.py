@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import one_line_errors, shown
+from ..files import one_line_errors, shown
 
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name

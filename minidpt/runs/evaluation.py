@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .clip import CLIP
-from .data import Batch, Item, deep_pictures, naming_all_broken, test_batches
-from .files import replacing
-from .model import PromptedCLIP
-from .transforms import White, normalize
+from ..clip.network import CLIP
+from ..clip.pictures import White
+from ..clip.transforms import normalize
+from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
+from ..data.lists import Item
+from ..files import replacing
+from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '<f4', 'fortran_order': False, 'shape': "

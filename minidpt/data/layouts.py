@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .data import PARTS
+from .lists import PARTS
 from .naming import Naming
 
 # ---- from a folder or a line of a list to the class

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw
 
-from .files import locked, naming
+from ..files import locked, naming
 
 Point = tuple[float, float]
 Part = tuple[int, list[Point]]  # which of the three colours, and a polygon in the unit square

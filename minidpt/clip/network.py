@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..files import entries, one_line_errors, shown
 from .attention import MultiheadAttention, attention
-from .files import entries, one_line_errors, shown
 from .packing import PackedPrompts, pack, packed_attention, split
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L

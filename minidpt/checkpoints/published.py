@@ -12,81 +12,76 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .checkpoint import read_checkpoint
-from .clip import check_tensors
-from .files import entries, one_line_errors
-
-if TYPE_CHECKING:
-    from .model import PromptedCLIP
+from ..clip.network import check_tensors
+from ..files import entries, one_line_errors
+from .reader import read_checkpoint
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CLASS_AWARE = "image_encoder.transformer.extractor"
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
-GENERATOR_NAMES = {  # published, with the layer as {} → ours, in `ClassAwarePrompts`
-    "meta_nets.{}.weight": "meta_net.weight",
-    "meta_nets.{}.bias": "meta_net.bias",
-    "attns.{}.qmlp.weight": "query.weight",
-    "attns.{}.kmlp.weight": "key.weight",
-    "attns.{}.vmlp.weight": "value.weight",
-    "lns.{}.weight": "ln_class.weight",
-    "lns.{}.bias": "ln_class.bias",
-    "classfiers.{}.weight": "classifier.weight",
-    "lns2.{}.weight": "ln_prompt.weight",
-    "lns2.{}.bias": "ln_prompt.bias",
+OUR_NAMES = {  # as `PromptedModel.learned` names them
+    "text_prompts.ctx": f"{TEXT}.ctx",
+    "visual_prompts.prompts": f"{VISUAL}.ctx",
+}
+GENERATOR_NAMES = {  # those of `ClassAwarePrompts` → published, with the layer as {}
+    "meta_net.weight": "meta_nets.{}.weight",
+    "meta_net.bias": "meta_nets.{}.bias",
+    "query.weight": "attns.{}.qmlp.weight",
+    "key.weight": "attns.{}.kmlp.weight",
+    "value.weight": "attns.{}.vmlp.weight",
+    "ln_class.weight": "lns.{}.weight",
+    "ln_class.bias": "lns.{}.bias",
+    "classifier.weight": "classfiers.{}.weight",
+    "ln_prompt.weight": "lns2.{}.weight",
+    "ln_prompt.bias": "lns2.{}.bias",
 }
 
 
-def parts_of(model: PromptedCLIP) -> dict[str, list[Tensor] | Tensor]:
-    """Published name → our parameter, or the list of parameters that are its rows."""
-    parts: dict[str, list[Tensor] | Tensor] = {}
-    if model.text_prompts is not None:
-        parts[f"{TEXT}.ctx"] = model.text_prompts.ctx
-    if model.visual_prompts is not None:
-        parts[f"{VISUAL}.ctx"] = model.visual_prompts.prompts
-    if model.class_aware:
-        parts[f"{CLASS_AWARE}.ctx"] = [generator.tokens for generator in model.class_aware]
-    for layer, generator in enumerate(model.class_aware):
-        for published, ours in GENERATOR_NAMES.items():
-            name = f"{CLASS_AWARE}.{published.format(layer)}"
-            parts[name] = generator.get_parameter(ours)
-    return parts
+def published_name(ours: str) -> tuple[str, int | None]:
+    """The published name of one of our learned tensors, and which of its rows it is, if one."""
+    if ours in OUR_NAMES:
+        return OUR_NAMES[ours], None
+    _class_aware, layer, name = ours.split(".", 2)
+    if name == "tokens":
+        return f"{CLASS_AWARE}.ctx", int(layer)
+    return f"{CLASS_AWARE}.{GENERATOR_NAMES[name].format(layer)}", None
 
 
-def tensors_of(model: PromptedCLIP, grad: bool = False) -> dict[str, Tensor]:
-    """The learned tensors by published name; or their gradients, zeros where there is none."""
+def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our learned tensors, or their gradients, under the published names."""
+    whole: dict[str, Tensor] = {}
+    rows: dict[str, list[Tensor]] = {}
+    for ours, value in learned.items():  # layers in their order
+        name, row = published_name(ours)
+        if row is None:
+            whole[name] = value
+        else:
+            rows.setdefault(name, []).append(value)
+    return whole | {name: torch.stack(values) for name, values in rows.items()}
 
-    def value(parameter: Tensor) -> Tensor:
-        if not grad:
-            return parameter
-        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
-    return {
-        name: torch.stack([value(row) for row in part]) if isinstance(part, list) else value(part)
-        for name, part in parts_of(model).items()
-    }
+def from_published(
+    tensors: Mapping[str, Tensor], learned: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Published tensors under the names of `learned`, whose shapes they must have.
 
-
-@one_line_errors
-def load_into(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
-    """Copy published tensors into the model. See `PromptedCLIP.load_published`."""
+    Raises ValueError, which `where` begins, if names or shapes differ or a number is not finite.
+    """
     given = {name: value for name, value in entries(dict(tensors), "published prompts").items()
              if name.rpartition(".")[2] not in NOT_LEARNED
              and not (isinstance(value, Tensor) and value.numel() == 0)}  # fmt: skip
-    check_tensors(given, tensors_of(model), f"published prompts do not fit {model.config}")
-    with torch.no_grad():
-        for name, part in parts_of(model).items():
-            if isinstance(part, list):
-                for row, value in zip(part, given[name], strict=True):
-                    row.copy_(value)
-            else:
-                part.copy_(given[name])
+    check_tensors(given, to_published(learned), where)
+    named = {ours: published_name(ours) for ours in learned}
+    return {
+        ours: given[name] if row is None else given[name][row]
+        for ours, (name, row) in named.items()
+    }
 
 
 @one_line_errors

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from torch import device as Device
 
-from .checkpoint import read_state_dict
-from .clip import CLIP, build_clip
-from .files import locked, one_line_errors
-from .transforms import Preprocess
+from ..clip.network import CLIP, build_clip
+from ..clip.transforms import Preprocess
+from ..files import locked, one_line_errors
+from .reader import read_state_dict
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -103,7 +103,7 @@ def folders() -> list[Path]:
 
     Raises FileNotFoundError if MINIDPT_WEIGHTS names no folder.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     found = [package / "weights", package.parent / "weights"]  # in a wheel, in a checkout
     if named := os.environ.get("MINIDPT_WEIGHTS"):
         if not Path(named).expanduser().is_dir():

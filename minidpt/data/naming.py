@@ -12,8 +12,8 @@ from pathlib import Path
 
 import regex
 
-from .data import DEFAULT_TEMPLATE, Dataset
-from .files import MAX_PICTURES, good_name, one_line_errors, read_json, read_text, shown
+from ..files import MAX_PICTURES, good_name, one_line_errors, read_json, read_text, shown
+from .lists import DEFAULT_TEMPLATE, Dataset
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)

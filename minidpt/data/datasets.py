@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import PARTS, Dataset, missing_files, read_split, told
-from .files import collector_paused, one_line_errors, read_json, read_text
+from ..files import collector_paused, one_line_errors, read_json, read_text
 from .folders import (
     LABELS,
     assemble,
@@ -27,6 +26,7 @@ from .folders import (
     unread_note,
 )
 from .layouts import LAYOUTS, Layout, layout_of, plain
+from .lists import PARTS, Dataset, missing_files, read_split, told
 from .naming import Naming, imagenet_classnames, read_classnames
 
 

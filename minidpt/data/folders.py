@@ -13,8 +13,8 @@ from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
-from .data import IMAGE_SUFFIXES, PARTS, Dataset, Item, image_suffixes, make_dataset, missing_files
-from .files import MAX_CLASSES
+from ..files import MAX_CLASSES
+from .lists import IMAGE_SUFFIXES, PARTS, Dataset, Item, image_suffixes, make_dataset, missing_files
 from .naming import Naming, read_rows
 
 # part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",

@@ -1,0 +1,74 @@
+"""Our own model file: what was learned, and what a model needs beside it; without CLIP."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..clip.pictures import White, checked_white
+from ..files import entries, replacing, shown
+from .reader import read_checkpoint
+
+FORMAT = "minidpt 1"
+
+
+class SavedModel(NamedTuple):
+    """What a model file holds.
+
+    learned: name → tensor, as `PromptedModel.learned` names them.
+    config: the fields of a `PromptConfig`.
+    white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
+    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on.
+    """
+
+    learned: dict[str, Tensor]
+    classnames: list[str]
+    template: str
+    config: dict[str, Any]
+    white: White | None
+    clip: dict[str, Any]
+
+
+def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
+    """Write a model file; an existing one is replaced whole."""
+    serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
+    torch.save({"format": FORMAT, **saved._asdict()}, serialised)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(serialised.getbuffer())
+
+
+def read_model(path: str | os.PathLike) -> SavedModel:
+    """Read a model file; the types of its entries are checked, not yet what is in them.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is another kind of file.
+    """
+    where = f"model file {path}"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
+    content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
+    try:
+        entries(content, "content", format=str, classnames=list, template=str)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {shown(content['format'])}")
+        return SavedModel(
+            entries(content.get("learned"), "learned"),
+            content["classnames"],
+            content["template"],
+            entries(content.get("config"), "config"),
+            checked_white(content.get("white")),
+            entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str),
+        )
+    except ValueError as error:
+        raise not_saved(path, error) from error
+
+
+def not_saved(path: str | os.PathLike, error: Exception) -> ValueError:
+    """The error for a file of another kind."""
+    return ValueError(
+        f"model file {path}: expected one that minidpt saved, got something else ({error})"
+    )

@@ -1,0 +1,266 @@
+"""Pictures to batches: decoded ahead by threads, kept in memory within bounds.
+
+train_batches, test_batches -> Batch; ImageStore: decoded pictures of a training set
+"""
+
+import functools
+import random
+import textwrap
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..clip.pictures import (
+    StoredPicture,
+    White,
+    brightest,
+    kind_of,
+    open_image,
+    white_level,
+)
+from ..clip.transforms import central_view, to_uint8
+from ..files import (
+    one_line,
+    one_line_errors,
+)
+from .crops import random_view
+from .lists import Item
+
+# ---- batches
+
+
+class Batch(NamedTuple):
+    """`images` (B, 3, R, R) uint8 for `transforms.normalize`, `labels` (B,) int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class ImageStore:
+    """Keeps decoded pictures in memory, at most `max_bytes` of them (default 2 GiB).
+
+    What comes first stays and the rest is decoded again each time: epochs go round and round, so
+    throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
+    not ask for, an earlier run's pictures, makes room. Safe to share by threads.
+
+    white: the level of pictures of more than 8 bits (`transforms.to_rgb`), as `fill` was told.
+    """
+
+    def __init__(self, max_bytes: int = 2 * 1024**3):
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.white: White | None = None
+        self._images: dict[str, Image.Image | StoredPicture] = {}
+        self._wanted: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def get(self, path: str) -> Image.Image | StoredPicture:
+        """The picture in a file. Callers must not change it. Raises as `open_image`."""
+        image = self._images.get(path)
+        if image is None:
+            image = _reader(self.white)(path)
+            with self._lock:
+                if path not in self._images:
+                    self._keep(path, image)
+        return image
+
+    def _keep(self, path: str, image: Image.Image | StoredPicture) -> None:
+        if self._wanted and self.bytes + _size(image) > self.max_bytes:
+            for other in self._images.keys() - self._wanted:
+                self.bytes -= _size(self._images.pop(other))
+        if self.bytes + _size(image) <= self.max_bytes:
+            self._images[path] = image
+            self.bytes += _size(image)
+
+    def fill(
+        self,
+        paths: list[str],
+        workers: int = 2,
+        white: White | None = None,
+        others: Iterable[str] = (),
+    ) -> None:
+        """Decodes pictures ahead, so that broken ones are found before any work is done.
+
+        Raises ValueError or FileNotFoundError that names all of them; once there is one, also the
+        broken ones among `others`, which are to be read next.
+        """
+        if white != self.white:
+            self.white, self.bytes, self._images = white, 0, {}
+        self._wanted = set(paths)
+        with naming_all_broken([*paths, *others], workers):
+            with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
+                for _ in images:
+                    pass
+
+
+@contextmanager
+def naming_all_broken(paths: list[str], workers: int = 2) -> Iterator[None]:
+    """If the block fails at a picture, all are tried, and the error names the others that fail."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+
+        def failure(path: str) -> tuple[str, Exception] | None:
+            try:
+                open_image(path)
+            except (ValueError, FileNotFoundError) as error:
+                return path, error
+
+        broken = list(filter(None, _in_order(failure, paths, workers, ahead=2 * workers)))
+        if len(broken) < 2:
+            raise
+        (_, first), *others = broken
+        named = textwrap.shorten(", ".join(path for path, _ in others), 240, placeholder=" …")
+        raise type(first)(one_line(f"{first}; the same for {len(others)} more: {named}")) from error
+
+
+def _size(image: Image.Image | StoredPicture) -> int:
+    return 4 * image.width * image.height  # Pillow stores RGB in 4 bytes a pixel
+
+
+def _reader(white: White | None) -> Callable[[str], Image.Image | StoredPicture]:
+    return functools.partial(open_image, white=white) if white else open_image
+
+
+@one_line_errors  # what a view of the picture may lack is memory
+def _seen(path: str, read: Callable, view: Callable, *arguments: object) -> np.ndarray:
+    return to_uint8(view(read(path), *arguments))
+
+
+def deep_pictures(paths: list[str], workers: int = 2) -> dict[str, str]:
+    """Path -> "integer" or "float" of the pictures of more than 8 bits, found by their headers."""
+    kinds = _in_order(_or_none(kind_of), paths, workers, ahead=2 * workers)
+    with closing(kinds):
+        return {path: kind for path, kind in zip(paths, kinds, strict=True) if kind}
+
+
+def white_of(deep: Mapping[str, str], white: White | None = None, workers: int = 2) -> White:
+    """One white level for all of `deep_pictures`: `white`, and by their values what it lacks."""
+    white = white or {}
+    wanted = [path for path, kind in deep.items() if kind not in white]
+    largest: dict[str, float] = {}
+    with closing(_in_order(_or_none(brightest), wanted, workers, ahead=2 * workers)) as values:
+        for path, value in zip(wanted, values, strict=True):
+            if value is not None:
+                largest[deep[path]] = max(value, largest.get(deep[path], value))
+    return {**white_level(largest), **white}
+
+
+def _or_none(function: Callable) -> Callable:
+    """None for what cannot be read: whoever reads it to show it names it."""
+
+    def called(path: str) -> object:
+        try:
+            return function(path)
+        except (ValueError, OSError):
+            return None
+
+    return called
+
+
+def train_batches(
+    items: list[Item],
+    resolution: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    store: ImageStore | None = None,
+    workers: int = 2,
+    pin_memory: bool = False,
+    white: White | None = None,
+) -> Iterator[Batch]:
+    """One epoch in random order, each picture randomly cropped and mirrored.
+
+    Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
+    for any number of `workers` (threads: Pillow works outside Python's lock; 0 = in the caller's).
+    The last, smaller batch is dropped if there is at least one full one. `pin_memory` for CUDA.
+    `white` as in `open_image`; a `store` has its own.
+
+    A broken picture raises its ValueError here, in the consumer. When the consumer stops early,
+    by `break` or by an exception, the threads end.
+    """
+    _check_batches(batch_size, workers)
+    order = list(range(len(items)))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    if len(items) >= batch_size:
+        del order[len(items) - len(items) % batch_size :]
+    read = store.get if store is not None else _reader(white)
+
+    def view(place: int) -> np.ndarray:
+        generator = random.Random(f"{seed}/{epoch}/{place}")
+        return _seen(items[order[place]].path, read, random_view, resolution, generator)
+
+    ordered = [items[index] for index in order]
+    return _batches(ordered, view, batch_size, workers, pin_memory)
+
+
+def test_batches(
+    items: list[Item],
+    resolution: int,
+    batch_size: int,
+    workers: int = 2,
+    pin_memory: bool = False,
+    white: White | None = None,
+) -> Iterator[Batch]:
+    """All pictures in the given order, the central square of each; the last batch may be small."""
+    _check_batches(batch_size, workers)
+
+    def view(place: int) -> np.ndarray:
+        return _seen(items[place].path, _reader(white), central_view, resolution)
+
+    return _batches(items, view, batch_size, workers, pin_memory)
+
+
+def _check_batches(batch_size: int, workers: int) -> None:
+    if batch_size < 1 or workers < 0:
+        raise ValueError(
+            f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}"
+        )
+
+
+def _batches(
+    items: list[Item],
+    view: Callable[[int], np.ndarray],
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """Groups view(0), view(1), ... (each (3, R, R) uint8), computed two batches ahead."""
+    # `closing`: a traceback may keep this frame alive, but the threads must end at once.
+    with closing(_in_order(view, range(len(items)), workers, 2 * batch_size)) as views:
+        for start in range(0, len(items), batch_size):
+            part = items[start : start + batch_size]
+            arrays = [next(views) for _ in part]
+            shape = (len(part), *arrays[0].shape)
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
+            labels = torch.tensor([item.label for item in part], pin_memory=pin_memory)
+            yield Batch(images, labels)
+
+
+def _in_order(function: Callable, jobs: Iterable, workers: int, ahead: int) -> Iterator:
+    """Yields function(job) for each job, in order, computed by threads up to `ahead` jobs early."""
+    if workers == 0:
+        yield from map(function, jobs)
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="minidpt-images")
+    pending = deque()
+    try:
+        for job in jobs:
+            pending.append(executor.submit(function, job))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also when the consumer stops early: the generator is closed at its yield
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Experiments: run folders and sweeps, tests and results, what the command lines share."""

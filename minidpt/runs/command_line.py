@@ -1,0 +1,255 @@
+"""What the command lines share: options, devices and precisions, the progress line, errors."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import io
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from ..clip.network import CLIP
+from ..files import (
+    one_line,
+    printable,
+)
+
+# The least and the greatest value of each option of the scripts: more is a slip of the hand, and
+# would end in want of memory, of threads or of bits.
+BOUNDS = {
+    "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
+    "class_chunk": (0, 10**6), "workers": (0, 1000), "n_ctx": (1, 1000), "n_visual": (0, 1000),
+    "max_pixels": (1, 10**12), "visual_layers": (1, 1000), "class_aware_from": (1, 1000),
+    "top_k": (1, 10**6), "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6),
+    "top": (1, 10**6), "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),
+}  # fmt: skip
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one. Raises ValueError if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: expected one of the CUDA devices, this machine (or this build of "
+            f"torch) has {torch.cuda.device_count()}: pass --device cpu"
+        )
+    return device
+
+
+def need_compiler(device: torch.device) -> None:
+    """ValueError if torch.compile would not find the C++ compiler that it calls for a CPU."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and sys.platform != "win32" and not shutil.which(compiler):
+        raise ValueError(
+            f"--compile: expected the C++ compiler {compiler}, found none: install it, name "
+            "another in the environment variable CXX, or leave --compile out"
+        )
+
+
+def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
+    """The precision the frozen CLIP is stored and computed in, and the reason for it."""
+    if name is not None:
+        return name, "as asked"
+    if device.type != "cuda":
+        return "fp32", "the processor's plain precision"
+    if torch.cuda.get_device_capability(device)[0] >= 8:
+        return "bf16", "this GPU computes in it, and its range is fp32's"
+    return "fp16", "this GPU does not compute in bf16"
+
+
+def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
+    """CLIP on the device, stored in the precision."""
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, 10 bits by default
+    else:
+        clip = clip.cast(PRECISIONS[precision])
+    return clip.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
+
+    By default it returns each large block to the system, which has to clear its pages before the
+    next tensor gets them: up to a fifth of a training step on a CPU. A step's peak is no higher.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+
+
+class Progress:
+    """One line on a terminal, rewritten in place; elsewhere a line for each tenth."""
+
+    def __init__(self, total: int, stream=None):
+        self.total, self.stream, self.tenths = total, stream or sys.stderr, 0
+        self.started, self.rewritten = time.monotonic(), self.stream.isatty()
+
+    def show(self, done: int, text: str) -> None:
+        """Report `done` of `total` and what is known; adds the time left."""
+        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - done)
+        if self.rewritten:
+            print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
+        elif done * 10 // self.total > self.tenths:
+            self.tenths = done * 10 // self.total
+            print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the line, also when interrupted."""
+        if self.rewritten:
+            print(file=self.stream)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Timed:
+    """Iterates and adds up the seconds that whoever iterates has to wait."""
+
+    def __init__(self, iterable: Iterable):
+        self.iterator, self.waited = iter(iterable), 0.0
+
+    def __iter__(self) -> Timed:
+        return self
+
+    def __next__(self) -> Any:
+        started = time.monotonic()
+        try:
+            return next(self.iterator)
+        finally:
+            self.waited += time.monotonic() - started
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that knows `BOUNDS`, and whose errors are one line."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        """The options; exits as `error` if a number is out of bounds."""
+        args = super().parse_args(*arguments)
+        for name, (least, most) in BOUNDS.items():
+            given = getattr(args, name, None)
+            for value in given if isinstance(given, list) else [given]:
+                if value is not None and not least <= value <= most:
+                    bound = f"least {least}" if value < least else f"most {most:,}"
+                    self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists all options)\n")
+
+
+def path_option(text: str) -> str:
+    """The type of an option that takes a path: no empty one, such as an unset variable gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return text
+
+
+def finite(text: str) -> float:
+    """The type of an option that takes a number, finite in fp32; float takes nan and inf, too."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise argparse.ArgumentTypeError(f"expected a finite number, got '{text}'")
+    return value
+
+
+def say(*lines: object, stream=None) -> None:
+    """Print lines, now: names of files and classes in them may hold anything, even newlines."""
+    for line in lines:
+        print(printable(str(line)), file=stream, flush=True)
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is the user's or the machine's, which `report` tells in one line."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAlloc" in str(error)
+    return isinstance(error, (ValueError, OSError, MemoryError))
+
+
+def report(error: object, where: str = "") -> None:
+    """Print what went wrong, and in which run of a sweep, as one line."""
+    text = str(error)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        text = (
+            f"out of {'GPU ' * isinstance(error, torch.cuda.OutOfMemoryError)}memory: pass a "
+            "smaller --batch-size, or --class-chunk with many classes, or --precision bf16 or fp16"
+        )
+    with suppress(OSError):  # stderr may be what is full
+        say(f"{Path(sys.argv[0]).name}: error: {one_line(where + text, 3000)}", stream=sys.stderr)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main: a user's mistake becomes one line and exit status 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the script
+            setattr(sys, name, open(os.devnull, "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):
+            raise ValueError(
+                f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: several are not "
+                "supported yet: start it with python alone, or unset WORLD_SIZE"
+            )
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
+        status = 141  # as a shell tells it of a program that does not catch the signal
+    except KeyboardInterrupt:
+        status = 130
+        print("interrupted", file=sys.stderr)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        status = 2
+        report(error)
+    for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
