@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import gzip
 import hashlib
+import html
 import json
 import lzma
 import random
@@ -13,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 import torch
@@ -292,3 +294,11 @@ def test_decode_shows_a_cut_character_and_refuses_foreign_ids():
 def test_nothing_is_read_at_import():
     code = "import sys, minidpt.tokenizer as t; sys.exit(t._vocabulary.cache_info().currsize)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parent)
+
+
+def test_plain_ascii_text_is_cleaned_as_by_ftfy_which_is_not_asked():
+    draw, letters = random.Random(0), [chr(code) for code in range(32, 127)]
+    for _ in range(2000):
+        text = "".join(draw.choices(letters, k=draw.randint(0, 30)))
+        repaired = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
+        assert tokenizer._clean(text) == repaired, text
