@@ -21,7 +21,7 @@ import torch
 
 from minidpt.checkpoints.pretrained import load
 from minidpt.clip import pictures
-from minidpt.clip.pictures import white_note
+from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
@@ -85,7 +85,7 @@ def parse_arguments():
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=pictures.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:
@@ -169,8 +169,8 @@ def main() -> int:
             white = model.white
             if white is not None:  # runs of earlier versions have none
                 white = white_of(test.deep, white, args.workers)
-            if white:
-                say(f"note: {white_note(white)}")
+                for note in white_notes(white, test.deep.values()):
+                    say(f"note: {note}")
             test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import minidpt
+from minidpt.checkpoints.reader import read_state_dict
 from minidpt.data import datasets, demo
 from minidpt.data.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
 
@@ -140,7 +141,7 @@ def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_p
 def test_the_small_clip_in_the_project_is_an_openai_archive_that_knows_plain_scenes():
     file = Path(__file__).parents[1] / "weights" / "tiny.pt"
     assert file.stat().st_size <= 20_000_000
-    state = minidpt.checkpoint.read_state_dict(file)
+    state = read_state_dict(file)
     assert {value.dtype for value in state.values() if value.ndim == 2} == {torch.float16}
 
     clip, preprocess = minidpt.load("tiny")

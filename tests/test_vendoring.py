@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import importlib, pkgutil, sys
 import prompting
-for module in pkgutil.iter_modules(prompting.__path__):
-    importlib.import_module(f"prompting.{module.name}")
+for module in pkgutil.walk_packages(prompting.__path__, "prompting."):
+    importlib.import_module(module.name)
 assert prompting.tokenize(["a dog."]).shape == (1, 77)
 clip, preprocess = prompting.load("tiny")
 prompting.build_model(clip, ["cat", "dog"], "a photo of a {}.")
-assert prompting.naming.imagenet_classnames()["n01440764"] == "tench"
+assert prompting.data.naming.imagenet_classnames()["n01440764"] == "tench"
 assert not any(name.split(".")[0] == "minidpt" for name in sys.modules)
 """
 
