@@ -13,7 +13,7 @@ import ast
 import zipfile
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "minidpt" / "imagenet_classnames.txt"
+OUTPUT = Path(__file__).parent.parent / "minidpt/data/imagenet_classnames.txt"
 
 
 def main() -> None:

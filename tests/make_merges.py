@@ -24,7 +24,7 @@ from pathlib import Path
 LIST = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 48894
 UNREADABLE = (KeyError, EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error)
-OUTPUT = Path(__file__).parent.parent / "minidpt" / "clip_merges.xz"
+OUTPUT = Path(__file__).parent.parent / "minidpt/clip/clip_merges.xz"
 # Records of four bytes: what a byte is like depends on its position modulo 4 (lp = 2).
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "lp": 2, "pb": 0}]
 

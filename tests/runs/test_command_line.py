@@ -1066,14 +1066,14 @@ class Terminal(io.StringIO):
 
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
-    monkeypatch.setattr(runs.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(now))
     with command_line.Progress(8, terminal := Terminal()) as progress:
         progress.show(1, "epoch 1/8 · loss 2.5")
         progress.show(4, "epoch 4/8")
     shown = terminal.getvalue().replace("\x1b[K", "").split("\r")
     assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
 
-    monkeypatch.setattr(runs.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: 0.0)
     with command_line.Progress(30, stream := io.StringIO()) as lines:  # as a log file
         for epoch in range(1, 31):
             lines.show(epoch, f"epoch {epoch}")
@@ -1117,7 +1117,7 @@ def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
 def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
     code = """if True:
         import resource, torch
-        from minidpt.runs import keep_freed_memory
+        from minidpt.runs.command_line import keep_freed_memory
 
         def pages_of_ten_tensors():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

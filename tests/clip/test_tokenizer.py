@@ -22,7 +22,7 @@ import torch
 from minidpt.clip import tokenizer
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode, tokenize
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 DATA = Path(tokenizer.__file__).with_name("clip_merges.xz")
 # Of lines 2 to 48895 of OpenAI's bpe_simple_vocab_16e6.txt, joined by newlines.
 PUBLISHED_MERGES_SHA256 = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"

@@ -139,7 +139,7 @@ def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_p
 
 
 def test_the_small_clip_in_the_project_is_an_openai_archive_that_knows_plain_scenes():
-    file = Path(__file__).parents[1] / "weights" / "tiny.pt"
+    file = Path(__file__).parents[2] / "weights" / "tiny.pt"
     assert file.stat().st_size <= 20_000_000
     state = read_state_dict(file)
     assert {value.dtype for value in state.values() if value.ndim == 2} == {torch.float16}

@@ -18,6 +18,7 @@ from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, 
 import minidpt
 from minidpt import files
 from minidpt.data import demo
+from minidpt.data.lists import read_split
 from minidpt.runs import command_line, evaluation
 from minidpt.runs import folders as runs
 
@@ -121,7 +122,7 @@ def test_without_room_there_is_no_table_of_classes(trained):
 
 def test_without_room_kept_features_are_none(trained):
     clip, _ = minidpt.load(clip_of(trained))
-    items = minidpt.data.read_split(trained / "split.json").test
+    items = read_split(trained / "split.json").test
     cache = evaluation.FeatureCache("features")
     with room(100), pytest.raises(OSError):
         evaluation.TestSet(items, clip, cache=cache).features()

@@ -15,7 +15,7 @@ from miniatures import draw_miniature
 from scripts import SCRIPTS, SHORT, Result, assert_one_line, inside, save_clip, summary
 
 import minidpt
-from minidpt.data import datasets
+from minidpt.data import batches, datasets
 from minidpt.data import lists as data
 from minidpt.data.layouts import LAYOUTS
 from minidpt.runs import evaluation, results
@@ -356,8 +356,10 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
-    decoded, open_image = [], data.open_image
-    monkeypatch.setattr(data, "open_image", lambda path: decoded.append(path) or open_image(path))
+    decoded, open_image = [], batches.open_image
+    monkeypatch.setattr(
+        batches, "open_image", lambda path: decoded.append(path) or open_image(path)
+    )
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)

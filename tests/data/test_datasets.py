@@ -456,7 +456,7 @@ def test_numbered_folders_are_renamed_by_wordnet_id_or_number(tmp_path, listed):
 
 
 def test_the_listing_benchmark_takes_few_files(monkeypatch, capsys):
-    path = Path(__file__).parent / "benchmarks" / "listing.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "listing.py"
     monkeypatch.setattr("sys.argv", [str(path), "--files", "500"])
     runpy.run_path(str(path), run_name="__main__")
     assert "made 2,000 files" in (out := capsys.readouterr().out)

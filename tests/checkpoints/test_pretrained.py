@@ -34,7 +34,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(urllib.request, "_opener", None)  # remembers the proxies
     monkeypatch.delenv("MINIDPT_WEIGHTS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "project/minidpt/checkpoints/pretrained.py"))
+    file = tmp_path / "project/minidpt/checkpoints/pretrained.py"
+    monkeypatch.setattr(pretrained, "__file__", str(file))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from image_folders import draw_classes
 from PIL import Image
 
 from minidpt.clip import transforms
-from minidpt.clip.pictures import open_image
+from minidpt.clip.pictures import open_image, white_notes
 from minidpt.data import batches as batching
 from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
@@ -518,7 +518,7 @@ def test_pictures_of_16_bits_a_colour_are_told_from_those_of_8(tmp_path):
     paths = [str(tmp_path / name) for name in ("deep.png", "plain.png")]
     found = batching.deep_pictures(paths)
     assert found == {paths[0]: "colour"} and batching.white_of(found) == {}
-    (note,) = pictures.white_notes({}, found.values())
+    (note,) = white_notes({}, found.values())
     assert note.startswith("1 pictures have 16 bits a colour")
 
 
