@@ -30,7 +30,8 @@ config = prompting.PromptConfig(n_ctx=2, n_visual=2, top_k=1)
 model = prompting.build_model(clip, ["cat", "dog"], "a photo of a {}.", config)
 pictures = [Image.new("RGB", (50, 40), colour) for colour in ("red", "blue")]
 images, labels = torch.stack([preprocess(picture) for picture in pictures]), torch.tensor([0, 1])
-optimizer = torch.optim.SGD(prompting.parameter_groups(model), lr=prompting.learning_rate(1, 0.01, 9, 1))
+rate = prompting.learning_rate(1, 0.01, 9, 1)
+optimizer = torch.optim.SGD(prompting.parameter_groups(model), lr=rate)
 losses = []
 for _ in range(3):
     losses.append(model.loss(model(images), labels, guidance=True))

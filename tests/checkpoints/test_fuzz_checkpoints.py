@@ -2,7 +2,7 @@
 
 Sound files of each kind are damaged at random: bytes, ends, instructions of the pickle, numbers in
 the zip's directory, and what the entries of a model file are. `run` does it as often as is asked
-for: PYTHONPATH=tests python tests/test_fuzz_checkpoints.py 30000 [SEED]
+for: PYTHONPATH=tests python tests/checkpoints/test_fuzz_checkpoints.py 30000 [SEED]
 """
 
 from __future__ import annotations

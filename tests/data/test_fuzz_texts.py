@@ -1,6 +1,6 @@
 """Damaged texts and features of all kinds end in a value or in one line.
 
-python tests/test_fuzz_texts.py [COUNT] [SEED]      # more of them: 50,000 take minutes
+python tests/data/test_fuzz_texts.py [COUNT] [SEED]      # more of them: 50,000 take minutes
 """
 
 from __future__ import annotations

@@ -357,9 +357,8 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
     decoded, open_image = [], batches.open_image
-    monkeypatch.setattr(
-        batches, "open_image", lambda path: decoded.append(path) or open_image(path)
-    )
+    counting = lambda path: decoded.append(path) or open_image(path)  # noqa: E731
+    monkeypatch.setattr(batches, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)
