@@ -222,7 +222,8 @@ class PromptedModel(nn.Module):
         dtype, device = self.clip.dtype, self.clip.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        learned = [] if self.text_prompts is None else [self.text_prompts.ctx]
+        learned = [self.template_features]  # tells the device where nothing is learned
+        learned += [] if self.text_prompts is None else [self.text_prompts.ctx]
         learned += [] if self.visual_prompts is None else [self.visual_prompts.prompts]
         kept = self._kept
         if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):

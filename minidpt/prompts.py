@@ -94,7 +94,7 @@ class TextPrompts(nn.Module):
     @property
     def layout(self) -> PackedPrompts:
         """Where each class's prompt lies in the rows that `forward` returns."""
-        tensors = (self.tokens, self.positions, self.ends, self.places, self.keys, self.mask)
+        tensors = (self.tokens, self.positions, self.ends, self.places, self.mask)
         return PackedPrompts(*tensors, self._held)
 
     def forward(self) -> Tensor:

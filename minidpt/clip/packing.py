@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .attention import attention
 
@@ -40,8 +39,8 @@ class PackedPrompts:
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     places: (n,) where in packed order the i-th given prompt stands.
-    keys: (b, p + T) the rows that the rows of each bin may see: the prefix and the bin itself.
-    mask: (b, 1, T, p + T) added to the scores: 0 where a row sees a key, else -inf.
+    mask: (b, 1, T, p + T) added to the scores of a bin's rows over the p rows of the prefix and the
+        bin's own: 0 where a row sees another, else -inf.
     held: how many prompts each bin holds.
     """
 
@@ -49,14 +48,13 @@ class PackedPrompts:
     positions: Tensor
     ends: Tensor
     places: Tensor
-    keys: Tensor
     mask: Tensor
     held: tuple[int, ...]
 
     @property
     def prefix(self) -> int:
         """The number of tokens p that begin every prompt."""
-        return self.keys.shape[1] - self.mask.shape[2]
+        return self.mask.shape[3] - self.mask.shape[2]
 
     def to(self, place: torch.device | torch.dtype) -> PackedPrompts:
         """The same layout on a device; or with its mask in a precision, which attention needs."""
@@ -107,16 +105,9 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     places = sorted(range(len(order)), key=order.__getitem__)  # the inverse permutation
     return PackedPrompts(
         *map(torch.tensor, (tokens, positions, ends, places)),
-        keys=key_rows(len(bins), size, prefix),
         mask=torch.zeros(visible.shape).masked_fill(~visible, -math.inf),
         held=tuple(map(len, bins)),
     )
-
-
-def key_rows(bins: int, size: int, prefix: int, device: torch.device | None = None) -> Tensor:
-    """The rows that each bin may see (b, p + T): those of the prefix, then its own."""
-    first, own = (torch.arange(stop, device=device) for stop in (prefix, bins * size))
-    return torch.cat([first.expand(bins, -1), own.view(bins, size)], dim=1)
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -127,10 +118,15 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def bin_size(lengths: dict[int, int], prefix: int) -> int:
-    """The size of bins that makes the fewest rows; a key and its value cost a tenth of a row."""
+    """The size of bins that makes the fewest rows; a key and its value cost a tenth of a row.
+
+    Of very many prompts a part of each length tells it as well.
+    """
+    most = max(1, sum(lengths.values()) // 2000)
+    some = {length: -(-count // most) for length, count in lengths.items()}
 
     def cost(size: int) -> float:
-        bins = len(fill(lengths, prefix, size))
+        bins = len(fill(some, prefix, size))
         return bins * size + bins * (prefix + size) / 10
 
     least = max(prefix, *lengths)
@@ -175,7 +171,6 @@ def split(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedProm
                 positions=layout.positions[rows],
                 ends=layout.ends[prompts : prompts + count] - max(start - 1, 0) * size,
                 places=torch.arange(count, device=device),
-                keys=key_rows(1 + stop - own, size, layout.prefix, device),
                 mask=torch.cat([layout.mask[:1], layout.mask[own:stop]]),
                 held=layout.held[:1] + layout.held[own:stop],
             ),
@@ -185,9 +180,9 @@ def split(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedProm
 
 def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
-    bins, keys = layout.keys.shape
-    # One gather for keys and values; not kv[layout.keys], whose gradient races (see prompts.py).
-    seen = F.embedding(layout.keys, kv.flatten(1)).view(bins, keys, *kv.shape[1:])
-    k, v = seen.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    bins = layout.mask.shape[0]
+    own = kv.unflatten(0, (bins, -1))  # (b, T, 2, H, d)
+    prefix = kv[: layout.prefix].expand(bins, *kv[: layout.prefix].shape)
+    k, v = torch.cat([prefix, own], dim=1).transpose(1, 3).unbind(2)  # (b, H, p+T, d)
     q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
     return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)
