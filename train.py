@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +32,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
 from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
-from minidpt.model import METHODS, PromptConfig
+from minidpt.model import METHODS, ModelOutput, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.runs.command_line import (
     PRECISIONS,
@@ -70,9 +72,10 @@ from minidpt.runs.results import (
     tested_on,
     write_tables,
 )
-from minidpt.trained import build_model
+from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
 
+TEXT_WARMUP = 1  # epochs
 FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
 LEARNING = {  # options that zero-shot CLIP has no use for
     "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
@@ -152,10 +155,10 @@ def parse_arguments():
 
 @dataclass
 class Job:
-    """A run to be made: on which data, tested on which parts of the classes, and where it goes."""
+    """A run to be made: on which data, on which subsets of its classes, and where it goes."""
 
     dataset: Dataset
-    tested: dict[str, Dataset]
+    subsets: dict[str, Dataset]
     settings: Namespace
     run: Run | None = None
 
@@ -175,20 +178,20 @@ def main() -> int:
     # Every data set, and the runs on it. What can't be drawn from it is an error now.
     jobs: list[Job] = []
     roots = [folder]
-    parts = ("base", "new") if args.classes == "base" else (args.classes,)
+    subsets = ("base", "new") if args.classes == "base" else (args.classes,)
     for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
         dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
         say(dataset.source)
         for note in dataset.notes:
             say(f"note: {note}")
-        tested = {part: select_classes(dataset, part) for part in parts}
+        subsets_of = {subset: select_classes(dataset, subset) for subset in subsets}
         if set(args.method) != {"zeroshot"}:
             few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
         settings.device, settings.precision = str(device), precision
         settings.data_fingerprint = dataset.fingerprint()
-        jobs += [Job(dataset, tested, own) for own in runs_on(dataset, settings)]
+        jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
         roots += folders_of(dataset)
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
@@ -238,18 +241,24 @@ def make(
             sweep.create(vars(args))
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
-    store, tests, tests_of, failed, status = ImageStore(), {}, None, [], 0
+    store, failed, status = ImageStore(), [], 0
+    tests, opened = {}, None  # of the data set that was tested last
     cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number, job in enumerate(todo, start=1):
         if sweep:
             say(f"[{number}/{len(todo)}] {job.settings.name}")
         try:
-            if job.dataset is not tests_of:
-                tests = {
-                    part: (own, TestSet(own.test, clip, workers=args.workers, cache=cache))
-                    for part, own in job.tested.items()
-                }
-                tests_of = job.dataset
+            if job.dataset is not opened:
+                tests, opened = (
+                    {
+                        subset: (
+                            tested,
+                            TestSet(tested.test, clip, workers=args.workers, cache=cache),
+                        )
+                        for subset, tested in job.subsets.items()
+                    },
+                    job.dataset,
+                )
             train(job.settings, job.dataset, tests, clip, job.run, store)
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
@@ -275,21 +284,17 @@ def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
         name = f"{dataset.name}-{method}-{shots}shots-seed{seed}"
         if method == "zeroshot":
             name, shots, seed = f"{dataset.name}-{method}", 0, 0
-        own = Namespace(**vars(args))
-        own.name = name if args.classes == "all" else f"{name}-{args.classes}"
-        own.method, own.shots, own.seed = method, shots, seed
+        one = Namespace(**vars(args))
+        one.name = name if args.classes == "all" else f"{name}-{args.classes}"
+        one.method, one.shots, one.seed = method, shots, seed
         if args.epochs is None or method == "zeroshot":
-            own.epochs = default_epochs(method, shots, dataset.name)
+            one.epochs = default_epochs(method, shots, dataset.name)
         if args.warmup_epochs is None:
-            own.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
-        own.template = dataset.template
-        own.prompts = asdict(PromptConfig(
-            method=method, n_ctx=args.n_ctx, ctx_init=args.ctx_init, csc=args.csc,
-            class_token_position=args.class_token_position, n_visual=args.n_visual,
-            visual_layers=args.visual_layers, class_aware_from=args.class_aware_from,
-            top_k=args.top_k, alpha=args.alpha,
-        ))  # fmt: skip
-        runs[own.name] = own
+            one.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
+        one.template = dataset.template
+        options = {field.name: getattr(one, field.name) for field in fields(PromptConfig)}
+        one.prompts = asdict(PromptConfig(**options))
+        runs[one.name] = one
     return list(runs.values())
 
 
@@ -302,7 +307,7 @@ def config_of(settings: Namespace) -> dict:
 
 
 def train(
-    args: Namespace,
+    settings: Namespace,
     dataset: Dataset,
     tests: dict[str, tuple[Dataset, TestSet]],
     clip: CLIP,
@@ -311,156 +316,203 @@ def train(
 ) -> None:
     """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
 
-    tests: by part of the classes ("all", "base", "new"); the first is the one that is trained on.
+    tests: by subset of the classes ("all", "base", "new"); the first is the one that is trained on.
     """
     started = time.monotonic()
-    device = torch.device(args.device)
-    part, (own, test) = next(iter(tests.items()))
-
-    # Data: all test images, a few training images of each class.
-    if args.method == "zeroshot":
-        drawn = replace(own, train=[], val=[])
-    else:
-        drawn = few_shot(dataset, args.shots, args.seed)
-        for note in drawn.notes[len(dataset.notes) :]:
-            say(f"note: {note}")
-        drawn = select_classes(drawn, part)  # the published protocol draws before it selects
-
-    # The prompts to learn.
-    torch.manual_seed(args.seed)
-    model = build_model(clip, drawn.classnames, args.template, PromptConfig(**args.prompts))
-    if args.class_chunk is not None:
-        model.class_chunk = args.class_chunk or None
-    forward = model
-    if args.compile:
-        torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
-        forward = torch.compile(model)
-    groups = parameter_groups(model, args.visual_lr, args.text_lr)
-    learned = sum(parameter.numel() for parameter in model.learned().values())
-    say(f"{args.method} learns {learned:,} numbers from {len(drawn.train)} images")
-    warmup = {"visual": args.warmup_epochs, "text": 1}
-    longest = max((warmup[group["name"]] for group in groups), default=0)
-    steps = max(args.epochs - longest, 0) * max(len(drawn.train) // args.batch_size, 1)
-    if groups and args.epochs and steps < FEW_STEPS:
-        say(f"note: {steps} training steps after {min(longest, args.epochs)} epochs of warm-up "
-            f"({FEW_STEPS} is few): the accuracy tells little about the method or the number of "
-            "shots: pass more --epochs or fewer --warmup-epochs")  # fmt: skip
-    if model.config.guided and 0 < args.epochs <= args.guidance_epochs:
-        say(f"note: all {args.epochs} epochs are guidance, which is published as 30 of 100: pass "
-              f"--guidance-epochs {args.epochs * 3 // 10}")  # fmt: skip
+    subset, (whole, test) = next(iter(tests.items()))
+    drawn = draw(settings, dataset, whole, subset)
+    torch.manual_seed(settings.seed)
+    model = build(settings, drawn, clip)
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    paths = [item.path for item in drawn.train]
-    tested = [item.path for _, other in tests.values() for item in other.items]
-    if note := copies_note(paths, tested):
-        say(f"note: {note}")
-    deep = deep_pictures(paths, args.workers)
-    deep_tests = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
-    white = white_of(deep_tests, white_of(deep, workers=args.workers), args.workers)
-    model.white = white
-    for note in white_notes(white, (deep | deep_tests).values()):
-        say(f"note: {note}")
-    store.fill(paths, args.workers, white, others=tested)
-    for _, other in tests.values():
-        other.show_by(white)
-        other.features()
+    decode(settings, drawn, tests, model, store)
     zero_shot = zero_shot_accuracy(model, test)
     say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 
     run.create()
-    run.write_json(CONFIG, {**config_of(args), "white": white})
+    run.write_json(CONFIG, {**config_of(settings), "white": model.white})
     write_split(drawn, run.path(SPLIT))
-
-    # Training: SGD on the prompts alone.
-    epochs = args.epochs if groups else 0
-    base_lr = {group["name"]: group["lr"] for group in groups}
-    # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
-    fused = device.type == "cuda" and args.precision != "fp16"
-    optimizer = (
-        torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused) if groups else None
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-    model.train()
     model.save(run.path(MODEL))
-    with Progress(epochs) as progress:
-        for epoch in range(epochs):
-            for group in optimizer.param_groups:
-                name = group["name"]
-                group["lr"] = learning_rate(epoch, base_lr[name], epochs, warmup[name])
-            guidance = epoch < args.guidance_epochs
-            epoch_started, seen = time.monotonic(), 0
-            total_loss = torch.zeros((), device=device)
-            total_correct = torch.zeros((), device=device)
-            batches = Timed(train_batches(
-                drawn.train, clip.visual.resolution, args.batch_size, args.seed, epoch, store,
-                args.workers, pin_memory=device.type == "cuda",
-            ))  # fmt: skip
-            for images, labels in batches:
-                images = normalize(images.to(device, non_blocking=True))
-                labels = labels.to(device, non_blocking=True)
-                output = forward(images, branches=guidance)
-                loss = model.loss(output, labels, guidance)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                seen += len(labels)
-                total_loss += loss.detach() * len(labels)
-                total_correct += (output.logits.argmax(dim=-1) == labels).sum()
-            loss = total_loss.item() / seen  # waits for the device
-            seconds = time.monotonic() - epoch_started
-            record = {
-                "epoch": epoch + 1,
-                "loss": loss,
-                "train_accuracy": 100 * total_correct.item() / seen,
-                "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-                "images_per_second": seen / seconds,
-                "waited_for_images": batches.waited / seconds,
-            }
-            run.log(record)
-            if not (math.isfinite(loss) and all_finite(model.learned().values())):
-                then = ", the prompts after it are not finite" if math.isfinite(loss) else ""
-                lower = "" if args.precision == "fp32" else "--precision fp32 or "
-                raise ValueError(
-                    f"epoch {epoch + 1}: the loss is {loss}{then}; {run.path(MODEL)} is of the "
-                    f"epoch before: try {lower}lower learning rates"
-                )
-            model.save(run.path(MODEL))
-            rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
-            progress.show(
-                epoch + 1,
-                f"epoch {epoch + 1}/{epochs} · loss {loss:.3f} · "
-                f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
-                f"{record['images_per_second']:.0f} images/s, waiting for them "
-                f"{100 * record['waited_for_images']:.0f} %",
-            )
+    if model.learned():
+        learn(settings, model, drawn, store, run)
 
     # The result, and with base classes also what the prompts do for the new ones.
     model.eval()
     results = {}
-    for part, (own, test) in tests.items():
-        tested = model if own.classnames == model.classnames else model.for_classes(own.classnames)
-        results[tested_on(dataset.name, part)] = {
-            "zero_shot_accuracy": zero_shot_accuracy(tested, test),
-            "accuracy": accuracy(tested, test),
+    for subset, (tested, test) in tests.items():
+        same = tested.classnames == model.classnames
+        tested_model = model if same else model.for_classes(tested.classnames)
+        results[tested_on(dataset.name, subset)] = {
+            "zero_shot_accuracy": zero_shot_accuracy(tested_model, test),
+            "accuracy": accuracy(tested_model, test),
             "test_images": len(test),
         }
     result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
-        "dataset": dataset.name, "classes": len(drawn.classnames), "method": args.method,
-        "shots": args.shots, "seed": args.seed, "model": clip.name, "epochs": epochs,
+        "dataset": dataset.name, "classes": len(drawn.classnames), "method": settings.method,
+        "shots": settings.shots, "seed": settings.seed, "model": clip.name,
+        "epochs": settings.epochs if model.learned() else 0,
         "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     gain = result["accuracy"] - zero_shot
-    say(f"{args.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
-          f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
+    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+        f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
-              f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
+            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
     say(f"{run.folder}: python eval.py --run {run.folder}")
+
+
+def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:
+    """The training images of the run, and the test images of `whole`, the subset's data set."""
+    if settings.method == "zeroshot":
+        return replace(whole, train=[], val=[])
+    drawn = few_shot(dataset, settings.shots, settings.seed)
+    say(*(f"note: {note}" for note in drawn.notes[len(dataset.notes) :]))
+    return select_classes(drawn, subset)  # the published protocol draws before it selects
+
+
+def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
+    """The prompts to learn; with notes where they cannot learn what they should."""
+    prompts = PromptConfig(**settings.prompts)
+    model = build_model(clip, drawn.classnames, settings.template, prompts)
+    if settings.class_chunk is not None:
+        model.class_chunk = settings.class_chunk or None
+    count = sum(parameter.numel() for parameter in model.learned().values())
+    say(f"{settings.method} learns {count:,} numbers from {len(drawn.train)} images")
+
+    epochs = settings.epochs if count else 0
+    longest = settings.warmup_epochs if model.config.learns_image else TEXT_WARMUP
+    steps = max(epochs - longest, 0) * max(len(drawn.train) // settings.batch_size, 1)
+    if epochs and steps < FEW_STEPS:
+        say(f"note: {steps} training steps after {min(longest, epochs)} epochs of warm-up "
+            f"({FEW_STEPS} is few): the accuracy tells little about the method or the number of "
+            "shots: pass more --epochs or fewer --warmup-epochs")  # fmt: skip
+    if model.config.guided and 0 < epochs <= settings.guidance_epochs:
+        say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
+            f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip
+    return model
+
+
+def decode(
+    settings: Namespace,
+    drawn: Dataset,
+    tests: dict[str, tuple[Dataset, TestSet]],
+    model: PromptedCLIP,
+    store: ImageStore,
+) -> None:
+    """Read all images, by one white level for those of more than 8 bits."""
+    paths = [item.path for item in drawn.train]
+    tested = [item.path for _, test in tests.values() for item in test.items]
+    if note := copies_note(paths, tested):
+        say(f"note: {note}")
+    deep = deep_pictures(paths, settings.workers)
+    deep_tests = {path: kind for _, test in tests.values() for path, kind in test.deep.items()}
+    white = white_of(deep_tests, white_of(deep, workers=settings.workers), settings.workers)
+    model.white = white
+    say(*(f"note: {note}" for note in white_notes(white, (deep | deep_tests).values())))
+    store.fill(paths, settings.workers, white, others=tested)
+    for _, test in tests.values():
+        test.show_by(white)
+        test.features()
+
+
+@dataclass
+class TrainingState:
+    """All that changes from epoch to epoch.
+
+    Orders and crops of pictures do not: they follow from the seed and the epoch's number.
+    """
+
+    model: PromptedCLIP
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # those that are finished
+
+
+def learn(
+    settings: Namespace, model: PromptedCLIP, drawn: Dataset, store: ImageStore, run: Run
+) -> None:
+    """SGD on the prompts alone; a line of metrics.jsonl and a model file after each epoch."""
+    device, epochs = model.clip.device, settings.epochs
+    groups = parameter_groups(model, settings.visual_lr, settings.text_lr)
+    base_lr = {group["name"]: group["lr"] for group in groups}
+    warmup = {"visual": settings.warmup_epochs, "text": TEXT_WARMUP}
+    # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
+    fused = device.type == "cuda" and settings.precision != "fp16"
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    state = TrainingState(model.train(), optimizer, scaler)
+    forward = model
+    if settings.compile:
+        torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
+        forward = torch.compile(model)
+    with Progress(epochs) as progress:
+        while state.epoch < epochs:
+            for group in optimizer.param_groups:
+                name = group["name"]
+                group["lr"] = learning_rate(state.epoch, base_lr[name], epochs, warmup[name])
+            batches = Timed(train_batches(
+                drawn.train, model.clip.visual.resolution, settings.batch_size, settings.seed,
+                state.epoch, store, settings.workers, pin_memory=device.type == "cuda",
+            ))  # fmt: skip
+            record = train_epoch(state, forward, batches, state.epoch < settings.guidance_epochs)
+            run.log(record)
+            check_finite(settings, state, record["loss"], run)
+            model.save(run.path(MODEL))
+            rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
+            progress.show(
+                state.epoch,
+                f"epoch {state.epoch}/{epochs} · loss {record['loss']:.3f} · "
+                f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
+                f"{record['images_per_second']:.0f} images/s, waiting for them "
+                f"{100 * record['waited_for_images']:.0f} %",
+            )
+
+
+def train_epoch(
+    state: TrainingState, forward: Callable[..., ModelOutput], batches: Timed, guidance: bool
+) -> dict[str, Any]:
+    """One epoch; returns its line of metrics.jsonl. `forward`: the model, or a faster form of it."""
+    started, seen, device = time.monotonic(), 0, state.model.clip.device
+    total_loss, total_correct = torch.zeros(2, device=device)
+    for images, labels in batches:
+        images = normalize(images.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        output = forward(images, branches=guidance)
+        loss = state.model.loss(output, labels, guidance)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        seen += len(labels)
+        total_loss += loss.detach() * len(labels)
+        total_correct += (output.logits.argmax(dim=-1) == labels).sum()
+    mean_loss = total_loss.item() / seen  # waits for the device
+    seconds = time.monotonic() - started
+    state.epoch += 1
+    return {
+        "epoch": state.epoch,
+        "loss": mean_loss,
+        "train_accuracy": 100 * total_correct.item() / seen,
+        "lr": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
+        "images_per_second": seen / seconds,
+        "waited_for_images": batches.waited / seconds,
+    }
+
+
+def check_finite(settings: Namespace, state: TrainingState, loss: float, run: Run) -> None:
+    """ValueError if the loss or a learned number is infinite or NaN."""
+    if not (math.isfinite(loss) and all_finite(state.model.learned().values())):
+        then = ", the prompts after it are not finite" if math.isfinite(loss) else ""
+        lower = "" if settings.precision == "fp32" else "--precision fp32 or "
+        raise ValueError(
+            f"epoch {state.epoch}: the loss is {loss}{then}; {run.path(MODEL)} is of the epoch "
+            f"before: try {lower}lower learning rates"
+        )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from .prompts import (
 )
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
+GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
 BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
           "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
@@ -177,7 +178,9 @@ class PromptedModel(nn.Module):
         self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        self.class_chunk = self._class_chunk()  # classes encoded at a time in training; None: all
+        self.class_chunk = (
+            self._classes_that_fit()
+        )  # classes encoded at a time in training; None: all
         self.register_buffer("template_features", self._template_features(), persistent=False)
         self.to(clip.device)
 
@@ -193,7 +196,7 @@ class PromptedModel(nn.Module):
         rows = self.clip.embed_prompts(layout)
         return F.normalize(self.clip.encode_prompts(rows, layout).float(), dim=-1)
 
-    def _class_chunk(self) -> int | None:
+    def _classes_that_fit(self) -> int | None:
         """How many classes keep TEXT_MEMORY: None if all do.
 
         A token keeps about 10 numbers for each of a layer's width: what enters the two norms,
@@ -326,7 +329,7 @@ class PromptedModel(nn.Module):
                 x = block(x, keys)
             else:
                 if prompts is None and self.visual_prompts is not None:
-                    prompts = self.visual_prompts(layer - 1)
+                    prompts = self.visual_prompts(layer)
                 x = block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
         return self.clip.visual.project(x), class_aware_logits
@@ -351,7 +354,7 @@ class PromptedModel(nn.Module):
                 )
             text_branch = F.cross_entropy(output.text_branch_logits, labels)
             image_branch = F.cross_entropy(output.image_branch_logits, labels)
-            loss = text_branch + image_branch + 0.1 * loss
+            loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
         if output.class_aware_logits is not None:
             loss = loss + self.config.alpha * auxiliary_loss(output, labels)
         return loss

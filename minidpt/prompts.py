@@ -85,8 +85,8 @@ class TextPrompts(nn.Module):
         rows = torch.where(learned.unsqueeze(1), positions, rows).float()  # (S, W)
         for name, constant in {
             "rows": rows,  # embedded prompts, with nothing but positions where the context goes
-            "slot_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
-            "slots": layout.tokens[learned] - vocabulary,  # and which one
+            "context_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
+            "context_vectors": layout.tokens[learned] - vocabulary,  # and which one
             **layout.tensors(),
         }.items():
             self.register_buffer(name, constant, persistent=False)
@@ -100,8 +100,8 @@ class TextPrompts(nn.Module):
     def forward(self) -> Tensor:
         """Token plus positional embeddings of all prompts, (S, W) in fp32."""
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
-        # not vectors[self.slots], whose gradient sums in an order left to the threads
-        return self.rows.index_add(0, self.slot_rows, F.embedding(self.slots, vectors))
+        # not vectors[self.context_vectors], whose gradient sums in an order left to the threads
+        return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
 
 
 def words_of(phrase: str) -> list[int]:
@@ -147,8 +147,8 @@ class VisualPrompts(nn.Module):
         self.prompts = random_parameter(layers, n_prompts, width)
 
     def forward(self, layer: int) -> Tensor | None:
-        """The prompts (P, D) of a layer, counted from 0; None where there are none."""
-        return self.prompts[layer] if layer < len(self.prompts) else None
+        """The prompts (P, D) of a layer, counted from 1; None where there are none."""
+        return self.prompts[layer - 1] if layer <= len(self.prompts) else None
 
 
 class ClassAware(NamedTuple):

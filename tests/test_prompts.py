@@ -123,8 +123,9 @@ def test_nothing_but_the_context_is_stored(clip):
 def test_layers_beyond_the_last_with_visual_prompts_have_none():
     prompts = VisualPrompts(layers=2, n_prompts=3, width=5)
     assert [name for name, _ in prompts.named_parameters()] == ["prompts"]
-    assert torch.equal(prompts(1), prompts.prompts[1])
-    assert prompts(2) is None
+    assert torch.equal(prompts(1), prompts.prompts[0])
+    assert torch.equal(prompts(2), prompts.prompts[1])
+    assert prompts(3) is None
 
 
 def class_aware(x: Tensor) -> tuple[ClassAwarePrompts, Tensor]:

@@ -1,0 +1,28 @@
+"""The public names as a typed project uses them: `mypy --strict tests/typed_use.py` in .ci/run."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+import minidpt
+
+
+def use(picture: Image.Image, path: str) -> float:
+    """Every public name once, with the types that a caller would expect."""
+    clip, preprocess = minidpt.load("tiny", device="cpu", quick_gelu=True)
+    another: minidpt.CLIP = minidpt.build_clip(dict(clip.state_dict()))
+    tokens: torch.Tensor = minidpt.tokenize(["a photo of a dog."])
+    features: torch.Tensor = clip.encode_image(preprocess(picture)[None])
+    texts: torch.Tensor = another.encode_text(tokens)
+    config = minidpt.PromptConfig(method=minidpt.METHODS[-1], n_ctx=4)
+    model: minidpt.PromptedCLIP = minidpt.build_model(clip, ["a", "b"], "a {}.", config)
+    output: minidpt.ModelOutput = model(preprocess(picture)[None])
+    loss: torch.Tensor = model.loss(output, torch.tensor([0]), guidance=True)
+    rate: float = minidpt.learning_rate(0, 0.01, 10, 1)
+    optimizer = torch.optim.SGD(minidpt.parameter_groups(model), lr=rate)
+    optimizer.step()
+    model.load_published(minidpt.read_published(path))
+    model.save(path)
+    best: minidpt.Prediction = minidpt.load_model(path, clip).predict(picture, top=1)[0][0]
+    return best.probability + float(loss) + float((features @ texts.t()).sum())
