@@ -476,7 +476,7 @@ def learn(
 def train_epoch(
     state: TrainingState, forward: Callable[..., ModelOutput], batches: Timed, guidance: bool
 ) -> dict[str, Any]:
-    """One epoch; returns its line of metrics.jsonl. `forward`: the model, or a faster form of it."""
+    """One epoch; returns its line of metrics.jsonl. `forward`: the model or a faster form of it."""
     started, seen, device = time.monotonic(), 0, state.model.clip.device
     total_loss, total_correct = torch.zeros(2, device=device)
     for images, labels in batches:
