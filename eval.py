@@ -142,7 +142,7 @@ def main() -> int:
     if other:
         for run in runs:
             noted_tests(run)
-    clip, _ = load(model_name, quick_gelu=not exact_gelu)
+    clip, _ = load(model_name, exact_gelu=exact_gelu)
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:

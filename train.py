@@ -217,7 +217,7 @@ def make(
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
-    clip, _ = load(args.model, quick_gelu=not args.exact_gelu)
+    clip, _ = load(args.model, exact_gelu=args.exact_gelu)
     for job in jobs:
         job.settings.clip_fingerprint = clip.fingerprint()
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]

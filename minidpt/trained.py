@@ -87,7 +87,7 @@ class PromptedCLIP(PromptedModel):
         learned = {name: value.detach().cpu() for name, value in self.learned().items()}
         about = {
             "name": self.clip.name,
-            "quick_gelu": self.clip.quick_gelu,
+            "quick_gelu": not self.clip.exact_gelu,
             "fingerprint": self.clip.fingerprint(),
         }
         config = asdict(self.config)

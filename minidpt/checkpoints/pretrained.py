@@ -40,14 +40,17 @@ TIMEOUT = 30  # seconds without an answer or a byte
 
 @one_line_errors
 def load(
-    name_or_path: str | PathLike, device: str | Device = "cpu", quick_gelu: bool = True
+    name_or_path: str | PathLike,
+    device: str | Device = "cpu",
+    quick_gelu: bool | None = None,
+    exact_gelu: bool = False,
 ) -> tuple[CLIP, Preprocess]:
     """A pretrained CLIP, frozen and in fp32 on `device`, and the transform its images need.
 
     Args:
         name_or_path: one of `NAMES`, or an OpenAI archive or a state dict with OpenAI's names.
             A known name is downloaded (338 MB for ViT-B/32) if no folder holds the file.
-        quick_gelu: as in `build_clip`; OpenAI's weights need True.
+        quick_gelu, exact_gelu: as in `build_clip`; OpenAI's weights need the quick one.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix, and
         `clip.notes` to lines about what was chosen; and Pillow image → tensor (3, R, R).
@@ -58,7 +61,7 @@ def load(
     known = name in NAMES
     path = find_or_download(name) if known else _existing(name)
     try:
-        clip = build_clip(read_state_dict(path), quick_gelu=quick_gelu)
+        clip = build_clip(read_state_dict(path), quick_gelu, exact_gelu)
     except ValueError as error:
         text = str(error) if str(path) in str(error) else f"{path}: {error}"
         if name in SHA256:
@@ -67,9 +70,10 @@ def load(
             text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
         raise ValueError(text) from error
     clip.name = name if known else path.stem
-    if not (quick_gelu and (known or is_openais(path))):
-        taken, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
-        fix = f"{'pass' if quick_gelu else 'leave out'} --exact-gelu (quick_gelu={not quick_gelu})"
+    if clip.exact_gelu or not (known or is_openais(path)):
+        taken, other = ("exact", "quick") if clip.exact_gelu else ("quick", "exact")
+        fix = f"{'leave out' if clip.exact_gelu else 'pass'} --exact-gelu"
+        fix += f" (exact_gelu={not clip.exact_gelu})"
         said = f"the {taken} GELU was taken, which a checkpoint does not say"
         clip.notes = (f"{said}: if {clip.name} was trained with the {other} one, {fix}",)
     return clip.to(device), Preprocess(clip.visual.resolution)

@@ -41,9 +41,9 @@ class LayerNorm(nn.LayerNorm):
 class MLP(nn.Module):
     """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
 
-    def __init__(self, width: int, quick_gelu: bool):
+    def __init__(self, width: int, exact_gelu: bool):
         super().__init__()
-        self.quick_gelu = quick_gelu
+        self.exact_gelu = exact_gelu
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
 
@@ -55,7 +55,7 @@ class MLP(nn.Module):
         """
         residual = (residual + self.c_proj.bias).flatten(0, -2)  # (T, W)
         flat, out = x.flatten(0, -2), self.c_proj.weight.t()
-        if not self.quick_gelu:
+        if self.exact_gelu:
             return torch.addmm(residual, F.gelu(self.c_fc(flat)), out).view(x.shape)
         factor = 1.702
         inner = torch.addmm(self.c_fc.bias, flat, self.c_fc.weight.t(), beta=factor, alpha=factor)
@@ -65,11 +65,11 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    def __init__(self, width: int, quick_gelu: bool):
+    def __init__(self, width: int, exact_gelu: bool):
         super().__init__()
         self.attn = MultiheadAttention(width, heads=width // HEAD_WIDTH)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, quick_gelu)
+        self.mlp = MLP(width, exact_gelu)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_keys: Tensor | None = None) -> Tensor:
@@ -125,10 +125,10 @@ def append(tokens: Tensor, prompts: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
 
-    def __init__(self, width: int, layers: int, quick_gelu: bool):
+    def __init__(self, width: int, layers: int, exact_gelu: bool):
         super().__init__()
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, quick_gelu) for _ in range(layers)
+            ResidualAttentionBlock(width, exact_gelu) for _ in range(layers)
         )
 
 
@@ -136,7 +136,7 @@ class VisionTransformer(nn.Module):
     """CLIP's image encoder."""
 
     def __init__(
-        self, resolution: int, patch: int, width: int, layers: int, embed_dim: int, quick_gelu: bool
+        self, resolution: int, patch: int, width: int, layers: int, embed_dim: int, exact_gelu: bool
     ):
         super().__init__()
         self.resolution = resolution
@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, quick_gelu)
+        self.transformer = Transformer(width, layers, exact_gelu)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
@@ -200,16 +200,16 @@ class CLIP(nn.Module):
         vocab_size: int,
         text_width: int,
         text_layers: int,
-        quick_gelu: bool = True,
+        exact_gelu: bool = False,
     ):
         super().__init__()
         self.name = "custom"
         self.notes: tuple[str, ...] = ()  # what was chosen in loading it, a line each
-        self.quick_gelu = quick_gelu
+        self.exact_gelu = exact_gelu
         self.visual = VisionTransformer(
-            resolution, patch, vision_width, vision_layers, embed_dim, quick_gelu
+            resolution, patch, vision_width, vision_layers, embed_dim, exact_gelu
         )
-        self.transformer = Transformer(text_width, text_layers, quick_gelu)
+        self.transformer = Transformer(text_width, text_layers, exact_gelu)
         # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text_width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
@@ -299,7 +299,7 @@ class CLIP(nn.Module):
         once: the weights are frozen, and that somebody changes them later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
-            digest = hashlib.sha256(b"" if self.quick_gelu else b"exact GELU")
+            digest = hashlib.sha256(b"exact GELU" if self.exact_gelu else b"")
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
@@ -308,13 +308,16 @@ class CLIP(nn.Module):
 
 
 @one_line_errors
-def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLIP:
+def build_clip(
+    state_dict: Mapping[str, Tensor], quick_gelu: bool | None = None, exact_gelu: bool = False
+) -> CLIP:
     """A frozen fp32 CLIP from tensors under OpenAI's names; all sizes are read off their shapes.
 
     Args:
         state_dict: name → tensor of any floating dtype.
-        quick_gelu: activation x·σ(1.702x), which OpenAI's weights need; False: the exact GELU,
-            which most models trained elsewhere need. A state dict does not say which.
+        quick_gelu: the opposite of `exact_gelu`, where it is given.
+        exact_gelu: most models trained elsewhere need it; OpenAI's weights need the quick one,
+            x·σ(1.702x). A state dict does not say which.
 
     Raises ValueError if the model is not a ViT up to ViT-L, or a tensor is missing, unknown, of a
     wrong shape, or holds something else than finite numbers.
@@ -324,7 +327,8 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> CLI
     if any(name.startswith("visual.layer1.") for name in weights):
         raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
     with torch.device("meta"):
-        clip = CLIP(**infer_sizes(weights), quick_gelu=quick_gelu)
+        exact = exact_gelu if quick_gelu is None else not quick_gelu
+        clip = CLIP(**infer_sizes(weights), exact_gelu=exact)
     check_tensors(weights, clip.state_dict(), "not the weights of this model")
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
     copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}

@@ -51,7 +51,7 @@ class FeatureCache:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
-            "clip": [clip.fingerprint(), clip.quick_gelu, str(clip.dtype), clip.device.type],
+            "clip": [clip.fingerprint(), not clip.exact_gelu, str(clip.dtype), clip.device.type],
             "resolution": clip.visual.resolution,
             "white": white,
             "pictures": [

@@ -183,10 +183,10 @@ def test_the_name_that_was_meant_is_said(name, meant):
 def test_the_gelu_is_said_where_it_is_not_known_to_be_right(clip_file, home, monkeypatch):
     (note,) = minidpt.load(clip_file)[0].notes
     assert "quick GELU was taken" in note and "if ViT-B-32 was" in note
-    assert note.endswith("with the exact one, pass --exact-gelu (quick_gelu=False)")
+    assert note.endswith("with the exact one, pass --exact-gelu (exact_gelu=True)")
     (note,) = minidpt.load(clip_file, quick_gelu=False)[0].notes
     assert "exact GELU was taken" in note
-    assert note.endswith("with the quick one, leave out --exact-gelu (quick_gelu=True)")
+    assert note.endswith("with the quick one, leave out --exact-gelu (exact_gelu=False)")
     put(clip_file, home / "project/weights")
     assert minidpt.load("ViT-B/32")[0].notes == ()
     assert len(minidpt.load("ViT-B/32", quick_gelu=False)[0].notes) == 1

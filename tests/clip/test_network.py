@@ -82,7 +82,7 @@ def test_without_prompts_the_class_token_is_the_first_one_of_all():
 @pytest.mark.parametrize("quick", [True, False])
 def test_an_mlp_is_two_products_and_the_gelu_in_value_and_gradient(quick):
     torch.manual_seed(0)
-    mlp = MLP(64, quick)
+    mlp = MLP(64, not quick)
     weights = {name: value.detach().double() for name, value in mlp.named_parameters()}
     x = random_tokens(3, 5, 64).mul_(4).requires_grad_()
     exact = x.detach().double().requires_grad_()
@@ -264,7 +264,7 @@ def test_a_text_side_of_any_width_has_heads_of_64():
     """As that of ViT-bigG, 1280."""
     wide = torch.zeros(1).expand(49408, 1280)
     assert infer_sizes(clip_state(WIDE) | {"token_embedding.weight": wide})["text_width"] == 1280
-    assert ResidualAttentionBlock(1280, quick_gelu=True).attn.heads == 20
+    assert ResidualAttentionBlock(1280, exact_gelu=False).attn.heads == 20
 
 
 # Precision
@@ -338,4 +338,4 @@ def test_a_fingerprint_changes_with_any_value(name):
 
 def test_a_fingerprint_changes_with_the_activation():
     # Prompts learned with one activation are wrong with the other, and no tensor tells them apart.
-    assert build().fingerprint() != build(quick_gelu=False).fingerprint()
+    assert build().fingerprint() != build(exact_gelu=True).fingerprint()
