@@ -1107,6 +1107,13 @@ def test_runs_of_one_name_are_numbered(tmp_path):
     assert names == ["a", "a-2", "a-3"]
 
 
+def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "runs").symlink_to("gone")
+    with pytest.raises(FileExistsError, match="runs"):
+        with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
+            pass
+
+
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
     cpu = torch.device("cpu")
     assert command_line.choose_precision(None, cpu)[0] == "fp32"

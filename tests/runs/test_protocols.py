@@ -528,6 +528,20 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     assert "1 of them finished" in succeed("train.py", *plain, "--out", "again").out
 
 
+def test_runs_of_versions_without_max_pixels_and_white_are_gone_on_with(sweep):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    for path in Path("again").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        del config["max_pixels"], config["white"]
+        path.write_text(json.dumps(config))
+    more = [*command[: command.index("--method")], "--method", "coop", "--shots", 1]
+    out = succeed("train.py", *more, "--seed", 0, 2, 4, "--out", "again").out
+    assert "3 runs in again, 2 of them finished" in out
+    rows = [row for row in read_csv("again/table.csv") if row["method"] == "coop"]
+    assert sorted((row["shots"], row["seeds"]) for row in rows) == [("1", "3"), ("3", "2")]
+
+
 def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1)
     succeed("train.py", *command, "--out", "runs/all")
