@@ -30,9 +30,10 @@ Function = TypeVar("Function", bound=Callable)
 MAX_MESSAGE = 500  # characters of an error
 NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
-MAX_PICTURES = 4_000_000  # separators in a list of pictures: each may become 200 bytes of objects
-MAX_ENTRIES = 1_000_000  # those in any other text
-MAX_CLASSES = 100_000  # ImageNet-21k has 21,843
+MAX_PICTURES = 2_000_000  # rows of a list of pictures; ImageNet has 1.3 million for training
+MAX_ROW = 1_000_000  # characters of one of them
+MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
+MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
 
 

@@ -308,6 +308,22 @@ def test_pictures_that_a_csv_misses_are_counted_up_to_a_thousand(tmp_path):
         open_dataset(table(tmp_path, rows))
 
 
+def test_a_csv_may_have_many_columns_and_a_bounded_number_of_bounded_rows(tmp_path, monkeypatch):
+    rows = "".join(
+        f"pictures/{letter}.png,{'ab'[n % 2]}" + f',"{"," * 120_000}"' * 7 + "," * 9_993 + "\n"
+        for n, letter in enumerate("abcdef")
+    )  # 5 million separators, in 60,000 cells
+    path = table(tmp_path, f"path,label{',' * 10_000}\n{rows}")
+    assert len(everything(open_dataset(path))) == 6
+    for text in ("," * 1_000_001, 'a,"\n",' * 200_001):
+        with pytest.raises(ValueError, match="at most 2,000,000 rows of 1,000,000 char.* split it"):
+            open_dataset(table(tmp_path, text))
+    monkeypatch.setattr(naming, "MAX_PICTURES", 6)
+    assert len(everything(open_dataset(table(tmp_path, FULL)))) == 5  # and the header
+    with pytest.raises(ValueError, match="at most 6 rows"):
+        open_dataset(table(tmp_path, FULL + "pictures/f.png,owl,test"))
+
+
 def test_a_quoted_cell_keeps_its_comma_and_its_line_end_is_a_space(tmp_path):
     rows = 'pictures/a.png,"crane, bird"\npictures/b.png,"sea\nhorse"\n'
     dataset = open_dataset(table(tmp_path, rows + rows.replace("a.p", "c.p").replace("b.p", "d.p")))
