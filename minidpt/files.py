@@ -7,6 +7,7 @@ the types of what was read.
 
 from __future__ import annotations
 
+import csv
 import errno
 import functools
 import gc
@@ -15,7 +16,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -241,6 +242,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:
+    """Write a CSV file whole; names of files that are no text keep their bytes."""
+    with replacing(path) as unfinished:
+        with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows(map(cell, row) for row in (header, *rows))
 
 
 @contextmanager

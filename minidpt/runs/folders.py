@@ -29,7 +29,7 @@ from ..files import (
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
-SWEEP, LOCK = "sweep.json", ".minidpt.lock"
+SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
 RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG)
 SWEEP_FILES = (SWEEP, "table.md", "table.csv")
 # Settings that change no more than the last digits of a result, and what is no setting or follows
@@ -93,7 +93,7 @@ class Run:
     def create(self) -> None:
         """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:  # it is a run to the last
+        for name in (TRANSFER_LOCK, *RUN_FILES):  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
             self.path(f"{name}.part").unlink(missing_ok=True)
 
@@ -200,7 +200,7 @@ class Sweep:
 
 def held_in(folder: Path) -> set[str]:
     """What is in the folder, if there is one, but for what a killed process of ours has left."""
-    ours = {LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
+    ours = {LOCK, TRANSFER_LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
     if folder.is_dir():
         return set(os.listdir(folder)) - ours
     return {folder.name} if os.path.lexists(folder) else set()

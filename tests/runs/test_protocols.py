@@ -711,6 +711,19 @@ def test_the_csv_has_a_value_for_each_seed(tmp_path):
     assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
 
 
+def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
+    halves = {"base": {1: 60.0, 2: 80.0, 3: 9.0}, "new": {1: 30.0, 2: 20.0}}
+    rows = [
+        results.Row("DTD", "DTD, base classes", f"DTD, {half} classes", "tiny", "dpt", 16, "", 50.0,
+                    accuracies)
+        for half, accuracies in halves.items()
+    ]  # fmt: skip
+    results.write_csv(rows, tmp_path / "table.csv")
+    mean = read_csv(tmp_path / "table.csv")[2]
+    assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
+    assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
+
+
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
     rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
     results.write_csv(rows, tmp_path / "table.csv")
