@@ -10,9 +10,7 @@ python eval.py --table DIR                          # all runs in a folder
 
 from __future__ import annotations
 
-import csv
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
@@ -27,7 +25,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.folders import images_in, unread_note
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
-from minidpt.files import cell, locked, replacing
+from minidpt.files import locked, write_rows
 from minidpt.runs.command_line import (
     PRECISIONS,
     Parser,
@@ -46,9 +44,9 @@ from minidpt.runs.evaluation import (
     predicted_labels,
     zero_shot_accuracy,
 )
-from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, Run
+from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import load_model
+from minidpt.trained import Prediction, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -211,13 +209,7 @@ def say_classes(
         rows.append((name, shares[-1] if total else "", right, total, ", ".join(mistakes)))
     say(f"mean of {len(shares)} classes {fmean(shares):.2f} %")
     if table:
-        with (
-            replacing(table) as unfinished,
-            open(unfinished, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-        ):
-            writer = csv.writer(stream)
-            writer.writerow(("class", "accuracy", "right", "total", "taken for"))
-            writer.writerows([cell(value) for value in row] for row in rows)
+        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
 def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
@@ -312,11 +304,12 @@ def note_transfer(
         "tested in precision": (precision, config.get("precision")),
     }
     settings = {name: value for name, (value, own) in settings.items() if value != own}
-    with locked(run.path(f"{TRANSFER}.lock")):  # not to lose what another process adds
-        tested, noted = noted_tests(run)
-        if dataset.name in tested and not settings:
-            return
-        taken = dataset.name in tested and root != trained_root  # by other pictures of that name
+    tested = dataset.name in noted_tests(run)[0]
+    if tested and not settings:
+        return
+    with locked(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+        _, noted = noted_tests(run)
+        taken = tested and root != trained_root  # by other pictures of that name
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
             "tested": f"{dataset.name} in {root}" if taken else dataset.name,
@@ -349,30 +342,36 @@ def train_images(run: Run, root: str | None) -> set[str]:
 def classify(model, paths: list[str], top: int, table: str | None) -> int:
     """Print the likeliest classes of each image, and write them into the new file `table`.
 
-    The file is written whole, also if nobody reads what is printed any more. Returns 2 if an image
-    could not be read, after the others.
+    The file is written whole, also if nobody reads what is printed any more; when it ends early, of
+    the images so far. Returns 2 if an image could not be read, after the others.
     """
-    files, status, pipe = image_files(paths), 0, None
-    with replacing(table) if table else nullcontext(os.devnull) as where:
-        with open(where, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(("image", "class", "probability"))
-            for path in files:
-                try:
-                    (predictions,) = model.predict(path, top)
-                except (ValueError, OSError) as error:
-                    report(error)
-                    status = 2
-                    continue
-                rows.writerows((cell(path), cell(name), f"{p:.6f}") for name, p in predictions)
-                guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
-                try:
-                    if not pipe:
-                        say(f"{path}: {guesses}")
-                except BrokenPipeError as error:
-                    if not table:
-                        raise
-                    pipe = error
+    files, status, pipe, done = image_files(paths), 0, None, False
+    classified: list[tuple[str, list[Prediction]]] = []
+    try:
+        for path in files:
+            try:
+                (predictions,) = model.predict(path, top)
+            except (ValueError, OSError) as error:
+                report(error)
+                status = 2
+                continue
+            classified.append((path, predictions))
+            guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
+            try:
+                if not pipe:
+                    say(f"{path}: {guesses}")
+            except BrokenPipeError as error:
+                if not table:
+                    raise
+                pipe = error
+        done = True
+    finally:
+        if table and (done or classified):
+            write_rows(table, ("image", "class", "probability"), (
+                (path, name, f"{share:.6f}") for path, own in classified for name, share in own
+            ))  # fmt: skip
+            if not done:
+                report(f"{table}: stopped early, it has {len(classified)} of {len(files)} images")
     if pipe:
         raise pipe
     return status

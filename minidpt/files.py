@@ -7,6 +7,7 @@ the types of what was read.
 
 from __future__ import annotations
 
+import csv
 import errno
 import functools
 import gc
@@ -15,7 +16,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -30,9 +31,10 @@ Function = TypeVar("Function", bound=Callable)
 MAX_MESSAGE = 500  # characters of an error
 NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
-MAX_PICTURES = 4_000_000  # separators in a list of pictures: each may become 200 bytes of objects
-MAX_ENTRIES = 1_000_000  # those in any other text
-MAX_CLASSES = 100_000  # ImageNet-21k has 21,843
+MAX_PICTURES = 2_000_000  # rows of a list of pictures; ImageNet has 1.3 million for training
+MAX_ROW = 1_000_000  # characters of one of them
+MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
+MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
 
 
@@ -240,6 +242,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:
+    """Write a CSV file whole; names of files that are no text keep their bytes."""
+    with replacing(path) as unfinished:
+        with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows(map(cell, row) for row in (header, *rows))
 
 
 @contextmanager

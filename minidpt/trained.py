@@ -17,12 +17,11 @@ from .checkpoints.saved import SavedModel, not_saved, read_model, write_model
 from .clip.network import CLIP, check_tensors
 from .clip.pictures import Picture
 from .clip.transforms import normalize, test_pixels
-from .files import one_line_errors, shown
+from .files import MAX_CLASSES, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, image_prompts
 from .prompts import words_of
 
 PREDICT_BATCH = 100
-MAX_CLASSES = 25_000  # ImageNet-21k has 21,841
 MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
 
 

@@ -12,9 +12,19 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from ..files import MAX_CLASSES
-from .lists import IMAGE_SUFFIXES, PARTS, Dataset, Item, image_suffixes, make_dataset, missing_files
+from .lists import (
+    IMAGE_SUFFIXES,
+    PARTS,
+    Dataset,
+    Item,
+    image_suffixes,
+    make_dataset,
+    missing_files,
+    told,
+)
 from .naming import Naming, read_rows
 
 # part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",
@@ -29,10 +39,11 @@ _PART_NAMES = {
 _IN_ORDER = ("all", "train", "test", "val")  # the first that is there has all classes
 LABELS = "labels.csv"  # in a folder: lists its pictures
 
-_OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python, in lower case
+_OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python, in lower case; no
+    # words that a class may be called by, such as Windows XP's RECYCLER
     *("@eadir", "@recycle", "@tmp", "@synoresource", "@sharebin", "#recycle", "#snapshot"),
-    *("$recycle.bin", "recycler", "system volume information", "found.000", "lost+found"),
-    *("__macosx", "network trash folder", "temporary items", "~snapshot", "__pycache__"),
+    *("$recycle.bin", "system volume information", "found.000", "lost+found", "__macosx"),
+    *("network trash folder", "~snapshot", "__pycache__"),
 }
 UNREAD_SUFFIXES = {  # of pictures in formats that are not read
     *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".jpx", ".jxr", ".wdp", ".psd", ".psb", ".svg"),
@@ -51,7 +62,10 @@ _BEGINNINGS = re.compile(  # of JPEG, PNG, GIF, TIFF, BMP, PPM, WebP, AVIF and H
 
 
 class Pictures(list[str]):
-    """The files of pictures, and the number of others that are not read, by what they are."""
+    """The files of pictures, and the number of others that are not read, by what they are.
+
+    Of folders that systems make, too: "@eaDir/".
+    """
 
     def __init__(self, files: Iterable[str], unread: Counter[str]):
         super().__init__(files)
@@ -61,6 +75,11 @@ class Pictures(list[str]):
 def _is_shown(name: str) -> bool:
     """Whether a name is neither hidden nor of a folder that systems make for themselves."""
     return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
+
+
+def _of_systems(folder: str | os.PathLike) -> Counter[str]:
+    with os.scandir(folder) as entries:
+        return Counter(f"{e.name}/" for e in entries if e.name.lower() in _OF_SYSTEMS)
 
 
 def sub_folders(folder: Path) -> list[Path]:
@@ -88,8 +107,9 @@ def images_in(folder: str | os.PathLike) -> Pictures:
         with os.scandir(current) as entries:
             for entry in entries:
                 if not _is_shown(entry.name):
-                    continue
-                if entry.is_dir():
+                    if entry.name.lower() in _OF_SYSTEMS:
+                        unread[f"{entry.name}/"] += 1
+                elif entry.is_dir():
                     waiting.append(entry.path)
                 elif not entry.name.lower().endswith(suffixes):
                     if what := _passed_over(entry):
@@ -116,10 +136,15 @@ def _passed_over(entry: os.DirEntry) -> str:
 
 
 def unread_note(unread: Counter[str]) -> str:
-    """How many pictures are not read, of which kinds; empty if there are none."""
-    kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
-    named = ", ".join(f"{count} {what}" for what, count in kinds)
-    return f"pictures not read: {named} (convert or rename them)" if named else ""
+    """How many pictures and system folders are not read, of which kinds; empty if none."""
+    notes: dict[bool, list[str]] = {False: [], True: []}
+    for what, count in sorted(unread.items(), key=lambda kind: (-kind[1], kind)):
+        notes[what.endswith("/")].append(f"{count} {what}")
+    named, folders = map(", ".join, notes.values())
+    pictures = f"pictures not read: {named} (convert or rename them)" if named else ""
+    return "; ".join(
+        filter(None, (pictures, f"system folders not read: {folders}" * bool(folders)))
+    )
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
@@ -156,7 +181,10 @@ def class_folders(folder: Path, naming: Naming, at_least: int = 2) -> dict[str, 
             f"data folder {folder}: expected at least {at_least} class folders, got only "
             f"'{found[0].name}': add a class, or pass the folder of the classes"
         )
-    return {class_folder.name: images_in(class_folder) for class_folder in found}
+    pictures = {class_folder.name: images_in(class_folder) for class_folder in found}
+    for own in list(pictures.values())[:1]:  # it tells of what lies beside the classes, too
+        own.unread += _of_systems(folder)
+    return pictures
 
 
 def parts_of_classes(folders: dict[str, Path], naming: Naming) -> Parts:
@@ -294,7 +322,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     """
     where = f"labels {path}"
     start = os.path.join(os.path.abspath(path.parent), "")
-    columns, width, rows = _columns(read_rows(path, where), where)
+    columns, width, rows, notes = _table(read_rows(path, where), where)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
     needed = 1 + max(columns.values())
     parts: Parts = {}
@@ -323,9 +351,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
 
     if missing := missing_files(lines):
         raise FileNotFoundError(
-            f"{where}, line {lines[missing[0]]}: expected a picture, got "
-            f"{'no regular file' if os.path.lexists(missing[0]) else 'nothing'} at {missing[0]} "
-            f"({len(missing)} missing in all): mend the path"
+            f"{where}, line {lines[missing[0]]}: expected pictures, got {told(missing)}: mend the "
+            "path"
         )
     parts = {part: parts[part] for part in _IN_ORDER if part in parts}
     first = next(iter(parts))
@@ -338,37 +365,43 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
     root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in lines]))
-    return assemble(root, parts, naming, path.name, seed)
+    dataset = assemble(root, parts, naming, path.name, seed)
+    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def lists_pictures(path: Path) -> bool:
     """Whether a CSV file has the columns that `open_csv` reads; others lie in data sets, too."""
     try:
-        _columns(read_rows(path, f"labels {path}"), f"labels {path}")
+        _table(read_rows(path, f"labels {path}"), f"labels {path}")
     except ValueError:
         return False
     return True
 
 
-def _columns(
-    rows: Iterator[tuple[int, list[str]]], where: str
-) -> tuple[dict[str, int], int, Iterator[tuple[int, list[str]]]]:
+class _Table(NamedTuple):
     """Which column is the path, which the label, which the split; how many there are; the rows."""
+
+    columns: dict[str, int]
+    width: int
+    rows: Iterator[tuple[int, list[str]]]
+    notes: list[str]
+
+
+def _table(rows: Iterator[tuple[int, list[str]]], where: str) -> _Table:
     line, first = next(rows, (1, []))
     columns: dict[str, int] = {}
+    notes = []
     for number, cell in enumerate(first):
         word = re.sub(r"[\W_]", "", cell.lower())
         for name, words in _COLUMNS.items():
             if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
-                raise ValueError(
-                    f"{where}, line {line}: expected one column for the {name}, got "
-                    f"'{first[columns[name]]}' and '{cell}': rename the other"
-                )
+                taken = first[columns[name]]
+                notes.append(f"the {name} is read from the column '{taken}', not from '{cell}'")
     if "path" in columns and "label" in columns:
-        return columns, len(first), rows
+        return _Table(columns, len(first), rows, notes)
     if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
         columns = {name: number for number, name in enumerate(_COLUMNS) if number < len(first)}
-        return columns, len(first), chain([(line, first)], rows)
+        return _Table(columns, len(first), chain([(line, first)], rows), [])
     raise ValueError(
         f"{where}, line {line}: expected a header path,label[,split], or a picture file and its "
         f"label, got {','.join(first) or 'an empty file'}"

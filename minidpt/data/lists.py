@@ -244,7 +244,8 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     where = f"split file {path}"
     kinds = dict.fromkeys(("name", "root", "template"), str | None)
     kinds |= dict.fromkeys(("classnames", *PARTS), list | None)
-    content = entries(read_json(path, where, MAX_PICTURES), where, **kinds)
+    most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
+    content = entries(read_json(path, where, most), where, **kinds)
     content |= {part: content.get(part) or [] for part in PARTS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import io
 import os
 import re
 import unicodedata
@@ -12,7 +11,16 @@ from pathlib import Path
 
 import regex
 
-from ..files import MAX_PICTURES, good_name, one_line_errors, read_json, read_text, shown
+from ..files import (
+    MAX_PICTURES,
+    MAX_ROW,
+    MAX_TEXT,
+    good_name,
+    one_line_errors,
+    read_json,
+    read_text,
+    shown,
+)
 from .lists import DEFAULT_TEMPLATE, Dataset
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -142,15 +150,28 @@ class Naming:
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not empty, each with its line number, cells stripped.
 
-    Commas, or semicolons or tabs if the first line has more of them.
+    Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
+    time, so that their number and the length of each are bounded, not how many cells there are.
     """
-    text = read_text(path, where, MAX_PICTURES)
+    text = read_text(path, where, MAX_TEXT)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows = read = end = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for line in re.finditer(r".*\n|.+", text):
+            read = line.end()
+            if rows == MAX_PICTURES or read - end > MAX_ROW:
+                most = f"{MAX_PICTURES:,} rows of {MAX_ROW:,} characters"
+                raise ValueError(f"{where}: expected at most {most}, got more: split it")
+            yield line[0]
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            cells = [cell.strip() for cell in row]
+            cells, end = [cell.strip() for cell in row], read
             if any(cells):
+                rows += 1
                 yield reader.line_num, cells
     except csv.Error as error:
         raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,15 +98,15 @@ def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     """Which test pictures are, byte for byte, training pictures, in a line; empty if none is.
 
     Only files of the same size are looked at, and read whole if they end alike: few of many. Files
-    that are not there are left out.
+    that are not there, or cannot be opened, are left out.
     """
     keys: list[dict[str, tuple]] = [dict.fromkeys(train, ()), dict.fromkeys(test, ())]
     for read in (_size, _end, _digest):
         for number, known in enumerate(keys):
-            keys[number] = {path: (*key, read(path)) for path, key in known.items()}
+            keys[number] = {path: (*key, _or_none(read, path)) for path, key in known.items()}
         both = set(keys[0].values()) & set(keys[1].values())
         keys = [
-            {path: key for path, key in own.items() if key in both and key[0] is not None}
+            {path: key for path, key in own.items() if key in both and None not in key}
             for own in keys
         ]
     copies = list(keys[1])
@@ -114,6 +115,11 @@ def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     return (
         f"test images that are also training images, byte for byte: {len(copies)}, as {copies[0]}"
     )
+
+
+def _or_none(read: Callable[[str], Any], path: str) -> Any:
+    with suppress(OSError):
+        return read(path)
 
 
 def _size(path: str) -> int | None:

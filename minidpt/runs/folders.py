@@ -29,19 +29,13 @@ from ..files import (
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
-SWEEP, LOCK = "sweep.json", ".minidpt.lock"
+SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
 RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG)
 SWEEP_FILES = (SWEEP, "table.md", "table.csv")
-# Settings that change no more than the last digits of a result, and what is no setting.
-NOT_COMPARED = (
-    "out",
-    "workers",
-    "versions",
-    "device",
-    "class_chunk",
-    "compile",
-    "white",
-)
+# Settings that change no more than the last digits of a result, and what is no setting or follows
+# from the pictures; runs of earlier versions lack some of them.
+NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile", "max_pixels",
+                "white")  # fmt: skip
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
@@ -77,7 +71,7 @@ class Run:
         """A run to be written to this folder, or with -2, -3, … behind it if that is taken."""
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
         for run in map(cls, chain([folder], numbered)):
-            with ExitStack() as claim, suppress(FileExistsError, BlockingIOError):
+            with ExitStack() as claim, suppress(FolderTaken, BlockingIOError):
                 run.notes = claim.enter_context(claimed(run.folder, data, lambda held: False))
                 claim = claim.pop_all()
                 break
@@ -99,7 +93,7 @@ class Run:
     def create(self) -> None:
         """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:  # it is a run to the last
+        for name in (TRANSFER_LOCK, *RUN_FILES):  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
             self.path(f"{name}.part").unlink(missing_ok=True)
 
@@ -206,10 +200,14 @@ class Sweep:
 
 def held_in(folder: Path) -> set[str]:
     """What is in the folder, if there is one, but for what a killed process of ours has left."""
-    ours = {LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
+    ours = {LOCK, TRANSFER_LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
     if folder.is_dir():
         return set(os.listdir(folder)) - ours
     return {folder.name} if os.path.lexists(folder) else set()
+
+
+class FolderTaken(FileExistsError):
+    """A folder to write to holds what is not ours to go on with: another name will do."""
 
 
 @contextmanager
@@ -220,7 +218,7 @@ def claimed(
 
     Yields notes: that there are no locks here. Folders that the block leaves empty go again.
     Raises ValueError if the folder lies within one of the data folders, or in a sweep that another
-    process writes; FileExistsError if it holds what it may not, BlockingIOError if another process
+    process writes; FolderTaken if it holds what it may not, BlockingIOError if another process
     has it.
     """
 
@@ -228,7 +226,7 @@ def claimed(
         held = held_in(folder)
         if held and not may_hold(held):
             got = "a sweep" if SWEEP in held else "another run" if CONFIG in held else "other files"
-            raise FileExistsError(
+            raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
                 f"goes on with, got one with {got}: pass another --out or remove it"
             )

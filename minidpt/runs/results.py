@@ -7,7 +7,6 @@ markdown, write_csv: the tables
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,16 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from ..data.layouts import LAYOUTS
-from ..files import cell, entries, good_name, one_line, one_line_errors, replacing, shown
+from ..files import (
+    entries,
+    good_name,
+    one_line,
+    one_line_errors,
+    printable,
+    replacing,
+    shown,
+    write_rows,
+)
 from ..model import METHODS
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
@@ -323,21 +331,23 @@ def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
     seeds = sorted({seed for row in rows for seed in row.accuracies})
-    with (
-        replacing(path) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        numbers = ["seeds", "zero_shot_accuracy", "accuracy", "std"]
-        writer.writerow([*Row._fields[:7], *numbers, *(f"seed {seed}" for seed in seeds)])
-        for row in rows:
-            numbers = [len(row.accuracies), row.zero_shot_accuracy, row.accuracy, row.std]
-            each = (row.accuracies.get(seed, "") for seed in seeds)
-            writer.writerow([*map(cell, row[:7]), *numbers, *each])
-        for base, new, mean in base_to_new(rows):
-            zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
-            both = base._replace(tested=f"{base.dataset}, harmonic mean of base and new")
-            writer.writerow([*map(cell, both[:7]), len(base.accuracies), zero_shot, mean, ""])
+    header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
+    header += [f"seed {seed}" for seed in seeds]
+    lines = [(row, row.zero_shot_accuracy, row.accuracy, row.std) for row in rows]
+    for base, new, mean in base_to_new(rows):
+        zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
+        means = {
+            seed: harmonic_mean(accuracy, new.accuracies[seed])
+            for seed, accuracy in base.accuracies.items()
+            if seed in new.accuracies
+        }
+        tested = f"{base.dataset}, harmonic mean of base and new"
+        lines.append((base._replace(tested=tested, accuracies=means), zero_shot, mean, ""))
+    write_rows(path, header, (
+        [*map(printable, map(str, row[:7])), len(row.accuracies), *numbers,
+         *(row.accuracies.get(seed, "") for seed in seeds)]
+        for row, *numbers in lines
+    ))  # fmt: skip
 
 
 @one_line_errors

@@ -256,6 +256,18 @@ def test_broken_split_files_get_one_line(tmp_path, content):
         data.read_split(tmp_path / "none.json", tmp_path)
 
 
+@pytest.mark.parametrize("row", ["[],", '["a",0,"b"],'])
+def test_a_split_file_may_list_two_million_pictures_and_no_more(tmp_path, row):
+    separators = row.count(",") + row.count("[")
+    path, rows = tmp_path / "s.json", row * (10_000_000 // separators + 1)
+    path.write_text('{"train": [' + rows[:-1] + "]}")
+    with pytest.raises(ValueError, match="s.json: expected at most .* 10,000,000 entries, got 10,"):
+        data.read_split(path)
+    separators = "," * 5 * 1_300_000  # as many as a row and a line for each of ImageNet's have
+    path.write_text(json.dumps({"train": [["a", 0, "b"]], "template": separators}))
+    assert data.split_content(path)["train"] == [["a", 0, "b"]]
+
+
 def split_of(folder: Path, **changes) -> Path:
     """A split file of three drawn classes, with other entries."""
     draw_classes(folder, {"a": 1, "b": 1, "c": 1})

@@ -619,6 +619,26 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
+    trained, tmp_path, monkeypatch, error, status
+):
+    predict = minidpt.PromptedCLIP.predict
+
+    def stopped(model, image, *options):
+        if image == "c.png":
+            raise error
+        return predict(model, image, *options)
+
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
+    images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
+    options = ["--image", *images, "--csv", "out.csv", "--top", 1]
+    result = inside("eval.py", "--run", trained[0], *options)
+    assert result.status == status and "stopped early, it has 2 of 3 images\n" in result.err
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png"]
+
+
 def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
     draw(tmp_path / "=1+1.png")
     inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
@@ -1105,6 +1125,13 @@ def test_runs_of_one_name_are_numbered(tmp_path):
             run.write_json("config.json", {})
             names.append(run.folder.name)
     assert names == ["a", "a-2", "a-3"]
+
+
+def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "runs").symlink_to("gone")
+    with pytest.raises(FileExistsError, match="runs"):
+        with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
+            pass
 
 
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():

@@ -250,3 +250,14 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
     assert set(read) == {a, b, copy}  # of another size or end: not read
     assert evaluation.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
+
+
+@pytest.mark.parametrize("step", ["_end", "_digest"])
+def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step):
+    def refused(path: str) -> bytes:
+        raise PermissionError(path)
+
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"x" * 3000)
+    monkeypatch.setattr(evaluation, step, refused)
+    assert evaluation.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""

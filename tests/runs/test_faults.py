@@ -339,6 +339,23 @@ def test_without_locks_a_run_goes_on_and_says_so(place, monkeypatch):
     assert result.status == 0 and "note: no locks here" in result.out
 
 
+def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
+    trained, place, monkeypatch
+):
+    shutil.copytree(trained, "run")
+
+    def refused(*_):
+        raise PermissionError("a folder that is only read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPTS["eval.py"], "locked", refused)
+        assert inside("eval.py", "--run", "run", "--data", place[1]).status == 0
+    Path("left").mkdir()
+    Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed
+    result = inside("train.py", *place, *SCHEDULE, "--epochs", 0, "--out", "left")
+    assert result.status == 0 and "transfer.json.lock" not in os.listdir("left")
+
+
 def test_a_stopped_run_begins_anew_with_the_same_settings_only(place):
     command = ("train.py", *place, *SCHEDULE, "--out", "run")
     assert inside(*command).status == 0

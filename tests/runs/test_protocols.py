@@ -528,6 +528,20 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     assert "1 of them finished" in succeed("train.py", *plain, "--out", "again").out
 
 
+def test_runs_of_versions_without_max_pixels_and_white_are_gone_on_with(sweep):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    for path in Path("again").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        del config["max_pixels"], config["white"]
+        path.write_text(json.dumps(config))
+    more = [*command[: command.index("--method")], "--method", "coop", "--shots", 1]
+    out = succeed("train.py", *more, "--seed", 0, 2, 4, "--out", "again").out
+    assert "3 runs in again, 2 of them finished" in out
+    rows = [row for row in read_csv("again/table.csv") if row["method"] == "coop"]
+    assert sorted((row["shots"], row["seeds"]) for row in rows) == [("1", "3"), ("3", "2")]
+
+
 def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1)
     succeed("train.py", *command, "--out", "runs/all")
@@ -695,6 +709,19 @@ def test_the_csv_has_a_value_for_each_seed(tmp_path):
     found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
     assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
     assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
+
+
+def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
+    halves = {"base": {1: 60.0, 2: 80.0, 3: 9.0}, "new": {1: 30.0, 2: 20.0}}
+    rows = [
+        results.Row("DTD", "DTD, base classes", f"DTD, {half} classes", "tiny", "dpt", 16, "", 50.0,
+                    accuracies)
+        for half, accuracies in halves.items()
+    ]  # fmt: skip
+    results.write_csv(rows, tmp_path / "table.csv")
+    mean = read_csv(tmp_path / "table.csv")[2]
+    assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
+    assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
 
 
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
