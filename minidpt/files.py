@@ -32,7 +32,6 @@ MAX_MESSAGE = 500  # characters of an error
 NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training pictures has 0.1 G
 MAX_PICTURES = 2_000_000  # rows of a list of pictures; ImageNet has 1.3 million for training
-MAX_ROW = 1_000_000  # characters of one of them
 MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
 MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
@@ -42,10 +41,7 @@ def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
     """A text in one line that is safe to print: control characters as \\x1b, the middle cut."""
     text = str(text)
     text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in " ".join(text.split())
-    )
+    shown = printable(" ".join(text.split()))
     cut = limit // 3
     return shown if len(shown) <= limit else f"{shown[: limit - cut - 3]} … {shown[-cut:]}"
 
@@ -244,10 +240,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:
-    """Write a CSV file whole; names of files that are no text keep their bytes."""
+def write_rows(
+    path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable], errors="surrogateescape"
+) -> None:
+    """Write a CSV file whole; by default names of files that are no text keep their bytes."""
     with replacing(path) as unfinished:
-        with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
             csv.writer(file).writerows(map(cell, row) for row in (header, *rows))
 
 

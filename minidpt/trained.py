@@ -17,12 +17,12 @@ from .checkpoints.saved import SavedModel, not_saved, read_model, write_model
 from .clip.network import CLIP, check_tensors
 from .clip.pictures import Picture
 from .clip.transforms import normalize, test_pixels
-from .files import MAX_CLASSES, one_line_errors, shown
+from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, image_prompts
 from .prompts import words_of
 
 PREDICT_BATCH = 100
-MAX_TEXT = 1000  # characters of a class name, a template or a phrase; CLIP takes 77 tokens
+MAX_TEXT = 1000  # characters of a template; CLIP takes 77 tokens
 
 
 class Prediction(NamedTuple):
@@ -154,12 +154,11 @@ def build_model(
     if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
         got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
         raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
-    for text in (template, *classnames):
-        if not isinstance(text, str) or len(text) > MAX_TEXT:
-            expected = f"template and class names of at most {MAX_TEXT} characters"
-            raise ValueError(f"expected {expected}, got {shown(text)}")
-    if blank := [name for name in classnames if not name.replace("_", " ").strip()]:
-        raise ValueError(f"expected a name for each class, got {shown(blank[0])}")
+    for name in classnames:
+        good_name(name, "class names")
+    if not isinstance(template, str) or len(template) > MAX_TEXT:
+        expected = f"a template of at most {MAX_TEXT} characters"
+        raise ValueError(f"expected {expected}, got {shown(template)}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
     length = clip.context_length

@@ -62,10 +62,7 @@ _BEGINNINGS = re.compile(  # of JPEG, PNG, GIF, TIFF, BMP, PPM, WebP, AVIF and H
 
 
 class Pictures(list[str]):
-    """The files of pictures, and the number of others that are not read, by what they are.
-
-    Of folders that systems make, too: "@eaDir/".
-    """
+    """The files of pictures, and how many pictures and "@eaDir/" are not read, by what they are."""
 
     def __init__(self, files: Iterable[str], unread: Counter[str]):
         super().__init__(files)
@@ -137,14 +134,9 @@ def _passed_over(entry: os.DirEntry) -> str:
 
 def unread_note(unread: Counter[str]) -> str:
     """How many pictures and system folders are not read, of which kinds; empty if none."""
-    notes: dict[bool, list[str]] = {False: [], True: []}
-    for what, count in sorted(unread.items(), key=lambda kind: (-kind[1], kind)):
-        notes[what.endswith("/")].append(f"{count} {what}")
-    named, folders = map(", ".join, notes.values())
-    pictures = f"pictures not read: {named} (convert or rename them)" if named else ""
-    return "; ".join(
-        filter(None, (pictures, f"system folders not read: {folders}" * bool(folders)))
-    )
+    kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
+    named = ", ".join(f"{count} {what}" for what, count in kinds)
+    return f"not read: {named} (convert or rename pictures)" if named else ""
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:

@@ -18,19 +18,16 @@ from typing import Any, NoReturn
 import torch
 
 from ..clip.network import CLIP
-from ..files import (
-    one_line,
-    printable,
-)
+from ..files import one_line, printable
+from ..model import BOUNDS as OF_PROMPTS
 
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
 BOUNDS = {
     "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
-    "class_chunk": (0, 10**6), "workers": (0, 1000), "n_ctx": (1, 1000), "n_visual": (0, 1000),
-    "max_pixels": (1, 10**12), "visual_layers": (1, 1000), "class_aware_from": (1, 1000),
-    "top_k": (1, 10**6), "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6),
-    "top": (1, 10**6), "alpha": (0, math.inf), "visual_lr": (0, math.inf), "text_lr": (0, math.inf),
+    "class_chunk": (0, 10**6), "workers": (0, 1000), "max_pixels": (1, 10**12), "top": (1, 10**6),
+    "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
+    "text_lr": (0, math.inf), **OF_PROMPTS,
 }  # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,10 +12,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -103,12 +103,12 @@ def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     keys: list[dict[str, tuple]] = [dict.fromkeys(train, ()), dict.fromkeys(test, ())]
     for read in (_size, _end, _digest):
         for number, known in enumerate(keys):
-            keys[number] = {path: (*key, _or_none(read, path)) for path, key in known.items()}
+            keys[number] = {}
+            for path, key in known.items():
+                with suppress(OSError):
+                    keys[number][path] = (*key, read(path))
         both = set(keys[0].values()) & set(keys[1].values())
-        keys = [
-            {path: key for path, key in own.items() if key in both and None not in key}
-            for own in keys
-        ]
+        keys = [{path: key for path, key in own.items() if key in both} for own in keys]
     copies = list(keys[1])
     if not copies:
         return ""
@@ -117,13 +117,10 @@ def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     )
 
 
-def _or_none(read: Callable[[str], Any], path: str) -> Any:
-    with suppress(OSError):
-        return read(path)
-
-
-def _size(path: str) -> int | None:
-    return os.path.getsize(path) if os.path.isfile(path) else None
+def _size(path: str) -> int:
+    if not os.path.isfile(path):  # a fifo would be waited for
+        raise FileNotFoundError(path)
+    return os.path.getsize(path)
 
 
 def _end(path: str) -> bytes:

@@ -15,16 +15,7 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from ..data.layouts import LAYOUTS
-from ..files import (
-    entries,
-    good_name,
-    one_line,
-    one_line_errors,
-    printable,
-    replacing,
-    shown,
-    write_rows,
-)
+from ..files import entries, good_name, one_line, one_line_errors, replacing, shown, write_rows
 from ..model import METHODS
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
@@ -343,11 +334,11 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         }
         tested = f"{base.dataset}, harmonic mean of base and new"
         lines.append((base._replace(tested=tested, accuracies=means), zero_shot, mean, ""))
-    write_rows(path, header, (
-        [*map(printable, map(str, row[:7])), len(row.accuracies), *numbers,
-         *(row.accuracies.get(seed, "") for seed in seeds)]
+    cells = (
+        [*row[:7], len(row.accuracies), *numbers, *(row.accuracies.get(s, "") for s in seeds)]
         for row, *numbers in lines
-    ))  # fmt: skip
+    )
+    write_rows(path, header, cells, "backslashreplace")
 
 
 @one_line_errors

@@ -120,7 +120,7 @@ def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["a", "b", "recycler", "temporary items"]
     (note,) = dataset.notes
-    assert note.startswith("system folders not read: 2 #recycle/, 2 $RECYCLE.BIN/, 2 @eaDir/, 2 ")
+    assert note.startswith("not read: 2 #recycle/, 2 $RECYCLE.BIN/, 2 @eaDir/, 2 ")
     assert sorted(f for f in files(everything(dataset), tmp_path) if f.startswith("a/")) == [
         "a/deep/er/UPPER.JPG",
         "a/image_0001.png",
@@ -615,13 +615,13 @@ def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
     (tmp_path / "b" / "deep").mkdir()
     (tmp_path / "b" / "deep" / "x.cr2").write_bytes(b"")
     os.mkfifo(tmp_path / "b" / "pipe")
-    expected = "pictures not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename them)"
+    expected = "not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename pictures)"
     assert set(expected.split(", ")) <= set(open_dataset(tmp_path).notes[0].split(", "))
     assert folders.images_in(tmp_path).unread == {".cr2": 3, ".jp2": 1, "without ending": 1}
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.nef").write_bytes(b"")
-    with pytest.raises(ValueError, match="got none for 'a'; pictures not read: 1 .cr2, 1 .nef"):
+    with pytest.raises(ValueError, match="got none for 'a'; not read: 1 .cr2, 1 .nef"):
         open_dataset(tmp_path)
 
 

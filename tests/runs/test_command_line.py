@@ -789,7 +789,7 @@ def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path
     options = ["--data", folder, "--model", place.clip, *SHORT, "--epochs", 0, "--out", "run"]
     copy = folder / split["test"][0][0]
     note = f"test images that are also training images, byte for byte: 1, as {copy}\n"
-    unread = "pictures not read: 1 .heics (convert or rename them)\n"
+    unread = "not read: 1 .heics (convert or rename pictures)\n"
     result = inside("train.py", *options)
     assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
     assert f"note: {note}" in inside("eval.py", "--run", "run").out
