@@ -388,9 +388,10 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
     longest = settings.warmup_epochs if model.config.learns_image else TEXT_WARMUP
     steps = max(epochs - longest, 0) * max(len(drawn.train) // settings.batch_size, 1)
     if epochs and steps < FEW_STEPS:
-        say(f"note: {steps} training steps after {min(longest, epochs)} epochs of warm-up "
-            f"({FEW_STEPS} is few): the accuracy tells little about the method or the number of "
-            "shots: pass more --epochs or fewer --warmup-epochs")  # fmt: skip
+        fewer = " or fewer --warmup-epochs" if model.config.learns_image else ""
+        say(f"note: training steps after warm-up: {steps}; with less than {FEW_STEPS} the "
+            "accuracy tells little about the method or the number of shots: pass more --epochs"
+            + fewer)  # fmt: skip
     if model.config.guided and 0 < epochs <= settings.guidance_epochs:
         say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip

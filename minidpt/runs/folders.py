@@ -30,7 +30,7 @@ from ..files import (
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
 SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
-RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, CONFIG)
+RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, TRANSFER_LOCK, CONFIG)
 SWEEP_FILES = (SWEEP, "table.md", "table.csv")
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
@@ -93,7 +93,7 @@ class Run:
     def create(self) -> None:
         """Make the folder, without what an interrupted run has left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (TRANSFER_LOCK, *RUN_FILES):  # it is a run to the last
+        for name in RUN_FILES:  # it is a run to the last
             self.path(name).unlink(missing_ok=True)
             self.path(f"{name}.part").unlink(missing_ok=True)
 
@@ -225,7 +225,15 @@ def claimed(
     def check() -> None:
         held = held_in(folder)
         if held and not may_hold(held):
-            got = "a sweep" if SWEEP in held else "another run" if CONFIG in held else "other files"
+            got = (
+                "a sweep"
+                if SWEEP in held
+                else "a finished run"
+                if SUMMARY in held
+                else "another run"
+                if CONFIG in held
+                else "other files"
+            )
             raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
                 f"goes on with, got one with {got}: pass another --out or remove it"
@@ -262,7 +270,8 @@ def check_outside(folder: Path, data: Iterable[Path]) -> None:
     for root in data:
         if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
-                f"output folder {folder}: expected one outside the data folder {root}: pass --out"
+                f"output folder {folder}: expected one outside the data folder {root}: pass "
+                "another --out"
             )
 
 

@@ -884,19 +884,24 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(pla
 
 def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(place):
     command = ("--data", place.data, "--model", place.clip, *SHORT, "--epochs", 2)
-    few, none = ("--warmup-epochs", 2, "--guidance-epochs", 2), "note: 0 training steps after 2 "
+    few, none = (
+        ("--warmup-epochs", 2, "--guidance-epochs", 2),
+        "note: training steps after warm-up: 0;",
+    )
     out = inside("train.py", *command, *few).out
     assert none in out and "note: all 2 epochs are guidance" in out
     out = inside("train.py", *command, *few, "--method", "vpt").out
     assert none in out and "are guidance" not in out
     out = inside("train.py", *command, *few, "--method", "coop").out
-    assert "note: 2 training steps after 1 epochs" in out and "note: all" not in out
+    assert "note: training steps after warm-up: 2;" in out and "note: all" not in out
     assert "note: all" not in inside("train.py", *command, "--guidance-epochs", 1).out
 
 
 def test_fewer_than_ten_steps_after_warm_up_are_said(place):
     command = ("--data", place.data, "--model", place.clip, *SHORT)  # 2 steps an epoch
-    assert "note: 8 training steps" in inside("train.py", *command, "--epochs", 5).out
+    assert (
+        "note: training steps after warm-up: 8;" in inside("train.py", *command, "--epochs", 5).out
+    )
     assert "training steps" not in inside("train.py", *command, "--epochs", 6).out
     assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
 
@@ -929,7 +934,7 @@ def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is
     shutil.copytree(trained[0], "run")
     Path("files").mkdir()
     Path("files", "notes.txt").write_text("mine")
-    for folder, held in {"run": "another run", "files": "other files"}.items():
+    for folder, held in {"run": "a finished run", "files": "other files"}.items():
         before = listing(Path(folder))
         result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", folder)
         assert_one_line(result, "train.py", folder, held, "another --out")
