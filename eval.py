@@ -48,7 +48,7 @@ from minidpt.runs import (
     report,
     run_command,
 )
-from minidpt.transforms import white_note
+from minidpt.transforms import MAX_PIXELS, white_note
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 
@@ -84,7 +84,7 @@ def parse_arguments():
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     if args.top < 1:

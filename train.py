@@ -71,7 +71,7 @@ from minidpt.runs import (
     versions,
 )
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
-from minidpt.transforms import normalize, white_note
+from minidpt.transforms import MAX_PIXELS, normalize, white_note
 
 LEARNING = {  # options that zero-shot CLIP has no use for
     "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
@@ -116,7 +116,7 @@ def parse_arguments():
         help="torch.compile: a slow start, then faster steps; for long runs; "
         "on a CPU it needs a C++ compiler")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
