@@ -48,7 +48,7 @@ from minidpt.runs import (
     report,
     run_command,
 )
-from minidpt.transforms import MAX_PIXELS, white_note
+from minidpt.transforms import MAX_PIXELS, white_notes
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 
@@ -170,8 +170,8 @@ def main() -> int:
             white = model.white
             if white is not None:  # runs of earlier versions have none
                 white = white_of(test.deep, white, args.workers)
-            if white:
-                print(f"note: {white_note(white)}")
+                for note in white_notes(white, test.deep.values()):
+                    print(f"note: {note}")
             test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:

@@ -71,7 +71,7 @@ from minidpt.runs import (
     versions,
 )
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
-from minidpt.transforms import MAX_PIXELS, normalize, white_note
+from minidpt.transforms import MAX_PIXELS, normalize, white_notes
 
 LEARNING = {  # options that zero-shot CLIP has no use for
     "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
@@ -333,11 +333,12 @@ def train(
     tested = [item.path for _, other in tests.values() for item in other.items]
     if note := copies_note(paths, tested):
         print(f"note: {note}")
-    white = white_of(deep_pictures(paths, args.workers), workers=args.workers)
-    deep = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
-    model.white = white = white_of(deep, white, args.workers)
-    if white:
-        print(f"note: {white_note(white)}")
+    deep = deep_pictures(paths, args.workers)
+    deep_tests = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
+    white = white_of(deep_tests, white_of(deep, workers=args.workers), args.workers)
+    model.white = white
+    for note in white_notes(white, (deep | deep_tests).values()):
+        print(f"note: {note}")
     store.fill(paths, args.workers, white, others=tested)
     for _, other in tests.values():
         other.show_by(white)

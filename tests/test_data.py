@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import struct
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -418,6 +420,22 @@ def test_one_white_is_found_for_many_pictures(deep):
     assert data.white_of(found) == {"integer": 1023, "float": 255}
     assert data.white_of(found, {"float": 1.0}) == {"integer": 1023, "float": 1.0}
     assert data.white_of({}) == {}
+
+
+def test_pictures_of_16_bits_a_colour_are_told_from_those_of_8(tmp_path):
+    # Pillow writes none: the header of a PNG, and of one of 8 bits
+    for name, bits in [("deep.png", 16), ("plain.png", 8)]:
+        header = struct.pack(">IIBBBBB", 5, 5, bits, 2, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n"
+        for chunk, body in [(b"IHDR", header), (b"IDAT", b"")]:
+            checksum = struct.pack(">I", zlib.crc32(chunk + body))
+            content += struct.pack(">I", len(body)) + chunk + body + checksum
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in ("deep.png", "plain.png")]
+    found = data.deep_pictures(paths)
+    assert found == {paths[0]: "colour"} and data.white_of(found) == {}
+    (note,) = transforms.white_notes({}, found.values())
+    assert note.startswith("1 pictures have 16 bits a colour")
 
 
 def test_batches_show_dark_pictures_darker_than_bright_ones(deep):
