@@ -52,7 +52,7 @@ from minidpt.runs import (
     run_command,
     say,
 )
-from minidpt.transforms import white_note
+from minidpt.transforms import MAX_PIXELS, white_notes
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -89,7 +89,7 @@ def parse_arguments():
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:
@@ -173,8 +173,8 @@ def main() -> int:
             white = model.white
             if white is not None:  # runs of earlier versions have none
                 white = white_of(test.deep, white, args.workers)
-            if white:
-                say(f"note: {white_note(white)}")
+                for note in white_notes(white, test.deep.values()):
+                    say(f"note: {note}")
             test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
             if other:

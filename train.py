@@ -81,7 +81,7 @@ from minidpt.runs import (
     versions,
 )
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
-from minidpt.transforms import normalize, white_note
+from minidpt.transforms import MAX_PIXELS, normalize, white_notes
 
 FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
 LEARNING = {  # options that zero-shot CLIP has no use for
@@ -127,7 +127,7 @@ def parse_arguments():
         help="torch.compile: a slow start, then faster steps; for long runs; "
         "on a CPU it needs a C++ compiler")
     add("--workers", type=int, default=2, help="threads that read images")
-    add("--max-pixels", type=int, default=transforms.MAX_PIXELS, help="of an image that is read")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
@@ -364,11 +364,12 @@ def train(
     tested = [item.path for _, other in tests.values() for item in other.items]
     if note := copies_note(paths, tested):
         say(f"note: {note}")
-    white = white_of(deep_pictures(paths, args.workers), workers=args.workers)
-    deep = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
-    model.white = white = white_of(deep, white, args.workers)
-    if white:
-        say(f"note: {white_note(white)}")
+    deep = deep_pictures(paths, args.workers)
+    deep_tests = {path: kind for _, other in tests.values() for path, kind in other.deep.items()}
+    white = white_of(deep_tests, white_of(deep, workers=args.workers), args.workers)
+    model.white = white
+    for note in white_notes(white, (deep | deep_tests).values()):
+        say(f"note: {note}")
     store.fill(paths, args.workers, white, others=tested)
     for _, other in tests.values():
         other.show_by(white)

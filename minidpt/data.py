@@ -457,7 +457,7 @@ def _seen(path: str, read: Callable, view: Callable, *arguments: object) -> np.n
 
 
 def deep_pictures(paths: list[str], workers: int = 2) -> dict[str, str]:
-    """Path -> "integer" or "float" of the pictures of more than 8 bits, found by their headers."""
+    """Path -> `kind_of` the pictures of more than 8 bits, found by their headers."""
     kinds = _in_order(_or_none(kind_of), paths, workers, ahead=2 * workers)
     with closing(kinds):
         return {path: kind for path, kind in zip(paths, kinds, strict=True) if kind}
@@ -466,7 +466,7 @@ def deep_pictures(paths: list[str], workers: int = 2) -> dict[str, str]:
 def white_of(deep: Mapping[str, str], white: White | None = None, workers: int = 2) -> White:
     """One white level for all of `deep_pictures`: `white`, and by their values what it lacks."""
     white = white or {}
-    wanted = [path for path, kind in deep.items() if kind not in white]
+    wanted = [path for path, kind in deep.items() if kind not in (*white, "colour")]
     largest: dict[str, float] = {}
     with closing(_in_order(_or_none(brightest), wanted, workers, ahead=2 * workers)) as values:
         for path, value in zip(wanted, values, strict=True):

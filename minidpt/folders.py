@@ -117,7 +117,8 @@ def _passed_over(entry: os.DirEntry) -> str:
 
 def unread_note(unread: Counter[str]) -> str:
     """How many pictures are not read, of which kinds; empty if there are none."""
-    named = ", ".join(f"{count} {what}" for what, count in unread.most_common())
+    kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
+    named = ", ".join(f"{count} {what}" for what, count in kinds)
     return f"pictures not read: {named} (convert or rename them)" if named else ""
 
 
@@ -229,7 +230,7 @@ def assemble(
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         more += f"; {unread}" if unread else ""
         raise ValueError(
-            f"folder {root}: expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))}) of every "
+            f"folder {root}: expected pictures ({' '.join(sorted(image_suffixes()))}) of every "
             f"class, got none for '{empty[0]}'{more}: add some, remove the class, or pass the "
             f"folder of the classes if it is another"
         )

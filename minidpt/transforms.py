@@ -283,12 +283,15 @@ def _kind(image: Image.Image) -> str | None:
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
-    """`_kind` of the picture in a file, by its header alone. Raises as `open_image`."""
+    """`_kind` of the picture in a file, by its header alone. Raises as `open_image`.
+
+    "colour": 16 bits a colour, or of grey beside alpha, of which Pillow reads the upper 8 only.
+    """
     with open(path, "rb") if os.path.isfile(path) else nullcontext() as file:
         if file and file.read(2) in _AT_MOST_8_BITS:
             return None
     with _opened(path) as image:
-        return _kind(image)
+        return _kind(image) or ("colour" if ";16" in str(image.tile) else None)
 
 
 def brightest(path: str | os.PathLike) -> float:
@@ -323,10 +326,16 @@ def checked_white(white: object) -> White | None:
     return white
 
 
-def white_note(white: White) -> str:
-    """The line that says what is white."""
-    values = " and ".join(f"{value:g} ({kind})" for kind, value in white.items())
-    return f"in pictures of more than 8 bits, white is {values}"
+def white_notes(white: White, kinds: Iterable[str]) -> list[str]:
+    """The lines that say what is white in pictures of these kinds (`kind_of`)."""
+    notes = []
+    if white:
+        values = " and ".join(f"{value:g} ({kind})" for kind, value in white.items())
+        notes.append(f"in pictures of more than 8 bits, white is {values}")
+    if colours := list(kinds).count("colour"):
+        notes.append(f"{colours} pictures have 16 bits a colour, of which the upper 8 are read: "
+                     "convert them to 8 bits if their values need no more than 12")  # fmt: skip
+    return notes
 
 
 def _least(whites: Iterable[float], value: float) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from image_folders import draw, draw_classes
@@ -40,7 +41,7 @@ from scripts import (
 from tiny_models import DEEP
 
 import minidpt
-from minidpt import data, demo, naming, runs
+from minidpt import data, demo, naming, runs, transforms
 
 COLOURS = {  # of the pictures in a class folder
     "Owl": (50, 70, 190),
@@ -702,6 +703,90 @@ def test_broken_images_are_named_all_at_once(trained, tmp_path, place, which):
         other.write_text("no picture")
     result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
     assert_one_line(result, "train.py", str(broken), "2 more", *map(str, others))
+
+
+def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_path, place):
+    folder = shutil.copytree(place.data, tmp_path / "data")
+    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    broken = [folder / split[which][0][0] for which in ("train", "test")]
+    for path in broken:
+        path.write_text("no picture")
+    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", "1 more", *map(str, broken))
+
+
+# What is said of pictures
+
+
+@pytest.fixture(scope="module")
+def deep(place, tmp_path_factory) -> Path:
+    """The pictures in 12 bits of grey."""
+    folder = tmp_path_factory.mktemp("deep") / "pictures"
+    for path in place.data.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey).save(folder / path.parent.name / path.name)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["zeroshot", "coop"])
+def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, method):
+    options = ["--data", deep, "--model", place.clip, "--method", method, *SHORT]
+    result = inside("train.py", *options, "--out", "run")
+    note = "note: in pictures of more than 8 bits, white is 4095 (integer)\n"
+    assert result.status == 0 and note in result.out
+    assert json.loads(Path("run/config.json").read_text())["white"] == {"integer": 4095}
+    assert minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0]).white["integer"] == 4095
+    tested = inside("eval.py", "--run", "run")
+    assert note in tested.out
+    accuracy = f"{method} accuracy {summary('run')['accuracy']:.2f} %"
+    assert (
+        accuracy in tested.out and accuracy in inside("eval.py", "--run", "run", "--data", deep).out
+    )
+
+    # and it is the accuracy of the same pictures in 8 bits
+    for path in deep.rglob("*.png"):
+        values = np.asarray(Image.open(path)) * (255 / 4095)
+        copy = tmp_path / "pictures" / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.round().astype(np.uint8)).save(copy)
+    options[1] = tmp_path / "pictures"
+    result = inside("train.py", *options, "--out", "eight")
+    assert result.status == 0 and "more than 8 bits" not in result.out
+    assert summary("eight")["accuracy"] == summary("run")["accuracy"]
+    assert json.loads(Path("eight/config.json").read_text())["white"] == {}
+
+
+def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path):
+    folder = shutil.copytree(place.data, tmp_path / "data")
+    (folder / "gnu" / "x.heics").write_bytes(b"")
+    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    shutil.copy(folder / split["train"][0][0], folder / split["test"][0][0])
+    options = ["--data", folder, "--model", place.clip, *SHORT, "--epochs", 0, "--out", "run"]
+    copy = folder / split["test"][0][0]
+    note = f"test images that are also training images, byte for byte: 1, as {copy}\n"
+    unread = "pictures not read: 1 .heics (convert or rename them)\n"
+    result = inside("train.py", *options)
+    assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
+    assert f"note: {note}" in inside("eval.py", "--run", "run").out
+    result = inside("eval.py", "--run", "run", "--image", folder / "gnu")
+    assert f"note: {folder / 'gnu'}: {unread}" in result.out
+
+
+def test_images_of_more_than_max_pixels_are_refused(trained, place, monkeypatch):
+    monkeypatch.setattr(transforms, "MAX_PIXELS", transforms.MAX_PIXELS)  # put back at the end
+    options = ["--data", place.data, "--model", place.clip, "--out", "run", *SHORT]
+    result = inside("train.py", *options, "--max-pixels", 620)
+    expected = "expected at most 620 pixels, got 621 (27 x 23)"
+    assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
+    picture = place.data / "gnu" / "0.png"
+    result = inside("eval.py", "--run", trained[0], "--image", picture, "--max-pixels", 620)
+    assert_one_line(result, "eval.py", expected, str(picture))
+    result = inside("eval.py", "--run", trained[0], "--image", picture, "--max-pixels", 621)
+    assert result.status == 0
+    for script, *needed in [("train.py",), ("eval.py", "--run", trained[0])]:
+        result = inside(script, *needed, "--max-pixels", 0)
+        assert_one_line(result, script, "--max-pixels: expected at least 1")
 
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import struct
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -472,3 +474,70 @@ def test_senseless_sizes_are_refused_at_once(pictures):
     with pytest.raises(ValueError, match="got 4 and -1"):
         data.train_batches(pictures, 7, 4, 1, 0, workers=-1)
     assert list(data.test_batches([], 7, 4)) == []
+
+
+# ---- pictures of more than 8 bits
+
+
+@pytest.fixture
+def deep(tmp_path) -> list[data.Item]:
+    """Three of integers, the brightest with 900; two of floats; one of 8 bits; one broken."""
+    values = {"a": 800, "b": 900, "c": 30, "d": 0.5, "e": 200.0, "f": 7}
+    kinds = {"a": np.uint16, "b": np.uint16, "c": np.uint16, "d": np.float32, "e": np.float32}
+    items = []
+    for name, value in values.items():
+        pixels = np.full((9, 9), value, kinds.get(name, np.uint8))
+        Image.fromarray(pixels).save(tmp_path / f"{name}.tiff")
+        items.append(data.Item(str(tmp_path / f"{name}.tiff"), 0, "grey"))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return [*items, data.Item(str(tmp_path / "broken.png"), 0, "grey")]
+
+
+def test_one_white_is_found_for_many_pictures(deep):
+    found = data.deep_pictures([item.path for item in deep])
+    kinds = {Path(path).stem: kind for path, kind in found.items()}
+    integer, real = dict.fromkeys("abc", "integer"), dict.fromkeys("de", "float")
+    assert kinds == integer | real
+    assert data.white_of(found) == {"integer": 1023, "float": 255}
+    assert data.white_of(found, {"float": 1.0}) == {"integer": 1023, "float": 1.0}
+    assert data.white_of({}) == {}
+
+
+def test_pictures_of_16_bits_a_colour_are_told_from_those_of_8(tmp_path):
+    # Pillow writes none: the header of a PNG, and of one of 8 bits
+    for name, bits in [("deep.png", 16), ("plain.png", 8)]:
+        header = struct.pack(">IIBBBBB", 5, 5, bits, 2, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n"
+        for chunk, body in [(b"IHDR", header), (b"IDAT", b"")]:
+            checksum = struct.pack(">I", zlib.crc32(chunk + body))
+            content += struct.pack(">I", len(body)) + chunk + body + checksum
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in ("deep.png", "plain.png")]
+    found = data.deep_pictures(paths)
+    assert found == {paths[0]: "colour"} and data.white_of(found) == {}
+    (note,) = transforms.white_notes({}, found.values())
+    assert note.startswith("1 pictures have 16 bits a colour")
+
+
+def test_batches_show_dark_pictures_darker_than_bright_ones(deep):
+    white, items = {"integer": 1023}, deep[:3]
+    shown = [round(255 * value / 1023) for value in (800, 900, 30)]
+    store = data.ImageStore()
+    store.fill([item.path for item in items], white=white)
+    for batches in (
+        data.test_batches(items, 5, 3, white=white),
+        data.train_batches(items, 5, 3, 1, 0, white=white),
+        data.train_batches(items, 5, 3, 1, 0, store),
+    ):
+        (batch,) = batches
+        assert sorted(batch.images[:, 0, 2, 2].tolist()) == sorted(shown)
+    store.fill([item.path for item in items], white={"integer": 65535})  # another run's
+    assert np.asarray(store.get(items[0].path))[0, 0, 0] == round(255 * 800 / 65535)
+    assert len(store) == 3
+
+
+def test_broken_pictures_that_are_read_next_are_named_with_the_first(deep, tmp_path):
+    other = tmp_path / "other.png"
+    other.write_text("no picture")
+    with pytest.raises(ValueError, match="broken.png.*1 more: .*other.png"):
+        data.ImageStore().fill([item.path for item in deep], others=[str(other)])

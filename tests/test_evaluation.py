@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import minidpt
 from minidpt import data, evaluation
-from minidpt.transforms import Preprocess
+from minidpt.transforms import Preprocess, normalize
 
 CLASSNAMES = ["ox", "owl", "gnu"]
 
@@ -213,3 +213,38 @@ def test_the_least_recently_used_features_make_room(tmp_path, clip, items):
     assert sorted(folder.iterdir()) == sorted([files[0], files[2]])
     cached(folder, items, clip, max_bytes=size)
     assert not evaluation.FeatureCache(folder).file(clip, items).exists()  # too large
+
+
+# Pictures of more than 8 bits, and copies
+
+
+def test_another_white_is_another_test(tmp_path, clip):
+    noise = np.random.default_rng(0).integers(0, 4096, (30, 30)).astype(np.uint16)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    items = [data.Item(str(tmp_path / "a.png"), 0, "ox")]
+    test = evaluation.TestSet(items, clip, white={"integer": 4095}, workers=0)
+    first, (pixels, _) = test.features(), next(test.pixels())
+    image = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
+    expected = Preprocess(clip.visual.resolution)(image)
+    assert torch.equal(normalize(pixels)[0], expected)
+    assert test.deep == {items[0].path: "integer"}
+    test.show_by({"integer": 65535})
+    assert not torch.equal(test.features(), first)
+    for white in (None, {"integer": 4095}, {"integer": 65535}):  # files of their own
+        cache = evaluation.FeatureCache(tmp_path / "features")
+        evaluation.TestSet(items, clip, white=white, cache=cache).features()
+    assert len(list((tmp_path / "features").iterdir())) == 3
+
+
+def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
+    contents = {"a": b"x" * 3000, "b": b"y" + b"x" * 2999, "c": b"x" * 2999 + b"y", "d": b"xx"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "copy").write_bytes(contents["a"])
+    read, digest = [], evaluation._digest
+    monkeypatch.setattr(evaluation, "_digest", lambda path: read.append(path) or digest(path))
+    a, b, c, d, copy = (str(tmp_path / name) for name in ("a", "b", "c", "d", "copy"))
+    note = evaluation.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
+    assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
+    assert set(read) == {a, b, copy}  # of another size or end: not read
+    assert evaluation.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""

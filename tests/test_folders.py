@@ -1,12 +1,13 @@
 """Any folder of pictures, any CSV file: what is found, how classes are called, what is refused."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from image_folders import draw, draw_classes
 
-from minidpt import data, naming, transforms
+from minidpt import data, folders, naming, transforms
 from minidpt.data import few_shot, write_split
 from minidpt.datasets import open_dataset
 
@@ -108,7 +109,10 @@ def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
     draw(tmp_path / "a" / ".hidden.png")
     draw(tmp_path / "a" / ".thumbnails" / "x.png")
     draw(tmp_path / ".git" / "x.png")
-    draw(tmp_path / "__MACOSX" / "x.png")
+    for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+                 "__pycache__", "#recycle"):  # fmt: skip
+        draw(tmp_path / name / "x.png")
+        draw(tmp_path / "a" / name / "image_0001.png" / "x.png")
     draw(tmp_path / "loose.png")
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     dataset = open_dataset(tmp_path)
@@ -566,3 +570,31 @@ def test_mistakes_get_one_line_that_names_the_folder(tmp_path, made, error, mess
     with pytest.raises(error, match=message) as raised:
         open_dataset(tmp_path / "root")
     assert str(tmp_path / "root") in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
+    draw_classes(tmp_path, {"a": 2, "b": 2})
+    content = (tmp_path / "a" / "image_0001.png").read_bytes()
+    for name in ("x.CR2", "y.cr2", "z.jp2", "endless", "words", ".hidden.cr2"):
+        (tmp_path / "a" / name).write_bytes(b"words" if name == "words" else content)
+    (tmp_path / "b" / "deep").mkdir()
+    (tmp_path / "b" / "deep" / "x.cr2").write_bytes(b"")
+    os.mkfifo(tmp_path / "b" / "pipe")
+    expected = "pictures not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename them)"
+    assert set(expected.split(", ")) <= set(open_dataset(tmp_path).notes[0].split(", "))
+    assert folders.images_in(tmp_path).unread == {".cr2": 3, ".jp2": 1, "without ending": 1}
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.nef").write_bytes(b"")
+    with pytest.raises(ValueError, match="got none for 'a'; pictures not read: 1 .cr2, 1 .nef"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_avif_and_jpeg_xl_are_pictures_where_pillow_reads_them(tmp_path, monkeypatch, reads):
+    draw_classes(tmp_path, {"a": 2})
+    for name in ("x.avif", "x.jxl"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    monkeypatch.setattr(data, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))
+    found = folders.images_in(tmp_path)
+    assert (len(found), sum(found.unread.values())) == ((4, 0) if reads else (2, 2))

@@ -7,6 +7,7 @@ Logits may differ by 2e-5 (their scale is 14), gradients by 1e-4 of their norm.
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import math
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import reference
 import torch
 import torchscript
 from golden_cases import RELATIVE, assert_close
+from PIL import Image
 from tiny_models import (
     DEEP,
     WIDE,
@@ -922,8 +924,6 @@ def test_more_prompted_layers_than_the_model_has_are_refused():
 
 
 def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
-    from PIL import Image
-
     from minidpt import model as model_module
 
     pair = Pair(OF_METHOD["vlp"])
@@ -936,3 +936,45 @@ def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeyp
     ]
     with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
         pair.model.predict(pictures, top=0)
+
+
+def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
+    pair = Pair(OF_METHOD["vlp"])
+    picture = Image.new("RGB", (23, 29), (40, 90, 0))
+    picture.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    expected = pair.model.predict(picture)
+    sources = [str(tmp_path / "a.png"), io.BytesIO(content), picture, tmp_path / "a.png"]
+    for source in sources:
+        assert pair.model.predict(source) == expected
+    found = pair.model.predict(source for source in sources)
+    assert [[p.classname for p in row] for row in found] == [[p.classname for p in expected[0]]] * 4
+    for wrong in (content, np.asarray(picture), 5, [None]):
+        with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
+            pair.model.predict(wrong)
+    for shape, kind in [((3, 21, 21), torch.float32), ((1, 3, 21, 21), torch.uint8)]:
+        with pytest.raises(ValueError, match=r"expected floats \(B, 3, 21, 21\) from preprocess"):
+            pair.model.predict(torch.zeros(shape, dtype=kind))
+
+
+def test_the_white_of_a_model_is_kept_and_used_to_predict(tmp_path):
+    pair = Pair(OF_METHOD["vlp"])
+    noise = np.random.default_rng(0).integers(0, 4096, (23, 29)).astype(np.uint16)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    plain = pair.model.predict(tmp_path / "a.png")
+    pair.model.white = {"integer": 4095}
+    by_white = pair.model.predict(tmp_path / "a.png")
+    eight_bits = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
+    assert by_white == pair.model.predict(eight_bits) != plain
+    pair.model.save(tmp_path / "model.pt")
+    again = minidpt.load_model(tmp_path / "model.pt", pair.model.clip)
+    assert again.predict(tmp_path / "a.png") == by_white
+    assert again.for_classes(["ox", "owl"]).white == {"integer": 4095}
+
+    content = torch.load(tmp_path / "model.pt")
+    del content["white"]  # as earlier versions wrote it
+    torch.save(content, tmp_path / "old.pt")
+    assert minidpt.load_model(tmp_path / "old.pt", pair.model.clip).white is None
+    torch.save({**content, "white": {"integer": "bright"}}, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match="wrong.pt"):
+        minidpt.load_model(tmp_path / "wrong.pt", pair.model.clip)

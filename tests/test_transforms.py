@@ -1,6 +1,8 @@
 """Images are read as a person sees them, and transformed exactly as torchvision does."""
 
+import io
 import math
+import os
 import random
 import struct
 import warnings
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minidpt import transforms
+from minidpt import data, transforms
 
 
 def pattern() -> Image.Image:
@@ -408,3 +410,157 @@ def test_too_large_a_picture_is_named(tmp_path, monkeypatch, limit):
         else pytest.raises(ValueError, match="a.png: too large")
     ):
         transforms.open_image(tmp_path / "a.png")
+
+
+# ---- the level of white of pictures of more than 8 bits
+
+
+def deep(folder, name: str, *values: float, kind=np.uint16):
+    """A grey picture of two values, left and right, of more than 8 bits."""
+    pixels = np.repeat(np.array([values], kind), 16, axis=0).repeat(32 // len(values), axis=1)
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_a_given_white_shows_integers_by_it_and_clips_brighter_ones(tmp_path, name):
+    path = deep(tmp_path, name, 1023, 4095)
+    assert_shows(transforms.open_image(path, {"integer": 1023}), WHITE, WHITE)
+    assert_shows(transforms.open_image(path, {"integer": 4095}), (64,) * 3, WHITE)  # 63.7
+    assert_shows(transforms.open_image(path), (4,) * 3, (16,) * 3)  # of 65535
+    assert_shows(transforms.open_image(path, {"float": 1.0}), (4,) * 3, (16,) * 3)
+
+
+def test_a_given_white_shows_a_dark_float_picture_dark(tmp_path):
+    path = deep(tmp_path, "a.tiff", 51, 102, kind=np.float32)
+    assert_shows(transforms.open_image(path, {"float": 65535}), (0,) * 3, (0,) * 3)
+    assert_shows(transforms.open_image(path, {"float": 255}), (51,) * 3, (102,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("largest", "white"),
+    [
+        (0, 255),
+        (255, 255),
+        (256, 1023),
+        (1023, 1023),
+        (1024, 4095),
+        (4096, 65535),
+        (70000, 2**31 - 1),
+    ],
+)
+def test_white_is_the_least_usual_value_that_none_exceeds(largest, white):
+    assert transforms.white_level({"integer": largest}) == {"integer": white}
+
+
+def test_white_of_floats_is_their_usual_range_or_their_largest_value():
+    levels = [transforms.white_level({"float": value})["float"] for value in (0.5, 1, 2, 999, 1e6)]
+    assert levels == [1, 1, 255, 65535, 1e6]
+
+
+@pytest.mark.parametrize(
+    "white",
+    [3, [], {"integer": 0}, {"integer": "9"}, {"integer": math.nan}, {"grey": 9}, {"float": True}],
+)
+def test_a_white_that_is_none_is_refused(white):
+    with pytest.raises(ValueError, match="^white: expected"):
+        transforms.checked_white(white)
+    assert transforms.checked_white(None) is None
+    assert transforms.checked_white({"integer": 4095, "float": 1.0}) == {
+        "integer": 4095,
+        "float": 1,
+    }
+
+
+# ---- what is read, and what is refused before it is
+
+
+def test_file_objects_are_read_as_files_are(tmp_path):
+    flag().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    with open(tmp_path / "a.png", "rb") as file:
+        assert_shows(transforms.open_image(file), RED, BLUE)
+    assert_shows(transforms.open_image(io.BytesIO(content)), RED, BLUE)
+    with pytest.raises(ValueError, match="image file object: expected a readable picture"):
+        transforms.open_image(io.BytesIO(content[:30]))
+    with pytest.raises(ValueError, match="image file object: expected a readable picture"):
+        transforms.open_image(io.StringIO("words"))
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", os.devnull):
+        with pytest.raises(ValueError, match="got a pipe, socket or device"):
+            transforms.open_image(path)
+        assert data.deep_pictures([str(path)]) == {}
+
+
+def test_avif_is_read_where_this_pillow_can(tmp_path):
+    if not transforms.formats()[len(transforms.FORMATS) :]:
+        pytest.skip("this Pillow does not read AVIF")
+    assert_shows(saved(tmp_path, flag(), "a.avif", quality=95), RED, BLUE, within=8)
+
+
+def test_the_limit_of_pixels_is_our_own_and_named(tmp_path, monkeypatch):
+    flag().save(tmp_path / "a.png")
+    monkeypatch.setattr(transforms, "PILLOWS_LIMIT", 200)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # of which 512 pixels are an error
+    assert_shows(transforms.open_image(tmp_path / "a.png"), RED, BLUE)
+    assert Image.MAX_IMAGE_PIXELS == 200
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 511)
+    expected = r"a.png: expected at most 511 pixels, got 512 \(32 x 16\).*--max-pixels"
+    with pytest.raises(ValueError, match=expected):
+        transforms.open_image(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 200
+
+
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
+    def lacking(*arguments):
+        raise MemoryError
+
+    flag().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", lacking)
+    with pytest.raises(ValueError, match="a.png: out of memory"):
+        transforms.open_image(tmp_path / "a.png")
+    monkeypatch.undo()
+    monkeypatch.setattr(transforms, "_resized", lacking)
+    item = data.Item(str(tmp_path / "a.png"), 0, "a")
+    with pytest.raises(ValueError, match="a.png: out of memory"):
+        list(data.test_batches([item], 5, 1))
+
+
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of one black pixel with more chunks before it."""
+    pixel = zlib.compress(b"\0\0")
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in [(b"IHDR", header), *chunks, (b"IDAT", pixel), (b"IEND", b"")]:
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    return content
+
+
+def tiff_of(count: int) -> bytes:
+    """A TIFF whose strips begin at so many places."""
+    tags = [(256, 4, 1, 9), (257, 4, 1, 9), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, count, 80)]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4 * count + 99)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_of((b"zTXt", b"k\0\0" + zlib.compress(bytes(30_000_000)))),
+        png_of((b"iCCP", b"k\0\0" + zlib.compress(bytes(30_000_000)))),
+        png_of()[:33] + png_of((b"abCd", b""))[33:45] * 90_000,
+        b"\xff\xd8" + b"\xff\xe5\0\x02" * 300_000,
+        b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\1x" * 300_000,  # a comment of single letters
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(9),
+        tiff_of(2_000_000),
+    ],
+    ids=["text", "profile", "chunks", "markers", "comment", "canvas", "strips"],
+)
+def test_hostile_headers_end_in_one_line(content):
+    with pytest.raises(ValueError, match="^image file object: expected") as error:
+        transforms.open_image(io.BytesIO(content))
+    assert len(str(error.value)) <= 500 and "\n" not in str(error.value)
