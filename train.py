@@ -5,8 +5,9 @@
     python train.py --data ./caltech101 --method coop dpt --shots 1 2 4 8 16 --seed 1 2 3
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
-(`minidpt.runs.Run`) that eval.py reads. With several methods, numbers of shots, seeds or data sets
-it is a sweep: a folder of runs and a table, which the same command goes on with after a stop.
+(`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
+data sets it is a sweep: a folder of runs and a table, which the same command goes on with after a
+stop.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class Job:
 
 
 def main() -> int:
-    """Data, CLIP, and a run or a sweep of runs."""
+    """The data sets, the runs on them and the folder they go to; `make_runs` does the rest."""
     args = parse_arguments()
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
@@ -196,20 +197,20 @@ def main() -> int:
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
-        name = Path("runs") / jobs[0].settings.name
-        with Run.new(args.out, roots) if args.out else Run.new_numbered(name, roots) as run:
+        out = Path("runs") / jobs[0].settings.name
+        with Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots) as run:
             jobs[0].run = run
-            return make(args, jobs, None, device, reason)
+            return make_runs(args, jobs, None, device, reason)
     else:
         names = [job.settings.name for job in jobs]
-        folder = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
-        with Sweep.new(folder, roots, names) as sweep:
+        out = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
+        with Sweep.new(out, roots, names) as sweep:
             for job in jobs:
                 job.run = sweep.run(job.settings.name)
-            return make(args, jobs, sweep, device, reason)
+            return make_runs(args, jobs, sweep, device, reason)
 
 
-def make(
+def make_runs(
     args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, reason: str
 ) -> int:
     """CLIP, and every run that has no result yet; then the table of a sweep.
@@ -229,8 +230,8 @@ def make(
         say(f"note: {note}")
     kinds = {str((job.settings.prompts, job.settings.template)): job for job in todo}
     for job in kinds.values():  # prompts that this CLIP cannot take are an error now
-        prompts = PromptConfig(**job.settings.prompts)
-        build_model(clip, job.dataset.classnames[:2], job.settings.template, prompts)
+        config = PromptConfig(**job.settings.prompts)
+        build_model(clip, job.dataset.classnames[:2], job.settings.template, config)
     if todo:
         precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
@@ -249,16 +250,11 @@ def make(
             say(f"[{number}/{len(todo)}] {job.settings.name}")
         try:
             if job.dataset is not opened:
-                tests, opened = (
-                    {
-                        subset: (
-                            tested,
-                            TestSet(tested.test, clip, workers=args.workers, cache=cache),
-                        )
-                        for subset, tested in job.subsets.items()
-                    },
-                    job.dataset,
-                )
+                tests = {
+                    subset: (tested, TestSet(tested.test, clip, workers=args.workers, cache=cache))
+                    for subset, tested in job.subsets.items()
+                }
+                opened = job.dataset
             train(job.settings, job.dataset, tests, clip, job.run, store)
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
@@ -319,13 +315,13 @@ def train(
     tests: by subset of the classes ("all", "base", "new"); the first is the one that is trained on.
     """
     started = time.monotonic()
-    subset, (whole, test) = next(iter(tests.items()))
-    drawn = draw(settings, dataset, whole, subset)
+    subset, (_, test) = next(iter(tests.items()))
+    drawn = draw(settings, dataset, tests[subset][0], subset)
     torch.manual_seed(settings.seed)
     model = build(settings, drawn, clip)
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    decode(settings, drawn, tests, model, store)
+    read_images(settings, drawn, tests, model, store)
     zero_shot = zero_shot_accuracy(model, test)
     say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
 
@@ -367,7 +363,7 @@ def train(
 
 
 def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:
-    """The training images of the run, and the test images of `whole`, the subset's data set."""
+    """The run's few training images and all test images, of the classes of the subset."""
     if settings.method == "zeroshot":
         return replace(whole, train=[], val=[])
     drawn = few_shot(dataset, settings.shots, settings.seed)
@@ -376,9 +372,9 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
 
 
 def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
-    """The prompts to learn; with notes where they cannot learn what they should."""
-    prompts = PromptConfig(**settings.prompts)
-    model = build_model(clip, drawn.classnames, settings.template, prompts)
+    """The model to train; prints notes where its settings leave too little training."""
+    config = PromptConfig(**settings.prompts)
+    model = build_model(clip, drawn.classnames, settings.template, config)
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
     count = sum(parameter.numel() for parameter in model.learned().values())
@@ -398,24 +394,24 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
     return model
 
 
-def decode(
+def read_images(
     settings: Namespace,
     drawn: Dataset,
     tests: dict[str, tuple[Dataset, TestSet]],
     model: PromptedCLIP,
     store: ImageStore,
 ) -> None:
-    """Read all images, by one white level for those of more than 8 bits."""
+    """Read all images, by one white level, which the model keeps; frozen features of the tests."""
     paths = [item.path for item in drawn.train]
-    tested = [item.path for _, test in tests.values() for item in test.items]
-    if note := copies_note(paths, tested):
+    test_paths = [item.path for _, test in tests.values() for item in test.items]
+    if note := copies_note(paths, test_paths):
         say(f"note: {note}")
     deep = deep_pictures(paths, settings.workers)
     deep_tests = {path: kind for _, test in tests.values() for path, kind in test.deep.items()}
     white = white_of(deep_tests, white_of(deep, workers=settings.workers), settings.workers)
     model.white = white
     say(*(f"note: {note}" for note in white_notes(white, (deep | deep_tests).values())))
-    store.fill(paths, settings.workers, white, others=tested)
+    store.fill(paths, settings.workers, white, others=test_paths)
     for _, test in tests.values():
         test.show_by(white)
         test.features()

@@ -133,12 +133,12 @@ class Prepared(NamedTuple):
 
     text_features: (C, E) in fp32, learned and not normalised, or the template's.
     classifier: the same, normalised.
-    prompt_keys: for each layer with visual prompts but the last one, (P, 2, H, d).
+    prompt_kv: for each layer with visual prompts but the last one, (P, 2, H, d).
     """
 
     text_features: Tensor
     classifier: Tensor
-    prompt_keys: list[Tensor]
+    prompt_kv: list[Tensor]
 
 
 class Kept(NamedTuple):
@@ -153,7 +153,10 @@ class Kept(NamedTuple):
 
 
 class PromptedModel(nn.Module):
-    """A frozen CLIP and the learned prompts of one method."""
+    """Forward pass and losses of a frozen CLIP with one method's prompts.
+
+    `PromptedCLIP` adds what is done with a model: predict, save, other classes.
+    """
 
     def __init__(self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig):
         super().__init__()
@@ -178,9 +181,8 @@ class PromptedModel(nn.Module):
         self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        self.class_chunk = (
-            self._classes_that_fit()
-        )  # classes encoded at a time in training; None: all
+        # Classes encoded at a time; None: all at once.
+        self.class_chunk = self._classes_that_fit()
         self.register_buffer("template_features", self._template_features(), persistent=False)
         self.to(clip.device)
 
@@ -240,13 +242,13 @@ class PromptedModel(nn.Module):
             rows, layout = self.text_prompts(), self.text_prompts.layout
             text_features = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
             classifier = F.normalize(text_features, dim=-1)
-        return Prepared(text_features, classifier, self.visual_keys())
+        return Prepared(text_features, classifier, self.visual_kv())
 
-    def visual_keys(self) -> list[Tensor]:
+    def visual_kv(self) -> list[Tensor]:
         """Keys and values (P, 2, H, d) of the visual prompts of each layer but the last."""
         *blocks, _ = self.clip.visual.transformer.resblocks
         prompts = () if self.visual_prompts is None else self.visual_prompts.prompts
-        return [block.prompt_keys(own) for block, own in zip(blocks, prompts)]
+        return [block.project_prompts(own) for block, own in zip(blocks, prompts)]
 
     def forward(
         self, images: Tensor | None, frozen: Tensor | None = None, branches: bool = True
@@ -285,8 +287,8 @@ class PromptedModel(nn.Module):
             top_classes = zero_shot.topk(top_k).indices  # (B, K)
             # not text_features[top_classes], whose gradient sums in an order left to the threads
             class_features = F.embedding(top_classes, text_features)  # (B, K, E)
-        features, class_aware_logits = self.encode_image(
-            tokens, prepared.prompt_keys, class_features
+        features, class_aware_logits = self.encode_tokens(
+            tokens, prepared.prompt_kv, class_features
         )
         features = F.normalize(features.float(), dim=-1)  # (B, E)
         logits = self.scaled_cosines(features, classifier)
@@ -301,14 +303,14 @@ class PromptedModel(nn.Module):
         with torch.autocast(image_features.device.type, enabled=False):
             return self.clip.logit_scale.exp() * image_features @ text_features.t()
 
-    def encode_image(
-        self, x: Tensor, prompt_keys: Sequence[Tensor], class_features: Tensor | None = None
+    def encode_tokens(
+        self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The image transformer with its prompts.
 
         Args:
             x: tokens that enter the first layer, (B, N, D), from `clip.visual.embed`.
-            prompt_keys: of `prepared`, the plain visual prompts of the first layers.
+            prompt_kv: of `prepared`, the plain visual prompts of the first layers.
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
 
         Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
@@ -323,16 +325,16 @@ class PromptedModel(nn.Module):
                 auxiliary.append(class_logits)
             if layer < len(blocks):
                 if prompts is not None:
-                    keys = block.prompt_keys(prompts)
-                elif layer <= len(prompt_keys):
-                    keys = prompt_keys[layer - 1]
+                    keys = block.project_prompts(prompts)
+                elif layer <= len(prompt_kv):
+                    keys = prompt_kv[layer - 1]
                 x = block(x, keys)
             else:
                 if prompts is None and self.visual_prompts is not None:
                     prompts = self.visual_prompts(layer)
                 x = block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
-        return self.clip.visual.project(x), class_aware_logits
+        return self.clip.visual.features_of(x), class_aware_logits
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """The training loss of a batch, a scalar in fp32.

@@ -1,7 +1,7 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
-These modules hold what is learned and nothing else. Where CLIP is needed to make them it is an
-argument; `model.py` joins them with it.
+These modules hold what is learned and constants made from CLIP, never CLIP itself: where it is needed
+to make them it is an argument; `model.py` joins them with it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TextPrompts(nn.Module):
     """A learned context of M vectors for the prompt of every class (CoOp, arXiv 2109.01134).
 
     The prompt of a class is SOS, context, name, full stop, EOT; all but the context is frozen.
-    Calling the module gives the embedded prompts of all classes, packed (`packing.py`): with one
-    context for all classes, SOS and the context before the name are stored and computed once.
+    Calling the module gives the embedded prompts of all classes, packed (`clip/packing.py`): with
+    one context for all classes, SOS and the context before the name are stored and computed once.
 
     Args:
         clip: whose token embeddings the prompts start from.
@@ -79,14 +79,14 @@ class TextPrompts(nn.Module):
         layout = pack(prompts).to(clip.device)
         self._held = layout.held
 
-        learned = layout.tokens >= vocabulary
-        known = replace(layout, tokens=layout.tokens.masked_fill(learned, 0))
+        is_context = layout.tokens >= vocabulary
+        known = replace(layout, tokens=layout.tokens.masked_fill(is_context, 0))
         rows, positions = clip.embed_prompts(known), clip.positional_embedding[layout.positions]
-        rows = torch.where(learned.unsqueeze(1), positions, rows).float()  # (S, W)
+        rows = torch.where(is_context.unsqueeze(1), positions, rows).float()  # (S, W)
         for name, constant in {
             "rows": rows,  # embedded prompts, with nothing but positions where the context goes
-            "context_rows": learned.nonzero().squeeze(1),  # rows that hold a context vector,
-            "context_vectors": layout.tokens[learned] - vocabulary,  # and which one
+            "context_rows": is_context.nonzero().squeeze(1),  # rows that hold a context vector,
+            "context_vectors": layout.tokens[is_context] - vocabulary,  # and which one
             **layout.tensors(),
         }.items():
             self.register_buffer(name, constant, persistent=False)

@@ -1,4 +1,4 @@
-"""What can be done with a trained model: predict, save and load it, give it other classes."""
+"""The model that users hold: build it, predict, save and load, give it other classes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class PromptedCLIP(PromptedModel):
         """Take over prompts learned with the published implementations of CoOp and DPT.
 
         Args:
-            tensors: by their published names, from `published.read_published` for instance.
+            tensors: by their published names, from `minidpt.read_published` for instance.
 
         Raises ValueError if names or shapes do not fit this model; it is unchanged then.
         """

@@ -1,4 +1,4 @@
-"""Make `minidpt/imagenet_classnames.txt`: "n01440764 tench", a line for each ImageNet class.
+"""Make `minidpt/data/imagenet_classnames.txt`: "n01440764 tench", a line for each ImageNet class.
 
 The names, curated for CLIP, are part of the package open_clip_torch (MIT licence), the WordNet ids
 in the same order part of timm (Apache 2.0):

@@ -1,4 +1,4 @@
-"""Make `minidpt/clip_merges.xz`, the merges of CLIP's tokenizer, from OpenAI's list.
+"""Make `minidpt/clip/clip_merges.xz`, the merges of CLIP's tokenizer, from OpenAI's list.
 
 The list, `bpe_simple_vocab_16e6.txt.gz`, is part of the package open_clip_torch (MIT licence):
 

@@ -1,6 +1,6 @@
 """How a picture becomes a view, plainly: all of it converted at once, then resized, then cropped.
 
-minidpt.transforms must give the same bits without the memory. Pictures are Pillow images or paths.
+minidpt.clip must give the same bits without the memory. Pictures are Pillow images or paths.
 """
 
 import io

@@ -395,7 +395,7 @@ def test_the_order_of_the_selected_classes_does_not_change_the_logits():
         outputs = pair.model(images)
         shuffled = outputs.top_classes[:, order]
         tokens, (g, _, keys) = pair.clip.visual.embed(images), pair.model.prepared()
-        features, class_logits = pair.model.encode_image(tokens, keys, g[shuffled])
+        features, class_logits = pair.model.encode_tokens(tokens, keys, g[shuffled])
     cosines = reference.normalize(features) @ reference.normalize(g).t()
     assert_close(pair.clip.logit_scale.exp() * cosines, outputs.logits, "logits")
     assert_close(class_logits, outputs.class_aware_logits[:, :, order], "class-aware logits")

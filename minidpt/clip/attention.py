@@ -1,4 +1,7 @@
-"""Scaled dot-product attention: the fused path that runs, and the explicit one that defines it."""
+"""Scaled dot-product attention: fused for CLIP's layers, and explicit, which defines it.
+
+Class-aware prompts, whose values are wider than their keys, take the explicit one.
+"""
 
 from __future__ import annotations
 

@@ -72,20 +72,20 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width, exact_gelu)
         self.ln_2 = LayerNorm(width)
 
-    def forward(self, x: Tensor, prompt_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
         """One layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
 
-        prompt_keys: of `prompt_keys`, (P, 2, H, d) for all images or (B, P, 2, H, d).
+        prompt_kv: of `project_prompts`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
         q, kv = self.attn.project(self.ln_1(x)).split([1, 2], dim=2)  # (B, N, 1 and 2, H, d)
-        if prompt_keys is not None:
-            kv = append(kv, prompt_keys)  # (B, N+P, 2, H, d)
+        if prompt_kv is not None:
+            kv = append(kv, prompt_kv)  # (B, N+P, 2, H, d)
         k, v = kv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
         attended = attention(q.squeeze(2).transpose(1, 2), k, v)  # (B, H, N, d)
         x = x + self.attn.merge(attended.transpose(1, 2))
         return self.mlp(self.ln_2(x), x)
 
-    def prompt_keys(self, prompts: Tensor) -> Tensor:
+    def project_prompts(self, prompts: Tensor) -> Tensor:
         """What the layer makes of visual prompts (..., P, D): keys and values (..., P, 2, H, d).
 
         A prompt's own output would be dropped after the layer, so it never asks, and it does not
@@ -106,7 +106,7 @@ class ResidualAttentionBlock(nn.Module):
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
         """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
         normed = self.ln_1(x)
-        # Two products: one's result would be kept for the backward pass, all of it for q.
+        # Apart: of one joint product q would be a view, and all of it kept for the backward pass.
         q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
         attended = packed_attention(q.squeeze(1), kv, layout)  # (S, H, d)
         if ends:
@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """The tokens that enter the first layer, class token first: (B, 3, R, R) → (B, N, D).
 
-        Raises ValueError if the images have another size than the model, or are not normalised.
+        Raises ValueError if the images have another size than the model's, or are no floats.
         """
         shape = (3, self.resolution, self.resolution)
         if images.shape[1:] != shape or not images.is_floating_point():
@@ -172,9 +172,9 @@ class VisionTransformer(nn.Module):
         *blocks, last = self.transformer.resblocks
         for block in blocks:
             x = block(x)
-        return self.project(last.forward_cls(x))
+        return self.features_of(last.forward_cls(x))
 
-    def project(self, x: Tensor) -> Tensor:
+    def features_of(self, x: Tensor) -> Tensor:
         """The class token after the last layer (B, D) → image features (B, E)."""
         return self.ln_post(x) @ self.proj
 
@@ -270,7 +270,7 @@ class CLIP(nn.Module):
 
     def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
         *blocks, last = self.transformer.resblocks
-        x, layout = x.to(self.dtype), layout.to(self.dtype)
+        x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
         for block in blocks:
             x = block.forward_packed(x, layout)
         return self.ln_final(last.forward_packed(x, layout, ends=True)) @ self.text_projection

@@ -56,11 +56,13 @@ class PackedPrompts:
         """The number of tokens p that begin every prompt."""
         return self.mask.shape[3] - self.mask.shape[2]
 
-    def to(self, place: torch.device | torch.dtype) -> PackedPrompts:
-        """The same layout on a device; or with its mask in a precision, which attention needs."""
-        if isinstance(place, torch.dtype):
-            return replace(self, mask=self.mask.to(place))
-        return replace(self, **{name: value.to(place) for name, value in self.tensors().items()})
+    def to(self, device: torch.device) -> PackedPrompts:
+        """The same layout on a device."""
+        return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
+
+    def masked_in(self, dtype: torch.dtype) -> PackedPrompts:
+        """The same layout with its mask in the precision of the queries, as attention wants it."""
+        return replace(self, mask=self.mask.to(dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -182,7 +184,8 @@ def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
     bins = layout.mask.shape[0]
     own = kv.unflatten(0, (bins, -1))  # (b, T, 2, H, d)
-    prefix = kv[: layout.prefix].expand(bins, *kv[: layout.prefix].shape)
-    k, v = torch.cat([prefix, own], dim=1).transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    shared = kv[: layout.prefix]
+    shared = shared.expand(bins, *shared.shape)  # (b, p, 2, H, d)
+    k, v = torch.cat([shared, own], dim=1).transpose(1, 3).unbind(2)  # (b, H, p+T, d)
     q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
     return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)

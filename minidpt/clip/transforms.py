@@ -1,6 +1,7 @@
-"""From an image file to CLIP's input, equal to torchvision on Pillow images to the last bit.
+"""From a picture to CLIP's input, equal to torchvision on Pillow images to the last bit.
 
-open_image -> random_view (training) or central_view (test) -> to_uint8 -> normalize
+open_image (pictures.py) -> central_view, or in training random_view (data/crops.py)
+-> to_uint8 -> normalize
 
 Sizes follow Pillow, (width, height); arrays and tensors are (3, height, width). Resampling is
 Pillow's bicubic filter, which averages over all source pixels when it shrinks (antialiasing).
@@ -184,7 +185,7 @@ def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.
 def test_pixels(picture: Picture, resolution: int, white: White | None = None) -> np.ndarray:
     """The central view (3, resolution, resolution), uint8. Raises ValueError for no `Picture`."""
     if isinstance(picture, Image.Image):
-        picture.load()  # before EXIF is asked, see `to_rgb`
+        picture.load()  # before EXIF is asked, see `pictures.to_rgb`
         image = _shown(picture, white, _orientation(picture))
     elif isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
         image = open_image(picture, white)

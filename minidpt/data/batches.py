@@ -50,7 +50,7 @@ class ImageStore:
     throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
     not ask for, an earlier run's pictures, makes room. Safe to share by threads.
 
-    white: the level of pictures of more than 8 bits (`transforms.to_rgb`), as `fill` was told.
+    white: the level of pictures of more than 8 bits (`pictures.to_rgb`), as `fill` was told.
     """
 
     def __init__(self, max_bytes: int = 2 * 1024**3):
@@ -190,17 +190,16 @@ def train_batches(
     by `break` or by an exception, the threads end.
     """
     _check_batches(batch_size, workers)
-    order = list(range(len(items)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
+    ordered = list(items)
+    random.Random(f"{seed}/{epoch}").shuffle(ordered)
     if len(items) >= batch_size:
-        del order[len(items) - len(items) % batch_size :]
+        del ordered[len(items) - len(items) % batch_size :]
     read = store.get if store is not None else _reader(white)
 
     def view(place: int) -> np.ndarray:
         generator = random.Random(f"{seed}/{epoch}/{place}")
-        return _seen(items[order[place]].path, read, random_view, resolution, generator)
+        return _seen(ordered[place].path, read, random_view, resolution, generator)
 
-    ordered = [items[index] for index in order]
     return _batches(ordered, view, batch_size, workers, pin_memory)
 
 

@@ -1,6 +1,6 @@
-"""Pictures with class names: the few-shot draw, split files, batches.
+"""Pictures with class names: the lists, the few-shot draw, split files.
 
-open_dataset (datasets.py) or read_split -> few_shot, select_classes -> train_batches, test_batches
+open_dataset (datasets.py) or read_split -> few_shot, select_classes -> batches.py
 
 The user's folder is only ever read.
 """

@@ -145,7 +145,7 @@ class TestSet:
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
-    more than 8 bits (`transforms.to_rgb`). Raises ValueError without items.
+    more than 8 bits (`pictures.to_rgb`). Raises ValueError without items.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class TestSet:
 
     @functools.cached_property
     def deep(self) -> dict[str, str]:
-        """The pictures of more than 8 bits, see `data.deep_pictures`."""
+        """The pictures of more than 8 bits, see `deep_pictures`."""
         return deep_pictures([item.path for item in self.items], self.workers)
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@
 The published way is `tests/reference.py` with torch's fused primitives in place of its spelled-out
 ones, and the template classifier computed once: every class padded to 77 tokens, in training and in
 each test batch; visual prompts carried as full tokens. minidpt's process keeps freed memory, as
-train.py does (`runs.keep_freed_memory`); a process of the published way does not by itself, so that
+train.py does (`keep_freed_memory`); a process of the published way does not by itself, so that
 one is measured as it comes, and once more keeping memory, too.
 
 Each side is a process of its own, two at a time, which take turns (A B A B …), one measurement
@@ -86,8 +86,8 @@ class Ours:
     def image(self, images, labels):
         self.model.zero_grad()
         features = self.model.template_features[: self.model.config.top_k]
-        x, keys = self.model.clip.visual.embed(images), self.model.visual_keys()
-        self.model.encode_image(x, keys, features.expand(len(images), -1, -1))[0].sum().backward()
+        x, keys = self.model.clip.visual.embed(images), self.model.visual_kv()
+        self.model.encode_tokens(x, keys, features.expand(len(images), -1, -1))[0].sum().backward()
 
 
 class Reference:

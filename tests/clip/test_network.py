@@ -58,7 +58,7 @@ def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, 
     x, prompts = random_tokens(3, 7, 128), random_tokens(*shape)
     ours = [value.clone().requires_grad_() for value in (x, prompts)]
     block = block_of(build())
-    keys = block.prompt_keys(ours[1])
+    keys = block.project_prompts(ours[1])
     result = block.forward_cls(*ours) if only_cls else block(ours[0], keys)
 
     theirs = [value.double().requires_grad_() for value in (x, prompts)]

@@ -292,7 +292,7 @@ def test_decode_shows_a_cut_character_and_refuses_foreign_ids():
 
 
 def test_nothing_is_read_at_import():
-    code = "import sys, minidpt.tokenizer as t; sys.exit(t._vocabulary.cache_info().currsize)"
+    code = "import sys, minidpt.clip.tokenizer as t; sys.exit(t._vocabulary.cache_info().currsize)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parent)
 
 
