@@ -1,7 +1,7 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
-These modules hold what is learned and constants made from CLIP, never CLIP itself: where it is needed
-to make them it is an argument; `model.py` joins them with it.
+These modules hold what is learned and constants made from CLIP, never CLIP itself: where it is
+needed to make them it is an argument; `model.py` joins them with it.
 """
 
 from __future__ import annotations

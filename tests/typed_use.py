@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
+from torch.optim.sgd import SGD  # torch 2.4 does not export it by type from torch.optim
 
 import minidpt
 
@@ -20,7 +21,7 @@ def use(picture: Image.Image, path: str) -> float:
     output: minidpt.ModelOutput = model(preprocess(picture)[None])
     loss: torch.Tensor = model.loss(output, torch.tensor([0]), guidance=True)
     rate: float = minidpt.learning_rate(0, 0.01, 10, 1)
-    optimizer = torch.optim.SGD(minidpt.parameter_groups(model), lr=rate)
+    optimizer = SGD(minidpt.parameter_groups(model), lr=rate)
     optimizer.step()
     model.load_published(minidpt.read_published(path))
     model.save(path)
