@@ -217,9 +217,14 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
 
 
 def cell(value: object) -> object:
-    """A value for a CSV file: a text that a spreadsheet would compute has a ' before it."""
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if formula else value
+    """A value for a CSV file: a text that a spreadsheet would compute has a ' before it.
+
+    A NUL, which Python 3.10 cannot write, is spelt out.
+    """
+    if not isinstance(value, str):
+        return value
+    formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return "'" * formula + value.replace("\0", r"\x00")
 
 
 @contextmanager
