@@ -971,7 +971,7 @@ def test_the_white_of_a_model_is_kept_and_used_to_predict(tmp_path):
     assert again.predict(tmp_path / "a.png") == by_white
     assert again.for_classes(["ox", "owl"]).white == {"integer": 4095}
 
-    content = torch.load(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
     del content["white"]  # as earlier versions wrote it
     torch.save(content, tmp_path / "old.pt")
     assert minidpt.load_model(tmp_path / "old.pt", pair.model.clip).white is None
