@@ -39,7 +39,7 @@ def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
     serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
     torch.save({"format": FORMAT, **saved._asdict()}, serialised)
     with replacing(path) as unfinished:
-        unfinished.write_bytes(serialised.getbuffer())
+        unfinished.write_bytes(serialised.getvalue())
 
 
 def read_model(path: str | os.PathLike) -> SavedModel:
