@@ -27,7 +27,6 @@ from minidpt.checkpoints.pretrained import NAMES, load
 from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
-from minidpt.clip.transforms import normalize
 from minidpt.data.batches import ImageStore, deep_pictures, train_batches, white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
@@ -477,7 +476,7 @@ def train_epoch(
     started, seen, device = time.monotonic(), 0, state.model.clip.device
     total_loss, total_correct = torch.zeros(2, device=device)
     for images, labels in batches:
-        images = normalize(images.to(device, non_blocking=True))
+        images = state.model.clip.normalize(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         output = forward(images, branches=guidance)
         loss = state.model.loss(output, labels, guidance)

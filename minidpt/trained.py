@@ -16,7 +16,7 @@ from .checkpoints.published import from_published, to_published
 from .checkpoints.saved import SavedModel, not_saved, read_model, write_model
 from .clip.network import CLIP, check_tensors
 from .clip.pictures import Picture
-from .clip.transforms import normalize, test_pixels
+from .clip.transforms import test_pixels
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, image_prompts
 from .prompts import words_of
@@ -61,7 +61,7 @@ class PromptedCLIP(PromptedModel):
                     test_pixels(picture, resolution, self.white)
                     for picture in pictures[first : first + PREDICT_BATCH]
                 ]
-                batch = normalize(torch.from_numpy(np.stack(pixels)))
+                batch = self.clip.normalize(torch.from_numpy(np.stack(pixels)))
                 predictions += self.predict(batch, top)
             return predictions
         if images.shape[1:] != (3, resolution, resolution) or not images.is_floating_point():

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from ..clip.network import CLIP
 from ..clip.pictures import White
-from ..clip.transforms import normalize
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
 from ..files import replacing
@@ -208,7 +207,7 @@ class TestSet:
             shape = len(self.items), self.clip.visual.proj.shape[1]
             if features is None or features.shape != shape:
                 with naming_all_broken([item.path for item in self.items], self.workers):
-                    parts = [self.clip.encode_image(normalize(images.to(device))).float()
+                    parts = [self.clip.encode_image(self.clip.normalize(images.to(device))).float()
                              for images, _ in self.pixels()]  # fmt: skip
                 features = F.normalize(torch.cat(parts), dim=-1)
                 if self.cache:
@@ -221,7 +220,7 @@ class TestSet:
         frozen = self.features().split(self.batch_size)
         if images:
             for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
-                yield TestBatch(normalize(pixels.to(features.device)), features)
+                yield TestBatch(self.clip.normalize(pixels.to(features.device)), features)
         else:
             for features in frozen:
                 yield TestBatch(None, features)
