@@ -119,7 +119,12 @@ def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> s
 
 
 def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> Any:
-    """What a JSON file holds; raises as `read_text`, and ValueError for what is no JSON.
+    """What a JSON file holds; raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, where, most), where)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text holds; ValueError, which `where` begins, for what is no JSON.
 
     NaN, Infinity and numbers beyond a float's range are none: they lead comparisons astray. Nor is
     an object with two entries of one name.
@@ -136,7 +141,6 @@ def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> A
             raise ValueError(f"two entries {shown(twice[0][0])}")
         return content
 
-    text = read_text(path, where, most)
     try:
         hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
         return json.loads(text, **hooks)

@@ -88,6 +88,7 @@ class PromptedCLIP(PromptedModel):
             "name": self.clip.name,
             "quick_gelu": not self.clip.exact_gelu,
             "fingerprint": self.clip.fingerprint(),
+            "image_size": self.clip.image_size,
         }
         config = asdict(self.config)
         saved = SavedModel(learned, self.classnames, self.template, config, self.white, about)
@@ -183,18 +184,26 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     except (ValueError, TypeError) as error:
         raise not_saved(path, error) from error
     clip_name, fingerprint = saved.clip["name"][:60], saved.clip["fingerprint"]
+    image_size = saved.clip.get("image_size")  # None in files of earlier versions, too
     if clip is None:
         if clip_name not in NAMES:
             raise ValueError(
                 f"{where}: its CLIP '{clip_name}' is none that is known by name: load it "
                 "and pass it as clip="
             )
-        clip, _ = load(clip_name, quick_gelu=saved.clip["quick_gelu"])
+        quick_gelu = saved.clip["quick_gelu"]
+        clip, _ = load(clip_name, quick_gelu=quick_gelu, image_size=image_size)
     if clip.fingerprint() != fingerprint:
         raise ValueError(
             f"{where}: its prompts were learned with the weights of {clip_name} "
             f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
             "the CLIP it was trained on"
+        )
+    if clip.image_size != image_size:
+        wanted, got = (size or "the checkpoint's" for size in (image_size, clip.image_size))
+        raise ValueError(
+            f"{where}: its prompts were learned at image size {wanted}, got a CLIP at {got}: "
+            f"load it with image_size={image_size}"
         )
     try:  # the shapes first: what a config asks for may be more than any memory
         expected = learned_tensors(clip, len(saved.classnames), config)

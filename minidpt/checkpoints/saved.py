@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from ..clip.pictures import White, checked_white
 from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
-FORMAT = "minidpt 1"
+VERSION = 1  # raised when files of this one cannot be read by the code of the one before
+FORMAT = f"minidpt {VERSION}"
+OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 
 
 class SavedModel(NamedTuple):
@@ -23,7 +26,8 @@ class SavedModel(NamedTuple):
     learned: name → tensor, as `PromptedModel.learned` names them.
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
-    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on.
+    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
+        its positional embeddings were interpolated for that (`CLIP.interpolate`).
     """
 
     learned: dict[str, Tensor]
@@ -51,6 +55,11 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
+    found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(found, str) and re.fullmatch(r"minidpt [1-9]\d{0,8}", found):
+        if int(found.split()[1]) > VERSION:
+            newer = f"'{found}', the format of a newer version: update minidpt"
+            raise ValueError(f"{where}: expected '{FORMAT}' or older, got {newer}")
     try:
         entries(content, "content", format=str, classnames=list, template=str)
         if content["format"] != FORMAT:
@@ -61,7 +70,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             content["template"],
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
-            entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str),
+            entries(content.get("clip"), "clip", **OF_CLIP),
         )
     except ValueError as error:
         raise not_saved(path, error) from error

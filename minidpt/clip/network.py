@@ -387,7 +387,8 @@ def build_clip(
         clip = CLIP(**infer_sizes(weights, head_width, text_head_width), exact_gelu=exact)
     check_tensors(weights, clip.state_dict(), "not the weights of this model")
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
-    copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
+    plain = dict(dtype=torch.float32, copy=True, memory_format=torch.contiguous_format)
+    copies = {name: value.to(**plain) for name, value in weights.items()}
     clip.load_state_dict(copies, assign=True)
     if not clip.logit_scale.exp().isfinite():
         raise ValueError(f"logit_scale: expected less than 88, got {clip.logit_scale.item():.3g}")

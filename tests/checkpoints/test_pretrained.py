@@ -202,8 +202,9 @@ def test_a_path_that_does_not_exist_is_said(path):
         minidpt.load(path)
 
 
-def test_a_folder_is_no_checkpoint(home):
-    with pytest.raises(FileNotFoundError, match="is a folder: expected a checkpoint file"):
+def test_a_folder_without_weights_says_what_was_expected_and_what_is_there(home):
+    (home / "photo.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors, .* in it, got .*photo.jpg"):
         minidpt.load(home)
 
 
@@ -235,7 +236,10 @@ def test_a_foreign_file_under_a_known_name_is_not_to_be_deleted(home):
         ({"visual.proj": None, "ln_final.bias": None}, "missing ln_final.bias, visual.proj"),
         ({"visual.extra": torch.ones(1)}, "unknown visual.extra"),
         ({"ln_final.bias": torch.ones(3)}, r"ln_final.bias is \(3,\), expected \(64,\)"),
-        ({"visual.conv1.weight": None}, "without visual.conv1.weight"),
+        (
+            {"visual.conv1.weight": None},
+            "tensors of a CLIP.*, got visual.class_embedding, visual.p",
+        ),
     ],
     ids=["resnet", "missing", "unknown", "shape", "no-clip"],
 )
