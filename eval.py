@@ -6,6 +6,7 @@ python eval.py --run RUN --data OTHER               # other data: classifier reb
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
 python eval.py --table DIR                          # all runs in a folder
+python eval.py --published OUT --data DATA          # prompts learned with the published code
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from minidpt.checkpoints.pretrained import load
+from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.data.batches import white_of
@@ -26,10 +28,13 @@ from minidpt.data.demo import is_demo
 from minidpt.data.folders import images_in, unread_note
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.files import locked, write_rows
+from minidpt.model import PromptConfig
+from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.runs.command_line import (
     PRECISIONS,
     Parser,
     choose_device,
+    choose_precision,
     keep_freed_memory,
     path_option,
     place,
@@ -46,9 +51,10 @@ from minidpt.runs.evaluation import (
 )
 from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import Prediction, load_model
+from minidpt.trained import Prediction, build_model, load_model
 
-CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
+CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,
+                 "head_width": int | None, "image_size": int | None}  # fmt: skip
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
 
 
@@ -62,6 +68,8 @@ def parse_arguments():
         help="run folders of train.py, all with one CLIP")
     add("--table", type=path_option, metavar="DIR",
         help="print and write the table of all runs in a folder")
+    add("--published", type=path_option, metavar="DIR",
+        help="output folder of the published code of CoOp or DPT, tested on --data")
     add = parser.add_argument
     add("--image", nargs="+", type=path_option, metavar="FILE",
         help="images, or folders of images, to classify")
@@ -79,13 +87,28 @@ def parse_arguments():
         help="print the accuracy of each class, too, and what it is mistaken for")
     add("--root", type=path_option, metavar="DIR",
         help="the run's image folder, if it has moved since the training")
-    add("--model", type=path_option, help="CLIP's name or path, if it has moved")
+    add("--model", type=path_option, help="CLIP's name or path, if it has moved; of --published, "
+        "without it ViT-B/32")
+    add("--exact-gelu", action="store_true", default=None, help="of --published, as for train.py")
+    add("--head-width", type=int, help="of --published, as for train.py")
+    add("--image-size", type=int, metavar="PIXELS", help="of --published, as for train.py")
+    add("--top-k", type=int, help="of --published: classes that make class-aware prompts; without "
+        f"it {PromptConfig.top_k}")
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS,
+        help="of --published: where the class name stands; without it the end")
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
     add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
+    of_published = ("exact_gelu", "head_width", "image_size", "top_k", "class_token_position")
+    of_published = [name for name in of_published if getattr(args, name) is not None]
+    if of_published and not args.published:
+        parser.error(f"--{of_published[0].replace('_', '-')}: expected with --published; a run "
+                     "has its own")  # fmt: skip
+    if args.published and (not args.data or args.root):
+        parser.error("--published: expected --data, the data set it is tested on, and no --root")
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
     if args.csv and not (args.image or args.per_class):
@@ -128,11 +151,14 @@ def main() -> int:
 
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
+    if args.published:
+        return test_published(args)
 
     # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.
     runs = [Run.open(folder) for folder in args.run]
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
-    model_name, device, precision, exact_gelu = one_clip(args, configs)
+    settings = one_clip(args, configs)
+    device, precision = settings.pop("device"), settings.pop("precision")
     other, tests, learned_from = is_elsewhere(args), [], []
     if not args.image:
         tests = tests_of(args, runs, configs)
@@ -140,7 +166,7 @@ def main() -> int:
     if other:
         for run in runs:
             noted_tests(run)
-    clip, _ = load(model_name, exact_gelu=exact_gelu)
+    clip, _ = load(settings.pop("model"), **settings)
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
@@ -189,6 +215,46 @@ def main() -> int:
     return 0
 
 
+def test_published(args) -> int:
+    """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
+    tensors = read_published(args.published)
+    device = choose_device(args.device)
+    precision, _ = choose_precision(args.precision, device)
+    sources = sources_of(args, {})
+    datasets = [source.open() for source in sources]
+    clip, _ = load(args.model or "ViT-B/32", exact_gelu=bool(args.exact_gelu),
+                   head_width=args.head_width, image_size=args.image_size)  # fmt: skip
+    clip = place(clip, device, precision)
+    say(*(f"note: {note}" for note in clip.notes))
+    inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
+    config = PromptConfig(**inferred.config, top_k=args.top_k or PromptConfig.top_k,
+                          class_token_position=args.class_token_position or "end")  # fmt: skip
+    say(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
+    for dataset in datasets:
+        say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+        if inferred.classes not in (None, len(dataset.classnames)):
+            raise ValueError(
+                f"--published {args.published}: its prompts belong to {inferred.classes} classes, "
+                f"{dataset.name} has {len(dataset.classnames)}: test it on the data of its training"
+            )
+        model = build_model(clip, dataset.classnames, dataset.template, config).eval()
+        model.load_published(tensors)
+        test = TestSet(dataset.test, clip, workers=args.workers)
+        model.white = white_of(test.deep, workers=args.workers)
+        say(*(f"note: {note}" for note in white_notes(model.white, test.deep.values())))
+        test.show_by(model.white)
+        predicted = predicted_labels(model, test)
+        result = percent_correct(predicted, test.labels)
+        say(
+            f"{dataset.name}: {config.method} accuracy {result:.2f} %, zero-shot "
+            f"{zero_shot_accuracy(model, test):.2f} % on {len(test)} test images "
+            f"({clip.name} on {device} in {precision})"
+        )
+        if args.per_class:
+            say_classes(model.classnames, test.labels, predicted, args.csv)
+    return 0
+
+
 def say_classes(
     classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor, table: str | None = None
 ) -> None:
@@ -212,27 +278,26 @@ def say_classes(
         write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
-def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
-    """The model, device, precision and exact_gelu of all runs. ValueError if they differ."""
-    values = []
+def one_clip(args, configs: list[dict]) -> dict:
+    """The `CLIP_SETTINGS` of all runs, the device as torch's. ValueError if they differ."""
+    settings = {}
     for name in CLIP_SETTINGS:
         given = getattr(args, name, None)
-        found = {config[name]: None for config in configs} if given is None else {given: None}
+        found = dict.fromkeys(c.get(name) for c in configs) if given is None else {given: None}
         if len(found) > 1:
-            fix = "" if name == "exact_gelu" else f", or pass --{name}"
+            fix = f", or pass --{name}" if name in ("model", "device", "precision") else ""
             raise ValueError(
                 f"--run: expected runs with one CLIP, got {name} {' and '.join(map(str, found))}: "
                 f"test them one by one{fix}"
             )
-        values.extend(found)  # its only key
-    model_name, device, precision, exact_gelu = values
-    if precision not in PRECISIONS:
+        (settings[name],) = found
+    if (precision := settings["precision"]) not in PRECISIONS:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
-        device = choose_device(device)
+        settings["device"] = choose_device(settings["device"])
     except ValueError:
-        device = choose_device(args.device)  # the run's device is not here
-    return model_name, device, precision, exact_gelu
+        settings["device"] = choose_device(args.device)  # the run's device is not here
+    return settings
 
 
 def tests_of(args, runs: list[Run], configs: list[dict]) -> list[tuple[Dataset, list[int]]]:

@@ -35,7 +35,10 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.24", "pillow>=10.1", "regex", "ftfy>=6.0"],
-    extras_require={"test": ["pytest>=7"]},
+    extras_require={
+        "test": ["pytest>=7"],
+        "peers": ["open_clip_torch>=2.24", "transformers>=4.40", "safetensors"],  # tests, optional
+    },
     packages=["minidpt", *(f"minidpt.{room}" for room in ROOMS)],
     # Said outright, an editable install is this folder's path: with a finder in its place, Python
     # run in the folder around a checkout called minidpt would import that, empty, before it asks.

@@ -109,6 +109,10 @@ def parse_arguments():
     add("--batch-size", type=int, default=32, help="images per training step")
     add("--exact-gelu", action="store_true",
         help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
+    add("--head-width", type=int, metavar="N", help="of attention heads on the image side, for a "
+        "checkpoint without a configuration where they are not 64 wide")
+    add("--image-size", type=int, metavar="N", help="pixels a side, a multiple of the patch's: "
+        "positional embeddings are interpolated; without it the checkpoint's")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--out", type=path_option, metavar="DIR",
         help="new run folder, or folder of a sweep; without it in runs/")
@@ -217,7 +221,8 @@ def make_runs(
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
-    clip, _ = load(args.model, exact_gelu=args.exact_gelu)
+    options = dict(head_width=args.head_width, image_size=args.image_size)
+    clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
     for job in jobs:
         job.settings.clip_fingerprint = clip.fingerprint()
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]

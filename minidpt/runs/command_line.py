@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..clip.network import CLIP
+from ..clip.network import CLIP, MAX_RESOLUTION
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
 
@@ -27,7 +27,8 @@ BOUNDS = {
     "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
     "class_chunk": (0, 10**6), "workers": (0, 1000), "max_pixels": (1, 10**12), "top": (1, 10**6),
     "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
-    "text_lr": (0, math.inf), **OF_PROMPTS,
+    "text_lr": (0, math.inf), "image_size": (1, MAX_RESOLUTION), "head_width": (1, 10**4),
+    **OF_PROMPTS,
 }  # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

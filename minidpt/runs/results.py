@@ -32,6 +32,8 @@ PUBLISHED = {
 }
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
+# Options that runs of earlier versions did not have: as if they had not been given.
+LATER = {"image_size": None, "head_width": None}
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -109,6 +111,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
         one = Run(path.parent)
         run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
         transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
+        config = LATER | config
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
         for name, test in {**transfer, **run["tests"]}.items():
