@@ -207,8 +207,9 @@ def _sizes(vision: Mapping, text: Mapping, width: str, layers: str) -> dict[str,
         "text layers": text.get(layers),
     }
     for name in ("patch", "image size"):
-        if isinstance(named[name], list) and named[name] == named[name][:1] * 2:  # a square
-            named[name] = named[name][0]
+        size = named[name]
+        if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+            named[name] = size[0]
     return {name: size for name, size in named.items() if size is not None}
 
 
