@@ -231,18 +231,30 @@ def cell(value: object) -> object:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside `path` to write to; at the end of the block it replaces what is at `path`.
 
-    If the block raises, also when interrupted, what was there stays and the unfinished file goes.
-    Of a process that was killed it stays, as `path` with ".part" behind it.
+    It is on the disk before it does, so that also after a power cut one of the two is whole. If the
+    block raises, also when interrupted, what was there stays and the unfinished file goes. Of a
+    process that was killed it stays, as `path` with ".part" behind it.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):
             yield unfinished
+            _sync(unfinished, os.O_RDWR)
             os.replace(unfinished, path)
+            with suppress(OSError):  # Windows opens no folders
+                _sync(path.parent, os.O_RDONLY)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_rows(
