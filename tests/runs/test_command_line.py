@@ -175,7 +175,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
     assert used.items() <= content.items()
     assert content["device"] in ("cpu", "cuda") and content["precision"] in command_line.PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
-    assert minidpt.PromptConfig(**content["prompts"]) == expected
+    assert vars(expected).items() <= content.items()
 
 
 def test_metrics_have_a_line_for_each_epoch(trained):
