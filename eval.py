@@ -145,7 +145,8 @@ def main() -> int:
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            say(f"note: the training of {run.folder} was stopped before its end")
+            say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
+                f"to go on: python train.py --resume {run.folder}")  # fmt: skip
     if args.image:
         return classify(models[0], args.image, args.top, args.csv)
 
