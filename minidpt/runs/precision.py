@@ -78,7 +78,7 @@ def slow_note(model: PromptedModel, steps: int, trained: int, tested: int) -> st
     if clip.device.type != "cpu" or clip.dtype != torch.float32:
         return ""
     widths = widths_of(clip)
-    rate = sum(14 * ROWS * width**2 for width in widths) / product_seconds(widths, torch.float32)
+    rate = product_operations(widths) / product_seconds(widths, torch.float32)
     seconds = weight_operations(model, steps, trained, tested) / rate
     if seconds < LONG:
         return ""
@@ -166,3 +166,8 @@ def product_seconds(widths: tuple[int, ...], dtype: torch.dtype, most: float = m
         if total > most:
             break
     return total
+
+
+def product_operations(widths: tuple[int, ...]) -> int:
+    """Multiplications and additions of these products."""
+    return sum(2 * ROWS * (3 + 4) * width**2 for width in widths)
