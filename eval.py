@@ -27,7 +27,6 @@ from minidpt.data.folders import images_in, unread_note
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.files import locked, write_rows
 from minidpt.runs.command_line import (
-    PRECISIONS,
     Parser,
     choose_device,
     keep_freed_memory,
@@ -45,6 +44,7 @@ from minidpt.runs.evaluation import (
     zero_shot_accuracy,
 )
 from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
+from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.results import tested_on, write_tables
 from minidpt.trained import Prediction, load_model
 
@@ -81,7 +81,8 @@ def parse_arguments():
         help="the run's image folder, if it has moved since the training")
     add("--model", type=path_option, help="CLIP's name or path, if it has moved")
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
+    add("--precision", choices=[*PRECISIONS, AUTO],
+        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
@@ -141,6 +142,9 @@ def main() -> int:
         for run in runs:
             noted_tests(run)
     clip, _ = load(model_name, exact_gelu=exact_gelu)
+    precision, reason = choose_precision(precision, device, clip)
+    if args.precision == AUTO:
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
@@ -227,7 +231,7 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
             )
         values.extend(found)  # its only key
     model_name, device, precision, exact_gelu = values
-    if precision not in PRECISIONS:
+    if precision not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
         device = choose_device(device)

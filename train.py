@@ -41,14 +41,12 @@ from minidpt.files import entries, read_json
 from minidpt.model import METHODS, ModelOutput, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.runs.command_line import (
-    PRECISIONS,
     AfterTheStep,
     Interrupted,
     Parser,
     Progress,
     Timed,
     choose_device,
-    choose_precision,
     clock,
     finite,
     is_expected,
@@ -74,6 +72,13 @@ from minidpt.runs.folders import (
     folders_of,
     held_in,
     versions,
+)
+from minidpt.runs.precision import (
+    AUTO,
+    PRECISIONS,
+    choose_precision,
+    noted_precision,
+    slow_note,
 )
 from minidpt.runs.results import (
     harmonic_mean,
@@ -131,7 +136,8 @@ def parse_arguments():
     add("--config", type=path_option, metavar="FILE",
         help="settings of an earlier run, its config.json; options beside it go before")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
+    add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
+        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
     add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
         "backward pass; without it only where all would take more than 3 GB; 0: all at once")
     add("--compile", action="store_true",
@@ -232,7 +238,6 @@ def main() -> int:
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     device = choose_device(args.device)
-    precision, reason = choose_precision(args.precision, device)
     if args.compile:
         need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
@@ -252,7 +257,7 @@ def main() -> int:
             few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
-        settings.device, settings.precision = str(device), precision
+        settings.device = str(device)
         settings.data_fingerprint = dataset.fingerprint()
         jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
         roots += folders_of(dataset)
@@ -262,27 +267,27 @@ def main() -> int:
         out = Path("runs") / jobs[0].settings.name
         with Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots) as run:
             jobs[0].run = run
-            return make_runs(args, jobs, None, device, reason)
+            return make_runs(args, jobs, None, device)
     else:
         names = [job.settings.name for job in jobs]
         out = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
         with Sweep.new(out, roots, names) as sweep:
             for job in jobs:
                 job.run = sweep.run(job.settings.name)
-            return make_runs(args, jobs, sweep, device, reason)
+            return make_runs(args, jobs, sweep, device)
 
 
-def make_runs(
-    args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, reason: str
-) -> int:
+def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device) -> int:
     """CLIP, and every run that has no result yet; then the table of a sweep.
 
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
     clip, _ = load(args.model, exact_gelu=args.exact_gelu)
+    noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
+    precision, reason = choose_precision(args.precision, device, clip, noted)
     for job in jobs:
-        job.settings.clip_fingerprint = clip.fingerprint()
+        job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
     count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
     goes_on = jobs[0].run.path(STATE).is_file()
@@ -295,7 +300,6 @@ def make_runs(
     for (config, template), job in kinds.items():  # what this CLIP cannot take is an error now
         build_model(clip, job.dataset.classnames[:2], template, config)
     if todo:
-        precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         for note in clip.notes:
@@ -390,7 +394,7 @@ def train(
     subset, (_, test) = next(iter(tests.items()))
     drawn = draw(settings, dataset, tests[subset][0], subset)
     torch.manual_seed(settings.seed)
-    model = build(settings, drawn, clip)
+    model = build(settings, drawn, clip, sum(len(test) for _, test in tests.values()))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
@@ -413,7 +417,7 @@ def train(
         same = tested.classnames == model.classnames
         tested_model = model if same else model.for_classes(tested.classnames)
         results[tested_on(dataset.name, subset)] = {
-            "zero_shot_accuracy": zero_shot_accuracy(tested_model, test),
+            "zero_shot_accuracy": zero_shot if same else zero_shot_accuracy(tested_model, test),
             "accuracy": accuracy(tested_model, test),
             "test_images": len(test),
         }
@@ -446,8 +450,11 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
-def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
-    """The model to train; prints notes where its settings leave too little training."""
+def build(settings: Namespace, drawn: Dataset, clip: CLIP, tested: int) -> PromptedCLIP:
+    """The model to train; prints notes where its settings leave too little training, or take long.
+
+    tested: the number of test images.
+    """
     model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings))
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
@@ -456,7 +463,8 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
 
     epochs = settings.epochs if count else 0
     longest = settings.warmup_epochs if model.config.learns_image else TEXT_WARMUP
-    steps = max(epochs - longest, 0) * max(len(drawn.train) // settings.batch_size, 1)
+    each = max(len(drawn.train) // settings.batch_size, 1)
+    steps = max(epochs - longest, 0) * each
     if epochs and steps < FEW_STEPS:
         fewer = " or fewer --warmup-epochs" if model.config.learns_image else ""
         say(f"note: training steps after warm-up: {steps}; with less than {FEW_STEPS} the "
@@ -465,6 +473,9 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
     if model.config.guided and 0 < epochs <= settings.guidance_epochs:
         say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip
+    seen = epochs * min(each * settings.batch_size, len(drawn.train))
+    if note := slow_note(model, epochs * each, seen, tested):
+        say(f"note: {note}")
     return model
 
 

@@ -1,4 +1,4 @@
-"""What the command lines share: options, devices and precisions, the progress line, errors."""
+"""What the command lines share: options, devices, the progress line, errors."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch
 from ..clip.network import CLIP
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
+from .precision import PRECISIONS
 
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
@@ -31,7 +32,6 @@ BOUNDS = {
     "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
     "text_lr": (0, math.inf), **OF_PROMPTS,
 }  # fmt: skip
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -60,17 +60,6 @@ def need_compiler(device: torch.device) -> None:
             f"--compile: expected the C++ compiler {compiler}, found none: install it, name "
             "another in the environment variable CXX, or leave --compile out"
         )
-
-
-def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
-    """The precision the frozen CLIP is stored and computed in, and the reason for it."""
-    if name is not None:
-        return name, "as asked"
-    if device.type != "cuda":
-        return "fp32", "the processor's plain precision"
-    if torch.cuda.get_device_capability(device)[0] >= 8:
-        return "bf16", "this GPU computes in it, and its range is fp32's"
-    return "fp16", "this GPU does not compute in bf16"
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:

@@ -46,6 +46,7 @@ from minidpt.data import demo, naming
 from minidpt.data import lists as data
 from minidpt.runs import command_line
 from minidpt.runs import folders as runs
+from minidpt.runs.precision import PRECISIONS
 
 COLOURS = {  # of the pictures in a class folder
     "Owl": (50, 70, 190),
@@ -173,7 +174,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
             "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
             "workers": 2}  # fmt: skip
     assert used.items() <= content.items()
-    assert content["device"] in ("cpu", "cuda") and content["precision"] in command_line.PRECISIONS
+    assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
     assert vars(expected).items() <= content.items()
 
@@ -268,7 +269,7 @@ def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained
     cast_to = []
     monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
     evaluated = inside("eval.py", "--run", "run")
-    assert cast_to == [command_line.PRECISIONS[precision]]
+    assert cast_to == [PRECISIONS[precision]]
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
     assert evaluated.status == 0
 
@@ -1137,12 +1138,6 @@ def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
     with pytest.raises(FileExistsError, match="runs"):
         with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
             pass
-
-
-def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
-    cpu = torch.device("cpu")
-    assert command_line.choose_precision(None, cpu)[0] == "fp32"
-    assert command_line.choose_precision("bf16", cpu) == ("bf16", "as asked")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
