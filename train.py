@@ -32,6 +32,7 @@ from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.clip.transforms import normalize
+from minidpt.clip.workers import default_workers
 from minidpt.data.batches import ImageStore, deep_pictures, train_batches, white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
@@ -143,7 +144,8 @@ def parse_arguments():
     add("--compile", action="store_true",
         help="torch.compile: a slow start, then faster steps; for long runs; "
         "on a CPU it needs a C++ compiler")
-    add("--workers", type=int, default=2, help="threads that read images")
+    add("--workers", type=int, default=default_workers(),
+        help="threads that read images; without it one for each processor")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "

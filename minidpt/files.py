@@ -257,13 +257,32 @@ def _sync(path: Path, mode: int) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def writing_rows(
+    path: str | os.PathLike, header: Iterable, errors: str = "surrogateescape"
+) -> Iterator[Callable[[Iterable], None]]:
+    """A function that adds a row to a CSV file, which is at `path` at the end of the block, whole.
+
+    By default names of files that are no text keep their bytes.
+    """
+    with replacing(path) as unfinished:
+        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
+            writer = csv.writer(file)
+
+            def write(row: Iterable) -> None:
+                writer.writerow(map(cell, row))
+
+            write(header)
+            yield write
+
+
 def write_rows(
     path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable], errors="surrogateescape"
 ) -> None:
-    """Write a CSV file whole; by default names of files that are no text keep their bytes."""
-    with replacing(path) as unfinished:
-        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
-            csv.writer(file).writerows(map(cell, row) for row in (header, *rows))
+    """Write a CSV file whole, as `writing_rows`."""
+    with writing_rows(path, header, errors) as write:
+        for row in rows:
+            write(row)
 
 
 @contextmanager

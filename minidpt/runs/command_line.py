@@ -102,6 +102,11 @@ class Progress:
             self.tenths = done * 10 // self.total
             print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
 
+    def clear(self) -> None:
+        """Make room on the terminal for another line."""
+        if self.rewritten:
+            print("\r\x1b[K", end="", file=self.stream, flush=True)
+
     def __enter__(self) -> Progress:
         return self
 

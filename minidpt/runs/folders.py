@@ -262,14 +262,16 @@ def check_free(folder: Path) -> None:
         raise ValueError(error) from None
 
 
-def check_outside(folder: Path, data: Iterable[Path]) -> None:
-    """ValueError if a folder to write to lies within one of the data folders."""
-    resolved = folder.resolve()
+def check_outside(
+    place: Path, data: Iterable[Path], what: str = "output folder", option: str = "--out"
+) -> None:
+    """ValueError if a place to write to lies within one of the data folders."""
+    resolved = place.resolve()
     for root in data:
         if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
-                f"output folder {folder}: expected one outside the data folder {root}: pass "
-                "another --out"
+                f"{what} {place}: expected one outside the data folder {root}: pass another "
+                f"{option}"
             )
 
 

@@ -41,7 +41,8 @@ from scripts import (
 from tiny_models import DEEP
 
 import minidpt
-from minidpt.clip import pictures
+from minidpt import trained as trained_models
+from minidpt.clip import pictures, workers
 from minidpt.data import demo, naming
 from minidpt.data import lists as data
 from minidpt.runs import command_line
@@ -172,7 +173,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
     used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
             "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
             "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
-            "workers": 2}  # fmt: skip
+            "workers": workers.default_workers()}  # fmt: skip
     assert used.items() <= content.items()
     assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
@@ -222,10 +223,10 @@ def test_the_model_file_is_small_and_predicts(trained, place):
 
 
 def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, place):
-    for workers in (0, 3):
-        train(place, f"workers-{workers}", "--workers", workers)
-        assert_same_result(f"workers-{workers}", trained[0])
-        ours, theirs = metrics(f"workers-{workers}"), metrics(trained[0])
+    for number in (0, 3):
+        train(place, f"workers-{number}", "--workers", number)
+        assert_same_result(f"workers-{number}", trained[0])
+        ours, theirs = metrics(f"workers-{number}"), metrics(trained[0])
         assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
 
 
@@ -624,13 +625,15 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
 def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
     trained, tmp_path, monkeypatch, error, status
 ):
-    predict = minidpt.PromptedCLIP.predict
+    predict, batches = minidpt.PromptedCLIP.predict, []
 
-    def stopped(model, image, *options):
-        if image == "c.png":
+    def stopped(model, images, *options):
+        batches.append(images)
+        if len(batches) == 3:
             raise error
-        return predict(model, image, *options)
+        return predict(model, images, *options)
 
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
     options = ["--image", *images, "--csv", "out.csv", "--top", 1]
