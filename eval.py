@@ -5,13 +5,16 @@ python eval.py --run RUN --per-class                # and how each class fares
 python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
+python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
 python eval.py --table DIR                          # all runs in a folder
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -37,6 +40,7 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
+from minidpt.runs.drawing import font_notes
 from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
@@ -44,6 +48,7 @@ from minidpt.runs.evaluation import (
     predicted_labels,
     zero_shot_accuracy,
 )
+from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
 from minidpt.runs.results import tested_on, write_tables
 from minidpt.trained import Prediction, load_model
@@ -68,6 +73,8 @@ def parse_arguments():
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
         help="new file for them, image,class,probability, or for --per-class")
+    add("--explain", type=path_option, metavar="DIR",
+        help="new folder for a PNG of each image: where the model looks, before and after tuning")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -88,6 +95,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:
         parser.error("--image: expected one --run to classify with")
+    if args.explain and not args.image:
+        parser.error("--explain: expected with --image, what it explains")
     if args.csv and not (args.image or args.per_class):
         parser.error("--csv: expected with --image or --per-class, whose classes it lists")
     if args.csv and len(args.run or []) + len(args.dataset or [1]) > 2:
@@ -146,6 +155,13 @@ def main() -> int:
     for run in runs:
         if not run.path(SUMMARY).is_file():
             say(f"note: the training of {run.folder} was stopped before its end")
+    if args.image and args.explain:
+        root = split_content(runs[0].path(SPLIT)).get("root")
+        data = [*args.image, *([root] if root else [])]
+        for note in font_notes(models[0].classnames):
+            say(f"note: {note}")
+        with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
+            return classify(models[0], args.image, args.top, args.csv, explanations.write)
     if args.image:
         return classify(models[0], args.image, args.top, args.csv)
 
@@ -339,8 +355,12 @@ def train_images(run: Run, root: str | None) -> set[str]:
     return set(map(os.path.realpath, files))
 
 
-def classify(model, paths: list[str], top: int, table: str | None) -> int:
+def classify(
+    model, paths: list[str], top: int, table: str | None, explain: Callable | None = None
+) -> int:
     """Print the likeliest classes of each image, and write them into the new file `table`.
+
+    `explain` is called with the path of each.
 
     The file is written whole, also if nobody reads what is printed any more; when it ends early, of
     the images so far. Returns 2 if an image could not be read, after the others.
@@ -355,6 +375,8 @@ def classify(model, paths: list[str], top: int, table: str | None) -> int:
                 report(error)
                 status = 2
                 continue
+            if explain:
+                explain(path)
             classified.append((path, predictions))
             guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
             try:

@@ -212,7 +212,10 @@ class FolderTaken(FileExistsError):
 
 @contextmanager
 def claimed(
-    folder: Path, data: Iterable[Path], may_hold: Callable[[set[str]], bool]
+    folder: Path,
+    data: Iterable[Path],
+    may_hold: Callable[[set[str]], bool],
+    option: str = "--out",
 ) -> Iterator[tuple[str, ...]]:
     """Makes a folder, which is this process's alone during the block: by a lock on a file in it.
 
@@ -236,10 +239,10 @@ def claimed(
             )
             raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
-                f"goes on with, got one with {got}: pass another --out or remove it"
+                f"goes on with, got one with {got}: pass another {option} or remove it"
             )
 
-    check_outside(folder, data)
+    check_outside(folder, data, option)
     check()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -264,14 +267,14 @@ def check_free(folder: Path) -> None:
         raise ValueError(error) from None
 
 
-def check_outside(folder: Path, data: Iterable[Path]) -> None:
+def check_outside(folder: Path, data: Iterable[Path], option: str = "--out") -> None:
     """ValueError if a folder to write to lies within one of the data folders."""
     resolved = folder.resolve()
     for root in data:
         if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
                 f"output folder {folder}: expected one outside the data folder {root}: pass "
-                "another --out"
+                f"another {option}"
             )
 
 
