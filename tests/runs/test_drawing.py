@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from minidpt.runs import drawing
 from minidpt.runs.drawing import (
     BRIGHTEST,
     COVER,
