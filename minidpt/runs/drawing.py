@@ -59,18 +59,18 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
-    """Pillow's own font, which has ASCII, and those of `MORE_FONTS` that this system has.
+def font_named(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """The system's font of that name, None if it has none; "" is Pillow's own, which has ASCII.
 
     Raises ValueError if this Pillow cannot draw with such fonts.
     """
     if not features.check("freetype2"):
         raise ValueError("expected a Pillow with FreeType, got one without: reinstall pillow")
-    found = [ImageFont.load_default(size)]
-    for name in MORE_FONTS:
-        with suppress(OSError):
-            found.append(ImageFont.truetype(name, size))
-    return tuple(found)
+    if not name:
+        return ImageFont.load_default(size)
+    with suppress(OSError):
+        return ImageFont.truetype(name, size)
+    return None
 
 
 @functools.cache
@@ -88,7 +88,14 @@ def missing(font: ImageFont.FreeTypeFont, text: str) -> list[str]:
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
     """The first font that has all letters of a text, or else the one that lacks the fewest."""
-    return min(fonts(size), key=lambda font: len(missing(font, text)))
+    found = {}
+    for name in ("", *MORE_FONTS):
+        if font := font_named(name, size):
+            lacking = len(missing(font, text))
+            found.setdefault(lacking, font)
+            if not lacking:
+                break
+    return found[min(found)]
 
 
 def font_notes(texts: Iterable[str]) -> list[str]:

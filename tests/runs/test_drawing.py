@@ -90,10 +90,7 @@ def drawn(text: str) -> np.ndarray:
 @pytest.fixture
 def only_pillows_font(monkeypatch):
     """As where the system has no other."""
-    monkeypatch.setattr(drawing, "MORE_FONTS", ())
-    drawing.fonts.cache_clear()
-    yield
-    drawing.fonts.cache_clear()
+    monkeypatch.setattr(drawing, "MORE_FONTS", ("no such font.ttf",))
 
 
 def test_letters_that_no_font_has_are_named_and_drawn_as_boxes(only_pillows_font, monkeypatch):
