@@ -15,7 +15,6 @@ thing's share of the area. The last columns: what the class-aware attention leav
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -56,9 +55,12 @@ def on_patches(model: PromptedCLIP, images: Tensor) -> Tensor:
     return caught[0][..., 1:tokens].sum(dim=-1)
 
 
-def shares(model: PromptedCLIP, maps: AttentionMaps, thing: Tensor, labels: Tensor) -> dict:
+def shares(maps: AttentionMaps, thing: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Column → a value for each image, NaN where it has none; thing (B, g, g), labels (B,)."""
-    on_thing = lambda values: (values * thing).sum(dim=(-2, -1))  # noqa: E731
+
+    def on_thing(values: Tensor) -> Tensor:
+        return (values * thing).sum(dim=(-2, -1))
+
     found = {
         "area": thing.mean(dim=(-2, -1)),
         "zero-shot": on_thing(maps.zero_shot),
@@ -85,7 +87,7 @@ def measured(run: Run, clip: minidpt.CLIP, masks: dict[str, Image.Image]) -> dic
         files = ["/".join(Path(item.path).parts[-2:]) for item in items]
         thing = torch.stack([covered(masks[file], maps.tuned.shape[-1]) for file in files])
         labels = torch.tensor([item.label for item in items])
-        for column, found in shares(model, maps, thing, labels).items():
+        for column, found in shares(maps, thing, labels).items():
             values[column].append(found)
         if maps.class_aware is not None:
             values["on patches"].append(on_patches(model, images).mean(dim=1))
@@ -97,7 +99,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", help="a sweep of train.py on the demo, or a run")
     folder = Path(parser.parse_args().folder)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     found = sorted(path.parent for path in [*folder.glob(MODEL), *folder.glob(f"*/{MODEL}")])
     clip, masks, rows = minidpt.load("tiny")[0], main_things(), defaultdict(list)
     for run in found:
