@@ -6,6 +6,7 @@ python eval.py --run RUN --data OTHER               # other data: classifier reb
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
 python eval.py --run RUN --image - --json -         # a service: paths in, JSON out
+python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
 python eval.py --table DIR                          # all runs in a folder
 """
 
@@ -40,6 +41,7 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
+from minidpt.runs.drawing import font_notes
 from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
@@ -47,6 +49,7 @@ from minidpt.runs.evaluation import (
     predicted_labels,
     zero_shot_accuracy,
 )
+from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import (
     CONFIG,
     MODEL,
@@ -85,6 +88,8 @@ def parse_arguments():
     add("--json", type=path_option, metavar="FILE",
         help="new file for them, a line of JSON for each image as it comes; '-': standard output, "
         "and nothing else goes there")
+    add("--explain", type=path_option, metavar="DIR",
+        help="new folder for a PNG of each image: where the model looks, before and after tuning")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -109,6 +114,8 @@ def parse_arguments():
         parser.error("--image: expected one --run to classify with")
     if args.image and "-" in args.image[:-1] + args.image[1:]:
         parser.error("--image: expected '-' alone, got it beside other images")
+    if args.explain and not args.image:
+        parser.error("--explain: expected with --image, what it explains")
     if args.csv and not (args.image or args.per_class):
         parser.error("--csv: expected with --image or --per-class, whose classes it lists")
     if args.json and not args.image:
@@ -194,8 +201,15 @@ def evaluate(args, stdout: TextIO) -> int:
                 f"to go on: python train.py --resume {run.folder}")  # fmt: skip
     if args.image:
         paths = picture_paths(args.image)
-        return classify(models[0], paths, args.top, args.workers, args.csv, args.json, stdout)
-
+        options = args.top, args.workers, args.csv, args.json, stdout
+        if args.explain is None:
+            return classify(models[0], paths, *options)
+        root = split_content(runs[0].path(SPLIT)).get("root")
+        data = [*args.image, *([root] if root else [])]
+        for note in font_notes(models[0].classnames):
+            say(f"note: {note}")
+        with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
+            return classify(models[0], paths, *options, explanations.write)
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)
         files = [os.path.realpath(item.path) for item in dataset.test]

@@ -33,12 +33,14 @@ def classify(
     table: str | None = None,
     lines: str | None = None,
     stdout: TextIO | None = None,
+    explain: Callable[[str], object] | None = None,
 ) -> int:
     """Print the likeliest classes of each picture, and write them into new files.
 
     table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
         more; and when it ends early, with the images so far.
     lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
+    explain: called with the path of each picture that could be read.
 
     Returns 2 if a picture could not be read, after the others.
     """
@@ -62,6 +64,8 @@ def classify(
                     if progress:
                         progress.clear()
                     report(result)
+                elif explain:
+                    explain(path)
                 for output in outputs:
                     output(path, result)
                 count += not isinstance(result, Exception)

@@ -210,7 +210,10 @@ class FolderTaken(FileExistsError):
 
 @contextmanager
 def claimed(
-    folder: Path, data: Iterable[Path], may_hold: Callable[[set[str]], bool]
+    folder: Path,
+    data: Iterable[Path],
+    may_hold: Callable[[set[str]], bool],
+    option: str = "--out",
 ) -> Iterator[tuple[str, ...]]:
     """Makes a folder, which is this process's alone during the block: by a lock on a file in it.
 
@@ -234,10 +237,10 @@ def claimed(
             )
             raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
-                f"goes on with, got one with {got}: pass another --out or remove it"
+                f"goes on with, got one with {got}: pass another {option} or remove it"
             )
 
-    check_outside(folder, data)
+    check_outside(folder, data, option=option)
     check()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
