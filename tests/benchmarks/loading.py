@@ -7,8 +7,8 @@ An archive of random fp16 weights is made as OpenAI made theirs (TorchScript, 30
 folder) and loaded by `minidpt.load` and by `torch.jit.load` with `build_clip`, in turns, each time
 in a process of its own; without the time of imports. The tokenizer reads made-up English, words
 seen and unseen; open_clip's runs beside it where it is installed. The loader of pictures runs
-alone, with nobody computing beside it: JPEGs of 500 x 400 pixels, test views from files, and training
-views from the store, as an epoch sees them, by number of threads.
+alone, with nobody computing beside it: JPEGs of 500 x 400 pixels, test views from files, and
+training views from the store, as an epoch sees them, by number of threads.
 """
 
 from __future__ import annotations
