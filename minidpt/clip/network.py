@@ -53,13 +53,16 @@ class MLP(nn.Module):
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
         """
-        residual = (residual + self.c_proj.bias).flatten(0, -2)  # (T, W)
-        flat, out = x.flatten(0, -2), self.c_proj.weight.t()
+        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # x: (T, W)
         if self.exact_gelu:
-            return torch.addmm(residual, F.gelu(self.c_fc(flat)), out).view(x.shape)
-        factor = 1.702
-        inner = torch.addmm(self.c_fc.bias, flat, self.c_fc.weight.t(), beta=factor, alpha=factor)
-        return torch.addmm(residual, F.silu(inner), out, alpha=1 / factor).view(x.shape)
+            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
+        else:
+            factor = 1.702
+            inner = self.c_fc.weight.t()
+            inner = torch.addmm(self.c_fc.bias, flat, inner, beta=factor, alpha=factor)
+            result = torch.addmm(bias, F.silu(inner), out, alpha=1 / factor)
+        # Last: in bf16, where it is the largest, each sum with it rounds away the most.
+        return result.view(x.shape).add_(residual)
 
 
 class ResidualAttentionBlock(nn.Module):
