@@ -444,7 +444,9 @@ def train(
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
-    say(f"{run.folder}: python eval.py --run {run.folder}")
+    installed = Path(sys.argv[0]).stem == "minidpt-train"
+    script = "minidpt-eval" if installed else "python eval.py"
+    say(f"{run.folder}: {script} --run {run.folder}")
 
 
 def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:

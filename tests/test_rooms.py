@@ -18,6 +18,7 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "maps": {"clip", "prompts", "model"},
     "trained": {"files", "clip", "prompts", "checkpoints", "model"},
     "training": {"files", "clip", "prompts", "model"},
+    "__main__": {"files", "checkpoints"},
     "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
              "training"},
 }  # fmt: skip
