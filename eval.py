@@ -1,11 +1,11 @@
 """Test runs of train.py, classify images with one, or print a table of many.
 
-python eval.py --run RUN                            # its own test images again
-python eval.py --run RUN --per-class                # and how each class fares
-python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
-python eval.py --run RUN --classes new              # base-to-new
-python eval.py --run RUN --image a.jpg b.jpg        # or a folder
-python eval.py --table DIR                          # all runs in a folder
+python eval.py --run RUN                      # its own test images again
+python eval.py --run RUN --per-class          # and how each class fares
+python eval.py --run RUN --data OTHER         # other data
+python eval.py --run RUN --classes new        # base-to-new
+python eval.py --run RUN --image a.jpg b.jpg  # or a folder
+python eval.py --table DIR                    # all runs in a folder
 """
 
 from __future__ import annotations
@@ -54,36 +54,42 @@ DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "templat
 
 def parse_arguments():
     """The command line."""
-    parser = Parser(description="Test runs of train.py, or classify images with one.")
-    task = parser.add_mutually_exclusive_group(required=True)
-    add = task.add_argument
+    parser = Parser(__doc__)
     # fmt: off
-    add("--run", nargs="+", type=path_option, metavar="DIR",
+    add = parser.add_argument_group("what most people need, the first of these or the next")
+    task = add.add_mutually_exclusive_group(required=True)
+    task.add_argument("--run", nargs="+", type=path_option, metavar="DIR",
         help="run folders of train.py, all with one CLIP")
-    add("--table", type=path_option, metavar="DIR",
+    task.add_argument("--table", type=path_option, metavar="DIR",
         help="print and write the table of all runs in a folder")
-    add = parser.add_argument
+    add = add.add_argument
     add("--image", nargs="+", type=path_option, metavar="FILE",
         help="images, or folders of images, to classify")
-    add("--top", type=int, default=5, help="classes to print for an image")
-    add("--csv", type=path_option, metavar="FILE",
-        help="new file for them, image,class,probability, or for --per-class")
+    add("--per-class", action="store_true",
+        help="print the accuracy of each class, too, and what it is mistaken for")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
+    add("--root", type=path_option, metavar="DIR",
+        help="the run's image folder, if it has moved since the training")
+    add("--model", type=path_option, help="CLIP's name or path, if it has moved")
+    add("--device", help="cpu, cuda or cuda:N; without it the run's")
+
+    add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
     add("--classnames", type=path_option, metavar="FILE",
         help="renames classes: a line 'folder name' for each")
     add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
     add("--template", help="zero-shot prompt of the other data; without it the data set's")
-    add("--per-class", action="store_true",
-        help="print the accuracy of each class, too, and what it is mistaken for")
-    add("--root", type=path_option, metavar="DIR",
-        help="the run's image folder, if it has moved since the training")
-    add("--model", type=path_option, help="CLIP's name or path, if it has moved")
-    add("--device", help="cpu, cuda or cuda:N; without it the run's")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--top", type=int, default=5, help="classes to print for an image")
+    add("--csv", type=path_option, metavar="FILE",
+        help="new file for them, image,class,probability, or for --per-class")
     # fmt: on
     args = parser.parse_args()
     if args.image and len(args.run or []) != 1:

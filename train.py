@@ -1,8 +1,8 @@
 """Learn prompts for CLIP from a few images a class, and test them.
 
-    python train.py                                  # the demo: nothing to download, a minute
+    python train.py                        # the demo: no download, a minute
     python train.py --data ./caltech101 --shots 16
-    python train.py --data ./caltech101 --method coop dpt --shots 1 2 4 8 16 --seed 1 2 3
+    python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
 (`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
@@ -88,18 +88,12 @@ LEARNING = {  # options that zero-shot CLIP has no use for
 def parse_arguments():
     """The command line."""
     defaults = PromptConfig()
-    parser = Parser(description="Few-shot prompt tuning of CLIP.")
-    add = parser.add_argument
+    parser = Parser(__doc__)
     # fmt: off
+    add = parser.add_argument_group("what most people need").add_argument
     add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
         "train/ val/ test/ of them, a CSV of path,label[,split], a run's split.json, or a folder "
         "of known data sets; without it the demo's own pictures")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
-        + ", ".join(layout.name for layout in LAYOUTS))
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--classes", choices=("all", "base", "new"), default="all",
-        help="base: train on the first half of the classes, test on both halves")
     add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
     add("--shots", nargs="+", type=int, default=[16], help="training images per class")
     add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
@@ -107,38 +101,54 @@ def parse_arguments():
         "without it ViT-B/32, and tiny for the demo")
     add("--epochs", type=int, help="without it the published number: CoOp 50 (1 shot), 100 (2-4) "
         "or 200, others 60 (1 shot) or 100; with few, lower --warmup-epochs and --guidance-epochs")
-    add("--batch-size", type=int, default=32, help="images per training step")
-    add("--exact-gelu", action="store_true",
-        help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
-    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--out", type=path_option, metavar="DIR",
         help="new run folder, or folder of a sweep; without it in runs/")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
+    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
-    add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
-        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true",
-        help="torch.compile: a slow start, then faster steps; for long runs; "
-        "on a CPU it needs a C++ compiler")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
+        + ", ".join(layout.name for layout in LAYOUTS))
+    add("--classes", choices=("all", "base", "new"), default="all",
+        help="base: train on the first half of the classes, test on both halves")
     add("--workers", type=int, default=2, help="threads that read images")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
     add("--csc", action="store_true", help="a context for each class")
-    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end",
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end", metavar="WHERE",
         help="where the class name stands")
     add("--n-visual", type=int, default=defaults.n_visual, help="visual prompts per layer")
-    add("--visual-layers", type=int, help="visual prompts in the first N layers only; 1 = shallow")
-    add("--class-aware-from", type=int, metavar="LAYER",
+    add("--visual-layers", type=int,
+        help="visual prompts in the first N layers only; 1 = shallow")
+    add("--class-aware-from", type=int,
         help="first layer, from 1, with class-aware prompts; without it the last")
     add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
+    add("--exact-gelu", action="store_true",
+        help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch-size", type=int, default=32, help="images per training step")
     add("--alpha", type=finite, default=defaults.alpha, help="weight of the auxiliary loss")
-    add("--guidance-epochs", type=int, default=30, help="length of the guidance stage (VLP, DPT)")
+    add("--guidance-epochs", type=int, default=30,
+        help="length of the guidance stage (VLP, DPT)")
     add("--visual-lr", type=finite, default=0.01, help="learning rate of the image side")
     add("--text-lr", type=finite, default=0.002, help="learning rate of the text context")
     add("--warmup-epochs", type=int,
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
+    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
+    add("--class-chunk", type=int, help="encode N classes at a time, and again in the "
+        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; "
+        "for long runs; on a CPU it needs a C++ compiler")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--no-report", action="store_true", help="leave report.html out")
     # fmt: on
     args = parser.parse_args()
     if args.dataset and args.data is None:

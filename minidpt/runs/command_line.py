@@ -142,22 +142,45 @@ class Timed:
             self.waited += time.monotonic() - started
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Short: one column of options, choices and defaults behind what an option is."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        said, default = action.help, action.default
+        if action.choices:
+            said = f"{said}: {', '.join(action.choices)}"
+        if default in (None, False, argparse.SUPPRESS):
+            return said
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{said} (default: {default})"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        name = action.metavar or ("N" if action.type is int else default_metavar)
+        return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rpartition("_")[2].upper()
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `BOUNDS`, and whose errors are one line."""
+    """An argument parser that knows `BOUNDS`, and whose errors are one line.
 
-    def __init__(self, **settings: Any):
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+    text: a script's docstring; its first lines and examples are shown by --help.
+    """
+
+    def __init__(self, text: str):
+        about = "\n\n".join(text.split("\n\n")[:2])
+        super().__init__(
+            usage="%(prog)s [options]",
+            description=about,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:
         """The options; exits as `error` if a number is out of bounds."""

@@ -35,7 +35,7 @@ SWEEP_FILES = (SWEEP, "table.md", "table.csv")
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
 NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile", "max_pixels",
-                "white")  # fmt: skip
+                "white", "no_report")  # fmt: skip
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
