@@ -457,7 +457,7 @@ def learn(
     if settings.compile:
         torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
         forward = torch.compile(model)
-    with Progress(epochs) as progress:
+    with Progress("epoch", epochs, after=0) as progress:
         while state.epoch < epochs:
             for group in optimizer.param_groups:
                 name = group["name"]
@@ -471,9 +471,9 @@ def learn(
             check_finite(settings, state, record["loss"], run)
             model.save(run.path(MODEL))
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
-            progress.show(
+            progress(
                 state.epoch,
-                f"epoch {state.epoch}/{epochs} · loss {record['loss']:.3f} · "
+                f"loss {record['loss']:.3f} · "
                 f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import urllib.error
 import urllib.request
 from difflib import get_close_matches
@@ -21,6 +20,7 @@ from torch import device as Device
 from ..clip.network import CLIP, build_clip
 from ..clip.transforms import Preprocess
 from ..files import locked, one_line_errors
+from ..progress import job
 from .reader import read_state_dict
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
@@ -185,7 +185,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks, with progress on a terminal; OSError if it stays short."""
+    """Appends to `part` what it lacks; OSError if it stays short."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -193,18 +193,10 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # the whole file comes, as it does from a server without ranges
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file:
+        with open(part, "ab" if have else "wb") as file, job(part.stem, total, "bytes") as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
                 have += len(chunk)
-                _show_progress(part.stem, have, total)
+                tell(have)
     if total and have < total:
         raise ConnectionError(f"connection lost after {have:,} of {total:,} bytes; they are kept")
-
-
-def _show_progress(file: str, have: int, total: int | None) -> None:
-    """One line on stderr that counts up, if that is a terminal."""
-    if sys.stderr.isatty():
-        of_total = f" of {total / 1e6:.0f}" if total else ""
-        end = "\n" if have == total else ""
-        print(f"\r{file}: {have / 1e6:.0f}{of_total} MB", end=end, file=sys.stderr, flush=True)

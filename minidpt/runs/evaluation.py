@@ -28,6 +28,7 @@ from ..clip.transforms import normalize
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
 from ..files import replacing
+from ..progress import job
 from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
@@ -181,19 +182,20 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def pixels(self) -> Iterator[Batch]:
-        """Batches of uint8 images and labels."""
-        if self._kept:
-            yield from self._kept
-            return
-        batches, resolution = [], self.clip.visual.resolution
-        for batch in test_batches(
+    def pixels(self, what: str = "test images") -> Iterator[Batch]:
+        """Batches of uint8 images and labels; `what` is done with them, for who watches."""
+        resolution, done, kept = self.clip.visual.resolution, 0, []
+        batches = self._kept or test_batches(
             self.items, resolution, self.batch_size, self.workers, white=self.white
-        ):
-            if self.keep:
-                batches.append(batch)
-            yield batch
-        self._kept = batches
+        )
+        with job(what, len(self)) as tell:
+            for batch in batches:
+                if self.keep:
+                    kept.append(batch)
+                yield batch
+                done += len(batch.labels)
+                tell(done)
+        self._kept = kept
 
     @torch.no_grad()
     def features(self) -> Tensor:
@@ -208,8 +210,9 @@ class TestSet:
             shape = len(self.items), self.clip.visual.proj.shape[1]
             if features is None or features.shape != shape:
                 with naming_all_broken([item.path for item in self.items], self.workers):
+                    batches = self.pixels("test images through zero-shot CLIP")
                     parts = [self.clip.encode_image(normalize(images.to(device))).float()
-                             for images, _ in self.pixels()]  # fmt: skip
+                             for images, _ in batches]  # fmt: skip
                 features = F.normalize(torch.cat(parts), dim=-1)
                 if self.cache:
                     self.cache.write(file, features)
