@@ -41,7 +41,7 @@ from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
     percent_correct,
-    predicted_labels,
+    predicted,
     zero_shot_accuracy,
 )
 from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
@@ -180,16 +180,16 @@ def main() -> int:
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-            predicted = predicted_labels(model, test)
+            labels = predicted(model, test).labels
             zero_shot = zero_shot_accuracy(model, test)
-            result = percent_correct(predicted, test.labels)
+            result = percent_correct(labels, test.labels)
             say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
                 f"({clip.name} on {device} in {precision})"
             )
             if args.per_class:
-                say_classes(model.classnames, test.labels, predicted, args.csv)
+                say_classes(model.classnames, test.labels, labels, args.csv)
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0

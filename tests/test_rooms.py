@@ -16,10 +16,12 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "data": GROUND | {"clip"},
     "prompts": GROUND | {"clip"},
     "model": GROUND | {"clip", "prompts"},
+    "maps": GROUND | {"clip", "prompts", "model"},
     "trained": GROUND | {"clip", "prompts", "checkpoints", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
-    "runs": GROUND | {"clip", "checkpoints", "data", "prompts", "model", "trained", "training"},
-}
+    "runs": GROUND | {"clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
+                      "training"},
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

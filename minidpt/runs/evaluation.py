@@ -230,20 +230,31 @@ class TestSet:
                 yield TestBatch(None, features)
 
 
+class Predicted(NamedTuple):
+    """Of each test picture the likeliest class (N,) and its probability (N,), on the CPU."""
+
+    labels: Tensor
+    probabilities: Tensor
+
+
 @torch.no_grad()
-def predicted_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
-    """The likeliest class (N,) of each test picture, on the CPU."""
+def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
+    """What a model takes the test pictures for."""
     batches = test.batches(images=model.config.learns_image)
-    logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    return _likeliest(model(images, frozen, branches=False).logits for images, frozen in batches)
 
 
 @torch.no_grad()
-def zero_shot_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
-    """The same by the frozen CLIP with the model's template."""
+def zero_shot(model: PromptedCLIP, test: TestSet) -> Predicted:
+    """What the frozen CLIP with the model's template takes them for."""
     batches = test.batches(images=False)
-    logits = (model.scaled_cosines(frozen, model.template_features) for _, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    features = model.template_features
+    return _likeliest(model.scaled_cosines(frozen, features) for _, frozen in batches)
+
+
+def _likeliest(logits: Iterable[Tensor]) -> Predicted:
+    best = [(own.argmax(dim=-1), own.softmax(dim=-1).amax(dim=-1)) for own in logits]
+    return Predicted(*(torch.cat(parts).cpu() for parts in zip(*best, strict=True)))
 
 
 def percent_correct(predicted: Tensor, labels: Tensor) -> float:
@@ -253,9 +264,9 @@ def percent_correct(predicted: Tensor, labels: Tensor) -> float:
 
 def accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of a model, in percent."""
-    return percent_correct(predicted_labels(model, test), test.labels)
+    return percent_correct(predicted(model, test).labels, test.labels)
 
 
 def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of the frozen CLIP with the model's template, in percent."""
-    return percent_correct(zero_shot_labels(model, test), test.labels)
+    return percent_correct(zero_shot(model, test).labels, test.labels)
