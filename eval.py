@@ -5,6 +5,7 @@ python eval.py --run RUN --per-class          # and how each class fares
 python eval.py --run RUN --data OTHER         # other data
 python eval.py --run RUN --classes new        # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg  # or a folder
+python eval.py --report DIR                   # report.html of a run or a sweep
 python eval.py --table DIR                    # all runs in a folder
 """
 
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
-from minidpt.checkpoints.pretrained import load
+from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.data.batches import white_of
@@ -45,8 +47,9 @@ from minidpt.runs.evaluation import (
     zero_shot_accuracy,
 )
 from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
+from minidpt.runs.report import write_report
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import Prediction, load_model
+from minidpt.trained import Prediction, PromptedCLIP, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -60,6 +63,8 @@ def parse_arguments():
     task = add.add_mutually_exclusive_group(required=True)
     task.add_argument("--run", nargs="+", type=path_option, metavar="DIR",
         help="run folders of train.py, all with one CLIP")
+    task.add_argument("--report", nargs="+", type=path_option, metavar="DIR",
+        help="write report.html of a run, or of all runs in a folder, from their files")
     task.add_argument("--table", type=path_option, metavar="DIR",
         help="print and write the table of all runs in a folder")
     add = add.add_argument
@@ -108,6 +113,8 @@ def parse_arguments():
     given = [name for name in of_tests if getattr(args, name) is not None]
     if given and args.image:
         parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    if args.report and (wrong := {*given, *("image" for _ in args.image or [])} - {"root"}):
+        parser.error(f"--{min(wrong)}: expected with --run, got --report, which tests nothing")
     given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
     if given and args.table:
         parser.error(f"--{given[0]}: expected with --run, got --table, which tests nothing")
@@ -130,6 +137,11 @@ def main() -> int:
     args = parse_arguments()
     if args.table:
         say(*write_tables(args.table).splitlines())
+        return 0
+    if args.report:
+        for folder in args.report:
+            notes = write_report(folder, partial(model_of, Run(folder), args), args.root)
+            say(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
         return 0
 
     pictures.MAX_PIXELS = args.max_pixels
@@ -193,6 +205,16 @@ def main() -> int:
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
+
+
+def model_of(run: Run, args) -> PromptedCLIP:
+    """The model of a run, with its CLIP, if that is on this machine: none is downloaded for it."""
+    (config,) = configs = [run.read_json(CONFIG, **CLIP_SETTINGS)]
+    name, device, precision, exact_gelu = one_clip(args, configs)
+    if name in NAMES and not is_here(name):
+        raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
+    clip, _ = load(name, exact_gelu=exact_gelu)
+    return load_model(run.path(MODEL), place(clip, device, precision))
 
 
 def say_classes(

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -53,7 +54,15 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
-from minidpt.runs.evaluation import FeatureCache, TestSet, accuracy, copies_note, zero_shot_accuracy
+from minidpt.runs.evaluation import (
+    FeatureCache,
+    TestSet,
+    copies_note,
+    percent_correct,
+    predicted,
+    zero_shot,
+    zero_shot_accuracy,
+)
 from minidpt.runs.folders import (
     CONFIG,
     MODEL,
@@ -65,6 +74,8 @@ from minidpt.runs.folders import (
     held_in,
     versions,
 )
+from minidpt.runs.predictions import write_predictions
+from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import (
     harmonic_mean,
     markdown,
@@ -265,7 +276,7 @@ def make_runs(
                     for subset, tested in job.subsets.items()
                 }
                 opened = job.dataset
-            train(job.settings, job.dataset, tests, clip, job.run, store)
+            train(job.settings, job.dataset, tests, clip, job.run, store, bool(sweep))
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
                 raise
@@ -273,11 +284,14 @@ def make_runs(
             failed.append(job.settings.name)
     if sweep and len(failed) < len(jobs):
         try:
-            text = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv"
+            text = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv, report.html"
         except OSError as error:
             report(error)
             status, text = 2, markdown(summarise(read_results(sweep.folder)))
         say("", *text.splitlines())
+        if not args.no_report:
+            with reporting(sweep.folder):
+                write_report(sweep.folder)
     if failed:
         report(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
     return 2 if failed else status
@@ -319,6 +333,7 @@ def train(
     clip: CLIP,
     run: Run,
     store: ImageStore,
+    in_sweep: bool,
 ) -> None:
     """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
 
@@ -332,8 +347,8 @@ def train(
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
-    zero_shot = zero_shot_accuracy(model, test)
-    say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
+    plain = zero_shot_accuracy(model, test)
+    say(f"zero-shot accuracy {plain:.2f} % on {len(test)} test images")
 
     run.create()
     run.write_json(CONFIG, {**config_of(settings), "white": model.white})
@@ -344,15 +359,15 @@ def train(
 
     # The result, and with base classes also what the prompts do for the new ones.
     model.eval()
-    results = {}
+    results, predictions = {}, []
     for subset, (tested, test) in tests.items():
         same = tested.classnames == model.classnames
         tested_model = model if same else model.for_classes(tested.classnames)
+        predictions.append((predicted(tested_model, test), zero_shot(tested_model, test)))
+        learned, before = (percent_correct(own.labels, test.labels) for own in predictions[-1])
         results[tested_on(dataset.name, subset)] = {
-            "zero_shot_accuracy": zero_shot_accuracy(tested_model, test),
-            "accuracy": accuracy(tested_model, test),
-            "test_images": len(test),
-        }
+            "zero_shot_accuracy": before, "accuracy": learned, "test_images": len(test),
+        }  # fmt: skip
     result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
@@ -362,14 +377,33 @@ def train(
         "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
-    gain = result["accuracy"] - zero_shot
-    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+    gain = result["accuracy"] - plain
+    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {plain:.2f} % "
         f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
-    say(f"{run.folder}: python eval.py --run {run.folder}")
+    with reporting(run.folder):
+        write_predictions(run, drawn, *predictions[0])  # of the subset that was trained on
+        if model.config.learns_text:
+            write_words(run, model)
+        if in_sweep or settings.no_report:
+            say(f"{run.folder}: python eval.py --run {run.folder}")
+        else:
+            say(*write_report(run.folder, lambda: model))
+            say(f"{run.folder}: report.html, python eval.py --run {run.folder}")
+
+
+@contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """What is written to be looked at: if it fails, that is one line and fails no run."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        report(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
 def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:

@@ -116,6 +116,16 @@ def folders() -> list[Path]:
     return [*found, Path(CACHE).expanduser()]
 
 
+def is_here(name: str) -> bool:
+    """Whether a folder has the file of a known model. Raises as `folders`."""
+    return _found(name) is not None
+
+
+def _found(name: str) -> Path | None:
+    paths = (folder / filename(name) for folder in folders())
+    return next(filter(Path.is_file, paths), None)
+
+
 def find_or_download(name: str) -> Path:
     """The file of a known model, downloaded into OpenAI's cache folder if no folder has it.
 
@@ -123,9 +133,8 @@ def find_or_download(name: str) -> Path:
     arrived is not OpenAI's file.
     """
     file = filename(name)
-    for folder in folders():
-        if (folder / file).is_file():
-            return folder / file
+    if found := _found(name):
+        return found
     if name not in SHA256:
         searched = ", ".join(map(str, folders()))
         raise FileNotFoundError(

@@ -2,7 +2,7 @@
 
 read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
 summarise:    Results that differ in nothing but their seed -> Row
-markdown, write_csv: the tables
+tables, markdown, write_csv: the tables
 """
 
 from __future__ import annotations
@@ -202,8 +202,39 @@ def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, float]]:
     return pairs
 
 
+class Table(NamedTuple):
+    """Cells as text, under heads."""
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables to read: for each CLIP and data set methods by shots, then what goes beyond."""
+    """Tables to read, and what they hold."""
+    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), over(rows)])) + "\n"
+
+
+def over(rows: Sequence[Row]) -> str:
+    """What the cells of tables are: over how many seeds; "" if nothing was learned."""
+    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
+    if not seeds:
+        return ""
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"Accuracy in percent, mean ± standard deviation over seeds ({count})."
+
+
+def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title → rows of one CLIP, trained and tested on one data set or the same part of it."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.trained == row.tested:
+            kinds.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
+    return dict(sorted(kinds.items()))
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """For each CLIP and data set methods by shots, then what goes beyond."""
     parts, averages = [], []
     for model in sorted({row.model for row in rows}):
         own = [row for row in rows if row.model == model]
@@ -223,14 +254,10 @@ def markdown(rows: Sequence[Row]) -> str:
             parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         parts.append(_published())
-    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
-    if seeds:
-        count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        parts.append(f"Accuracy in percent, mean ± standard deviation over seeds ({count}).")
-    return "\n\n".join(averages + parts) + "\n"
+    return averages + parts
 
 
-def _by_shots(title: str, rows: Sequence[Row]) -> str:
+def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     """Methods down, shots across; zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
     cells = {(row.label, row.shots): _cell(row) for row in rows}
@@ -245,7 +272,7 @@ def _by_shots(title: str, rows: Sequence[Row]) -> str:
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{count} shot{'s' * (count != 1)}" if count else "accuracy" for count in shots]
-    return _table(title, ["method", *heads], lines)
+    return Table(title, ["method", *heads], lines)
 
 
 def _averages(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -266,7 +293,7 @@ def _averages(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     return averaged
 
 
-def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> str:
+def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
     lines, seen = [], set()
     for base, new, mean in pairs:
         if base.dataset not in seen:
@@ -278,27 +305,27 @@ def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> s
             cells = _cell(base), _cell(new), f"{mean:.1f}"
             lines.append([base.dataset, base.label, f"{base.shots}", *cells])
     heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-    return _table(title, heads, lines)
+    return Table(title, heads, lines)
 
 
-def _transfer_table(title: str, rows: Sequence[Row]) -> str:
+def _transfer_table(title: str, rows: Sequence[Row]) -> Table:
     lines = [
         [row.trained, row.tested, row.label, f"{row.shots}", f"{row.zero_shot_accuracy:.1f}",
          _cell(row)]
         for row in rows
     ]  # fmt: skip
-    return _table(
+    return Table(
         title, ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"], lines
     )
 
 
-def _published() -> str:
+def _published() -> Table:
     lines = [[name, f"{one:.1f}", f"{sixteen:.1f}"] for name, (one, sixteen) in PUBLISHED.items()]
     title = (
         "Published means over the 11 data sets, ViT-B/32 "
         "(read off a plot in CLIP-LoRA's repository, ±0.2)"
     )
-    return _table(title, ["method", "1 shot", "16 shots"], lines)
+    return Table(title, ["method", "1 shot", "16 shots"], lines)
 
 
 def _cell(row: Row) -> str:
@@ -307,16 +334,16 @@ def _cell(row: Row) -> str:
     )
 
 
-def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+def _markdown(table: Table) -> str:
+    """A table whose columns also line up as plain text."""
+    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     rows = [
         "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (heads, rule, *lines)
+        for row in (table.heads, rule, *lines)
     ]
-    return f"**{one_line(title)}**\n\n" + "\n".join(rows)
+    return f"**{one_line(table.title)}**\n\n" + "\n".join(rows)
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
