@@ -75,10 +75,8 @@ def line_chart(
     parts = [tag("title", f"{y_title} by {x_title}: {', '.join(one.name for one in series)}")]
     if shaded is not None and shaded > left:
         width = x_of(min(shaded, right)) - LEFT
-        parts += [
-            tag("rect", x=LEFT, y=TOP, width=width, height=HEIGHT - TOP - BOTTOM, class_="shade"),
-            tag("text", "guidance", x=LEFT + 4, y=HEIGHT - BOTTOM - 5),
-        ]
+        height = HEIGHT - TOP - BOTTOM
+        parts.append(tag("rect", x=LEFT, y=TOP, width=width, height=height, class_="shade"))
     parts += _axes(y_title, x_title, steps, y_of)
     shown = dict(enumerate(categories)) if categories else {
         x: f"{x:g}" for x in ticks(left, right, 4) if left <= x <= right and x == int(x)

@@ -43,7 +43,10 @@ ul { margin: 6px 0; padding-left: 20px; overflow-wrap: anywhere }
 .narrow { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
 figure { margin: 0; min-width: 0 }
 figcaption { overflow-wrap: anywhere }
+figcaption { margin-top: 4px; line-height: 1.4 }
 figcaption b { color: var(--ink); font-weight: 600 }
+figcaption span, figcaption small { display: block }
+figcaption i { font-style: normal; white-space: nowrap }
 svg { display: block; width: 100%; height: auto; overflow: visible }
 svg text { font-size: 11px; fill: var(--soft); font-family: inherit }
 .axis { stroke: var(--rule); stroke-width: 1; fill: none }
@@ -79,7 +82,7 @@ tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--rule) }
 .matrix td { width: 27px; height: 27px; min-width: 27px; padding: 0; text-align: center;
   border: 1px solid var(--paper); font-size: 12px; background: var(--wash); vertical-align: middle }
 .matrix th, .matrix tbody tr + tr th { font-weight: 400; border: 0;
-  padding: 0 8px 0 0; white-space: nowrap }
+  padding: 0 8px 0 0; white-space: nowrap; vertical-align: middle }
 .matrix thead th { vertical-align: bottom; padding: 0 0 6px; color: var(--ink) }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); display: inline-block;
   line-height: 27px; max-height: 150px; overflow: hidden }
@@ -88,6 +91,8 @@ tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--rule) }
 .words td { white-space: nowrap } .words th { font-weight: 400; color: var(--soft) }
 .words small { color: var(--soft); margin-left: 3px }
 details { margin: 14px 0 } summary { cursor: pointer }
+@media (max-width: 560px) { .classes td, .classes th { padding-right: 7px; font-size: 12.5px }
+  .classes th { min-width: 78px } .track { min-width: 60px } }
 @media print { body { max-width: none } }
 """
 
@@ -106,7 +111,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
         f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items()
     )
     return Markup(
-        f"<{name}{named}>" if name in ("img", "meta") else f"<{name}{named}>{inside}</{name}>"
+        f"<{name}{named}>" if name in ("img", "meta", "br") else f"<{name}{named}>{inside}</{name}>"
     )
 
 
@@ -144,7 +149,9 @@ def table(heads: Iterable[object], lines: Iterable[Iterable[object]], **attribut
 
 
 def _is_number(value: object) -> bool:
-    return not isinstance(value, Markup) and str(value)[:1] in "+-−0123456789" and value != ""
+    if isinstance(value, Markup):
+        return value.startswith('<td class="number')
+    return value != "" and str(value)[0] in "+-−0123456789"
 
 
 def _cell(value: object) -> Markup:

@@ -104,7 +104,7 @@ class RunReport:
             predictions = read_predictions(self.run, self.split["classnames"])
             return flow(predictions)
 
-        parts.append(self._made("Classes and mistakes", read))
+        parts.insert(2, self._made("Classes and mistakes", read))
         if predictions:
             parts += [by_class(predictions), confusion(predictions)]
             parts.append(self._made("Pictures", self.mistakes, predictions))
@@ -118,7 +118,9 @@ class RunReport:
         try:
             return part(*arguments)
         except (OSError, ValueError) as error:
-            self.notes.append(one_line(f"{what}: left out: {error}"))
+            missing = isinstance(error, FileNotFoundError)
+            hint = " (runs of earlier versions have none)" * missing
+            self.notes.append(one_line(f"{what}: left out: {error}{hint}"))
             return Markup("")
 
     def header(self) -> Markup:
@@ -138,7 +140,9 @@ class RunReport:
             said.append(f"{seconds / 60:.1f} min")
         said.append(f"minidpt {(config.get('versions') or {}).get('minidpt', '')}")
         lines = [tag("h1", self.title), tag("p", " · ".join(said), class_="soft")]
-        data = f"{one_line(split.get('root'), 200)} · “{one_line(split.get('template'), 200)}”"
+        data = (
+            f"Data {one_line(split.get('root'), 200)} · zero-shot prompt “{split.get('template')}”"
+        )
         return joined([*lines, tag("p", data, class_="soft")])
 
     def accuracy(self) -> Markup:
@@ -167,9 +171,8 @@ class RunReport:
             raise ValueError(f"{path}: expected a line for each epoch, got none")
 
         def series(title: str, style: str, value: Callable[[dict], float]) -> Series:
-            return Series(
-                title, style, [(r["epoch"], value(r)) for r in records if math.isfinite(value(r))]
-            )
+            points = ((record["epoch"], value(record)) for record in records)
+            return Series(title, style, [(x, y) for x, y in points if math.isfinite(y)])
 
         guided = self.config["method"] in ("vlp", "dpt")
         shaded = self.config.get("guidance_epochs") if guided else None
@@ -182,7 +185,8 @@ class RunReport:
         loss = series("loss", "c0", lambda record: record["loss"])
         right = series("accuracy", "c0", lambda record: record["train_accuracy"])
         charts = [
-            tag("figure", line_chart("training loss", "epoch", [loss], shaded=shaded)),
+            tag("figure", line_chart("training loss (cross-entropy, nats)", "epoch", [loss],
+                                     shaded=shaded)),
             tag("figure", line_chart("accuracy on training views, %", "epoch", [right],
                                      bounds=(0, 100), shaded=shaded)),
             tag("figure", line_chart("learning rate", "epoch", rates, shaded=shaded),
@@ -190,7 +194,9 @@ class RunReport:
         ]  # fmt: skip
         about = "Of each epoch; views are random crops of the training images, mirrored or not."
         if shaded:
-            about += " In the guidance stage the loss is another: that of both branches."
+            about += (
+                " Shaded is the guidance stage, where the loss is another: that of both branches."
+            )
         return section("Training", about, tag("div", *charts, class_="grid"))
 
     def mistakes(self, predictions: Predictions) -> Markup:
@@ -254,13 +260,7 @@ class RunReport:
             said = entries(context, path, words=list, **{"class": str | None})
             try:
                 rows = [
-                    (
-                        f"{number}",
-                        *(
-                            tag("td", word, tag("small", f"{distance:.2f}"))
-                            for word, distance in row
-                        ),
-                    )
+                    (f"{number}", *(tag("td", w, tag("small", f"{d:.2f}")) for w, d in row))
                     for number, row in enumerate(said["words"][:VECTORS], start=1)
                 ]
             except (TypeError, ValueError) as error:
@@ -272,7 +272,6 @@ class RunReport:
             )
         about = (
             "The tokens whose embeddings lie nearest to each vector of the learned context, with "
-            "the Euclidean distance. A hyphen stands for a word that goes on. Vectors seldom come "
-            "to lie near a word that says what they do."
+            "the Euclidean distance. A hyphen stands where a word goes on."
         )
         return section("Learned context in words", about, *parts)

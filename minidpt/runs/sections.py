@@ -26,12 +26,9 @@ def flow(predictions: Predictions) -> Markup:
     right = predictions.learned == predictions.labels
     before = predictions.zero_shot == predictions.labels
     won, lost = int((right & ~before).sum()), int((before & ~right).sum())
-    said = f"{int(right.sum()):,} of {len(right):,} test images are right"
-    if (predictions.learned != predictions.zero_shot).any():
-        said += (
-            f". {won:,} that zero-shot CLIP takes for another class are right now, {lost:,} that "
-            "it knows are not any more"
-        )
+    said = f"{int(right.sum()):,} of {len(right):,} test images are recognised"
+    if won or lost:
+        said += f": {won:,} that zero-shot CLIP mistakes; {lost:,} that it recognises are lost"
     return tag("p", f"{said}.")
 
 
@@ -153,12 +150,14 @@ def card(
         shown += [
             picture(overlay(view, own[place]), f"attention, {kind}") for kind, own in kinds.items()
         ]
+    shares = predictions.learned_probability, predictions.zero_shot_probability
+    learned, before = (tag("i", f"{100 * own[number]:.1f} %") for own in shares)
     caption = tag(
         "figcaption",
-        tag("b", name(true)), " taken for ", tag("b", name(taken)),
-        f" {100 * predictions.learned_probability[number]:.1f} % · zero-shot: ", name(other),
-        f" {100 * predictions.zero_shot_probability[number]:.1f} %", tag("br"), name(path, 60),
-    )  # fmt: skip
+        tag("span", tag("b", name(true)), " taken for ", tag("b", name(taken)), " ", learned),
+        tag("span", "zero-shot: ", name(other), " ", before),
+        tag("small", name(path, 60)),
+    )
     return tag("figure", tag("div", *(tag("span", one) for one in shown), class_="shots"), caption)
 
 
