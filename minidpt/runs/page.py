@@ -40,6 +40,7 @@ ul { margin: 6px 0; padding-left: 20px; overflow-wrap: anywhere }
 .grid { display: grid; gap: 20px;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)) }
 .wide { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)) }
+figure > svg, .wide figure { max-width: 440px }
 .narrow { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
 figure { margin: 0; min-width: 0 }
 figcaption { overflow-wrap: anywhere }

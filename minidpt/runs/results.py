@@ -225,17 +225,17 @@ def over(rows: Sequence[Row]) -> str:
 
 
 def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Title → rows of one CLIP, trained and tested on one data set or the same part of it."""
+    """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
     kinds: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row[1:4]):
         if row.trained == row.tested:
             kinds.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
-    return dict(sorted(kinds.items()))
+    return _averages(rows) | kinds
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """For each CLIP and data set methods by shots, then what goes beyond."""
-    parts, averages = [], []
+    parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
     for model in sorted({row.model for row in rows}):
         own = [row for row in rows if row.model == model]
         pairs = base_to_new(own)
@@ -244,17 +244,13 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         for name in sorted({row.tested for row in same}):
             title = f"{name}, CLIP {model}"
             parts.append(_by_shots(title, [row for row in same if row.tested == name]))
-        whole = [row for row in same if row.tested == row.dataset]
-        names = sorted({row.dataset for row in whole})
-        if averaged := _averages(whole, names):
-            averages.append(_by_shots(f"Mean of {len(names)} data sets, CLIP {model}", averaged))
         if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
         if other := [row for row in own if row not in same and row not in halves]:
             parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         parts.append(_published())
-    return averages + parts
+    return parts
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:
@@ -275,22 +271,24 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     return Table(title, ["method", *heads], lines)
 
 
-def _averages(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The mean over data sets where several were run, for what was run on all of them.
+def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """For each CLIP the means over data sets where several were run, for what was run on all.
 
-    It is taken for each seed that was run on all of them; the deviation is that of these means.
+    They are taken for each seed that was run on all of them; the deviation is that of these means.
     """
-    if len(names) < 2:
-        return []
-    averaged = []
-    for kind in dict.fromkeys((row.method, row.shots, row.variant) for row in rows):
-        own = [row for row in rows if (row.method, row.shots, row.variant) == kind]
+    averages: dict[str, list[Row]] = {}
+    whole = [row for row in rows if row.trained == row.tested == row.dataset]
+    for kind in dict.fromkeys((row.model, row.method, row.shots, row.variant) for row in whole):
+        names = {row.dataset for row in whole if row.model == kind[0]}
+        own = [row for row in whole if (*row[3:6], row.variant) == kind]
         seeds = [seed for seed in own[0].accuracies if all(seed in row.accuracies for row in own)]
-        if len(own) == len(names) and seeds:
+        if len(own) == len(names) > 1 and seeds:
             zero_shot = fmean(row.zero_shot_accuracy for row in own)
             means = {seed: fmean(row.accuracies[seed] for row in own) for seed in seeds}
-            averaged.append(own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means))
-    return averaged
+            averaged = own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means)
+            title = f"Mean of {len(names)} data sets, CLIP {kind[0]}"
+            averages.setdefault(title, []).append(averaged)
+    return dict(sorted(averages.items()))
 
 
 def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
