@@ -38,7 +38,8 @@ class Result(NamedTuple):
 
 def result(status: int, out: str, err: str) -> Result:
     lines = err.splitlines(keepends=True)
-    shown = [line for line in lines if re.fullmatch(r"[^·]+ \d+/\d+[^·]* · [\d:]+ left.*\n", line)]
+    told = r"[^·]+ \d+/\d+[^·]* · [\d:]+ left.*\n"
+    shown = [line for line in lines if re.fullmatch(told, line)]
     return Result(status, out, "".join(line for line in lines if line not in shown), "".join(shown))
 
 

@@ -126,7 +126,8 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
     rows = rng.integers(0, 3, (40, 3))
     with open(run / "predictions.csv", "w", newline="") as file:
         csv.writer(file).writerows([HEADER, *(
-            (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5) for n, (a, b, c) in enumerate(rows)
+            (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
+            for n, (a, b, c) in enumerate(rows)
         )])  # fmt: skip
     found = read_predictions(Run(run), names)
     pairs: dict[tuple, int] = {}
