@@ -1,14 +1,15 @@
 """Test runs of train.py, classify images with one, or print a table of many.
 
-python eval.py --run RUN                            # its own test images again
-python eval.py --run RUN --per-class                # and how each class fares
-python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
-python eval.py --run RUN --classes new              # base-to-new
-python eval.py --run RUN --image a.jpg b.jpg        # or a folder
-python eval.py --run RUN --image - --json -         # a service: paths in, JSON out
+python eval.py --run RUN                      # its own test images again
+python eval.py --run RUN --per-class          # and how each class fares
+python eval.py --run RUN --data OTHER         # other data
+python eval.py --run RUN --classes new        # base-to-new
+python eval.py --run RUN --image a.jpg b.jpg  # or a folder
+python eval.py --run RUN --image - --json -   # a service: paths in, JSON out
 python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
-python eval.py --table DIR                          # all runs in a folder
-python eval.py --published OUT --data DATA          # prompts learned with the published code
+python eval.py --published OUT --data DATA    # prompts learned with the published code
+python eval.py --report DIR                   # report.html of a run or a sweep
+python eval.py --table DIR                    # all runs in a folder
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TextIO
 
 import torch
 
-from minidpt.checkpoints.pretrained import load
+from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
@@ -50,7 +52,7 @@ from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
     percent_correct,
-    predicted_labels,
+    predicted,
     zero_shot_accuracy,
 )
 from minidpt.runs.explain import Explanations
@@ -65,8 +67,9 @@ from minidpt.runs.folders import (
     check_outside,
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
+from minidpt.runs.report import write_report
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import build_model, load_model
+from minidpt.trained import PromptedCLIP, build_model, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,
                  "head_width": int | None, "image_size": int | None}  # fmt: skip
@@ -75,20 +78,54 @@ DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "templat
 
 def parse_arguments():
     """The command line."""
-    parser = Parser(description="Test runs of train.py, or classify images with one.")
-    task = parser.add_mutually_exclusive_group(required=True)
-    add = task.add_argument
+    parser = Parser(__doc__)
     # fmt: off
-    add("--run", nargs="+", type=path_option, metavar="DIR",
+    add = parser.add_argument_group("what most people need, the first of these or the next")
+    task = add.add_mutually_exclusive_group(required=True)
+    task.add_argument("--run", nargs="+", type=path_option, metavar="DIR",
         help="run folders of train.py, all with one CLIP")
-    add("--table", type=path_option, metavar="DIR",
+    task.add_argument("--report", nargs="+", type=path_option, metavar="DIR",
+        help="write report.html of a run, or of all runs in a folder, from their files")
+    task.add_argument("--table", type=path_option, metavar="DIR",
         help="print and write the table of all runs in a folder")
-    add("--published", type=path_option, metavar="DIR",
+    task.add_argument("--published", type=path_option, metavar="DIR",
         help="output folder of the published code of CoOp or DPT, tested on --data")
-    add = parser.add_argument
+    add = add.add_argument
     add("--image", nargs="+", type=path_option, metavar="FILE",
         help="images, or folders of images, to classify; '-': paths from standard input, one a "
         "line, each answered as it comes")
+    add("--per-class", action="store_true",
+        help="print the accuracy of each class, too, and what it is mistaken for")
+    add("--data", type=path_option, metavar="DIR",
+        help="other data to test on, whatever train.py takes")
+    add("--root", type=path_option, metavar="DIR",
+        help="the run's image folder, if it has moved since the training")
+    add("--model", type=path_option, help="CLIP's name or path, if it has moved; of --published, "
+        "without it ViT-B/32")
+    add("--device", help="cpu, cuda or cuda:N; without it the run's")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
+    add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
+    add("--template", help="zero-shot prompt of the other data; without it the data set's")
+    add("--workers", type=int, default=default_workers(),
+        help="threads that read images; without it one for each processor")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--precision", choices=[*PRECISIONS, AUTO],
+        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
+    add("--top-k", type=int, help="of --published: classes that make class-aware prompts; without "
+        f"it {PromptConfig.top_k}")
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, metavar="WHERE",
+        help="of --published: where the class name stands; without it the end")
+    add("--exact-gelu", action="store_true", default=None, help="of --published, as for train.py")
+    add("--head-width", type=int, help="of --published, as for train.py")
+    add("--image-size", type=int, metavar="PIXELS", help="of --published, as for train.py")
+
+    add = parser.add_argument_group("output").add_argument
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
         help="new file for them, image,class,probability, or for --per-class")
@@ -97,32 +134,6 @@ def parse_arguments():
         "and nothing else goes there")
     add("--explain", type=path_option, metavar="DIR",
         help="new folder for a PNG of each image: where the model looks, before and after tuning")
-    add("--data", type=path_option, metavar="DIR",
-        help="other data to test on, whatever train.py takes")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
-    add("--template", help="zero-shot prompt of the other data; without it the data set's")
-    add("--per-class", action="store_true",
-        help="print the accuracy of each class, too, and what it is mistaken for")
-    add("--root", type=path_option, metavar="DIR",
-        help="the run's image folder, if it has moved since the training")
-    add("--model", type=path_option, help="CLIP's name or path, if it has moved; of --published, "
-        "without it ViT-B/32")
-    add("--exact-gelu", action="store_true", default=None, help="of --published, as for train.py")
-    add("--head-width", type=int, help="of --published, as for train.py")
-    add("--image-size", type=int, metavar="PIXELS", help="of --published, as for train.py")
-    add("--top-k", type=int, help="of --published: classes that make class-aware prompts; without "
-        f"it {PromptConfig.top_k}")
-    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS,
-        help="of --published: where the class name stands; without it the end")
-    add("--device", help="cpu, cuda or cuda:N; without it the run's")
-    add("--precision", choices=[*PRECISIONS, AUTO],
-        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
-    add("--workers", type=int, default=default_workers(),
-        help="threads that read images; without it one for each processor")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
     of_published = ("exact_gelu", "head_width", "image_size", "top_k", "class_token_position")
@@ -157,6 +168,8 @@ def parse_arguments():
     given = [name for name in of_tests if getattr(args, name) is not None]
     if given and args.image:
         parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    if args.report and (wrong := {*given, *("image" for _ in args.image or [])} - {"root"}):
+        parser.error(f"--{min(wrong)}: expected with --run, got --report, which tests nothing")
     given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
     if given and args.table:
         parser.error(f"--{given[0]}: expected with --run, got --table, which tests nothing")
@@ -191,6 +204,11 @@ def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
     if args.table:
         say(*write_tables(args.table).splitlines())
+        return 0
+    if args.report:
+        for folder in args.report:
+            notes = write_report(folder, partial(model_of, Run(folder), args), args.root)
+            say(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
         return 0
 
     pictures.MAX_PIXELS = args.max_pixels
@@ -260,16 +278,16 @@ def evaluate(args, stdout: TextIO) -> int:
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-            predicted = predicted_labels(model, test)
+            labels = predicted(model, test).labels
             zero_shot = zero_shot_accuracy(model, test)
-            result = percent_correct(predicted, test.labels)
+            result = percent_correct(labels, test.labels)
             say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
                 f"({clip.name} on {device} in {precision})"
             )
             if args.per_class:
-                say_classes(model.classnames, test.labels, predicted, args.csv)
+                say_classes(model.classnames, test.labels, labels, args.csv)
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
@@ -313,6 +331,17 @@ def test_published(args) -> int:
         if args.per_class:
             say_classes(model.classnames, test.labels, predicted, args.csv)
     return 0
+
+
+def model_of(run: Run, args) -> PromptedCLIP:
+    """The model of a run, with its CLIP, if that is on this machine: none is downloaded for it."""
+    settings = one_clip(args, [run.read_json(CONFIG, **CLIP_SETTINGS)])
+    device, precision, name = (settings.pop(key) for key in ("device", "precision", "model"))
+    if name in NAMES and not is_here(name):
+        raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
+    clip, _ = load(name, **settings)
+    precision, _ = choose_precision(precision, device, clip)
+    return load_model(run.path(MODEL), place(clip, device, precision))
 
 
 def say_classes(

@@ -1,8 +1,8 @@
 """Learn prompts for CLIP from a few images a class, and test them.
 
-    python train.py                                  # the demo: nothing to download, a minute
+    python train.py                        # the demo: no download, a minute
     python train.py --data ./caltech101 --shots 16
-    python train.py --data ./caltech101 --method coop dpt --shots 1 2 4 8 16 --seed 1 2 3
+    python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
 (`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
@@ -19,7 +19,8 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -58,11 +59,20 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
-from minidpt.runs.evaluation import FeatureCache, TestSet, accuracy, copies_note, zero_shot_accuracy
+from minidpt.runs.evaluation import (
+    FeatureCache,
+    TestSet,
+    copies_note,
+    percent_correct,
+    predicted,
+    zero_shot,
+    zero_shot_accuracy,
+)
 from minidpt.runs.folders import (
     CONFIG,
     METRICS,
     MODEL,
+    REPORT,
     SPLIT,
     STATE,
     SUMMARY,
@@ -80,6 +90,8 @@ from minidpt.runs.precision import (
     noted_precision,
     slow_note,
 )
+from minidpt.runs.predictions import write_predictions
+from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import (
     harmonic_mean,
     markdown,
@@ -99,25 +111,21 @@ LEARNING = {  # options that zero-shot CLIP has no use for
     "visual_layers", "class_aware_from", "top_k", "alpha", "guidance_epochs", "visual_lr",
     "text_lr", "warmup_epochs",
 }  # fmt: skip
-OF_THE_COMMAND = {"out", "resume", "config"}  # options that are no settings
-MOVABLE = {"resume", "data", "model", "device", "workers", "class_chunk"}  # beside --resume
+OF_THE_COMMAND = {"out", "resume", "config", "no_report"}  # options that are no settings
+MOVABLE = {  # beside --resume
+    "resume", "data", "model", "device", "workers", "class_chunk", "no_report",
+}  # fmt: skip
 
 
 def parse_arguments():
     """The command line."""
     defaults = PromptConfig()
-    parser = Parser(description="Few-shot prompt tuning of CLIP.")
-    add = parser.add_argument
+    parser = Parser(__doc__)
     # fmt: off
+    add = parser.add_argument_group("what most people need").add_argument
     add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
         "train/ val/ test/ of them, a CSV of path,label[,split], a run's split.json, or a folder "
         "of known data sets; without it the demo's own pictures")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
-        + ", ".join(layout.name for layout in LAYOUTS))
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--classes", choices=("all", "base", "new"), default="all",
-        help="base: train on the first half of the classes, test on both halves")
     add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
     add("--shots", nargs="+", type=int, default=[16], help="training images per class")
     add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
@@ -125,48 +133,64 @@ def parse_arguments():
         "without it ViT-B/32, and tiny for the demo")
     add("--epochs", type=int, help="without it the published number: CoOp 50 (1 shot), 100 (2-4) "
         "or 200, others 60 (1 shot) or 100; with few, lower --warmup-epochs and --guidance-epochs")
-    add("--batch-size", type=int, default=32, help="images per training step")
+    add("--out", type=path_option, metavar="DIR",
+        help="new run folder, or folder of a sweep; without it in runs/")
+    add("--resume", type=path_option, metavar="DIR",
+        help="go on with the interrupted run or sweep in this folder, by its own settings")
+    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
+    add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
+        + ", ".join(layout.name for layout in LAYOUTS))
+    add("--classes", choices=("all", "base", "new"), default="all",
+        help="base: train on the first half of the classes, test on both halves")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
+    add("--workers", type=int, default=default_workers(),
+        help="threads that read images; without it one for each processor")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
+    add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
+        "words replaces --n-ctx")
+    add("--csc", action="store_true", help="a context for each class")
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end", metavar="WHERE",
+        help="where the class name stands")
+    add("--n-visual", type=int, default=defaults.n_visual, help="visual prompts per layer")
+    add("--visual-layers", type=int,
+        help="visual prompts in the first N layers only; 1 = shallow")
+    add("--class-aware-from", type=int,
+        help="first layer, from 1, with class-aware prompts; without it the last")
+    add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
     add("--exact-gelu", action="store_true",
         help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
     add("--head-width", type=int, metavar="N", help="of attention heads on the image side, for a "
         "checkpoint without a configuration where they are not 64 wide")
     add("--image-size", type=int, metavar="N", help="pixels a side, a multiple of the patch's: "
         "positional embeddings are interpolated; without it the checkpoint's")
-    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
-    add("--out", type=path_option, metavar="DIR",
-        help="new run folder, or folder of a sweep; without it in runs/")
-    add("--resume", type=path_option, metavar="DIR",
-        help="go on with the interrupted run or sweep in this folder, by its own settings")
-    add("--config", type=path_option, metavar="FILE",
-        help="settings of an earlier run, its config.json; options beside it go before")
-    add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
-    add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
-        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
-    add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
-        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true",
-        help="torch.compile: a slow start, then faster steps; for long runs; "
-        "on a CPU it needs a C++ compiler")
-    add("--workers", type=int, default=default_workers(),
-        help="threads that read images; without it one for each processor")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
-    add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
-    add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
-        "words replaces --n-ctx")
-    add("--csc", action="store_true", help="a context for each class")
-    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end",
-        help="where the class name stands")
-    add("--n-visual", type=int, default=defaults.n_visual, help="visual prompts per layer")
-    add("--visual-layers", type=int, help="visual prompts in the first N layers only; 1 = shallow")
-    add("--class-aware-from", type=int, metavar="LAYER",
-        help="first layer, from 1, with class-aware prompts; without it the last")
-    add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch-size", type=int, default=32, help="images per training step")
     add("--alpha", type=finite, default=defaults.alpha, help="weight of the auxiliary loss")
-    add("--guidance-epochs", type=int, default=30, help="length of the guidance stage (VLP, DPT)")
+    add("--guidance-epochs", type=int, default=30,
+        help="length of the guidance stage (VLP, DPT)")
     add("--visual-lr", type=finite, default=0.01, help="learning rate of the image side")
     add("--text-lr", type=finite, default=0.002, help="learning rate of the text context")
     add("--warmup-epochs", type=int,
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
+    add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
+        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
+    add("--class-chunk", type=int, help="encode N classes at a time, and again in the "
+        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; "
+        "for long runs; on a CPU it needs a C++ compiler")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--config", type=path_option, metavar="FILE",
+        help="settings of an earlier run, its config.json; options beside it go before")
+    add("--no-report", action="store_true", help="leave report.html out")
     # fmt: on
     args = parser.parse_args()
     if args.resume or args.config:
@@ -327,7 +351,7 @@ def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: tor
                     for subset, tested in job.subsets.items()
                 }
                 opened = job.dataset
-            train(job.settings, job.dataset, tests, clip, job.run, store)
+            train(job.settings, job.dataset, tests, clip, job.run, store, bool(sweep))
         except Interrupted as stop:
             resume = not sweep and job.run.path(STATE).is_file()
             again = ["train.py", "--resume", str(job.run.folder)] if resume else sys.argv
@@ -345,6 +369,10 @@ def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: tor
             report(error)
             status, text = 2, markdown(summarise(read_results(sweep.folder)))
         say("", *text.splitlines())
+        if not args.no_report:
+            with reporting(sweep.folder):
+                write_report(sweep.folder)
+                say(sweep.folder / REPORT)
     if failed:
         report(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
     return 2 if failed else status
@@ -391,6 +419,7 @@ def train(
     clip: CLIP,
     run: Run,
     store: ImageStore,
+    in_sweep: bool,
 ) -> None:
     """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
 
@@ -404,8 +433,8 @@ def train(
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
-    zero_shot = zero_shot_accuracy(model, test)
-    say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
+    plain = zero_shot_accuracy(model, test)
+    say(f"zero-shot accuracy {plain:.2f} % on {len(test)} test images")
 
     if not run.path(STATE).is_file():  # else it is gone on with
         run.create()
@@ -418,15 +447,19 @@ def train(
 
     # The result, and with base classes also what the prompts do for the new ones.
     model.eval()
-    results = {}
+    results, predictions = {}, []
     for subset, (tested, test) in tests.items():
         same = tested.classnames == model.classnames
         tested_model = model if same else model.for_classes(tested.classnames)
+        predictions.append((predicted(tested_model, test), zero_shot(tested_model, test)))
+        learned, before = (percent_correct(own.labels, test.labels) for own in predictions[-1])
         results[tested_on(dataset.name, subset)] = {
-            "zero_shot_accuracy": zero_shot if same else zero_shot_accuracy(tested_model, test),
-            "accuracy": accuracy(tested_model, test),
-            "test_images": len(test),
-        }
+            "zero_shot_accuracy": before, "accuracy": learned, "test_images": len(test),
+        }  # fmt: skip
+    with reporting(run.folder):
+        write_predictions(run, drawn, *predictions[0])  # of the subset that was trained on
+        if model.config.learns_text:
+            write_words(run, model)
     result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
@@ -437,16 +470,31 @@ def train(
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     run.path(STATE).unlink(missing_ok=True)
-    gain = result["accuracy"] - zero_shot
-    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+    gain = result["accuracy"] - plain
+    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {plain:.2f} % "
         f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
+    if not (in_sweep or settings.no_report):
+        with reporting(run.folder):
+            say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
+            say(run.path(REPORT))
     installed = Path(sys.argv[0]).stem == "minidpt-train"
     script = "minidpt-eval" if installed else "python eval.py"
     say(f"{run.folder}: {script} --run {run.folder}")
+
+
+@contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """What is written to be looked at: if it fails, that is one line and fails no run."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        report(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
 def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:
@@ -531,7 +579,8 @@ def learn(
     if settings.compile:
         torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
         forward = torch.compile(model)
-    with Progress(epochs, begun=state.epoch) as progress, AfterTheStep() as stop:
+    progress = Progress("epoch", epochs, after=0, done=state.epoch)
+    with progress, AfterTheStep() as stop:
         while state.epoch < epochs:
             for group in optimizer.param_groups:
                 name = group["name"]
@@ -546,9 +595,9 @@ def learn(
             state.metrics += json.dumps(record) + "\n"
             state.save(run)
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
-            progress.show(
+            progress(
                 state.epoch,
-                f"epoch {state.epoch}/{epochs} · loss {record['loss']:.3f} · "
+                f"loss {record['loss']:.3f} · "
                 f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",

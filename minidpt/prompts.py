@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .clip.attention import explicit_attention
 from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
-from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
@@ -102,6 +102,24 @@ class TextPrompts(nn.Module):
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
         # not vectors[self.context_vectors], whose gradient sums in an order left to the threads
         return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
+
+
+def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[str, float]]]:
+    """For each vector of a context (M, W) the tokens of the nearest embeddings, with distances.
+
+    Euclidean, as in CoOp's Table 4. A token that ends within a word has a "-" behind it.
+    """
+    embeddings = clip.token_embedding.weight.float()
+    distances, tokens = torch.cdist(ctx.float(), embeddings).topk(count, largest=False)
+    return [
+        [(_word(token), distance) for token, distance in zip(*row, strict=True)]
+        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def _word(token: int) -> str:
+    text = decode([token])
+    return text.strip() if text.endswith(" ") else f"{text}-"
 
 
 def words_of(phrase: str) -> list[int]:

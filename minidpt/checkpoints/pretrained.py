@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import urllib.error
 import urllib.request
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from torch import device as Device
 from ..clip.network import CLIP, build_clip
 from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
+from ..progress import job
 from .formats import find_clip
 from .repository import WEIGHTS, Config, read_config, read_weights, weights_in
 
@@ -163,6 +163,16 @@ def folders() -> list[Path]:
     return [*found, Path(CACHE).expanduser()]
 
 
+def is_here(name: str) -> bool:
+    """Whether a folder has the file of a known model. Raises as `folders`."""
+    return _found(name) is not None
+
+
+def _found(name: str) -> Path | None:
+    paths = (folder / filename(name) for folder in folders())
+    return next(filter(Path.is_file, paths), None)
+
+
 def find_or_download(name: str) -> Path:
     """The file of a known model, downloaded into OpenAI's cache folder if no folder has it.
 
@@ -170,9 +180,8 @@ def find_or_download(name: str) -> Path:
     arrived is not OpenAI's file.
     """
     file = filename(name)
-    for folder in folders():
-        if (folder / file).is_file():
-            return folder / file
+    if found := _found(name):
+        return found
     if name not in SHA256:
         searched = ", ".join(map(str, folders()))
         raise FileNotFoundError(
@@ -232,7 +241,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks, with progress on a terminal; OSError if it stays short."""
+    """Appends to `part` what it lacks; OSError if it stays short."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -240,18 +249,10 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # the whole file comes, as it does from a server without ranges
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file:
+        with open(part, "ab" if have else "wb") as file, job(part.stem, total, "bytes") as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
                 have += len(chunk)
-                _show_progress(part.stem, have, total)
+                tell(have)
     if total and have < total:
         raise ConnectionError(f"connection lost after {have:,} of {total:,} bytes; they are kept")
-
-
-def _show_progress(file: str, have: int, total: int | None) -> None:
-    """One line on stderr that counts up, if that is a terminal."""
-    if sys.stderr.isatty():
-        of_total = f" of {total / 1e6:.0f}" if total else ""
-        end = "\n" if have == total else ""
-        print(f"\r{file}: {have / 1e6:.0f}{of_total} MB", end=end, file=sys.stderr, flush=True)

@@ -55,14 +55,12 @@ def classify(
         outputs = [stack.enter_context(kind(path)) for path, kind in files.items()]
         progress = None
         if total and total > PREDICT_BATCH and not stdout.isatty():
-            progress = stack.enter_context(Progress(total))
+            progress = stack.enter_context(Progress("images", total))
         results = stack.enter_context(closing(model.predict_each(paths, top, workers)))
         try:
             for number, (path, result) in enumerate(results, start=1):
                 if isinstance(result, Exception):
                     status = 2
-                    if progress:
-                        progress.clear()
                     report(result)
                 elif explain:
                     explain(path)
@@ -77,7 +75,7 @@ def classify(
                         raise
                     pipe = error
                 if progress and (number % PREDICT_BATCH == 0 or number == total):
-                    progress.show(number, f"{number:,}/{total:,} images")
+                    progress(number)
         except BaseException as error:
             if not outputs or not count:
                 raise

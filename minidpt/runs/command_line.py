@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 
 from ..clip.network import CLIP, MAX_RESOLUTION
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
+from ..progress import watched_by
 from .precision import PRECISIONS
 
+AFTER = 2.0  # seconds that a job takes before anything is shown of it
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
 BOUNDS = {
@@ -86,35 +88,88 @@ def keep_freed_memory() -> None:
 
 
 class Progress:
-    """One line on a terminal, rewritten in place; elsewhere a line for each tenth."""
+    """How far a job is: one line on a terminal, rewritten in place; elsewhere one for each tenth.
 
-    def __init__(self, total: int, stream=None, begun: int = 0):
-        self.total, self.begun, self.stream = total, begun, stream or sys.stderr
-        self.tenths = begun * 10 // max(total, 1)
-        self.started, self.rewritten = time.monotonic(), self.stream.isatty()
+    what, total, unit: "epoch" of 100; without a total nothing is known of the time left.
+    after: seconds before anything is shown (None: `AFTER`); with some the line goes at the end.
+    done: what was done of it before.
 
-    def show(self, done: int, text: str) -> None:
-        """Report `done` of `total` and what is known; adds the time left."""
-        seconds = time.monotonic() - self.started
-        left = seconds / max(done - self.begun, 1) * (self.total - done)
-        if self.rewritten:
-            print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
-        elif done * 10 // self.total > self.tenths:
-            self.tenths = done * 10 // self.total
-            print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
+    The line is cut to the terminal's width and holds neither colours nor other escape sequences.
+    """
 
-    def clear(self) -> None:
-        """Make room on the terminal for another line."""
-        if self.rewritten:
-            print("\r\x1b[K", end="", file=self.stream, flush=True)
+    shown: ClassVar[Progress | None] = None  # whose line the cursor stands in
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str = "",
+        after: float | None = None,
+        done: int = 0,
+        stream: TextIO | None = None,
+    ):
+        self.what, self.total, self.unit = what, total, unit
+        self.after = AFTER if after is None else after
+        self.first, self.stream, self.length = done, stream or sys.stderr, 0
+        self.tenths = done * 10 // total if total else 0
+        self.started, self.told = time.monotonic(), -math.inf
+        self.rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Progress:
         return self
 
+    def __call__(self, done: int, text: str = "") -> None:
+        """Tell that `done` is done, and what else is known."""
+        now = time.monotonic()
+        tenths = done * 10 // self.total if self.total else self.tenths
+        if now - self.started < self.after:
+            return
+        if self.rewritten:
+            if now - self.told > 0.1 or done == self.total or text:
+                self._rewrite(self._line(done, now - self.started, text))
+                self.told, Progress.shown = now, self
+        elif tenths > self.tenths:
+            self.tenths = tenths
+            say(self._line(done, now - self.started, text), stream=self.stream)
+
+    def _line(self, done: int, seconds: float, text: str) -> str:
+        scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
+        counts = [f"{count / scale:.0f}" for count in (done, self.total) if count is not None]
+        parts = [f"{self.what} {'/'.join(counts)}{unit}"]
+        if self.total:
+            left = seconds / max(done - self.first, 1) * max(self.total - done, 0)
+            parts.append(f"{clock(left)} left")
+        return " · ".join([*parts, text] if text else parts)
+
+    def _rewrite(self, line: str) -> None:
+        """Replace the line; the cursor stays out of the last column, where some terminals wrap."""
+        line = printable(line)[: max(columns(self.stream) - 1, 0)]
+        blank = " " * (self.length - len(line))
+        print(f"\r{line}{blank}", end="", file=self.stream, flush=True)
+        self.length = len(line)
+
+    @staticmethod
+    def leave() -> None:
+        """Make room for another line, if the cursor stands in one of these."""
+        if shown := Progress.shown:
+            Progress.shown = None
+            if shown.after:
+                shown._rewrite("")
+            print(end="\r" if shown.after else "\n", file=shown.stream, flush=True)
+            shown.length = 0
+
     def __exit__(self, *error: object) -> None:
         """Leave the line, also when interrupted."""
-        if self.rewritten:
-            print(file=self.stream)
+        if Progress.shown is self:
+            self.leave()
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the terminal that a stream writes to; 80 if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
 
 
 def clock(seconds: float) -> str:
@@ -141,25 +196,46 @@ class Timed:
             self.waited += time.monotonic() - started
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Short: one column of options, choices and defaults behind what an option is."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        said, default = action.help, action.default
+        if action.choices:
+            said = f"{said}: {', '.join(action.choices)}"
+        if default in (None, False, argparse.SUPPRESS):
+            return said
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{said} (default: {default})"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        name = action.metavar or ("N" if action.type is int else default_metavar)
+        return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rpartition("_")[2].upper()
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that knows `BOUNDS`, and whose errors are one line.
 
+    text: a script's docstring; its first lines and examples are shown by --help.
     given: the names of the options that the last command line had.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+    def __init__(self, text: str):
+        about = "\n\n".join(text.split("\n\n")[:2])
+        super().__init__(
+            usage="%(prog)s [options]",
+            description=about,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         self.given: set[str] = set()
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
@@ -216,6 +292,7 @@ def finite(text: str) -> float:
 
 def say(*lines: object, stream=None) -> None:
     """Print lines, now: names of files and classes in them may hold anything, even newlines."""
+    Progress.leave()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
 
@@ -302,7 +379,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
                 f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: several are not "
                 "supported yet: start it with python alone, or unset WORLD_SIZE"
             )
-        status = main()
+        with watched_by(Progress):
+            status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal

@@ -29,8 +29,10 @@ from ..files import (
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, STATE, TRANSFER = "split.json", "model.pt", "state.pt", "transfer.json"
 SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
-RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, TRANSFER, TRANSFER_LOCK, CONFIG)
-SWEEP_FILES = (SWEEP, "table.md", "table.csv")
+PREDICTIONS, WORDS, REPORT = "predictions.csv", "words.json", "report.html"
+RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, PREDICTIONS, WORDS, REPORT, TRANSFER,
+             TRANSFER_LOCK, CONFIG)  # fmt: skip
+SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
 NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile", "max_pixels",
@@ -47,8 +49,10 @@ class Run:
 
     config.json: all settings, and fingerprints of CLIP and of the data; split.json: the pictures
     used; state.pt: what going on needs (`state.TrainingState`), after each epoch, and from it
-    model.pt: the learned prompts, metrics.jsonl: a line for each epoch; summary.json: the result,
-    written last, when state.pt goes; transfer.json: results of eval.py on other data.
+    model.pt: the learned prompts, metrics.jsonl: a line for each epoch; predictions.csv: what each
+    test picture is taken for; words.json: the nearest words of the learned context; summary.json:
+    the result, written last, when state.pt goes; report.html: all of it to look at; transfer.json:
+    results of eval.py on other data.
     """
 
     notes: tuple[str, ...] = ()
@@ -154,8 +158,8 @@ class Run:
 class Sweep:
     """A folder of runs that can be stopped and continued.
 
-    sweep.json: what was asked for last; table.md, table.csv: all results; features/: what the
-    frozen CLIP makes of the test pictures.
+    sweep.json: what was asked for last; table.md, table.csv, report.html: all results; features/:
+    what the frozen CLIP makes of the test pictures.
     """
 
     notes: tuple[str, ...] = ()

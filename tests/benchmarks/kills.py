@@ -84,7 +84,7 @@ def main() -> None:
     draw_classes(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
     clip = SCRIPTS["train.py"].load(save_clip(folder / "little.pt"))
     SCRIPTS["train.py"].load = lambda *_, **__: clip
-    common = ("--data", "pictures", "--model", "little.pt", *SHORT)
+    common = ("--data", "pictures", "--model", "little.pt", "--no-report", *SHORT)
     kinds = {
         "coop": ("--method", "coop"),
         "dpt": ("--method", "dpt"),
@@ -106,7 +106,7 @@ def main() -> None:
         for _ in range(20):  # each time, there is less to do
             begun = (out / "config.json").is_file() or (out / "sweep.json").is_file()
             resume = begun and rng.random() < 0.8  # else the same command
-            pid = start(*(["--resume", "out"] if resume else command))
+            pid = start(*(["--resume", "out", "--no-report"] if resume else command))
             counts["--resume" if resume else "the same command"] += 1
             if counts["kills"] < args.kills and rng.random() < 0.8:
                 time.sleep(rng.random() * seconds[kind])

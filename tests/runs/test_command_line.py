@@ -144,14 +144,15 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
     assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
-    assert str(folder) in lines[5]
-    assert len(lines) == 6
+    assert lines[5] == str(folder / "report.html") and str(folder) in lines[6]
+    assert len(lines) == 7
     assert accuracy >= zero_shot + 20  # the colours are easily told apart
 
 
-def test_a_run_folder_holds_the_five_files(trained):
+def test_a_run_folder_holds_its_files_and_nothing_else(trained):
     assert sorted(path.name for path in trained[0].iterdir()) == [
-        *("config.json", "metrics.jsonl", "model.pt", "split.json", "summary.json")
+        *("config.json", "metrics.jsonl", "model.pt", "predictions.csv", "report.html"),
+        *("split.json", "summary.json", "words.json"),
     ]
 
 
@@ -1058,6 +1059,18 @@ def test_help_explains_every_option(script):
     assert "default: None" not in result.out
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = inside(script, "--help").out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
+    groups = [line for line in lines if re.fullmatch(r"\w.*:", line) and "usage" not in line]
+    assert groups[0].startswith("what most people need")
+    known = ("data:", "method:", "optimisation:", "output:")
+    assert groups[1:] == [group for group in known if group in groups]
+
+
 # What the scripts are made of
 
 
@@ -1096,18 +1109,52 @@ class Terminal(io.StringIO):
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(command_line.time, "monotonic", lambda: next(now))
-    with command_line.Progress(8, terminal := Terminal()) as progress:
-        progress.show(1, "epoch 1/8 · loss 2.5")
-        progress.show(4, "epoch 4/8")
-    shown = terminal.getvalue().replace("\x1b[K", "").split("\r")
-    assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
+    with command_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+        tell(1, "loss 2.5")
+        tell(4)
+    shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
+    assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
     monkeypatch.setattr(command_line.time, "monotonic", lambda: 0.0)
-    with command_line.Progress(30, stream := io.StringIO()) as lines:  # as a log file
-        for epoch in range(1, 31):
-            lines.show(epoch, f"epoch {epoch}")
+    with command_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+        for epoch in range(1, 31):  # as a log file
+            tell(epoch)
     shown = stream.getvalue().splitlines()
-    assert shown == [f"epoch {epoch} · 0:00 left" for epoch in range(3, 31, 3)]
+    assert shown == [f"epoch {epoch}/30 · 0:00 left" for epoch in range(3, 31, 3)]
+
+
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
+    monkeypatch.setattr(command_line, "columns", lambda stream: width)
+    with command_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+        for epoch in range(1, 10):
+            tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
+    lines = terminal.getvalue().removesuffix("\n").split("\r")
+    assert len(lines) == 10 and max(map(len, lines)) == min(width - 1, 39)
+    assert terminal.getvalue().count("\n") == 1 and "\x1b" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log file"])
+def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: 1.9 * len(passed))
+    passed: list[int] = []
+    with command_line.Progress("images", 10, stream=stream) as tell:
+        passed.append(1)
+        tell(9)
+        assert stream.getvalue() == ""
+        passed.append(2)
+        tell(10)
+    assert stream.getvalue().startswith(("\rimages 10/10 · 0:00 left", "images 10/10"))
+
+
+def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
+    with command_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+        tell(1, "slow")
+        command_line.say("note: so", stream=terminal)
+        tell(2, "slow")
+    assert re.fullmatch(
+        r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
+    )
 
 
 def test_times_are_written_as_on_a_clock():

@@ -23,7 +23,7 @@ from minidpt.runs import command_line, evaluation
 from minidpt.runs import folders as runs
 
 fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
-SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2)
+SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2, "--no-report")
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,8 @@ print(json.dumps({
     "no folder": sorted(map(end, [start(), start(), start()])),
 }))
 """
-RUN = ["config.json", "metrics.jsonl", "model.pt", "split.json", "summary.json"]
+RUN = ["config.json", "metrics.jsonl", "model.pt", "predictions.csv", "split.json", "summary.json",
+       "words.json"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,8 @@ def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
     _, found = forks
     parts = [name for left, _, _ in found["run"] for name in left if name.endswith(".part")]
     epoch = ["state.pt", "model.pt", "metrics.jsonl"]  # before the first one, and after it
-    begun = ["config.json", "split.json", *epoch, *epoch, "summary.json"]
+    begun = ["config.json", "split.json", *epoch, *epoch]
+    begun += ["predictions.csv", "words.json", "summary.json"]
     begun = [f"out/{name}.part" for name in begun]
     assert parts == begun
     for _, again, there in found["run"]:
@@ -255,7 +257,7 @@ def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
 
 def test_after_a_kill_at_any_moment_the_same_sweep_finishes(forks):
     _, found = forks
-    runs_of = {"pictures-coop-3shots-seed1": RUN, "pictures-zeroshot": [RUN[0], *RUN[2:]]}
+    runs_of = {"pictures-coop-3shots-seed1": RUN, "pictures-zeroshot": [RUN[0], *RUN[2:-1]]}
     finished = {f"out/{run}/{name}" for run, names in runs_of.items() for name in names}
     finished |= {"out/sweep.json", "out/table.csv", "out/table.md"}
     assert len(found["sweep"]) > 5
