@@ -328,7 +328,7 @@ def train(
     run.create()
     run.write_json(CONFIG, {**config_of(settings), "white": model.white})
     write_split(drawn, run.path(SPLIT))
-    model.save(run.path(MODEL))
+    model.save(run.path(MODEL), text_features=False)
     if model.learned():
         learn(settings, model, drawn, store, run)
 
@@ -343,6 +343,7 @@ def train(
             "accuracy": accuracy(tested_model, test),
             "test_images": len(test),
         }
+    model.save(run.path(MODEL))  # now with text features: the next to load it need not wait
     result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
@@ -459,7 +460,7 @@ def learn(
             record = train_epoch(state, forward, batches, state.epoch < settings.guidance_epochs)
             run.log(record)
             check_finite(settings, state, record["loss"], run)
-            model.save(run.path(MODEL))
+            model.save(run.path(MODEL), text_features=False)
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
             progress.show(
                 state.epoch,

@@ -15,6 +15,7 @@ from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
 FORMAT = "minidpt 1"
+NO_FEATURES = {"fingerprint": ""}
 
 
 class SavedModel(NamedTuple):
@@ -24,6 +25,9 @@ class SavedModel(NamedTuple):
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on.
+    text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
+        and where a context was learned "learned". In a file that is written while training, or by
+        an earlier version, the fingerprint is "" and nothing else there.
     """
 
     learned: dict[str, Tensor]
@@ -32,6 +36,7 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: White | None
     clip: dict[str, Any]
+    text_features: dict[str, Any]
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
@@ -62,6 +67,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
             entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str),
+            entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
         )
     except ValueError as error:
         raise not_saved(path, error) from error

@@ -211,6 +211,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
 def test_the_model_file_is_small_and_predicts(trained, place):
     file = trained[0] / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
+    assert torch.load(file, weights_only=True)["text_features"]["learned"].shape == (4, 37)
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
@@ -453,6 +454,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
     epochs = [record["epoch"] for record in metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
+    assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
     result = inside("eval.py", "--run", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
