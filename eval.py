@@ -1,10 +1,11 @@
-"""Test runs of train.py, classify images with one, or print a table of many.
+"""Test runs of train.py, classify images with one, export it, or print a table of many.
 
 python eval.py --run RUN                            # its own test images again
 python eval.py --run RUN --per-class                # and how each class fares
 python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
+python eval.py --run RUN --export FILE.pt2          # images to probabilities by torch alone
 python eval.py --table DIR                          # all runs in a folder
 """
 
@@ -25,6 +26,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.folders import images_in, unread_note
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
+from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
 from minidpt.runs.command_line import (
     PRECISIONS,
@@ -68,6 +70,8 @@ def parse_arguments():
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
         help="new file for them, image,class,probability, or for --per-class")
+    add("--export", type=path_option, metavar="FILE",
+        help="new file .pt2 for torch.export.load, or .onnx: a program that classifies images")
     add("--data", type=path_option, metavar="DIR",
         help="other data to test on, whatever train.py takes")
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -86,8 +90,11 @@ def parse_arguments():
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
-    if args.image and len(args.run or []) != 1:
-        parser.error("--image: expected one --run to classify with")
+    if args.image and args.export:
+        parser.error("--export: expected without --image: classify in a command of its own")
+    task = "image" if args.image else "export" if args.export else None
+    if task and len(args.run or []) != 1:
+        parser.error(f"--{task}: expected one --run to classify with")
     if args.csv and not (args.image or args.per_class):
         parser.error("--csv: expected with --image or --per-class, whose classes it lists")
     if args.csv and len(args.run or []) + len(args.dataset or [1]) > 2:
@@ -96,12 +103,12 @@ def parse_arguments():
         parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
     if args.csv and not os.path.isdir(os.path.dirname(args.csv) or "."):
         parser.error(f"--csv: expected a file in a folder that exists, got {args.csv}")
-    if args.per_class and (args.image or args.table):
-        parser.error("--per-class: expected for a test, got --image or --table")
+    if args.per_class and (task or args.table):
+        parser.error(f"--per-class: expected for a test, got --{task or 'table'}")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
-    if given and args.image:
-        parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    if given and task:
+        parser.error(f"--{given[0]}: expected for a test, got --{task}")
     given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
     if given and args.table:
         parser.error(f"--{given[0]}: expected with --run, got --table, which tests nothing")
@@ -126,6 +133,8 @@ def main() -> int:
         say(*write_tables(args.table).splitlines())
         return 0
 
+    if args.export:
+        check_target(args.export)
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
 
@@ -134,7 +143,7 @@ def main() -> int:
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
     other, tests, learned_from = is_elsewhere(args), [], []
-    if not args.image:
+    if not (args.image or args.export):
         tests = tests_of(args, runs, configs)
         learned_from = [train_images(run, args.root) for run in runs]
     if other:
@@ -148,6 +157,13 @@ def main() -> int:
             say(f"note: the training of {run.folder} was stopped before its end")
     if args.image:
         return classify(models[0], args.image, args.top, args.csv)
+    if args.export:
+        export(models[0], args.export)
+        size = clip.visual.resolution
+        say(f"{args.export}: images (B, 3, {size}, {size}) to probabilities of "
+            f"{len(models[0].classnames)} classes, {os.path.getsize(args.export) / 1e6:,.1f} MB "
+            f"({clip.name} on {device} in {precision})")  # fmt: skip
+        return 0
 
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)

@@ -16,6 +16,7 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "prompts": {"files", "clip"},
     "model": {"files", "clip", "prompts"},
     "trained": {"files", "clip", "prompts", "checkpoints", "model"},
+    "exporting": {"files", "clip", "prompts", "model"},
     "training": {"files", "clip", "prompts", "model"},
     "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "trained", "training"},
 }
