@@ -5,6 +5,8 @@ python eval.py --run RUN --per-class                # and how each class fares
 python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
 python eval.py --run RUN --classes new              # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg        # or a folder
+python eval.py --run RUN --image - --json -         # a service: paths in, JSON out
+python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
 python eval.py --run RUN --export FILE.pt2          # images to probabilities by torch alone
 python eval.py --table DIR                          # all runs in a folder
 """
@@ -12,33 +14,36 @@ python eval.py --table DIR                          # all runs in a folder
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 
 from minidpt.checkpoints.pretrained import load
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
+from minidpt.clip.workers import default_workers
 from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
-from minidpt.data.folders import images_in, unread_note
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
+from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import (
-    PRECISIONS,
     Parser,
     choose_device,
     keep_freed_memory,
     path_option,
     place,
-    report,
     run_command,
     say,
 )
+from minidpt.runs.drawing import font_notes
 from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
@@ -46,9 +51,20 @@ from minidpt.runs.evaluation import (
     predicted_labels,
     zero_shot_accuracy,
 )
-from minidpt.runs.folders import CONFIG, MODEL, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
+from minidpt.runs.explain import Explanations
+from minidpt.runs.folders import (
+    CONFIG,
+    MODEL,
+    SPLIT,
+    SUMMARY,
+    TRANSFER,
+    TRANSFER_LOCK,
+    Run,
+    check_outside,
+)
+from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import Prediction, load_model
+from minidpt.trained import load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
@@ -66,10 +82,16 @@ def parse_arguments():
         help="print and write the table of all runs in a folder")
     add = parser.add_argument
     add("--image", nargs="+", type=path_option, metavar="FILE",
-        help="images, or folders of images, to classify")
+        help="images, or folders of images, to classify; '-': paths from standard input, one a "
+        "line, each answered as it comes")
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
         help="new file for them, image,class,probability, or for --per-class")
+    add("--json", type=path_option, metavar="FILE",
+        help="new file for them, a line of JSON for each image as it comes; '-': standard output, "
+        "and nothing else goes there")
+    add("--explain", type=path_option, metavar="DIR",
+        help="new folder for a PNG of each image: where the model looks, before and after tuning")
     add("--export", type=path_option, metavar="FILE",
         help="new file .pt2 for torch.export.load, or .onnx: a program that classifies images")
     add("--data", type=path_option, metavar="DIR",
@@ -85,8 +107,10 @@ def parse_arguments():
         help="the run's image folder, if it has moved since the training")
     add("--model", type=path_option, help="CLIP's name or path, if it has moved")
     add("--device", help="cpu, cuda or cuda:N; without it the run's")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
-    add("--workers", type=int, default=2, help="threads that read images")
+    add("--precision", choices=[*PRECISIONS, AUTO],
+        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
+    add("--workers", type=int, default=default_workers(),
+        help="threads that read images; without it one for each processor")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
     # fmt: on
     args = parser.parse_args()
@@ -95,14 +119,23 @@ def parse_arguments():
     task = "image" if args.image else "export" if args.export else None
     if task and len(args.run or []) != 1:
         parser.error(f"--{task}: expected one --run to classify with")
+    if args.image and "-" in args.image[:-1] + args.image[1:]:
+        parser.error("--image: expected '-' alone, got it beside other images")
+    if args.explain and not args.image:
+        parser.error("--explain: expected with --image, what it explains")
     if args.csv and not (args.image or args.per_class):
         parser.error("--csv: expected with --image or --per-class, whose classes it lists")
+    if args.json and not args.image:
+        parser.error("--json: expected with --image, whose classes it lists")
     if args.csv and len(args.run or []) + len(args.dataset or [1]) > 2:
         parser.error("--csv: expected one --run and one --dataset, got more")
-    if args.csv and os.path.exists(args.csv):
-        parser.error(f"--csv: expected a new file, got {args.csv}, which exists")
-    if args.csv and not os.path.isdir(os.path.dirname(args.csv) or "."):
-        parser.error(f"--csv: expected a file in a folder that exists, got {args.csv}")
+    for option, path in new_files(args).items():
+        if os.path.exists(path):
+            parser.error(f"{option}: expected a new file, got {path}, which exists")
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            parser.error(f"{option}: expected a file in a folder that exists, got {path}")
+    if args.csv and args.csv == args.json:
+        parser.error(f"--json: expected another file than --csv, got {args.json} for both")
     if args.per_class and (task or args.table):
         parser.error(f"--per-class: expected for a test, got --{task or 'table'}")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
@@ -121,14 +154,27 @@ def parse_arguments():
     return args
 
 
+def new_files(args) -> dict[str, str]:
+    """Option → the file that is written for it."""
+    given = {"--csv": args.csv, "--json": None if args.json == "-" else args.json,
+             "--export": args.export}  # fmt: skip
+    return {option: path for option, path in given.items() if path is not None}
+
+
 def is_elsewhere(args) -> bool:
     """Whether the test is another than the one that train.py ends with."""
     return args.data is not None or args.dataset is not None or args.classes is not None
 
 
 def main() -> int:
+    """`evaluate`, with `--json -` so that nothing but JSON goes to standard output."""
+    args, stdout = parse_arguments(), sys.stdout
+    with redirect_stdout(sys.stderr if args.json == "-" else stdout):
+        return evaluate(args, stdout)
+
+
+def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
-    args = parse_arguments()
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
@@ -143,20 +189,37 @@ def main() -> int:
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
     other, tests, learned_from = is_elsewhere(args), [], []
-    if not (args.image or args.export):
+    if args.image or args.export:
+        data = [Path(place) for place in (*(args.image or []), configs[0]["data"])]
+        for option, file in new_files(args).items():
+            check_outside(Path(file), data, "file", option)
+    else:
         tests = tests_of(args, runs, configs)
         learned_from = [train_images(run, args.root) for run in runs]
     if other:
         for run in runs:
             noted_tests(run)
     clip, _ = load(model_name, exact_gelu=exact_gelu)
+    precision, reason = choose_precision(precision, device, clip)
+    if args.precision == AUTO:
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            say(f"note: the training of {run.folder} was stopped before its end")
+            say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
+                f"to go on: python train.py --resume {run.folder}")  # fmt: skip
     if args.image:
-        return classify(models[0], args.image, args.top, args.csv)
+        paths = picture_paths(args.image)
+        options = args.top, args.workers, args.csv, args.json, stdout
+        if args.explain is None:
+            return classify(models[0], paths, *options)
+        root = split_content(runs[0].path(SPLIT)).get("root")
+        data = [*args.image, *([root] if root else [])]
+        for note in font_notes(models[0].classnames):
+            say(f"note: {note}")
+        with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
+            return classify(models[0], paths, *options, explanations.write)
     if args.export:
         export(models[0], args.export)
         size = clip.visual.resolution
@@ -242,7 +305,7 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
             )
         values.extend(found)  # its only key
     model_name, device, precision, exact_gelu = values
-    if precision not in PRECISIONS:
+    if precision not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
         device = choose_device(device)
@@ -353,62 +416,6 @@ def train_images(run: Run, root: str | None) -> set[str]:
     split = split_content(run.path(SPLIT))
     files = (os.path.join(root or split.get("root") or "", file) for file, _, _ in split["train"])
     return set(map(os.path.realpath, files))
-
-
-def classify(model, paths: list[str], top: int, table: str | None) -> int:
-    """Print the likeliest classes of each image, and write them into the new file `table`.
-
-    The file is written whole, also if nobody reads what is printed any more; when it ends early, of
-    the images so far. Returns 2 if an image could not be read, after the others.
-    """
-    files, status, pipe, done = image_files(paths), 0, None, False
-    classified: list[tuple[str, list[Prediction]]] = []
-    try:
-        for path in files:
-            try:
-                (predictions,) = model.predict(path, top)
-            except (ValueError, OSError) as error:
-                report(error)
-                status = 2
-                continue
-            classified.append((path, predictions))
-            guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in predictions)
-            try:
-                if not pipe:
-                    say(f"{path}: {guesses}")
-            except BrokenPipeError as error:
-                if not table:
-                    raise
-                pipe = error
-        done = True
-    finally:
-        if table and (done or classified):
-            write_rows(table, ("image", "class", "probability"), (
-                (path, name, f"{share:.6f}") for path, own in classified for name, share in own
-            ))  # fmt: skip
-            if not done:
-                report(f"{table}: stopped early, it has {len(classified)} of {len(files)} images")
-    if pipe:
-        raise pipe
-    return status
-
-
-def image_files(paths: list[str]) -> list[str]:
-    """The files themselves, and of each folder the images in it and below."""
-    files = []
-    for path in paths:
-        if os.path.isdir(path):
-            found = images_in(path)
-            note = unread_note(found.unread)
-            if not found:
-                more = f"; {note}" if note else ""
-                raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")
-            if note:
-                say(f"note: {path}: {note}")
-            files += found
-        else:
-            files.append(path)
-    return files
 
 
 if __name__ == "__main__":

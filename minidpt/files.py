@@ -231,27 +231,58 @@ def cell(value: object) -> object:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside `path` to write to; at the end of the block it replaces what is at `path`.
 
-    If the block raises, also when interrupted, what was there stays and the unfinished file goes.
-    Of a process that was killed it stays, as `path` with ".part" behind it.
+    It is on the disk before it does, so that also after a power cut one of the two is whole. If the
+    block raises, also when interrupted, what was there stays and the unfinished file goes. Of a
+    process that was killed it stays, as `path` with ".part" behind it.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):
             yield unfinished
+            _sync(unfinished, os.O_RDWR)
             os.replace(unfinished, path)
+            with suppress(OSError):  # Windows opens no folders
+                _sync(path.parent, os.O_RDONLY)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing_rows(
+    path: str | os.PathLike, header: Iterable, errors: str = "surrogateescape"
+) -> Iterator[Callable[[Iterable], None]]:
+    """A function that adds a row to a CSV file, which is at `path` at the end of the block, whole.
+
+    By default names of files that are no text keep their bytes.
+    """
+    with replacing(path) as unfinished:
+        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
+            writer = csv.writer(file)
+
+            def write(row: Iterable) -> None:
+                writer.writerow(map(cell, row))
+
+            write(header)
+            yield write
+
+
 def write_rows(
     path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable], errors="surrogateescape"
 ) -> None:
-    """Write a CSV file whole; by default names of files that are no text keep their bytes."""
-    with replacing(path) as unfinished:
-        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
-            csv.writer(file).writerows(map(cell, row) for row in (header, *rows))
+    """Write a CSV file whole, as `writing_rows`."""
+    with writing_rows(path, header, errors) as write:
+        for row in rows:
+            write(row)
 
 
 @contextmanager

@@ -141,6 +141,21 @@ class Prepared(NamedTuple):
     prompt_kv: list[Tensor]
 
 
+class LastLayer(NamedTuple):
+    """What the last layer of the image transformer works on.
+
+    tokens: (B, N, D), the image's, that enter it.
+    prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
+    class_aware_logits: (B, layers, K, C) of the class-aware prompts of all layers, DPT's.
+    class_aware_weights: (B, K, N+10), the attention that its own were made by (`ClassAware`).
+    """
+
+    tokens: Tensor
+    prompts: Tensor | None = None
+    class_aware_logits: Tensor | None = None
+    class_aware_weights: Tensor | None = None
+
+
 class Kept(NamedTuple):
     """Something `Prepared`, from which learned values and in which precision.
 
@@ -302,11 +317,7 @@ class PromptedModel(nn.Module):
             top_classes = torch.arange(len(self.classnames), device=tokens.device)
             top_classes = top_classes.expand(tokens.shape[0], -1)
         elif config.method == "dpt":
-            top_k = min(config.top_k, len(self.classnames))
-            zero_shot = self.scaled_cosines(frozen, self.template_features)
-            top_classes = zero_shot.topk(top_k).indices  # (B, K)
-            # not text_features[top_classes], whose gradient sums in an order left to the threads
-            class_features = F.embedding(top_classes, text_features)  # (B, K, E)
+            top_classes, class_features = self.select(frozen, text_features)
         features, class_aware_logits = self.encode_tokens(
             tokens, prepared.prompt_kv, class_features
         )
@@ -317,6 +328,16 @@ class PromptedModel(nn.Module):
             text_branch = self.scaled_cosines(frozen, classifier)
             image_branch = self.scaled_cosines(features, self.template_features)
         return ModelOutput(logits, text_branch, image_branch, top_classes, class_aware_logits)
+
+    def select(self, frozen: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The K classes that zero-shot CLIP finds likeliest, best first, and their features.
+
+        frozen (B, E), normalised, and text_features (C, E) → (B, K) and (B, K, E).
+        """
+        zero_shot = self.scaled_cosines(frozen, self.template_features)
+        top_classes = zero_shot.topk(min(self.config.top_k, len(self.classnames))).indices
+        # not text_features[top_classes], whose gradient sums in an order left to the threads
+        return top_classes, F.embedding(top_classes, text_features)
 
     def scaled_cosines(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Logits (B, C) of normalised features (B, E), (C, E), in fp32 also inside autocast."""
@@ -336,25 +357,33 @@ class PromptedModel(nn.Module):
         Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
         of the layers with class-aware prompts, or None.
         """
+        last = self.before_last(x, prompt_kv, class_features)
+        x = self.clip.visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)
+        return self.clip.visual.features_of(x), last.class_aware_logits
+
+    def before_last(
+        self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
+    ) -> LastLayer:
+        """What enters the last layer; arguments as of `encode_tokens`."""
         blocks, auxiliary = self.clip.visual.transformer.resblocks, []
         for layer, block in enumerate(blocks, start=1):
-            prompts = keys = None
+            prompts = keys = weights = None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
-                prompts, class_logits = generator(x, class_features)  # (B, K, D), (B, K, C)
+                prompts, class_logits, weights = generator(
+                    x, class_features
+                )  # (B, K, D), (B, K, C)
                 auxiliary.append(class_logits)
+            elif layer == len(blocks) and self.visual_prompts is not None:
+                prompts = self.visual_prompts(layer)
             if layer < len(blocks):
                 if prompts is not None:
                     keys = block.project_prompts(prompts)
                 elif layer <= len(prompt_kv):
                     keys = prompt_kv[layer - 1]
                 x = block(x, keys)
-            else:
-                if prompts is None and self.visual_prompts is not None:
-                    prompts = self.visual_prompts(layer)
-                x = block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
-        return self.clip.visual.features_of(x), class_aware_logits
+        return LastLayer(x, prompts, class_aware_logits, weights)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """The training loss of a batch, a scalar in fp32.

@@ -152,10 +152,14 @@ class VisualPrompts(nn.Module):
 
 
 class ClassAware(NamedTuple):
-    """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss."""
+    """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss.
+
+    weights: (B, K, N+10), the attention of each class over the image's tokens and the learned ones.
+    """
 
     prompts: Tensor
     class_logits: Tensor
+    weights: Tensor
 
 
 class ClassAwarePrompts(nn.Module):
@@ -198,7 +202,7 @@ class ClassAwarePrompts(nn.Module):
         learned = self.tokens.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
         # Fused kernels want values as wide as keys: here torch would spell it out as well.
-        attended, _ = explicit_attention(self.query(queries), self.key(tokens), tokens)  # (B, K, D)
-        attended = self.value(attended)
+        attended, weights = explicit_attention(self.query(queries), self.key(tokens), tokens)
+        attended = self.value(attended)  # (B, K, D)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
-        return ClassAware(self.ln_prompt(attended + queries), class_logits)
+        return ClassAware(self.ln_prompt(attended + queries), class_logits, weights)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, w
 from .clip.network import CLIP, check_tensors
 from .clip.pictures import Picture
 from .clip.transforms import normalize, test_pixels
+from .clip.workers import PAUSE, in_order
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, computing_dtype, image_prompts
 from .prompts import words_of
@@ -57,14 +60,14 @@ class PromptedCLIP(PromptedModel):
         if not isinstance(images, Tensor):
             one = isinstance(images, (str, bytes, np.ndarray)) or hasattr(images, "read")
             pictures = list(images) if isinstance(images, Iterable) and not one else [images]
+            paths = all(isinstance(picture, (str, os.PathLike)) for picture in pictures)
             predictions = []
-            for first in range(0, len(pictures), PREDICT_BATCH):
-                pixels = [
-                    test_pixels(picture, resolution, self.white)
-                    for picture in pictures[first : first + PREDICT_BATCH]
-                ]
-                batch = normalize(torch.from_numpy(np.stack(pixels)))
-                predictions += self.predict(batch, top)
+            # Pillow images may share an open file, so that only paths are read by several threads.
+            with closing(self.predict_each(pictures, top, None if paths else 0)) as results:
+                for _, result in results:
+                    if isinstance(result, Exception):
+                        raise result
+                    predictions.append(result)
             return predictions
         if images.shape[1:] != (3, resolution, resolution) or not images.is_floating_point():
             raise ValueError(
@@ -77,6 +80,44 @@ class PromptedCLIP(PromptedModel):
         return [
             [Prediction(self.classnames[c], p) for c, p in zip(row, ps, strict=True)]
             for row, ps in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+
+    def predict_each(
+        self, pictures: Iterable[Picture], top: int = 5, workers: int | None = None
+    ) -> Iterator[tuple[Picture, list[Prediction] | ValueError | OSError]]:
+        """Each picture and what `predict` gives for it, or the error of one that cannot be read.
+
+        For any number of pictures in little memory: they are read ahead by threads (`workers` as in
+        `in_order`) while a batch of up to PREDICT_BATCH is computed, and given out after each. An
+        iterator that has to wait for its next picture may yield `workers.PAUSE`, so that those
+        before it are not kept waiting.
+        """
+
+        def read(picture: Picture) -> tuple[Picture, np.ndarray | ValueError | OSError]:
+            try:
+                return picture, test_pixels(picture, self.clip.visual.resolution, self.white)
+            except (ValueError, OSError) as error:
+                return picture, error
+
+        batch = []
+        with closing(in_order(read, pictures, workers, ahead=2 * PREDICT_BATCH)) as views:
+            for view in chain(views, [PAUSE]):
+                if view is not PAUSE:
+                    batch.append(view)
+                if batch and (view is PAUSE or len(batch) == PREDICT_BATCH):
+                    yield from self._results(batch, top)
+                    batch = []
+
+    def _results(self, batch: list[tuple], top: int) -> list[tuple]:
+        """Pictures with their predictions in place of their pixels; errors stay."""
+        pixels = [seen for _, seen in batch if isinstance(seen, np.ndarray)]
+        predictions = iter(())
+        if pixels:
+            images = torch.from_numpy(np.stack(pixels)).to(self.clip.device)
+            predictions = iter(self.predict(normalize(images), top))
+        return [
+            (picture, next(predictions) if isinstance(seen, np.ndarray) else seen)
+            for picture, seen in batch
         ]
 
     @torch.no_grad()

@@ -15,11 +15,13 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "data": {"files", "clip"},
     "prompts": {"files", "clip"},
     "model": {"files", "clip", "prompts"},
+    "maps": {"clip", "prompts", "model"},
     "trained": {"files", "clip", "prompts", "checkpoints", "model"},
     "exporting": {"files", "clip", "prompts", "model"},
     "training": {"files", "clip", "prompts", "model"},
-    "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "trained", "training"},
-}
+    "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
+             "training"},
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

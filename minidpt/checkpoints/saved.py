@@ -41,8 +41,13 @@ class SavedModel(NamedTuple):
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
     """Write a model file; an existing one is replaced whole."""
+    write_checkpoint(path, {"format": FORMAT, **saved._asdict()})
+
+
+def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write what `read_checkpoint` reads; an existing file is replaced whole."""
     serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
-    torch.save({"format": FORMAT, **saved._asdict()}, serialised)
+    torch.save(content, serialised)
     with replacing(path) as unfinished:
         unfinished.write_bytes(serialised.getvalue())
 

@@ -98,10 +98,18 @@ class ResidualAttentionBlock(nn.Module):
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        tokens = x if prompts is None else append(x, prompts.to(x.dtype))  # (B, N+P, D)
-        tokens = self.ln_1(tokens)
+        tokens = self._seen(x, prompts)
         x = x[:, 0] + self.attn.attend_once(tokens[:, 0], tokens)
         return self.mlp(self.ln_2(x), x)
+
+    def weights_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """How `forward_cls` shares out the class token's attention: (B, H, N+P), rows sum to 1."""
+        tokens = self._seen(x, prompts)
+        return self.attn.weights_once(tokens[:, 0], tokens)
+
+    def _seen(self, x: Tensor, prompts: Tensor | None) -> Tensor:
+        """What the layer attends to, normed: the image's tokens, then the prompts (B, N+P, D)."""
+        return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
         """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
@@ -169,10 +177,13 @@ class VisionTransformer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
-        *blocks, last = self.transformer.resblocks
-        for block in blocks:
+        return self.features_of(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
+        for block in self.transformer.resblocks[:-1]:
             x = block(x)
-        return self.features_of(last.forward_cls(x))
+        return x
 
     def features_of(self, x: Tensor) -> Tensor:
         """The class token after the last layer (B, D) → image features (B, E)."""

@@ -7,9 +7,7 @@ import functools
 import random
 import textwrap
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
@@ -26,6 +24,7 @@ from ..clip.pictures import (
     white_level,
 )
 from ..clip.transforms import central_view, to_uint8
+from ..clip.workers import in_order
 from ..files import (
     one_line,
     one_line_errors,
@@ -85,7 +84,7 @@ class ImageStore:
     def fill(
         self,
         paths: list[str],
-        workers: int = 2,
+        workers: int | None = None,
         white: White | None = None,
         others: Iterable[str] = (),
     ) -> None:
@@ -98,13 +97,13 @@ class ImageStore:
             self.white, self.bytes, self._images = white, 0, {}
         self._wanted = set(paths)
         with naming_all_broken([*paths, *others], workers):
-            with closing(_in_order(self.get, paths, workers, ahead=2 * workers)) as images:
+            with closing(in_order(self.get, paths, workers)) as images:
                 for _ in images:
                     pass
 
 
 @contextmanager
-def naming_all_broken(paths: list[str], workers: int = 2) -> Iterator[None]:
+def naming_all_broken(paths: list[str], workers: int | None = None) -> Iterator[None]:
     """If the block fails at a picture, all are tried, and the error names the others that fail."""
     try:
         yield
@@ -116,7 +115,7 @@ def naming_all_broken(paths: list[str], workers: int = 2) -> Iterator[None]:
             except (ValueError, FileNotFoundError) as error:
                 return path, error
 
-        broken = list(filter(None, _in_order(failure, paths, workers, ahead=2 * workers)))
+        broken = list(filter(None, in_order(failure, paths, workers)))
         if len(broken) < 2:
             raise
         (_, first), *others = broken
@@ -137,19 +136,21 @@ def _seen(path: str, read: Callable, view: Callable, *arguments: object) -> np.n
     return to_uint8(view(read(path), *arguments))
 
 
-def deep_pictures(paths: list[str], workers: int = 2) -> dict[str, str]:
+def deep_pictures(paths: list[str], workers: int | None = None) -> dict[str, str]:
     """Path -> `kind_of` the pictures of more than 8 bits, found by their headers."""
-    kinds = _in_order(_or_none(kind_of), paths, workers, ahead=2 * workers)
+    kinds = in_order(_or_none(kind_of), paths, workers)
     with closing(kinds):
         return {path: kind for path, kind in zip(paths, kinds, strict=True) if kind}
 
 
-def white_of(deep: Mapping[str, str], white: White | None = None, workers: int = 2) -> White:
+def white_of(
+    deep: Mapping[str, str], white: White | None = None, workers: int | None = None
+) -> White:
     """One white level for all of `deep_pictures`: `white`, and by their values what it lacks."""
     white = white or {}
     wanted = [path for path, kind in deep.items() if kind not in (*white, "colour")]
     largest: dict[str, float] = {}
-    with closing(_in_order(_or_none(brightest), wanted, workers, ahead=2 * workers)) as values:
+    with closing(in_order(_or_none(brightest), wanted, workers)) as values:
         for path, value in zip(wanted, values, strict=True):
             if value is not None:
                 largest[deep[path]] = max(value, largest.get(deep[path], value))
@@ -175,16 +176,16 @@ def train_batches(
     seed: int,
     epoch: int,
     store: ImageStore | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     pin_memory: bool = False,
     white: White | None = None,
 ) -> Iterator[Batch]:
     """One epoch in random order, each picture randomly cropped and mirrored.
 
     Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
-    for any number of `workers` (threads: Pillow works outside Python's lock; 0 = in the caller's).
-    The last, smaller batch is dropped if there is at least one full one. `pin_memory` for CUDA.
-    `white` as in `open_image`; a `store` has its own.
+    for any number of `workers`, which are those of `in_order`. The last, smaller batch is dropped
+    if there is at least one full one. `pin_memory` for CUDA. `white` as in `open_image`; a `store`
+    has its own.
 
     A broken picture raises its ValueError here, in the consumer. When the consumer stops early,
     by `break` or by an exception, the threads end.
@@ -207,7 +208,7 @@ def test_batches(
     items: list[Item],
     resolution: int,
     batch_size: int,
-    workers: int = 2,
+    workers: int | None = None,
     pin_memory: bool = False,
     white: White | None = None,
 ) -> Iterator[Batch]:
@@ -220,23 +221,22 @@ def test_batches(
     return _batches(items, view, batch_size, workers, pin_memory)
 
 
-def _check_batches(batch_size: int, workers: int) -> None:
-    if batch_size < 1 or workers < 0:
-        raise ValueError(
-            f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}"
-        )
+def _check_batches(batch_size: int, workers: int | None) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _batches(
     items: list[Item],
     view: Callable[[int], np.ndarray],
     batch_size: int,
-    workers: int,
+    workers: int | None,
     pin_memory: bool,
 ) -> Iterator[Batch]:
     """Groups view(0), view(1), ... (each (3, R, R) uint8), computed two batches ahead."""
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
-    with closing(_in_order(view, range(len(items)), workers, 2 * batch_size)) as views:
+    with closing(in_order(view, range(len(items)), workers, 2 * batch_size)) as views:
         for start in range(0, len(items), batch_size):
             part = items[start : start + batch_size]
             arrays = [next(views) for _ in part]
@@ -245,21 +245,3 @@ def _batches(
             np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
             labels = torch.tensor([item.label for item in part], pin_memory=pin_memory)
             yield Batch(images, labels)
-
-
-def _in_order(function: Callable, jobs: Iterable, workers: int, ahead: int) -> Iterator:
-    """Yields function(job) for each job, in order, computed by threads up to `ahead` jobs early."""
-    if workers == 0:
-        yield from map(function, jobs)
-        return
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="minidpt-images")
-    pending = deque()
-    try:
-        for job in jobs:
-            pending.append(executor.submit(function, job))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # also when the consumer stops early: the generator is closed at its yield
-        executor.shutdown(wait=True, cancel_futures=True)

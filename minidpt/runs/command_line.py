@@ -1,4 +1,4 @@
-"""What the command lines share: options, devices and precisions, the progress line, errors."""
+"""What the command lines share: options, devices, the progress line, errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import io
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +22,7 @@ import torch
 from ..clip.network import CLIP
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
+from .precision import PRECISIONS
 
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
@@ -29,7 +32,6 @@ BOUNDS = {
     "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
     "text_lr": (0, math.inf), **OF_PROMPTS,
 }  # fmt: skip
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -60,17 +62,6 @@ def need_compiler(device: torch.device) -> None:
         )
 
 
-def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
-    """The precision the frozen CLIP is stored and computed in, and the reason for it."""
-    if name is not None:
-        return name, "as asked"
-    if device.type != "cuda":
-        return "fp32", "the processor's plain precision"
-    if torch.cuda.get_device_capability(device)[0] >= 8:
-        return "bf16", "this GPU computes in it, and its range is fp32's"
-    return "fp16", "this GPU does not compute in bf16"
-
-
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
     """CLIP on the device, stored in the precision."""
     if precision == "fp32":
@@ -96,18 +87,25 @@ def keep_freed_memory() -> None:
 class Progress:
     """One line on a terminal, rewritten in place; elsewhere a line for each tenth."""
 
-    def __init__(self, total: int, stream=None):
-        self.total, self.stream, self.tenths = total, stream or sys.stderr, 0
+    def __init__(self, total: int, stream=None, begun: int = 0):
+        self.total, self.begun, self.stream = total, begun, stream or sys.stderr
+        self.tenths = begun * 10 // max(total, 1)
         self.started, self.rewritten = time.monotonic(), self.stream.isatty()
 
     def show(self, done: int, text: str) -> None:
         """Report `done` of `total` and what is known; adds the time left."""
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - done)
+        seconds = time.monotonic() - self.started
+        left = seconds / max(done - self.begun, 1) * (self.total - done)
         if self.rewritten:
             print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
         elif done * 10 // self.total > self.tenths:
             self.tenths = done * 10 // self.total
             print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
+
+    def clear(self) -> None:
+        """Make room on the terminal for another line."""
+        if self.rewritten:
+            print("\r\x1b[K", end="", file=self.stream, flush=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -154,14 +152,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `BOUNDS`, and whose errors are one line."""
+    """An argument parser that knows `BOUNDS`, and whose errors are one line.
+
+    given: the names of the options that the last command line had.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+        self.given: set[str] = set()
 
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
         """The options; exits as `error` if a number is out of bounds."""
-        args = super().parse_args(*arguments)
+        defaults = {one.dest: one.default for one in self._actions if one.dest != "help"}
+        absent = object()
+        args = super().parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, absent)))
+        self.given = {name for name, value in vars(args).items() if value is not absent}
+        for name in defaults.keys() - self.given:
+            setattr(args, name, defaults[name])
         for name, (least, most) in BOUNDS.items():
             given = getattr(args, name, None)
             for value in given if isinstance(given, list) else [given]:
@@ -169,6 +176,19 @@ class Parser(argparse.ArgumentParser):
                     bound = f"least {least}" if value < least else f"most {most:,}"
                     self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
         return args
+
+    def command_line(self, settings: Mapping[str, Any]) -> list[str]:
+        """The arguments that say these settings; what has the name of no option is left out."""
+        said = []
+        for action in self._actions:
+            flag, value = action.option_strings[-1], settings.get(action.dest)
+            if isinstance(value, list):
+                said += [flag, *map(str, value)]
+            elif action.nargs == 0:
+                said += [flag] * (value is True)
+            elif value is not None:
+                said.append(f"{flag}={value}")
+        return said
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -199,6 +219,54 @@ def say(*lines: object, stream=None) -> None:
         print(printable(str(line)), file=stream, flush=True)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, and if known the command that goes on with what was begun."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.status, self.go_on = 128 + number, ""
+
+
+class AfterTheStep:
+    """In the block Ctrl-C and SIGTERM wait for `check` or its end; the second one does not wait."""
+
+    def __enter__(self) -> AfterTheStep:
+        self.caught: int | None = None
+        self._before = catch_signals(self._catch)
+        return self
+
+    def _catch(self, number: int, frame: object) -> None:
+        if self.caught is not None:
+            raise Interrupted(number)
+        self.caught = number
+
+    def check(self) -> None:
+        """Raises Interrupted if there was a signal."""
+        if self.caught is not None:
+            raise Interrupted(self.caught)
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.check()
+
+
+def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have Ctrl-C and SIGTERM call this, where they are not ignored; what they called before."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # such as behind nohup
+                before[number] = signal.signal(number, handler)
+    return before
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """A handler of signals."""
+    raise Interrupted(number)
+
+
 def is_expected(error: Exception) -> bool:
     """Whether an error is the user's or the machine's, which `report` tells in one line."""
     if isinstance(error, RuntimeError):
@@ -226,6 +294,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
+    catch_signals(interrupt)
     try:
         if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):
             raise ValueError(
@@ -236,9 +305,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
-    except KeyboardInterrupt:
-        status = 130
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
+        report("interrupted" + (go_on and f"; to go on: {go_on}"))
     except Exception as error:
         if not is_expected(error):
             raise

@@ -153,7 +153,7 @@ class TestSet:
         items: list[Item],
         clip: CLIP,
         batch_size: int = 100,
-        workers: int = 2,
+        workers: int | None = None,
         max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
         white: White | None = None,

@@ -1,11 +1,14 @@
-"""Loading a ViT-B/32 archive, and tokenizing.
+"""Loading a ViT-B/32 archive, tokenizing, and reading pictures.
 
     python tests/benchmarks/loading.py
+    python tests/benchmarks/loading.py --part pictures --workers 1 2 4 8 16
 
 An archive of random fp16 weights is made as OpenAI made theirs (TorchScript, 300 MB, in a temporary
 folder) and loaded by `minidpt.load` and by `torch.jit.load` with `build_clip`, in turns, each time
 in a process of its own; without the time of imports. The tokenizer reads made-up English, words
-seen and unseen; open_clip's runs beside it where it is installed.
+seen and unseen; open_clip's runs beside it where it is installed. The loader of pictures runs
+alone, with nobody computing beside it: JPEGs of 500 x 400 pixels, test views from files, and
+training views from the store, as an epoch sees them, by number of threads.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("archive", "tokenizer", "pictures")
 LOADERS = {
     "minidpt.load": "minidpt.load(path)",
     "torch.jit.load + build_clip": "minidpt.build_clip(torch.jit.load(path).state_dict())",
@@ -36,6 +40,17 @@ started = time.perf_counter()
 {call}
 print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
+
+
+def archive_times(runs: int) -> None:
+    """`load_times` of an archive that is made for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ViT-B-32.pt"
+        # Not in this process: Linux counts a parent's peak memory as its children's.
+        writer = multiprocessing.get_context("spawn").Process(target=write_archive, args=(path,))
+        writer.start()
+        writer.join()
+        load_times(path, runs)
 
 
 def load_times(path: Path, runs: int) -> None:
@@ -94,20 +109,49 @@ def tokenizer_rate(characters: int, runs: int) -> None:
         print(f"{name}: {len(text) / statistics.median(measured) / 1e6:.2f} M characters/s")
 
 
+def picture_rates(count: int, threads: list[int], runs: int) -> None:
+    """Print pictures per second of the loader alone."""
+    from predicting import write_pictures
+
+    from minidpt.data.batches import ImageStore, test_batches, train_batches
+    from minidpt.data.lists import Item
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths, store = write_pictures(Path(folder), count), ImageStore()
+        items = [Item(path, 0, "a") for path in paths]
+        store.fill(paths)
+        print(
+            "\n| threads | test pictures/s | training pictures/s, decoded before |\n|---|---|---|"
+        )
+        for workers in threads:
+            rates = [[], []]
+            for _ in range(runs):
+                for own, batches in zip(rates, (
+                    test_batches(items, 224, 100, workers),
+                    train_batches(items, 224, 32, 0, 0, store, workers),
+                )):  # fmt: skip
+                    started = time.perf_counter()
+                    seen = sum(len(batch.labels) for batch in batches)
+                    own.append(seen / (time.perf_counter() - started))
+            test, train = map(statistics.median, rates)
+            print(f"| {workers} | {test:.0f} | {train:.0f} |", flush=True)
+
+
 def main() -> None:
-    """Print both."""
+    """Print all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--characters", type=int, default=1_000_000)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ViT-B-32.pt"
-        # Not in this process: Linux counts a parent's peak memory as its children's.
-        writer = multiprocessing.get_context("spawn").Process(target=write_archive, args=(path,))
-        writer.start()
-        writer.join()
-        load_times(path, args.runs)
-    tokenizer_rate(args.characters, args.runs)
+    if "archive" in args.part:
+        archive_times(args.runs)
+    if "tokenizer" in args.part:
+        tokenizer_rate(args.characters, args.runs)
+    if "pictures" in args.part:
+        picture_rates(args.pictures, args.workers, args.runs)
 
 
 if __name__ == "__main__":

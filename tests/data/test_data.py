@@ -484,9 +484,9 @@ def test_work_ahead_is_bounded(pictures, monkeypatch):
 
 
 def test_senseless_sizes_are_refused_at_once(pictures):
-    with pytest.raises(ValueError, match="expected batch_size >= 1 and workers >= 0, got 0 and 2"):
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         batching.test_batches(pictures, 7, 0)
-    with pytest.raises(ValueError, match="got 4 and -1"):
+    with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
         batching.train_batches(pictures, 7, 4, 1, 0, workers=-1)
     assert list(batching.test_batches([], 7, 4)) == []
 

@@ -1,0 +1,68 @@
+"""Threads that read pictures: how many of them, and what they read in its order."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MOST = 32  # more threads would wait for Python's lock, which each picture needs for a moment
+CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # its processors: microseconds of each period, or "max"
+PAUSE = object()  # in place of a job: the next one may be long in coming
+
+
+def default_workers() -> int:
+    """Threads that read pictures unless told otherwise: as many as there are processors for them.
+
+    That is those this process is bound to, or its container's share where that is less, divided by
+    the processes that torchrun has started on this machine; from 1 to `MOST`.
+    """
+    processors = os.cpu_count() or 1
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        processors = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # no container, or "max"
+        share, period = map(int, CONTAINER.read_text().split())
+        processors = min(processors, math.ceil(share / period))
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    processors //= int(processes) if processes.isdecimal() and int(processes) else 1
+    return min(max(processors, 1), MOST)
+
+
+def in_order(
+    function: Callable, jobs: Iterable, workers: int | None = None, ahead: int | None = None
+) -> Iterator[Any]:
+    """Yields function(job) for each job, in order, computed by threads up to `ahead` jobs early.
+
+    workers: threads; Pillow works outside Python's lock. 0: in the caller's; None: by
+        `default_workers`.
+    ahead: None: twice as many as threads.
+
+    Before the job after a `PAUSE` is asked for, everything is yielded that came before it, and then
+    the `PAUSE`. When the consumer closes the generator early, the threads end.
+    """
+    workers = default_workers() if workers is None else workers
+    ahead = 2 * workers if ahead is None else ahead
+    if workers == 0:
+        yield from (job if job is PAUSE else function(job) for job in jobs)
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="minidpt-images")
+    pending = deque()
+    try:
+        for job in jobs:
+            if job is not PAUSE:
+                pending.append(executor.submit(function, job))
+            while len(pending) > (0 if job is PAUSE else ahead):
+                yield pending.popleft().result()
+            if job is PAUSE:
+                yield PAUSE
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also when the consumer stops early: the generator is closed at its yield
+        executor.shutdown(wait=True, cancel_futures=True)

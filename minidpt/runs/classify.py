@@ -1,0 +1,188 @@
+"""Classifying pictures, however many: each result goes out as it comes, and none is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from queue import Empty, Queue
+from threading import Thread
+from typing import BinaryIO, TextIO
+
+from ..clip.workers import PAUSE
+from ..data.folders import images_in, unread_note
+from ..files import naming, writing_rows
+from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
+from .command_line import Progress, report, say
+
+MAX_LINE = 2**16  # bytes of a path
+GRACE = 0.001  # seconds to wait for one more path before those that are there are classified
+
+Result = list[Prediction] | ValueError | OSError
+Output = Callable[[str, Result], None]  # what is done with a path and its result
+
+
+def classify(
+    model: PromptedCLIP,
+    paths: Iterable[str],
+    top: int,
+    workers: int | None = None,
+    table: str | None = None,
+    lines: str | None = None,
+    stdout: TextIO | None = None,
+    explain: Callable[[str], object] | None = None,
+) -> int:
+    """Print the likeliest classes of each picture, and write them into new files.
+
+    table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
+        more; and when it ends early, with the images so far.
+    lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
+    explain: called with the path of each picture that could be read.
+
+    Returns 2 if a picture could not be read, after the others.
+    """
+    total = len(paths) if isinstance(paths, list) else None
+    stdout = stdout or sys.stdout
+    show = partial(print_json, stdout) if lines == "-" else print_classes
+    files = {table: csv_table} if table else {}
+    if lines not in (None, "-"):
+        files[lines] = json_lines
+    status, count, pipe, stop = 0, 0, None, None
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(kind(path)) for path, kind in files.items()]
+        progress = None
+        if total and total > PREDICT_BATCH and not stdout.isatty():
+            progress = stack.enter_context(Progress(total))
+        results = stack.enter_context(closing(model.predict_each(paths, top, workers)))
+        try:
+            for number, (path, result) in enumerate(results, start=1):
+                if isinstance(result, Exception):
+                    status = 2
+                    if progress:
+                        progress.clear()
+                    report(result)
+                elif explain:
+                    explain(path)
+                for output in outputs:
+                    output(path, result)
+                count += not isinstance(result, Exception)
+                try:
+                    if not pipe:
+                        show(path, result)
+                except BrokenPipeError as error:
+                    if not outputs:
+                        raise
+                    pipe = error
+                if progress and (number % PREDICT_BATCH == 0 or number == total):
+                    progress.show(number, f"{number:,}/{total:,} images")
+        except BaseException as error:
+            if not outputs or not count:
+                raise
+            stop = error
+    if stop:
+        of = f" of {total}" if total else ""
+        report(f"{' and '.join(files)}: stopped early, it has {count}{of} images")
+    if stop or pipe:
+        raise stop or pipe
+    return status
+
+
+def print_classes(path: str, result: Result) -> None:
+    """A line of text; none for a picture that was not read."""
+    if not isinstance(result, Exception):
+        guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result)
+        say(f"{path}: {guesses}")
+
+
+def print_json(file: TextIO, path: str, result: Result) -> None:
+    """A line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" in their place."""
+    entry = {"image": path}
+    if isinstance(result, Exception):
+        entry["error"] = str(result)
+    else:
+        entry["predictions"] = [
+            {"class": name, "probability": round(share, 6)} for name, share in result
+        ]
+    print(json.dumps(entry, allow_nan=False), file=file, flush=True)
+
+
+@contextmanager
+def csv_table(path: str) -> Iterator[Output]:
+    """A new CSV file with a row for each class of a picture; see `writing_rows`."""
+    with writing_rows(path, ("image", "class", "probability")) as write:
+
+        def output(picture: str, result: Result) -> None:
+            for name, share in () if isinstance(result, Exception) else result:
+                write((picture, name, f"{share:.6f}"))
+
+        yield output
+
+
+@contextmanager
+def json_lines(path: str) -> Iterator[Output]:
+    """A new file with a line of JSON for each picture; gone if the block raises without a line."""
+    file = open(path, "x", encoding="ascii")
+    try:
+        yield partial(print_json, file)
+    except BaseException:
+        if not file.tell():
+            os.unlink(path)
+        raise
+    finally:
+        with naming(path):
+            file.close()
+
+
+def picture_paths(given: list[str]) -> list[str] | Iterator[str]:
+    """The files of `--image`, and of each folder the images in it and below; "-": `arriving`.
+
+    Raises FileNotFoundError for a folder without images.
+    """
+    if given == ["-"]:
+        return arriving(open(0, "rb", closefd=False))  # sys.stdin could not be closed while read
+    files = []
+    for path in given:
+        if os.path.isdir(path):
+            found = images_in(path)
+            note = unread_note(found.unread)
+            if not found:
+                more = f"; {note}" if note else ""
+                raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")
+            if note:
+                say(f"note: {path}: {note}")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def arriving(stream: BinaryIO) -> Iterator[str]:
+    """The lines of a stream, which are paths, as they come; `PAUSE` when there are no more by now.
+
+    Each line is a path, also an empty one, so that whoever asks gets an answer to each.
+    """
+    arrived: Queue[str | OSError | None] = Queue(2 * PREDICT_BATCH)
+
+    def read() -> None:
+        try:
+            for line in iter(lambda: stream.readline(MAX_LINE), b""):
+                arrived.put(os.fsdecode(line.rstrip(b"\r\n")))
+            arrived.put(None)
+        except OSError as error:
+            arrived.put(error)
+
+    Thread(target=read, daemon=True).start()  # nothing ends the wait for a line
+    while True:
+        try:
+            path = arrived.get(timeout=GRACE)
+        except Empty:
+            yield PAUSE
+            path = arrived.get()
+        if path is None:
+            return
+        if isinstance(path, OSError):
+            raise path
+        yield path

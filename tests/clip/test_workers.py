@@ -1,0 +1,89 @@
+"""Threads that work ahead: their order, their number, and how far ahead they are."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from minidpt.clip import workers
+from minidpt.clip.workers import PAUSE, default_workers, in_order
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_results_come_in_the_order_of_the_jobs_with_any_number_of_threads(count):
+    def slow_first(job: int) -> int:
+        time.sleep(0.02 if job == 0 else 0)
+        return job * job
+
+    assert list(in_order(slow_first, range(7), count)) == [job * job for job in range(7)]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_all_before_a_pause_is_given_out_before_the_next_job_is_asked_for(count):
+    given = []
+
+    def jobs():
+        yield from (1, 2, PAUSE)
+        assert given == [10, 20, PAUSE]
+        yield from (3, PAUSE, PAUSE, 4)
+
+    for result in in_order(lambda job: 10 * job, jobs(), count, ahead=100):
+        given.append(result)
+    assert given == [10, 20, PAUSE, 30, PAUSE, PAUSE, 40]
+
+
+def test_jobs_are_begun_at_most_that_many_ahead():
+    begun = []
+    results = in_order(begun.append, range(99), 2, ahead=5)
+    assert begun == []  # nothing starts before it is asked for
+    next(results)
+    time.sleep(0.05)
+    assert len(begun) <= 1 + 5
+    results.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Sets what a machine has: processors, its container's share (a text), processes of a run."""
+
+    def has(processors: int, share: str | None = None, processes: str | None = None) -> None:
+        for name in ("process_cpu_count", "cpu_count"):
+            monkeypatch.setattr(os, name, lambda: processors, raising=False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), False)
+        monkeypatch.setattr(workers, "CONTAINER", tmp_path / "cpu.max")
+        if share is not None:
+            (tmp_path / "cpu.max").write_text(share)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if processes is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ((1,), 1),
+        ((2,), 2),
+        ((16,), 16),
+        ((224,), 32),
+        ((16, "max 100000\n"), 16),
+        ((16, "250000 100000\n"), 3),
+        ((16, "50000 100000\n"), 1),
+        ((2, "800000 100000\n"), 2),
+        ((16, None, "4"), 4),
+        ((224, None, "2"), 32),
+        ((16, "400000 100000\n", "2"), 2),
+        ((2, None, "8"), 1),
+        ((4, None, ""), 4),
+        ((4, None, "0"), 4),
+    ],
+    ids=str,
+)
+def test_as_many_threads_read_as_there_are_processors_for_them(machine, there, expected):
+    machine(*there)
+    assert default_workers() == expected

@@ -1,0 +1,330 @@
+"""`eval.py --image` as a stream: JSON, standard input, many pictures in little memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from image_folders import draw
+from PIL import Image
+from scripts import ROOT, SHORT, assert_one_line, environment, inside, save_clip
+
+import minidpt
+from minidpt import trained as trained_models
+from minidpt.clip.transforms import Preprocess
+from minidpt.clip.workers import PAUSE
+from minidpt.runs import classify
+
+NAMES = ["gnu", "ox"]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of CoOp. Only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    for number in range(12):
+        for label, name in enumerate(NAMES):
+            draw(folder / "data" / name / f"{number}.png", color=(20 * number, 250 * label, 90))
+    save_clip(folder / "little.pt")
+    options = ["--data", folder / "data", "--model", folder / "little.pt", "--out", folder / "run"]
+    assert inside("train.py", *options, *SHORT, "--method", "coop", "--epochs", 0).status == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run) -> minidpt.PromptedCLIP:
+    return minidpt.load_model(run / "model.pt", minidpt.load(run.parent / "little.pt")[0])
+
+
+def pictures(count: int, folder: str = "many") -> list[str]:
+    return [str(draw(Path(folder, f"{i:03}.png"), color=(i, 255 - i, 99))) for i in range(count)]
+
+
+def one_by_one(model, paths: list[str], top: int = 5) -> list[list]:
+    """What `predict` gives for the pixels of each picture alone."""
+    preprocess = Preprocess(model.clip.visual.resolution)
+    images = [preprocess(Image.open(path)) for path in paths]
+    return [model.predict(image[None], top)[0] for image in images]
+
+
+def assert_same(found: list, expected: list) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+        # sums of a batch have another order than those of one
+        assert [share for _, share in ours] == pytest.approx([s for _, s in theirs], abs=2e-6)
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# In Python
+
+
+def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 3)
+    paths = pictures(7)
+    expected = one_by_one(model, paths)
+    assert_same(model.predict(paths), expected)
+    for workers in (0, 2):
+        found = list(model.predict_each(iter(paths), workers=workers))
+        assert [path for path, _ in found] == paths
+        assert_same([own for _, own in found], expected)
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatch):
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    good, other = pictures(2)
+    Path("broken.png").write_bytes(b"no picture")
+    paths = ["broken.png", "gone.png", good, "gone.png", other]  # the first batch has none to see
+    found = [result for _, result in model.predict_each(paths)]
+    assert [type(result).__name__ for result in found] == [
+        *("ValueError", "FileNotFoundError", "list", "FileNotFoundError", "list")
+    ]
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        model.predict([good, "gone.png", "broken.png"])
+    assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
+
+
+def test_few_pictures_are_read_ahead_of_those_that_are_classified(model, monkeypatch):
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    (picture,), asked = pictures(1), []
+
+    def endless():
+        while True:
+            asked.append(picture)
+            yield picture
+
+    results = model.predict_each(endless(), workers=2)
+    for _ in range(9):
+        next(results)
+    results.close()
+    assert len(asked) <= 9 + 1 + 2 * 2 + 1  # the rest of a batch, two more, and one
+
+
+def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
+    """Those of one file share its place in it."""
+    readers = set()
+
+    def reading(*arguments):
+        readers.add(threading.current_thread())
+        return test_pixels(*arguments)
+
+    test_pixels = trained_models.test_pixels
+    monkeypatch.setattr(trained_models, "test_pixels", reading)
+    paths = pictures(3)
+    model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
+    assert readers == {threading.current_thread()}
+    model.predict(paths)
+    assert len(readers) > 1
+
+
+def test_an_iterator_that_waits_keeps_nobody_waiting(model):
+    first, second = pictures(2)
+    given = []
+
+    def paths():
+        yield from (first, PAUSE)
+        assert given == [first]
+        yield second
+
+    for path, _ in model.predict_each(paths()):
+        given.append(path)
+    assert given == [first, second]
+
+
+# Standard input
+
+
+def test_lines_are_paths_as_they_come():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as other:
+        paths = classify.arriving(stream)
+        assert next(paths) is PAUSE  # nothing has come yet
+        other.write(b"a b.png\nc")
+        assert (next(paths), next(paths)) == ("a b.png", PAUSE)
+        other.write(b"af\xe9.png\r\n\nlast")
+        assert (next(paths), next(paths), next(paths)) == (os.fsdecode(b"caf\xe9.png"), "", PAUSE)
+        other.close()
+        assert list(paths) == ["last"]
+
+
+def test_a_stream_that_cannot_be_read_is_an_error():
+    class Broken(io.BytesIO):
+        def readline(self, *_):
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(classify.arriving(Broken()))
+
+
+# Commands
+
+
+@pytest.fixture
+def service(run):
+    """Begins `eval.py --image - --json -` in a process of its own."""
+    command = [sys.executable, str(ROOT / "eval.py"), "--run", str(run), "--image", "-"]
+    with subprocess.Popen(
+        [*command, "--json", "-", "--top", "1"], env=environment(), encoding="utf-8",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
+
+
+def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, model):
+    good, other = pictures(2)
+    expected = one_by_one(model, [good, other], top=1)
+    answers = []
+    for path in (good, "gone.png", other):
+        print(path, file=service.stdin, flush=True)
+        answers.append(json.loads(service.stdout.readline()))  # or waits for ever
+    assert [answer["image"] for answer in answers] == [good, "gone.png", other]
+    for answer, (prediction,) in zip(answers[::2], expected):
+        ((share, name),) = [(p["probability"], p["class"]) for p in answer["predictions"]]
+        assert name == prediction.classname and share == pytest.approx(prediction.probability)
+    assert "gone.png: expected a picture" in answers[1]["error"]
+    service.stdin.close()
+    assert service.stdout.read() == ""
+    assert service.wait() == 2  # one could not be read
+    (error,) = service.stderr.read().splitlines()
+    assert error.startswith("eval.py: error: image gone.png")
+
+
+def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
+    (picture,) = pictures(1)
+    print(picture, file=service.stdin, flush=True)
+    service.stdout.readline()
+    service.stdout.close()
+    print(picture, file=service.stdin, flush=True)
+    assert service.wait() == 141  # its input is still open
+    assert service.stderr.read() == ""
+
+
+def test_paths_from_standard_input_are_classified_as_given_ones(run):
+    paths = pictures(5)
+    Path("list").write_text("\n".join(paths))
+    given = inside("eval.py", "--run", run, "--csv", "a.csv", "--image", *paths)
+    before = os.dup(0)
+    with open("list", "rb") as file:
+        os.dup2(file.fileno(), 0)
+    try:
+        read = inside("eval.py", "--run", run, "--csv", "b.csv", "--image", "-")
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert read == given and given.out.count("\n") == 5
+    rows = [list(csv.reader(Path(table).read_text().splitlines())) for table in ("a.csv", "b.csv")]
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]] and len(rows[0]) == 11
+
+
+def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
+    paths = pictures(3)
+    result = inside("eval.py", "--run", run, "--json", "o.jsonl", "--image", *paths, "gone.png")
+    assert result.status == 2
+    *found, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
+    assert [entry["image"] for entry in found] == paths
+    assert_same(
+        [[(p["class"], p["probability"]) for p in entry["predictions"]] for entry in found],
+        one_by_one(model, paths),
+    )
+    assert failed["image"] == "gone.png" and failed["error"] in result.err
+    assert result.out.count("\n") == 3
+
+
+def test_json_on_standard_output_has_nothing_beside_it(run):
+    """Also where there are notes: here of files that are not read."""
+    pictures(2)
+    Path("many/a.heics").write_bytes(b"")
+    result = inside("eval.py", "--run", run, "--json", "-", "--image", "many")
+    assert result.status == 0 and "note: many: not read: 1 .heics" in result.err
+    assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
+
+
+def test_json_keeps_names_of_files_that_are_no_text(run):
+    name = os.fsdecode(b"caf\xe9\n\x1b.png")
+    draw(Path(name))
+    out = inside("eval.py", "--run", run, "--json", "-", "--image", name).out
+    assert out.isascii() and json.loads(out)["image"] == name
+
+
+def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    sizes, predict = [], minidpt.PromptedCLIP.predict
+
+    def noting(model, *options):
+        content = Path("o.jsonl").read_text()
+        sizes.append(content.count("\n"))
+        return predict(model, *options)
+
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", noting)
+    inside("eval.py", "--run", run, "--json", "o.jsonl", "--image", *pictures(3))
+    assert sizes == [0, 1, 2]
+
+
+def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    predict, calls = minidpt.PromptedCLIP.predict, []
+
+    def stopped(model, *options):
+        calls.append(options)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return predict(model, *options)
+
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
+    options = ["--run", run, "--csv", "o.csv", "--json", "o.jsonl", "--image", *pictures(4)]
+    result = inside("eval.py", *options)
+    assert result.status == 130
+    assert "error: o.csv and o.jsonl: stopped early, it has 2 of 4 images\n" in result.err
+    assert Path("o.jsonl").read_text().count("\n") == 2
+    assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
+    result = inside("eval.py", "--run", run, "--json", "new.jsonl", "--image", "many")
+    assert result.status == 130 and not Path("new.jsonl").exists()  # it would have no line
+
+
+def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
+    monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    result = inside("eval.py", "--run", run, "--image", *pictures(5), "gone.png")
+    counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
+    assert counted == ["2/6 images", "4/6 images", "6/6 images"]
+    assert result.err.startswith("eval.py: error: image gone.png")
+    assert inside("eval.py", "--run", run, "--image", "many/000.png").progress == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--image", "-", "a.png"], ["--image", "'-' alone"]),
+        (["--json", "o.jsonl"], ["--json", "expected with --image"]),
+        (["--image", "many", "--json", "taken"], ["--json", "new file", "taken"]),
+        (["--image", "many", "--json", "nodir/o"], ["--json", "folder that exists"]),
+        (["--image", "many", "--json", "o", "--csv", "o"], ["--json", "another file than --csv"]),
+        (["--image", "many", "--json", "many/o"], ["file many/o", "data folder", "--json"]),
+        (["--image", "many", "--csv", "many/o"], ["file many/o", "data folder", "--csv"]),
+        (["--image", "a.png", "--json", "DATA/o"], ["outside the data folder", "--json"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_place_for_results_that_makes_no_sense_is_refused(run, options, words):
+    pictures(1)
+    Path("taken").touch()
+    data = str(run.parent / "data")
+    options = [option.replace("DATA", data) for option in options]
+    assert_one_line(inside("eval.py", "--run", run, *options), "eval.py", *words)
+    assert sorted(os.listdir()) == ["many", "taken"] and os.listdir("many") == ["000.png"]
