@@ -1,4 +1,4 @@
-"""Test runs of train.py, classify images with one, or print a table of many.
+"""Test runs of train.py, classify images with one, export it, or print a table of many.
 
 python eval.py --run RUN                      # its own test images again
 python eval.py --run RUN --per-class          # and how each class fares
@@ -7,6 +7,7 @@ python eval.py --run RUN --classes new        # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg  # or a folder
 python eval.py --run RUN --image - --json -   # a service: paths in, JSON out
 python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
+python eval.py --run RUN --export FILE.pt2    # images to probabilities by torch alone
 python eval.py --published OUT --data DATA    # prompts learned with the published code
 python eval.py --report DIR                   # report.html of a run or a sweep
 python eval.py --table DIR                    # all runs in a folder
@@ -34,6 +35,7 @@ from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
+from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
 from minidpt.model import PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
@@ -134,6 +136,8 @@ def parse_arguments():
         "and nothing else goes there")
     add("--explain", type=path_option, metavar="DIR",
         help="new folder for a PNG of each image: where the model looks, before and after tuning")
+    add("--export", type=path_option, metavar="FILE",
+        help="new file .pt2 for torch.export.load, or .onnx: a program that classifies images")
     # fmt: on
     args = parser.parse_args()
     of_published = ("exact_gelu", "head_width", "image_size", "top_k", "class_token_position")
@@ -143,8 +147,11 @@ def parse_arguments():
                      "has its own")  # fmt: skip
     if args.published and (not args.data or args.root):
         parser.error("--published: expected --data, the data set it is tested on, and no --root")
-    if args.image and len(args.run or []) != 1:
-        parser.error("--image: expected one --run to classify with")
+    if args.image and args.export:
+        parser.error("--export: expected without --image: classify in a command of its own")
+    task = "image" if args.image else "export" if args.export else None
+    if task and len(args.run or []) != 1:
+        parser.error(f"--{task}: expected one --run to classify with")
     if args.image and "-" in args.image[:-1] + args.image[1:]:
         parser.error("--image: expected '-' alone, got it beside other images")
     if args.explain and not args.image:
@@ -162,12 +169,12 @@ def parse_arguments():
             parser.error(f"{option}: expected a file in a folder that exists, got {path}")
     if args.csv and args.csv == args.json:
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
-    if args.per_class and (args.image or args.table):
-        parser.error("--per-class: expected for a test, got --image or --table")
+    if args.per_class and (task or args.table):
+        parser.error(f"--per-class: expected for a test, got --{task or 'table'}")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
-    if given and args.image:
-        parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    if given and task:
+        parser.error(f"--{given[0]}: expected for a test, got --{task}")
     if args.report and (wrong := {*given, *("image" for _ in args.image or [])} - {"root"}):
         parser.error(f"--{min(wrong)}: expected with --run, got --report, which tests nothing")
     given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
@@ -184,7 +191,8 @@ def parse_arguments():
 
 def new_files(args) -> dict[str, str]:
     """Option → the file that is written for it."""
-    given = {"--csv": args.csv, "--json": None if args.json == "-" else args.json}
+    given = {"--csv": args.csv, "--json": None if args.json == "-" else args.json,
+             "--export": args.export}  # fmt: skip
     return {option: path for option, path in given.items() if path is not None}
 
 
@@ -211,6 +219,8 @@ def evaluate(args, stdout: TextIO) -> int:
             say(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
         return 0
 
+    if args.export:
+        check_target(args.export)
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     if args.published:
@@ -222,8 +232,8 @@ def evaluate(args, stdout: TextIO) -> int:
     settings = one_clip(args, configs)
     device, precision = settings.pop("device"), settings.pop("precision")
     other, tests, learned_from = is_elsewhere(args), [], []
-    if args.image:
-        data = [Path(place) for place in (*args.image, configs[0]["data"])]
+    if args.image or args.export:
+        data = [Path(place) for place in (*(args.image or []), configs[0]["data"])]
         for option, file in new_files(args).items():
             check_outside(Path(file), data, "file", option)
     else:
@@ -253,6 +263,14 @@ def evaluate(args, stdout: TextIO) -> int:
             say(f"note: {note}")
         with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
             return classify(models[0], paths, *options, explanations.write)
+    if args.export:
+        export(models[0], args.export)
+        size = clip.visual.resolution
+        say(f"{args.export}: images (B, 3, {size}, {size}) to probabilities of "
+            f"{len(models[0].classnames)} classes, {os.path.getsize(args.export) / 1e6:,.1f} MB "
+            f"({clip.name} on {device} in {precision})")  # fmt: skip
+        return 0
+
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)
         files = [os.path.realpath(item.path) for item in dataset.test]
@@ -321,15 +339,15 @@ def test_published(args) -> int:
         model.white = white_of(test.deep, workers=args.workers)
         say(*(f"note: {note}" for note in white_notes(model.white, test.deep.values())))
         test.show_by(model.white)
-        predicted = predicted_labels(model, test)
-        result = percent_correct(predicted, test.labels)
+        labels = predicted(model, test).labels
+        result = percent_correct(labels, test.labels)
         say(
             f"{dataset.name}: {config.method} accuracy {result:.2f} %, zero-shot "
             f"{zero_shot_accuracy(model, test):.2f} % on {len(test)} test images "
             f"({clip.name} on {device} in {precision})"
         )
         if args.per_class:
-            say_classes(model.classnames, test.labels, predicted, args.csv)
+            say_classes(model.classnames, test.labels, labels, args.csv)
     return 0
 
 

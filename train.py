@@ -602,6 +602,7 @@ def learn(
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",
             )
+    model.save(run.path(MODEL))  # now with text features: who loads it need not wait for them
 
 
 def train_epoch(

@@ -173,7 +173,15 @@ class PromptedModel(nn.Module):
     `PromptedCLIP` adds what is done with a model: predict, save, other classes.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        template: str,
+        config: PromptConfig,
+        template_features: Tensor | None = None,
+    ):
+        """template_features: where they are known, what `_template_features` would compute."""
         super().__init__()
         self.clip = clip
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
@@ -198,7 +206,9 @@ class PromptedModel(nn.Module):
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         # Classes encoded at a time; None: all at once.
         self.class_chunk = self._classes_that_fit()
-        self.register_buffer("template_features", self._template_features(), persistent=False)
+        if template_features is None:
+            template_features = self._template_features()
+        self.register_buffer("template_features", template_features, persistent=False)
         self.to(clip.device)
 
     @torch.no_grad()
@@ -239,24 +249,34 @@ class PromptedModel(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._prepare()
-        dtype, device = self.clip.dtype, self.clip.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        kept, dtype, learned = self._kept, computing_dtype(self.clip), self._prepared_from()
+        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
+            kept = self._keep(self._prepare())
+        return kept.prepared
+
+    @torch.no_grad()
+    def take_text_features(self, text_features: Tensor) -> None:
+        """Keep features (C, E) that the learned context has given before: they are not computed."""
+        self._keep(self._prepare(text_features))
+
+    def _keep(self, prepared: Prepared) -> Kept:
+        values = [value.clone() for value in self._prepared_from()]
+        self._kept = Kept(values, computing_dtype(self.clip), prepared)
+        return self._kept
+
+    def _prepared_from(self) -> list[Tensor]:
         learned = [self.template_features]  # tells the device where nothing is learned
         learned += [] if self.text_prompts is None else [self.text_prompts.ctx]
         learned += [] if self.visual_prompts is None else [self.visual_prompts.prompts]
-        kept = self._kept
-        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
-            values = [value.clone() for value in learned]
-            kept = self._kept = Kept(values, dtype, self._prepare())
-        return kept.prepared
+        return learned
 
-    def _prepare(self) -> Prepared:
-        text_features = classifier = self.template_features
-        if self.text_prompts is not None:
+    def _prepare(self, text_features: Tensor | None = None) -> Prepared:
+        if self.text_prompts is None:
+            return Prepared(self.template_features, self.template_features, self.visual_kv())
+        if text_features is None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
             text_features = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
-            classifier = F.normalize(text_features, dim=-1)
+        classifier = F.normalize(text_features, dim=-1)
         return Prepared(text_features, classifier, self.visual_kv())
 
     def visual_kv(self) -> list[Tensor]:
@@ -427,6 +447,12 @@ def image_prompts(
     for _ in range(first, layers + 1):
         class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
     return visual, class_aware
+
+
+def computing_dtype(clip: CLIP) -> torch.dtype:
+    """The precision that CLIP computes in: its own, or autocast's around it."""
+    device = clip.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else clip.dtype
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -217,7 +217,7 @@ class ClassAwarePrompts(nn.Module):
             class_features: text features (B, K, E) of each image's classes, not normalised.
         """
         queries = self.meta_net(class_features)  # (B, K, D)
-        learned = self.tokens.expand(len(x), -1, -1)
+        learned = self.tokens.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
         # Fused kernels want values as wide as keys: here torch would spell it out as well.
         attended, weights = explicit_attention(self.query(queries), self.key(tokens), tokens)

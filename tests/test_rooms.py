@@ -18,6 +18,7 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "model": GROUND | {"clip", "prompts"},
     "maps": GROUND | {"clip", "prompts", "model"},
     "trained": GROUND | {"clip", "prompts", "checkpoints", "model"},
+    "exporting": GROUND | {"clip", "prompts", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
     "__main__": GROUND | {"checkpoints"},
     "runs": GROUND | {"clip", "checkpoints", "data", "prompts", "model", "maps", "trained",

@@ -26,6 +26,7 @@ def use(picture: Image.Image, path: str) -> float:
     optimizer.step()
     model.load_published(minidpt.read_published(path))
     model.save(path)
+    minidpt.export(model, path)
     best: minidpt.Prediction = minidpt.load_model(path, clip).predict(picture, top=1)[0][0]
     total = float(loss) + float((features @ texts.t()).sum() + maps.tuned.sum())
     return best.probability + total

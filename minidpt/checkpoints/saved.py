@@ -18,6 +18,7 @@ from .reader import read_checkpoint
 VERSION = 1  # raised when files of this one cannot be read by the code of the one before
 FORMAT = f"minidpt {VERSION}"
 OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
+NO_FEATURES = {"fingerprint": ""}
 
 
 class SavedModel(NamedTuple):
@@ -28,6 +29,9 @@ class SavedModel(NamedTuple):
     white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were interpolated for that (`CLIP.interpolate`).
+    text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
+        and where a context was learned "learned". In a file that is written while training, or by
+        an earlier version, the fingerprint is "" and nothing else there.
     """
 
     learned: dict[str, Tensor]
@@ -36,6 +40,7 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: White | None
     clip: dict[str, Any]
+    text_features: dict[str, Any]
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
@@ -76,6 +81,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
             entries(content.get("clip"), "clip", **OF_CLIP),
+            entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
         )
     except ValueError as error:
         raise not_saved(path, error) from error

@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
             )
         patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
         patches = patches.flatten(2).transpose(1, 2)  # (B, N-1, D)
-        cls = self.class_embedding.expand(len(images), 1, -1)
+        cls = self.class_embedding.expand(images.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
 
     def encode(self, x: Tensor) -> Tensor:

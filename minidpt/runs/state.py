@@ -48,7 +48,7 @@ class TrainingState:
             # as numbers, which a checkpoint may have more of than of text
             "metrics": torch.tensor(list(self.metrics.encode()), dtype=torch.uint8),
         })  # fmt: skip
-        self.model.save(run.path(MODEL))
+        self.model.save(run.path(MODEL), text_features=False)
         run.write_text(METRICS, self.metrics)
 
     @one_line_errors

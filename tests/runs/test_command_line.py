@@ -214,6 +214,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
 def test_the_model_file_is_small_and_predicts(trained, place):
     file = trained[0] / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
+    assert torch.load(file, weights_only=True)["text_features"]["learned"].shape == (4, 37)
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
@@ -456,6 +457,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
     epochs = [record["epoch"] for record in metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
+    assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
     result = inside("eval.py", "--run", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
@@ -648,6 +650,24 @@ def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
     draw(tmp_path / "=1+1.png")
     inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
     assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_computes(
+    trained, monkeypatch
+):
+    def export(model, path):  # what it writes: `test_exporting`
+        assert torch.equal(model.text_prompts.ctx, learned(trained[0])["text_prompts.ctx"])
+        Path(path).write_bytes(bytes(1_500_000))
+
+    monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
+    result = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
+        "(little on cpu in fp32)\n"
+    )
+    again = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
 def test_an_image_folder_is_read_as_class_folders_are(trained, place):
@@ -1039,6 +1059,12 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--csv", "out.csv"], ["--csv", "--image"]),
         (["--image", "picture.png", "--csv", "nodir/o.csv"], ["--csv", "folder that exists"]),
         (["--per-class", "--image", "picture.png"], ["--per-class", "--image"]),
+        (["--export", "a.pt2", "--image", "picture.png"], ["--export", "--image"]),
+        (["--export", "a.pt2", "--csv", "a.csv"], ["--csv", "--image"]),
+        (["--export", "a.pt2", "--data", "."], ["--data", "--export"]),
+        (["--export", "a.pt2", "--per-class"], ["--per-class", "--export"]),
+        (["--export", "nodir/a.pt2"], ["nodir/a.pt2", "folder that exists"]),
+        (["--export", "a.pth"], ["a.pth", ".pt2 or .onnx"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
