@@ -28,7 +28,7 @@ def flow(predictions: Predictions) -> Markup:
     won, lost = int((right & ~before).sum()), int((before & ~right).sum())
     said = f"{int(right.sum()):,} of {len(right):,} test images are recognised"
     if won or lost:
-        said += f": {won:,} that zero-shot CLIP mistakes; {lost:,} that it recognises are lost"
+        said += f"; zero-shot CLIP mistakes {won:,} of these and recognises {lost:,} of the others"
     return tag("p", f"{said}.")
 
 
