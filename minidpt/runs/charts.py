@@ -120,12 +120,13 @@ def _drawn(series: Series, x_of: Scale, y_of: Scale) -> Markup:
         parts.append(tag("path", d="M" + "L".join(places), class_="line"))
     for (x, y), deviation in zip(series.points, series.deviations):
         top, bottom = y_of(y + deviation), y_of(y - deviation)
-        bar = f"M{x_of(x) - 3},{top}h6m-3,0V{bottom}m-3,0h6"
+        bar = f"M{x_of(x) - 5},{top}h10m-5,0V{bottom}m-5,0h10"
         parts += [tag("path", d=bar, class_="line")] if deviation else []
     if series.shape is not None or len(places) == 1:
         mark, shape = "mark full", SHAPES[(series.shape or 0) % len(SHAPES)]
         parts += [
-            tag("path", d=shape, transform=f"translate({place})", class_=mark) for place in places
+            tag("path", d=shape, transform=f"translate({place}) scale(.8)", class_=mark)
+            for place in places
         ]
     return tag("g", *parts, class_=series.style)
 

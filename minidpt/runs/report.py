@@ -102,7 +102,8 @@ class RunReport:
         def read() -> Markup:
             nonlocal predictions
             predictions = read_predictions(self.run, self.split["classnames"])
-            return flow(predictions)
+            subset = self.config.get("classes", "all")
+            return flow(predictions, "" if subset == "all" else f" of the {subset} classes")
 
         parts.insert(2, self._made("Classes and mistakes", read))
         if predictions:

@@ -21,14 +21,14 @@ CLASSES, LISTED = 60, 1000  # most classes that are shown, and those that can be
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 
 
-def flow(predictions: Predictions) -> Markup:
-    """How many pictures are right, and what that changed."""
+def flow(predictions: Predictions, subset: str) -> Markup:
+    """How many pictures (of a subset of the classes) are right, and what that changed."""
     right = predictions.learned == predictions.labels
     before = predictions.zero_shot == predictions.labels
     won, lost = int((right & ~before).sum()), int((before & ~right).sum())
-    said = f"{int(right.sum()):,} of {len(right):,} test images are recognised"
+    said = f"{int(right.sum()):,} of {len(right):,} test images{subset} are recognised"
     if won or lost:
-        said += f": {won:,} that zero-shot CLIP mistakes; {lost:,} that it recognises are lost"
+        said += f"; zero-shot CLIP mistakes {won:,} of these and recognises {lost:,} of the others"
     return tag("p", f"{said}.")
 
 

@@ -119,6 +119,7 @@ def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_pat
     assert mean == pytest.approx(summary(tmp_path / "base")["accuracy"])
     text = page_of(tmp_path / "base").text
     assert "3 classes (base)" in text and "harmonic mean" in text
+    assert "of 9 test images of the base classes are recognised" in text
 
 
 def test_counts_of_predictions_are_those_of_a_loop(run):
@@ -311,8 +312,8 @@ def test_a_line_passes_through_its_points_and_bars_have_the_deviation():
     assert path == f"{left}.0,{bottom}.0L{middle[0]},{middle[1]}L{right}.0,{top}.0".replace(
         ".00", ".0"
     )
-    (x, high, low) = re.findall(r'd="M([\d.]+),([\d.]+)h6m-3,0V([\d.]+)m', svg)[0]
-    assert float(x) + 3 == middle[0] and float(low) - float(high) == pytest.approx(
+    (x, high, low) = re.findall(r'd="M([\d.]+),([\d.]+)h10m-5,0V([\d.]+)m', svg)[0]
+    assert float(x) + 5 == middle[0] and float(low) - float(high) == pytest.approx(
         (bottom - top) / 5, abs=0.11
     )
 
