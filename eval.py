@@ -1,4 +1,4 @@
-"""Test runs of train.py, classify images with one, export it, or print a table of many.
+"""Test runs of train.py, classify images with one, export it, or tabulate many.
 
 python eval.py --run RUN                      # its own test images again
 python eval.py --run RUN --per-class          # and how each class fares

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import minidpt
 
-PRECISE = dict(rtol=0, atol=1e-6)  # of shares that sum to 1 over 9 patches; fp32 has 1e-7
+PRECISE = dict(rtol=0, atol=5e-6)  # of shares that sum to 1 over 9 patches; fp32 has 1e-7
 every_method = pytest.mark.parametrize("method", OF_METHOD)
 
 

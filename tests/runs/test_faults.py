@@ -247,7 +247,8 @@ def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
     _, found = forks
     parts = [name for left, _, _ in found["run"] for name in left if name.endswith(".part")]
     epoch = ["state.pt", "model.pt", "metrics.jsonl"]  # before the first one, and after it
-    begun = ["config.json", "split.json", *epoch, *epoch]
+    with_features = "model.pt"  # once training has ended
+    begun = ["config.json", "split.json", *epoch, *epoch, with_features]
     begun += ["predictions.csv", "words.json", "summary.json"]
     begun = [f"out/{name}.part" for name in begun]
     assert parts == begun
