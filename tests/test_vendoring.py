@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import minidpt
+from minidpt import __main__ as commands
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,3 +82,29 @@ def test_importing_prints_nothing_and_leaves_what_only_texts_need_for_later():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_package_run_by_python_says_what_is_here(monkeypatch, tmp_path, capsys):
+    (tmp_path / "ViT-B-16.pt").touch()
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path))
+    commands.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"minidpt {minidpt.__version__} in {ROOT / 'minidpt'}"
+    assert lines[1].startswith(f"torch {torch.__version__}, Python 3.")
+    assert "cpu: 1 threads" in lines
+    assert f"CLIP tiny: {ROOT / 'weights' / 'tiny.pt'}" in lines
+    assert f"CLIP ViT-B/16: {tmp_path / 'ViT-B-16.pt'}" in lines
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="^minidpt: error: MINIDPT_WEIGHTS is .*existing folder$"):
+        commands.main()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_command_runs_the_checkouts_script_under_its_own_name(monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, "__main__", None)
+    monkeypatch.setattr(sys, "argv", ["bin/minidpt-it", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(commands, name)()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: minidpt-it ") and ("--shots" in out) == (name == "train")

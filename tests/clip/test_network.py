@@ -407,3 +407,19 @@ def test_a_fingerprint_changes_with_any_value(name):
 def test_a_fingerprint_changes_with_the_activation():
     # Prompts learned with one activation are wrong with the other, and no tensor tells them apart.
     assert build().fingerprint() != build(exact_gelu=True).fingerprint()
+
+
+@pytest.mark.parametrize("exact_gelu", [False, True])
+def test_the_mlp_in_bf16_rounds_a_large_residual_once(exact_gelu):
+    """Numbers of 64 to 128 are 1/2 apart: rounded once they are 1/8 off on average, twice 1/6."""
+    generator = torch.Generator().manual_seed(0)
+    mlp = MLP(64, exact_gelu).requires_grad_(False)
+    for parameter in mlp.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    mlp.c_proj.bias.copy_(torch.randn(64, generator=generator))
+    mlp.bfloat16()
+    x = torch.randn(99, 64, generator=generator).bfloat16()
+    residual = (80 + 32 * torch.rand(99, 64, generator=generator)).bfloat16()
+    rounded = mlp(x, residual)
+    expected = mlp.double()(x.double(), residual.double())
+    assert (rounded.double() - expected).abs().mean() < 0.14
