@@ -8,7 +8,7 @@ python eval.py --run RUN --image a.jpg b.jpg  # or a folder
 python eval.py --run RUN --image - --json -   # a service: paths in, JSON out
 python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
 python eval.py --run RUN --export FILE.pt2    # images to probabilities by torch alone
-python eval.py --published OUT --data DATA    # prompts learned with the published code
+python eval.py --published OUT --data DATA    # prompts of the published code
 python eval.py --report DIR                   # report.html of a run or a sweep
 python eval.py --table DIR                    # all runs in a folder
 """
