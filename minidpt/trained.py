@@ -23,6 +23,7 @@ from .clip.workers import PAUSE, in_order
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, image_prompts
 from .prompts import words_of
+from .ranks import ALONE, Ranks
 
 PREDICT_BATCH = 100
 MAX_TEXT = 1000  # characters of a template; CLIP takes 77 tokens
@@ -148,7 +149,8 @@ class PromptedCLIP(PromptedModel):
                 "other classes: train without csc"
             )
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(self.clip, classnames, template or self.template, self.config)
+            template = template or self.template
+            model = build_model(self.clip, classnames, template, self.config, self.ranks)
         kept = self.learned()
         if not same:
             kept = {n: value for n, value in kept.items() if not n.endswith("classifier.weight")}
@@ -178,7 +180,11 @@ class PromptedCLIP(PromptedModel):
 
 
 def build_model(
-    clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig | None = None
+    clip: CLIP,
+    classnames: Sequence[str],
+    template: str,
+    config: PromptConfig | None = None,
+    ranks: Ranks = ALONE,
 ) -> PromptedCLIP:
     """A model to train, its prompts at their initial values, on CLIP's device.
 
@@ -187,6 +193,8 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
+        ranks: processes that share it, see `ranks.py`; all of them make it, from one seed, and call
+            it at the same time, each with its own images.
 
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
@@ -205,7 +213,7 @@ def build_model(
     length = clip.context_length
     if config.learns_text and config.n_ctx > length and config.ctx_init is None:
         raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
-    return PromptedCLIP(clip, classnames, template, config)
+    return PromptedCLIP(clip, classnames, template, config, ranks)
 
 
 @one_line_errors

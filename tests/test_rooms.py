@@ -10,15 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "minidpt"
 ROOMS = {  # what the modules of a room, or a module of the ground floor, may import
     "files": set(),
+    "ranks": set(),
     "clip": {"files"},
     "checkpoints": {"files", "clip"},
-    "data": {"files", "clip"},
-    "prompts": {"files", "clip"},
-    "model": {"files", "clip", "prompts"},
+    "data": {"files", "clip", "ranks"},
+    "prompts": {"files", "clip", "ranks"},
+    "model": {"files", "clip", "ranks", "prompts"},
     "maps": {"clip", "prompts", "model"},
-    "trained": {"files", "clip", "prompts", "checkpoints", "model"},
+    "trained": {"files", "clip", "ranks", "prompts", "checkpoints", "model"},
     "training": {"files", "clip", "prompts", "model"},
-    "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
+    "runs": {"files", "ranks", "clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
              "training"},
 }  # fmt: skip
 

@@ -1,0 +1,186 @@
+"""Processes that share a run, as torchrun starts them: by rank, on torch.distributed.
+
+In training each rank has its share of a batch's images and its share of the classes. It encodes the
+prompts of its own classes and gathers the text features of all. Its loss is what its images add to
+the loss of the batch, so gradients are summed: those of the text features where they are gathered,
+then those of all that is learned, at once. What is learned is the same on every rank.
+
+A process that is `ALONE` computes as if nothing of this were here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+PATIENCE = timedelta(seconds=60)  # with which a rank waits for the others within a step
+FOREVER = timedelta(days=365)  # and where one may have more to do, such as pictures to read
+
+Whole = TypeVar("Whole", Tensor, Sequence)
+
+
+class Ranks(NamedTuple):
+    """This process among those that share a run.
+
+    rank, size: its number, from 0, and how many there are.
+    local_rank, local_size: the same among those on this machine.
+    store: torch's, which all of them read and write; needed by those that are not alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and tells."""
+        return self.rank == 0
+
+    def share(self, whole: Whole) -> Whole:
+        """This rank's part of a list or of a tensor's rows: one after the other they are all.
+
+        Parts differ by one element at most; with fewer than ranks some are empty.
+        """
+        if self.size == 1:
+            return whole
+        first, last = (len(whole) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return whole[first:last]
+
+    def gather(self, part: Tensor, count: int) -> Tensor:
+        """The rows of all ranks in their order, (count, …), from this rank's share of them.
+
+        Its gradient is the sum over all ranks. Of a part with more rows than the share the first
+        are taken: a rank without a share may give what it likes.
+        """
+        if self.size == 1:
+            return part
+        return _Gathered.apply(part[: len(self.share(range(count)))], self, count)
+
+    @torch.no_grad()
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks of a tensor of one shape, without gradient."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with _together():
+            distributed.all_reduce(total)
+        return total
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of parameters over all ranks, in one message.
+
+        Also where there is no gradient: a rank may lack what another has.
+        """
+        if self.size == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        total = self.add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, gradient in zip(parameters, total.split(sizes), strict=True):
+            parameter.grad.copy_(gradient.view_as(parameter))
+
+    def tell(self, what: str, content: Any) -> list[Any]:
+        """What each rank says of something, by rank: anything that JSON can hold.
+
+        Waits for all, however long they take. `what` is a name that is used once.
+        """
+        if self.size == 1:
+            return [content]
+        names = [f"{what}/{rank}" for rank in range(self.size)]
+        with _together():
+            self.store.set(names[self.rank], json.dumps(content))
+            self.store.wait(names, FOREVER)
+            return [json.loads(self.store.get(name)) for name in names]
+
+    def dealt(self, count: int) -> Iterator[int]:
+        """Numbers below `count`, each to one rank: the next goes to the rank that asks first."""
+        if self.size == 1:
+            yield from range(count)
+            return
+        while (number := self.store.add("dealt", 1) - 1) < count:
+            yield number
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of the network, or of want of time
+        raise ConnectionError(
+            "another of the processes has ended or does not answer: its own message says why "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from error
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, ranks: Ranks, count: int) -> Tensor:
+        ctx.ranks = ranks
+        lengths = [len(ranks._replace(rank=rank).share(range(count))) for rank in range(ranks.size)]
+        padded = part.new_zeros(max(lengths), *part.shape[1:])  # messages of one size
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in lengths]
+        with _together():
+            distributed.all_gather(parts, padded)
+        return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.ranks.share(ctx.ranks.add(gradient)), None, None
+
+
+def started() -> Ranks:
+    """What torchrun says of this process, in its environment; it has joined no other yet.
+
+    Raises ValueError if what is there is not torchrun's.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    got = [os.environ.get(name, "").strip() for name in names]
+    if got[1] in ("", "0", "1"):
+        return ALONE
+    if not all(value.isdecimal() for value in got) or not int(got[0]) < int(got[1]):
+        said = ", ".join(f"{name} {value or '-'}" for name, value in zip(names, got, strict=True))
+        raise ValueError(
+            f"expected the environment of torchrun, got {said}: start several processes with "
+            "torchrun --nproc_per_node=N, or unset WORLD_SIZE for one alone"
+        )
+    return Ranks(*map(int, got))
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other processes that torchrun has started; `device` is this one's own.
+
+    Messages go by what torch has for the device: gloo on a CPU, nccl on CUDA.
+    """
+    ranks = started()
+    if ranks.size == 1:
+        return ranks
+    if not distributed.is_available():
+        raise ValueError("several processes: expected a torch with torch.distributed, got one "
+                         "without: start one process alone")  # fmt: skip
+    if device.type != "cpu":
+        getattr(torch, device.type).set_device(device)
+    store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
+    distributed.init_process_group(
+        store=distributed.PrefixStore("group", store),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=PATIENCE,
+    )
+    return ranks._replace(store=distributed.PrefixStore("minidpt", store))
