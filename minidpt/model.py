@@ -34,12 +34,11 @@ from .prompts import (
     VisualPrompts,
     check_length,
 )
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, NO_LABEL, Ranks
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
 BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
           "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
 

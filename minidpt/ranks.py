@@ -10,23 +10,27 @@ A process that is `ALONE` computes as if nothing of this were here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 PATIENCE = timedelta(seconds=60)  # with which a rank waits for the others within a step
-FOREVER = timedelta(days=365)  # and where one may have more to do, such as pictures to read
+NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
 
 Whole = TypeVar("Whole", Tensor, Sequence)
 
 
-class Ranks(NamedTuple):
+@dataclass(frozen=True)
+class Ranks:
     """This process among those that share a run.
 
     rank, size: its number, from 0, and how many there are.
@@ -38,21 +42,27 @@ class Ranks(NamedTuple):
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    store: Any = None
+    store: Any = field(default=None, compare=False, repr=False)
+    _told: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that writes and tells."""
         return self.rank == 0
 
+    def alone(self) -> Ranks:
+        """The same process with a run of its own, beside the others on this machine."""
+        return replace(self, rank=0, size=1)
+
     def share(self, whole: Whole) -> Whole:
         """This rank's part of a list or of a tensor's rows: one after the other they are all.
 
         Parts differ by one element at most; with fewer than ranks some are empty.
         """
-        if self.size == 1:
-            return whole
-        first, last = (len(whole) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return whole if self.size == 1 else self._part(self.rank, whole)
+
+    def _part(self, rank: int, whole: Whole) -> Whole:
+        first, last = (len(whole) * number // self.size for number in (rank, rank + 1))
         return whole[first:last]
 
     def gather(self, part: Tensor, count: int) -> Tensor:
@@ -71,38 +81,35 @@ class Ranks(NamedTuple):
         if self.size == 1:
             return tensor
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _together():
+        with _exchange():
             distributed.all_reduce(total)
         return total
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of parameters over all ranks, in one message.
-
-        Also where there is no gradient: a rank may lack what another has.
-        """
+        """Sum the gradients of parameters over all ranks, in one message."""
         if self.size == 1:
             return
-        parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        total = self.add(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, gradient in zip(parameters, total.split(sizes), strict=True):
-            parameter.grad.copy_(gradient.view_as(parameter))
+        gradients = [parameter.grad for parameter in parameters]
+        total = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = total.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
-    def tell(self, what: str, content: Any) -> list[Any]:
-        """What each rank says of something, by rank: anything that JSON can hold.
+    def tell(self, content: Any = None) -> list[Any]:
+        """What each rank tells all of them, by rank: anything that JSON can hold.
 
-        Waits for all, however long they take. `what` is a name that is used once.
+        They wait for each other, however long one takes. All make the same calls in one order.
         """
         if self.size == 1:
             return [content]
-        names = [f"{what}/{rank}" for rank in range(self.size)]
-        with _together():
+        number, pause = next(self._told), 0.001
+        names = [f"told {number} by {rank}" for rank in range(self.size)]
+        with _exchange():
             self.store.set(names[self.rank], json.dumps(content))
-            self.store.wait(names, FOREVER)
+            while not self.store.check(names):  # and not wait(), during which no signal is heard
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
             return [json.loads(self.store.get(name)) for name in names]
 
     def dealt(self, count: int) -> Iterator[int]:
@@ -117,32 +124,32 @@ class Ranks(NamedTuple):
 ALONE = Ranks()
 
 
-@contextmanager
-def _together() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # of the network, or of want of time
-        raise ConnectionError(
-            "another of the processes has ended or does not answer: its own message says why "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
-
-
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks, count: int) -> Tensor:
         ctx.ranks = ranks
-        lengths = [len(ranks._replace(rank=rank).share(range(count))) for rank in range(ranks.size)]
+        lengths = [len(ranks._part(rank, range(count))) for rank in range(ranks.size)]
         padded = part.new_zeros(max(lengths), *part.shape[1:])  # messages of one size
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in lengths]
-        with _together():
+        with _exchange():
             distributed.all_gather(parts, padded)
         return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.ranks.share(ctx.ranks.add(gradient)), None, None
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another of the processes has ended, or has not answered for "
+            f"{PATIENCE.seconds} s: see its own message"
+        ) from error
 
 
 def started() -> Ranks:
@@ -172,15 +179,24 @@ def join(device: torch.device) -> Ranks:
     if ranks.size == 1:
         return ranks
     if not distributed.is_available():
-        raise ValueError("several processes: expected a torch with torch.distributed, got one "
-                         "without: start one process alone")  # fmt: skip
+        raise ValueError(
+            "several processes: expected a torch with torch.distributed, got one without: start "
+            "one process alone"
+        )
     if device.type != "cpu":
         getattr(torch, device.type).set_device(device)
-    store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
-    distributed.init_process_group(
-        store=distributed.PrefixStore("group", store),
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=PATIENCE,
-    )
-    return ranks._replace(store=distributed.PrefixStore("minidpt", store))
+    with _exchange():
+        store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
+        distributed.init_process_group(
+            store=distributed.PrefixStore("group", store),
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=PATIENCE,
+        )
+    return replace(ranks, store=distributed.PrefixStore("minidpt", store))
+
+
+def leave() -> None:
+    """Let go of the others, if any were joined, at an end that all have come to."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -25,8 +25,7 @@ from tiny_models import WIDE, random_images, shared_clip  # noqa: E402
 from torch import Tensor, distributed  # noqa: E402
 
 import minidpt  # noqa: E402
-from minidpt.model import NO_LABEL  # noqa: E402
-from minidpt.ranks import Ranks  # noqa: E402
+from minidpt.ranks import NO_LABEL, Ranks  # noqa: E402
 
 SIZES = (2, 3)
 NAMES = ["ox", "owl", "red fox", "gnu", "great northern diver"]

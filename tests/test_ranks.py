@@ -93,7 +93,7 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
         assert same is tensor
     ALONE.add_gradients(layer.parameters())
     assert layer.weight.grad is None
-    assert list(ALONE.dealt(3)) == [0, 1, 2] and ALONE.tell("x", {"a": 1}) == [{"a": 1}]
+    assert list(ALONE.dealt(3)) == [0, 1, 2] and ALONE.tell({"a": 1}) == [{"a": 1}]
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -34,6 +34,8 @@ from ..ranks import ALONE, NO_LABEL, Ranks
 from .crops import random_view
 from .lists import Item
 
+IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded pictures that are kept, unless told otherwise
+
 # ---- batches
 
 
@@ -54,7 +56,7 @@ class ImageStore:
     white: the level of pictures of more than 8 bits (`pictures.to_rgb`), as `fill` was told.
     """
 
-    def __init__(self, max_bytes: int = 2 * 1024**3):
+    def __init__(self, max_bytes: int = IMAGE_MEMORY):
         self.max_bytes = max_bytes
         self.bytes = 0
         self.white: White | None = None
@@ -146,9 +148,15 @@ def deep_pictures(paths: list[str], workers: int | None = None) -> dict[str, str
 
 
 def white_of(
-    deep: Mapping[str, str], white: White | None = None, workers: int | None = None
+    deep: Mapping[str, str],
+    white: White | None = None,
+    workers: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> White:
-    """One white level for all of `deep_pictures`: `white`, and by their values what it lacks."""
+    """One white level for all of `deep_pictures`: `white`, and by their values what it lacks.
+
+    Several `ranks` have their own pictures, and one level for those of all.
+    """
     white = white or {}
     wanted = [path for path, kind in deep.items() if kind not in (*white, "colour")]
     largest: dict[str, float] = {}
@@ -156,6 +164,9 @@ def white_of(
         for path, value in zip(wanted, values, strict=True):
             if value is not None:
                 largest[deep[path]] = max(value, largest.get(deep[path], value))
+    for told in ranks.tell(largest):
+        for kind, value in told.items():
+            largest[kind] = max(value, largest.get(kind, value))
     return {**white_level(largest), **white}
 
 

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ from ..clip.pictures import White
 from ..clip.transforms import normalize
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
-from ..files import replacing
+from ..files import locked, replacing
+from ..ranks import ALONE, Ranks
 from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
@@ -85,9 +87,12 @@ class FeatureCache:
         if size > self.max_bytes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(self.folder.glob("*.npy"), key=os.path.getmtime, reverse=True)  # newest
-        for other in others:
-            size += other.stat().st_size
+        others = []
+        for other in self.folder.glob("*.npy"):
+            with suppress(FileNotFoundError):  # another process makes room, too
+                others.append((other.stat().st_mtime, other.stat().st_size, other))
+        for _, own, other in sorted(others, reverse=True):  # newest first
+            size += own
             if size > self.max_bytes:
                 other.unlink(missing_ok=True)
         with replacing(file) as unfinished, unfinished.open("wb") as stream:
@@ -146,6 +151,8 @@ class TestSet:
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
     more than 8 bits (`pictures.to_rgb`). Raises ValueError without items.
+
+    Several `ranks` share the pictures and, on one machine, `max_bytes`; `own` are this one's.
     """
 
     def __init__(
@@ -157,13 +164,16 @@ class TestSet:
         max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
         white: White | None = None,
+        ranks: Ranks = ALONE,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
         self.items, self.clip, self.cache = items, clip, cache
+        self.own, self.ranks = ranks.share(items), ranks
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
-        self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
+        size = len(self.own) * 3 * clip.visual.resolution**2
+        self.keep = size <= max_bytes // ranks.local_size
         self.show_by(white)
 
     def show_by(self, white: White | None) -> None:
@@ -176,7 +186,7 @@ class TestSet:
     @functools.cached_property
     def deep(self) -> dict[str, str]:
         """The pictures of more than 8 bits, see `deep_pictures`."""
-        return deep_pictures([item.path for item in self.items], self.workers)
+        return deep_pictures([item.path for item in self.own], self.workers)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -188,7 +198,7 @@ class TestSet:
             return
         batches, resolution = [], self.clip.visual.resolution
         for batch in test_batches(
-            self.items, resolution, self.batch_size, self.workers, white=self.white
+            self.own, resolution, self.batch_size, self.workers, white=self.white
         ):
             if self.keep:
                 batches.append(batch)
@@ -197,28 +207,38 @@ class TestSet:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """The frozen CLIP's normalised image features (N, E), on its device.
+        """The frozen CLIP's normalised features (N, E) of its `own` images, on its device.
 
         Raises ValueError or FileNotFoundError that names all pictures that cannot be read.
         """
         if self._features is None:
-            device = self.clip.device
-            file = self.cache.file(self.clip, self.items, self.white) if self.cache else None
-            features = self.cache.read(file) if self.cache else None
-            shape = len(self.items), self.clip.visual.proj.shape[1]
-            if features is None or features.shape != shape:
-                with naming_all_broken([item.path for item in self.items], self.workers):
-                    parts = [self.clip.encode_image(normalize(images.to(device))).float()
-                             for images, _ in self.pixels()]  # fmt: skip
-                features = F.normalize(torch.cat(parts), dim=-1)
-                if self.cache:
-                    self.cache.write(file, features)
-            self._features = features.to(device)
+            if self.cache:
+                file = self.cache.file(self.clip, self.own, self.white)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with locked(file.with_suffix(".lock")):  # of several processes one computes them
+                    features = self.cache.read(file)
+                    if features is None or features.shape != self._shape():
+                        features = self._encoded()
+                        self.cache.write(file, features)
+            else:
+                features = self._encoded()
+            self._features = features.to(self.clip.device)
         return self._features
 
+    def _shape(self) -> tuple[int, int]:
+        return len(self.own), self.clip.visual.proj.shape[1]
+
+    def _encoded(self) -> Tensor:
+        device = self.clip.device
+        with naming_all_broken([item.path for item in self.own], self.workers):
+            parts = [self.clip.encode_image(normalize(images.to(device))).float()
+                     for images, _ in self.pixels()]  # fmt: skip
+        features = torch.cat(parts) if parts else torch.empty(self._shape(), device=device)
+        return F.normalize(features, dim=-1)
+
     def batches(self, images: bool) -> Iterator[TestBatch]:
-        """All pictures in order, with or without `images`, on CLIP's device."""
-        frozen = self.features().split(self.batch_size)
+        """Its `own` pictures in order, with or without `images`, on CLIP's device."""
+        frozen = self.features().split(self.batch_size) if self.own else ()
         if images:
             for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
                 yield TestBatch(normalize(pixels.to(features.device)), features)
@@ -230,17 +250,30 @@ class TestSet:
 @torch.no_grad()
 def predicted_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
     """The likeliest class (N,) of each test picture, on the CPU."""
+    if not test.own:
+        model.prepared()  # for which the other ranks need this one, too
     batches = test.batches(images=model.config.learns_image)
-    logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    return labels_of(
+        test, (model(images, frozen, branches=False).logits for images, frozen in batches)
+    )
 
 
 @torch.no_grad()
 def zero_shot_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
     """The same by the frozen CLIP with the model's template."""
     batches = test.batches(images=False)
-    logits = (model.scaled_cosines(frozen, model.template_features) for _, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    return labels_of(
+        test, (model.scaled_cosines(frozen, model.template_features) for _, frozen in batches)
+    )
+
+
+def labels_of(test: TestSet, logits: Iterable[Tensor]) -> Tensor:
+    """The likeliest class (N,) of all pictures, from the logits (B, C) of this rank's own."""
+    own = [batch.argmax(dim=-1) for batch in logits]
+    labels = torch.cat(own).cpu() if own else test.labels[:0]
+    if test.ranks.size > 1:
+        labels = torch.tensor(list(chain.from_iterable(test.ranks.tell(labels.tolist()))))
+    return labels
 
 
 def percent_correct(predicted: Tensor, labels: Tensor) -> float:
