@@ -16,6 +16,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TextIO
@@ -31,6 +32,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.files import locked, write_rows
+from minidpt.ranks import ALONE, join, started
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import (
     Parser,
@@ -102,7 +104,7 @@ def parse_arguments():
     add("--root", type=path_option, metavar="DIR",
         help="the run's image folder, if it has moved since the training")
     add("--model", type=path_option, help="CLIP's name or path, if it has moved")
-    add("--device", help="cpu, cuda or cuda:N; without it the run's")
+    add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it the run's")
     add("--precision", choices=[*PRECISIONS, AUTO],
         help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
     add("--workers", type=int, default=default_workers(),
@@ -167,6 +169,8 @@ def main() -> int:
 
 def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
+    if (args.table or args.image) and not started().first:
+        return 0  # several processes share tests alone
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
@@ -178,6 +182,7 @@ def evaluate(args, stdout: TextIO) -> int:
     runs = [Run.open(folder) for folder in args.run]
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
+    ranks = join(device) if not args.image else ALONE
     other, tests, learned_from = is_elsewhere(args), [], []
     if args.image:
         data = [Path(place) for place in (*args.image, configs[0]["data"])]
@@ -190,7 +195,7 @@ def evaluate(args, stdout: TextIO) -> int:
         for run in runs:
             noted_tests(run)
     clip, _ = load(model_name, exact_gelu=exact_gelu)
-    precision, reason = choose_precision(precision, device, clip)
+    precision, reason = ranks.tell(choose_precision(precision, device, clip))[0]
     if args.precision == AUTO:
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
@@ -211,7 +216,7 @@ def evaluate(args, stdout: TextIO) -> int:
         with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
             return classify(models[0], paths, *options, explanations.write)
     for dataset, numbers in tests:
-        test = TestSet(dataset.test, clip, workers=args.workers)
+        test = TestSet(dataset.test, clip, workers=args.workers, ranks=ranks)
         files = [os.path.realpath(item.path) for item in dataset.test]
         if other:
             say(dataset.source)
@@ -223,12 +228,13 @@ def evaluate(args, stdout: TextIO) -> int:
             if seen := sum(file in learned_from[number] for file in files):
                 say(f"note: {seen} of the test images were trained on{by}")
             others = [file for file in files if file not in learned_from[number]]
-            if note := copies_note(learned_from[number], others):
+            if ranks.first and (note := copies_note(learned_from[number], others)):
                 say(f"note: {run.folder + ': ' if by else ''}{note}")
             white = model.white
             if white is not None:  # runs of earlier versions have none
-                white = white_of(test.deep, white, args.workers)
-                for note in white_notes(white, test.deep.values()):
+                white = white_of(test.deep, white, args.workers, ranks)
+                kinds = chain.from_iterable(ranks.tell(list(test.deep.values())))
+                for note in white_notes(white, kinds):
                     say(f"note: {note}")
             test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
@@ -238,6 +244,8 @@ def evaluate(args, stdout: TextIO) -> int:
             predicted = predicted_labels(model, test)
             zero_shot = zero_shot_accuracy(model, test)
             result = percent_correct(predicted, test.labels)
+            if not ranks.first:
+                continue
             say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
@@ -290,9 +298,9 @@ def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
     if precision not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
-        device = choose_device(device)
+        device = choose_device(device, started())
     except ValueError:
-        device = choose_device(args.device)  # the run's device is not here
+        device = choose_device(args.device, started())  # the run's device is not here
     return model_name, device, precision, exact_gelu
 
 
