@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import golden_cases  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401 (which each process would import for its first optimizer)
 from golden_cases import METHOD_CASES, load_case  # noqa: E402
 from tiny_models import WIDE, random_images, shared_clip  # noqa: E402
 from torch import Tensor, distributed  # noqa: E402

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401 (which each process would import for its first optimizer)
 
 from minidpt.runs import command_line  # noqa: E402
 
@@ -65,8 +66,8 @@ def run(main: Any, job: dict) -> dict:
     statuses, began = {}, time.monotonic()
     while running:
         if "kill" in job and (Path(job["folder"]) / job["when"]).exists():
-            (victim,) = (child for child, rank in running.items() if rank == job.pop("kill"))
-            os.kill(victim, signal.SIGKILL)
+            victim = job.pop("kill")
+            os.kill(next(c for c, rank in running.items() if rank == victim), signal.SIGKILL)
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
             statuses[running.pop(child)] = os.waitstatus_to_exitcode(status)
@@ -84,6 +85,7 @@ def run(main: Any, job: dict) -> dict:
 def main() -> None:
     """All commands of the file."""
     torch.set_num_threads(1)
+    command_line.TORCHRUN_SEES = 1  # not as long as torchrun takes
     scripts = {}
     for name in ("train.py", "eval.py"):
         spec = importlib.util.spec_from_file_location(name[:-3] + "_script", ROOT / name)
