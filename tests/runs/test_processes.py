@@ -210,13 +210,6 @@ def test_the_command_to_go_on_starts_as_many_processes(size, local, words):
     assert processes.command_of(Ranks(0, size, 0, local)) == words
 
 
-@pytest.mark.parametrize(("processes_here", "workers"), [("", 2), ("1", 2), ("4", 2), ("16", 1)])
-def test_workers_are_the_processors_by_the_processes(processes_here, workers, monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes_here)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert processes.default_workers() == workers
-
-
 def test_each_process_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr("minidpt.runs.command_line.is_there", lambda device: True)
     second = Ranks(rank=5, size=8, local_rank=1, local_size=4)
