@@ -169,8 +169,9 @@ def main() -> int:
 
 def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
-    if (args.table or args.image) and not started().first:
-        return 0  # several processes share tests alone
+    alone = args.table or args.explain or args.image == ["-"]
+    if alone and not started().first:
+        return 0  # several processes share tests and the pictures of a list
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
@@ -182,7 +183,7 @@ def evaluate(args, stdout: TextIO) -> int:
     runs = [Run.open(folder) for folder in args.run]
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     model_name, device, precision, exact_gelu = one_clip(args, configs)
-    ranks = join(device) if not args.image else ALONE
+    ranks = ALONE if alone else join(device)
     other, tests, learned_from = is_elsewhere(args), [], []
     if args.image:
         data = [Path(place) for place in (*args.image, configs[0]["data"])]
@@ -208,7 +209,7 @@ def evaluate(args, stdout: TextIO) -> int:
         paths = picture_paths(args.image)
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.explain is None:
-            return classify(models[0], paths, *options)
+            return classify(models[0], paths, *options, ranks=ranks)
         root = split_content(runs[0].path(SPLIT)).get("root")
         data = [*args.image, *([root] if root else [])]
         for note in font_notes(models[0].classnames):

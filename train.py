@@ -48,7 +48,7 @@ from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
 from minidpt.files import entries, read_json
 from minidpt.model import METHODS, ModelOutput, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
-from minidpt.ranks import Ranks, join, started
+from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import (
     AfterTheStep,
     Interrupted,
@@ -345,7 +345,7 @@ def make_runs(
                 if sweep:
                     say(f"[{number + 1}/{len(todo)}] {job.settings.name}")
                 train(job.settings, job.dataset, tests, clip, job.run, store, sharing)
-        except Interrupted as stop:
+        except (Interrupted, LostRank) as stop:
             resume = not sweep and job.run.path(STATE).is_file()
             again = ["train.py", "--resume", str(job.run.folder)] if resume else sys.argv
             stop.go_on = shlex.join([*command_of(ranks), *again])

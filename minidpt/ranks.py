@@ -103,21 +103,34 @@ class Ranks:
         """
         if self.size == 1:
             return [content]
-        number, pause = next(self._told), 0.001
-        names = [f"told {number} by {rank}" for rank in range(self.size)]
+        number = next(self._told)
+        self.put(f"told {number} by {self.rank}", content)
+        return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
+
+    def put(self, name: str, content: Any) -> None:
+        """Lay something that JSON can hold where all ranks find it."""
         with _exchange():
-            self.store.set(names[self.rank], json.dumps(content))
-            while not self.store.check(names):  # and not wait(), during which no signal is heard
+            self.store.set(name, json.dumps(content))
+
+    def take(self, name: str) -> Any:
+        """What a rank has `put` there, or will have."""
+        pause = 0.001
+        with _exchange():
+            while not self.store.check([name]):  # and not wait(), during which no signal is heard
                 time.sleep(pause)
                 pause = min(2 * pause, 0.1)
-            return [json.loads(self.store.get(name)) for name in names]
+            return json.loads(self.store.get(name))
 
     def dealt(self, count: int) -> Iterator[int]:
         """Numbers below `count`, each to one rank: the next goes to the rank that asks first."""
         if self.size == 1:
             yield from range(count)
             return
-        while (number := self.store.add("dealt", 1) - 1) < count:
+        while True:
+            with _exchange():
+                number = self.store.add("dealt", 1) - 1
+            if number >= count:
+                return
             yield number
 
 
@@ -141,12 +154,18 @@ class _Gathered(torch.autograd.Function):
         return ctx.ranks.share(ctx.ranks.add(gradient)), None, None
 
 
+class LostRank(ConnectionError):
+    """Another process has ended. go_on: the command that goes on with what was begun, if known."""
+
+    go_on = ""
+
+
 @contextmanager
 def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError(
+        raise LostRank(
             "another of the processes has ended, or has not answered for "
             f"{PATIENCE.seconds} s: see its own message"
         ) from error

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def begin(main: Any, job: dict, rank: int, port: int) -> int:
         command_line.run_command(main)
     except SystemExit as end:
         status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -59,7 +62,7 @@ def run(main: Any, job: dict) -> dict:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # torchrun has the store, which outlives its processes
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     options = dict(is_master=True, wait_for_workers=False)
     store = torch.distributed.TCPStore("127.0.0.1", port, None, **options)
     running = {begin(main, job, rank, port): rank for rank in range(job["processes"])}

@@ -33,7 +33,9 @@ def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
         size: [
             {
                 name: Trained(*trained)
-                for name, trained in torch.load(folder / f"{rank}-of-{size}.pt").items()
+                for name, trained in torch.load(
+                    folder / f"{rank}-of-{size}.pt", weights_only=True
+                ).items()
             }
             for rank in range(size)
         ]

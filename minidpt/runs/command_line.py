@@ -22,7 +22,7 @@ import torch
 from ..clip.network import CLIP
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
-from ..ranks import ALONE, Ranks, leave, started
+from ..ranks import ALONE, LostRank, Ranks, leave, started
 from .precision import PRECISIONS
 from .processes import silent
 
@@ -271,7 +271,7 @@ class AfterTheStep:
     def __exit__(self, kind: type | None, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if kind in (None, ConnectionError):  # to another process that the signal has ended
+        if kind in (None, LostRank):  # by the signal, which the other got, too
             self.check()
 
 
@@ -345,7 +345,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if not ranks.first:  # has what ends this one ended the first, that has told it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TORCHRUN_SEES)
-        report(error)
+        go_on = getattr(error, "go_on", "")
+        report(f"{error}; to go on: {go_on}" if go_on else error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()
