@@ -26,4 +26,8 @@ def use(picture: Image.Image, path: str) -> float:
     model.load_published(minidpt.read_published(path))
     model.save(path)
     best: minidpt.Prediction = minidpt.load_model(path, clip).predict(picture, top=1)[0][0]
+    for _, found in model.predict_each([path, picture], top=1, workers=2):
+        if isinstance(found, (ValueError, OSError)):
+            raise found
+        best = found[0]
     return best.probability + float(loss) + float((features @ texts.t()).sum())
