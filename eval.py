@@ -1,12 +1,16 @@
-"""Test runs of train.py, classify images with one, or print a table of many.
+"""Test runs of train.py, classify images with one, export it, or tabulate many.
 
-python eval.py --run RUN                            # its own test images again
-python eval.py --run RUN --per-class                # and how each class fares
-python eval.py --run RUN --data OTHER               # other data: classifier rebuilt
-python eval.py --run RUN --classes new              # base-to-new
-python eval.py --run RUN --image a.jpg b.jpg        # or a folder
-python eval.py --run RUN --image - --json -         # a service: paths in, JSON out
-python eval.py --table DIR                          # all runs in a folder
+python eval.py --run RUN                      # its own test images again
+python eval.py --run RUN --per-class          # and how each class fares
+python eval.py --run RUN --data OTHER         # other data
+python eval.py --run RUN --classes new        # base-to-new
+python eval.py --run RUN --image a.jpg b.jpg  # or a folder
+python eval.py --run RUN --image - --json -   # a service: paths in, JSON out
+python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
+python eval.py --run RUN --export FILE.pt2    # images to probabilities by torch alone
+python eval.py --published OUT --data DATA    # prompts of the published code
+python eval.py --report DIR                   # report.html of a run or a sweep
+python eval.py --table DIR                    # all runs in a folder
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TextIO
 
 import torch
 
-from minidpt.checkpoints.pretrained import load
+from minidpt.checkpoints.pretrained import NAMES, is_here, load
+from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.clip.workers import default_workers
@@ -29,10 +35,12 @@ from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
+from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
+from minidpt.model import PromptConfig
+from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import (
-    PRECISIONS,
     Parser,
     choose_device,
     keep_freed_memory,
@@ -41,13 +49,15 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
+from minidpt.runs.drawing import font_notes
 from minidpt.runs.evaluation import (
     TestSet,
     copies_note,
     percent_correct,
-    predicted_labels,
+    predicted,
     zero_shot_accuracy,
 )
+from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import (
     CONFIG,
     MODEL,
@@ -58,56 +68,94 @@ from minidpt.runs.folders import (
     Run,
     check_outside,
 )
+from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
+from minidpt.runs.report import write_report
 from minidpt.runs.results import tested_on, write_tables
-from minidpt.trained import load_model
+from minidpt.trained import PromptedCLIP, build_model, load_model
 
-CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool}
+CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,
+                 "head_width": int | None, "image_size": int | None}  # fmt: skip
 DATA_SETTINGS = {"data": str, **dict.fromkeys(("dataset", "classnames", "template"), str | None)}
 
 
 def parse_arguments():
     """The command line."""
-    parser = Parser(description="Test runs of train.py, or classify images with one.")
-    task = parser.add_mutually_exclusive_group(required=True)
-    add = task.add_argument
+    parser = Parser(__doc__)
     # fmt: off
-    add("--run", nargs="+", type=path_option, metavar="DIR",
+    add = parser.add_argument_group("what most people need, the first of these or the next")
+    task = add.add_mutually_exclusive_group(required=True)
+    task.add_argument("--run", nargs="+", type=path_option, metavar="DIR",
         help="run folders of train.py, all with one CLIP")
-    add("--table", type=path_option, metavar="DIR",
+    task.add_argument("--report", nargs="+", type=path_option, metavar="DIR",
+        help="write report.html of a run, or of all runs in a folder, from their files")
+    task.add_argument("--table", type=path_option, metavar="DIR",
         help="print and write the table of all runs in a folder")
-    add = parser.add_argument
+    task.add_argument("--published", type=path_option, metavar="DIR",
+        help="output folder of the published code of CoOp or DPT, tested on --data")
+    add = add.add_argument
     add("--image", nargs="+", type=path_option, metavar="FILE",
         help="images, or folders of images, to classify; '-': paths from standard input, one a "
         "line, each answered as it comes")
+    add("--per-class", action="store_true",
+        help="print the accuracy of each class, too, and what it is mistaken for")
+    add("--data", type=path_option, metavar="DIR",
+        help="other data to test on, whatever train.py takes")
+    add("--root", type=path_option, metavar="DIR",
+        help="the run's image folder, if it has moved since the training")
+    add("--model", type=path_option, help="CLIP's name or path, if it has moved; of --published, "
+        "without it ViT-B/32")
+    add("--device", help="cpu, cuda or cuda:N; without it the run's")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
+    add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
+    add("--template", help="zero-shot prompt of the other data; without it the data set's")
+    add("--workers", type=int, default=default_workers(),
+        help="threads that read images; without it one for each processor")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--precision", choices=[*PRECISIONS, AUTO],
+        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
+    add("--top-k", type=int, help="of --published: classes that make class-aware prompts; without "
+        f"it {PromptConfig.top_k}")
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, metavar="WHERE",
+        help="of --published: where the class name stands; without it the end")
+    add("--exact-gelu", action="store_true", default=None, help="of --published, as for train.py")
+    add("--head-width", type=int, help="of --published, as for train.py")
+    add("--image-size", type=int, metavar="PIXELS", help="of --published, as for train.py")
+
+    add = parser.add_argument_group("output").add_argument
     add("--top", type=int, default=5, help="classes to print for an image")
     add("--csv", type=path_option, metavar="FILE",
         help="new file for them, image,class,probability, or for --per-class")
     add("--json", type=path_option, metavar="FILE",
         help="new file for them, a line of JSON for each image as it comes; '-': standard output, "
         "and nothing else goes there")
-    add("--data", type=path_option, metavar="DIR",
-        help="other data to test on, whatever train.py takes")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--classes", choices=("all", "base", "new"), help="part of the classes to test on")
-    add("--template", help="zero-shot prompt of the other data; without it the data set's")
-    add("--per-class", action="store_true",
-        help="print the accuracy of each class, too, and what it is mistaken for")
-    add("--root", type=path_option, metavar="DIR",
-        help="the run's image folder, if it has moved since the training")
-    add("--model", type=path_option, help="CLIP's name or path, if it has moved")
-    add("--device", help="cpu, cuda or cuda:N; without it the run's")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it the run's")
-    add("--workers", type=int, default=default_workers(),
-        help="threads that read images; without it one for each processor")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+    add("--explain", type=path_option, metavar="DIR",
+        help="new folder for a PNG of each image: where the model looks, before and after tuning")
+    add("--export", type=path_option, metavar="FILE",
+        help="new file .pt2 for torch.export.load, or .onnx: a program that classifies images")
     # fmt: on
     args = parser.parse_args()
-    if args.image and len(args.run or []) != 1:
-        parser.error("--image: expected one --run to classify with")
+    of_published = ("exact_gelu", "head_width", "image_size", "top_k", "class_token_position")
+    of_published = [name for name in of_published if getattr(args, name) is not None]
+    if of_published and not args.published:
+        parser.error(f"--{of_published[0].replace('_', '-')}: expected with --published; a run "
+                     "has its own")  # fmt: skip
+    if args.published and (not args.data or args.root):
+        parser.error("--published: expected --data, the data set it is tested on, and no --root")
+    if args.image and args.export:
+        parser.error("--export: expected without --image: classify in a command of its own")
+    task = "image" if args.image else "export" if args.export else None
+    if task and len(args.run or []) != 1:
+        parser.error(f"--{task}: expected one --run to classify with")
     if args.image and "-" in args.image[:-1] + args.image[1:]:
         parser.error("--image: expected '-' alone, got it beside other images")
+    if args.explain and not args.image:
+        parser.error("--explain: expected with --image, what it explains")
     if args.csv and not (args.image or args.per_class):
         parser.error("--csv: expected with --image or --per-class, whose classes it lists")
     if args.json and not args.image:
@@ -121,12 +169,14 @@ def parse_arguments():
             parser.error(f"{option}: expected a file in a folder that exists, got {path}")
     if args.csv and args.csv == args.json:
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
-    if args.per_class and (args.image or args.table):
-        parser.error("--per-class: expected for a test, got --image or --table")
+    if args.per_class and (task or args.table):
+        parser.error(f"--per-class: expected for a test, got --{task or 'table'}")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
-    if given and args.image:
-        parser.error(f"--{given[0]}: expected for a test, got --image to classify")
+    if given and task:
+        parser.error(f"--{given[0]}: expected for a test, got --{task}")
+    if args.report and (wrong := {*given, *("image" for _ in args.image or [])} - {"root"}):
+        parser.error(f"--{min(wrong)}: expected with --run, got --report, which tests nothing")
     given += [name for name in ("model", "device", "precision") if getattr(args, name) is not None]
     if given and args.table:
         parser.error(f"--{given[0]}: expected with --run, got --table, which tests nothing")
@@ -141,7 +191,8 @@ def parse_arguments():
 
 def new_files(args) -> dict[str, str]:
     """Option → the file that is written for it."""
-    given = {"--csv": args.csv, "--json": None if args.json == "-" else args.json}
+    given = {"--csv": args.csv, "--json": None if args.json == "-" else args.json,
+             "--export": args.export}  # fmt: skip
     return {option: path for option, path in given.items() if path is not None}
 
 
@@ -162,17 +213,27 @@ def evaluate(args, stdout: TextIO) -> int:
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
+    if args.report:
+        for folder in args.report:
+            notes = write_report(folder, partial(model_of, Run(folder), args), args.root)
+            say(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
+        return 0
 
+    if args.export:
+        check_target(args.export)
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
+    if args.published:
+        return test_published(args)
 
     # One CLIP for all runs. All files of the runs are read now: a damaged one is an error now.
     runs = [Run.open(folder) for folder in args.run]
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
-    model_name, device, precision, exact_gelu = one_clip(args, configs)
+    settings = one_clip(args, configs)
+    device, precision = settings.pop("device"), settings.pop("precision")
     other, tests, learned_from = is_elsewhere(args), [], []
-    if args.image:
-        data = [Path(place) for place in (*args.image, configs[0]["data"])]
+    if args.image or args.export:
+        data = [Path(place) for place in (*(args.image or []), configs[0]["data"])]
         for option, file in new_files(args).items():
             check_outside(Path(file), data, "file", option)
     else:
@@ -181,15 +242,34 @@ def evaluate(args, stdout: TextIO) -> int:
     if other:
         for run in runs:
             noted_tests(run)
-    clip, _ = load(model_name, exact_gelu=exact_gelu)
+    clip, _ = load(settings.pop("model"), **settings)
+    precision, reason = choose_precision(precision, device, clip)
+    if args.precision == AUTO:
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            say(f"note: the training of {run.folder} was stopped before its end")
+            say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
+                f"to go on: python train.py --resume {run.folder}")  # fmt: skip
     if args.image:
         paths = picture_paths(args.image)
-        return classify(models[0], paths, args.top, args.workers, args.csv, args.json, stdout)
+        options = args.top, args.workers, args.csv, args.json, stdout
+        if args.explain is None:
+            return classify(models[0], paths, *options)
+        root = split_content(runs[0].path(SPLIT)).get("root")
+        data = [*args.image, *([root] if root else [])]
+        for note in font_notes(models[0].classnames):
+            say(f"note: {note}")
+        with Explanations.new(args.explain, map(Path, data), models[0], args.top) as explanations:
+            return classify(models[0], paths, *options, explanations.write)
+    if args.export:
+        export(models[0], args.export)
+        size = clip.visual.resolution
+        say(f"{args.export}: images (B, 3, {size}, {size}) to probabilities of "
+            f"{len(models[0].classnames)} classes, {os.path.getsize(args.export) / 1e6:,.1f} MB "
+            f"({clip.name} on {device} in {precision})")  # fmt: skip
+        return 0
 
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers)
@@ -216,19 +296,70 @@ def evaluate(args, stdout: TextIO) -> int:
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-            predicted = predicted_labels(model, test)
+            labels = predicted(model, test).labels
             zero_shot = zero_shot_accuracy(model, test)
-            result = percent_correct(predicted, test.labels)
+            result = percent_correct(labels, test.labels)
             say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
                 f"({clip.name} on {device} in {precision})"
             )
             if args.per_class:
-                say_classes(model.classnames, test.labels, predicted, args.csv)
+                say_classes(model.classnames, test.labels, labels, args.csv)
             if other:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
+
+
+def test_published(args) -> int:
+    """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
+    tensors = read_published(args.published)
+    device = choose_device(args.device)
+    sources = sources_of(args, {})
+    datasets = [source.open() for source in sources]
+    clip, _ = load(args.model or "ViT-B/32", exact_gelu=bool(args.exact_gelu),
+                   head_width=args.head_width, image_size=args.image_size)  # fmt: skip
+    precision, _ = choose_precision(args.precision, device, clip)
+    clip = place(clip, device, precision)
+    say(*(f"note: {note}" for note in clip.notes))
+    inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
+    config = PromptConfig(**inferred.config, top_k=args.top_k or PromptConfig.top_k,
+                          class_token_position=args.class_token_position or "end")  # fmt: skip
+    say(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
+    for dataset in datasets:
+        say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+        if inferred.classes not in (None, len(dataset.classnames)):
+            raise ValueError(
+                f"--published {args.published}: its prompts belong to {inferred.classes} classes, "
+                f"{dataset.name} has {len(dataset.classnames)}: test it on the data of its training"
+            )
+        model = build_model(clip, dataset.classnames, dataset.template, config).eval()
+        model.load_published(tensors)
+        test = TestSet(dataset.test, clip, workers=args.workers)
+        model.white = white_of(test.deep, workers=args.workers)
+        say(*(f"note: {note}" for note in white_notes(model.white, test.deep.values())))
+        test.show_by(model.white)
+        labels = predicted(model, test).labels
+        result = percent_correct(labels, test.labels)
+        say(
+            f"{dataset.name}: {config.method} accuracy {result:.2f} %, zero-shot "
+            f"{zero_shot_accuracy(model, test):.2f} % on {len(test)} test images "
+            f"({clip.name} on {device} in {precision})"
+        )
+        if args.per_class:
+            say_classes(model.classnames, test.labels, labels, args.csv)
+    return 0
+
+
+def model_of(run: Run, args) -> PromptedCLIP:
+    """The model of a run, with its CLIP, if that is on this machine: none is downloaded for it."""
+    settings = one_clip(args, [run.read_json(CONFIG, **CLIP_SETTINGS)])
+    device, precision, name = (settings.pop(key) for key in ("device", "precision", "model"))
+    if name in NAMES and not is_here(name):
+        raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
+    clip, _ = load(name, **settings)
+    precision, _ = choose_precision(precision, device, clip)
+    return load_model(run.path(MODEL), place(clip, device, precision))
 
 
 def say_classes(
@@ -254,27 +385,26 @@ def say_classes(
         write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
-def one_clip(args, configs: list[dict]) -> tuple[str, torch.device, str, bool]:
-    """The model, device, precision and exact_gelu of all runs. ValueError if they differ."""
-    values = []
+def one_clip(args, configs: list[dict]) -> dict:
+    """The `CLIP_SETTINGS` of all runs, the device as torch's. ValueError if they differ."""
+    settings = {}
     for name in CLIP_SETTINGS:
         given = getattr(args, name, None)
-        found = {config[name]: None for config in configs} if given is None else {given: None}
+        found = dict.fromkeys(c.get(name) for c in configs) if given is None else {given: None}
         if len(found) > 1:
-            fix = "" if name == "exact_gelu" else f", or pass --{name}"
+            fix = f", or pass --{name}" if name in ("model", "device", "precision") else ""
             raise ValueError(
                 f"--run: expected runs with one CLIP, got {name} {' and '.join(map(str, found))}: "
                 f"test them one by one{fix}"
             )
-        values.extend(found)  # its only key
-    model_name, device, precision, exact_gelu = values
-    if precision not in PRECISIONS:
+        (settings[name],) = found
+    if (precision := settings["precision"]) not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
-        device = choose_device(device)
+        settings["device"] = choose_device(settings["device"])
     except ValueError:
-        device = choose_device(args.device)  # the run's device is not here
-    return model_name, device, precision, exact_gelu
+        settings["device"] = choose_device(args.device)  # the run's device is not here
+    return settings
 
 
 def tests_of(args, runs: list[Run], configs: list[dict]) -> list[tuple[Dataset, list[int]]]:

@@ -1,22 +1,27 @@
 """Learn prompts for CLIP from a few images a class, and test them.
 
-    python train.py                                  # the demo: nothing to download, a minute
+    python train.py                        # the demo: no download, a minute
     python train.py --data ./caltech101 --shots 16
-    python train.py --data ./caltech101 --method coop dpt --shots 1 2 4 8 16 --seed 1 2 3
+    python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
 (`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
-data sets it is a sweep: a folder of runs and a table, which the same command goes on with after a
-stop.
+data sets it is a sweep: a folder of runs and a table. What was stopped is gone on with:
+
+    python train.py --resume RUN
 """
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,22 +32,22 @@ from minidpt.checkpoints.pretrained import NAMES, load
 from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
-from minidpt.clip.transforms import normalize
 from minidpt.clip.workers import default_workers
 from minidpt.data.batches import ImageStore, deep_pictures, train_batches, white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
 from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
+from minidpt.files import entries, read_json
 from minidpt.model import METHODS, ModelOutput, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.runs.command_line import (
-    PRECISIONS,
+    AfterTheStep,
+    Interrupted,
     Parser,
     Progress,
     Timed,
     choose_device,
-    choose_precision,
     clock,
     finite,
     is_expected,
@@ -54,18 +59,39 @@ from minidpt.runs.command_line import (
     run_command,
     say,
 )
-from minidpt.runs.evaluation import FeatureCache, TestSet, accuracy, copies_note, zero_shot_accuracy
+from minidpt.runs.evaluation import (
+    FeatureCache,
+    TestSet,
+    copies_note,
+    percent_correct,
+    predicted,
+    zero_shot,
+    zero_shot_accuracy,
+)
 from minidpt.runs.folders import (
     CONFIG,
+    METRICS,
     MODEL,
+    REPORT,
     SPLIT,
+    STATE,
     SUMMARY,
+    SWEEP,
     Run,
     Sweep,
     folders_of,
     held_in,
     versions,
 )
+from minidpt.runs.precision import (
+    AUTO,
+    PRECISIONS,
+    choose_precision,
+    noted_precision,
+    slow_note,
+)
+from minidpt.runs.predictions import write_predictions
+from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import (
     harmonic_mean,
     markdown,
@@ -74,6 +100,7 @@ from minidpt.runs.results import (
     tested_on,
     write_tables,
 )
+from minidpt.runs.state import TrainingState
 from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
 
@@ -82,25 +109,23 @@ FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with
 LEARNING = {  # options that zero-shot CLIP has no use for
     "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
     "visual_layers", "class_aware_from", "top_k", "alpha", "guidance_epochs", "visual_lr",
-    "text_lr", "warmup_epochs", "prompts",
+    "text_lr", "warmup_epochs",
+}  # fmt: skip
+OF_THE_COMMAND = {"out", "resume", "config", "no_report"}  # options that are no settings
+MOVABLE = {  # beside --resume
+    "resume", "data", "model", "device", "workers", "class_chunk", "no_report",
 }  # fmt: skip
 
 
 def parse_arguments():
     """The command line."""
     defaults = PromptConfig()
-    parser = Parser(description="Few-shot prompt tuning of CLIP.")
-    add = parser.add_argument
+    parser = Parser(__doc__)
     # fmt: off
+    add = parser.add_argument_group("what most people need").add_argument
     add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
         "train/ val/ test/ of them, a CSV of path,label[,split], a run's split.json, or a folder "
         "of known data sets; without it the demo's own pictures")
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
-        + ", ".join(layout.name for layout in LAYOUTS))
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--classes", choices=("all", "base", "new"), default="all",
-        help="base: train on the first half of the classes, test on both halves")
     add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
     add("--shots", nargs="+", type=int, default=[16], help="training images per class")
     add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
@@ -108,41 +133,68 @@ def parse_arguments():
         "without it ViT-B/32, and tiny for the demo")
     add("--epochs", type=int, help="without it the published number: CoOp 50 (1 shot), 100 (2-4) "
         "or 200, others 60 (1 shot) or 100; with few, lower --warmup-epochs and --guidance-epochs")
-    add("--batch-size", type=int, default=32, help="images per training step")
-    add("--exact-gelu", action="store_true",
-        help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
-    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--out", type=path_option, metavar="DIR",
         help="new run folder, or folder of a sweep; without it in runs/")
+    add("--resume", type=path_option, metavar="DIR",
+        help="go on with the interrupted run or sweep in this folder, by its own settings")
+    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
-    add("--precision", choices=list(PRECISIONS), help="of the frozen CLIP; without it by device")
-    add("--class-chunk", type=int, metavar="N", help="encode N classes at a time, and again in the "
-        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true",
-        help="torch.compile: a slow start, then faster steps; for long runs; "
-        "on a CPU it needs a C++ compiler")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
+        + ", ".join(layout.name for layout in LAYOUTS))
+    add("--classes", choices=("all", "base", "new"), default="all",
+        help="base: train on the first half of the classes, test on both halves")
+    add("--classnames", type=path_option, metavar="FILE",
+        help="renames classes: a line 'folder name' for each")
     add("--workers", type=int, default=default_workers(),
         help="threads that read images; without it one for each processor")
     add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
+
+    add = parser.add_argument_group("method").add_argument
     add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
     add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
         "words replaces --n-ctx")
     add("--csc", action="store_true", help="a context for each class")
-    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end",
+    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end", metavar="WHERE",
         help="where the class name stands")
     add("--n-visual", type=int, default=defaults.n_visual, help="visual prompts per layer")
-    add("--visual-layers", type=int, help="visual prompts in the first N layers only; 1 = shallow")
-    add("--class-aware-from", type=int, metavar="LAYER",
+    add("--visual-layers", type=int,
+        help="visual prompts in the first N layers only; 1 = shallow")
+    add("--class-aware-from", type=int,
         help="first layer, from 1, with class-aware prompts; without it the last")
     add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
+    add("--exact-gelu", action="store_true",
+        help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
+    add("--head-width", type=int, metavar="N", help="of attention heads on the image side, for a "
+        "checkpoint without a configuration where they are not 64 wide")
+    add("--image-size", type=int, metavar="N", help="pixels a side, a multiple of the patch's: "
+        "positional embeddings are interpolated; without it the checkpoint's")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch-size", type=int, default=32, help="images per training step")
     add("--alpha", type=finite, default=defaults.alpha, help="weight of the auxiliary loss")
-    add("--guidance-epochs", type=int, default=30, help="length of the guidance stage (VLP, DPT)")
+    add("--guidance-epochs", type=int, default=30,
+        help="length of the guidance stage (VLP, DPT)")
     add("--visual-lr", type=finite, default=0.01, help="learning rate of the image side")
     add("--text-lr", type=finite, default=0.002, help="learning rate of the text context")
     add("--warmup-epochs", type=int,
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
+    add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
+        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
+    add("--class-chunk", type=int, help="encode N classes at a time, and again in the "
+        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; "
+        "for long runs; on a CPU it needs a C++ compiler")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--config", type=path_option, metavar="FILE",
+        help="settings of an earlier run, its config.json; options beside it go before")
+    add("--no-report", action="store_true", help="leave report.html out")
     # fmt: on
     args = parser.parse_args()
+    if args.resume or args.config:
+        args = with_earlier_settings(parser, args)
     if args.dataset and args.data is None:
         parser.error("--dataset: expected --data, the folder it lies in")
     if args.csc and args.classes == "base":
@@ -154,6 +206,39 @@ def parse_arguments():
     if args.classnames:
         args.classnames = str(Path(args.classnames).expanduser().resolve())
     return args
+
+
+def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
+    """The settings of --resume or --config, and what the command line says beside them.
+
+    Exits with an error if --resume has options that make another run.
+    """
+    path = Path(args.config or args.resume).expanduser()
+    if args.resume:
+        path /= SWEEP if Sweep.is_in(path) else CONFIG
+        if not path.is_file():
+            parser.error(f"--resume: expected a run folder, with {CONFIG}, got {args.resume}")
+    noted = parser.command_line(noted_options(path))
+    given, earlier = parser.given, parser.parse_args(noted)
+    merged = parser.parse_args([*noted, *sys.argv[1:]])
+    if args.resume:
+        others = given - MOVABLE
+        changed = [name for name in others if vars(merged)[name] != vars(earlier)[name]]
+        if changed:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed))
+            parser.error(f"{options}: expected the run's own settings with --resume: leave them "
+                         "out, or begin another run with --config")  # fmt: skip
+        merged.out = args.resume
+    return merged
+
+
+def noted_options(path: Path) -> dict[str, Any]:
+    """The options that a config.json or sweep.json states, also one of an earlier version."""
+    noted = entries(read_json(path, str(path)), str(path))
+    dropped = OF_THE_COMMAND
+    if noted.get("method") == "zeroshot":  # which has neither, and notes 0
+        dropped = dropped | {"shots", "seed"}
+    return {name: value for name, value in noted.items() if name not in dropped}
 
 
 @dataclass
@@ -169,10 +254,19 @@ class Job:
 def main() -> int:
     """The data sets, the runs on them and the folder they go to; `make_runs` does the rest."""
     args = parse_arguments()
+    if args.resume and not Sweep.is_in(args.resume):
+        earlier = Run(args.resume)
+        if earlier.path(SUMMARY).is_file():
+            say(f"run {args.resume} is finished: python eval.py --run {args.resume}")
+            return 0
+        if earlier.path(METRICS).is_file() and not earlier.path(STATE).is_file():
+            raise ValueError(
+                f"--resume {args.resume}: expected {STATE} in it, got a run of an earlier version "
+                "without: begin it anew with --config and --out"
+            )
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     device = choose_device(args.device)
-    precision, reason = choose_precision(args.precision, device)
     if args.compile:
         need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
@@ -192,7 +286,7 @@ def main() -> int:
             few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
-        settings.device, settings.precision = str(device), precision
+        settings.device = str(device)
         settings.data_fingerprint = dataset.fingerprint()
         jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
         roots += folders_of(dataset)
@@ -202,46 +296,46 @@ def main() -> int:
         out = Path("runs") / jobs[0].settings.name
         with Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots) as run:
             jobs[0].run = run
-            return make_runs(args, jobs, None, device, reason)
+            return make_runs(args, jobs, None, device)
     else:
         names = [job.settings.name for job in jobs]
         out = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
         with Sweep.new(out, roots, names) as sweep:
             for job in jobs:
                 job.run = sweep.run(job.settings.name)
-            return make_runs(args, jobs, sweep, device, reason)
+            return make_runs(args, jobs, sweep, device)
 
 
-def make_runs(
-    args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, reason: str
-) -> int:
+def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device) -> int:
     """CLIP, and every run that has no result yet; then the table of a sweep.
 
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
-    clip, _ = load(args.model, exact_gelu=args.exact_gelu)
+    options = dict(head_width=args.head_width, image_size=args.image_size)
+    clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
+    noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
+    precision, reason = choose_precision(args.precision, device, clip, noted)
     for job in jobs:
-        job.settings.clip_fingerprint = clip.fingerprint()
+        job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
     count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
-    begun = ", which begins anew" if held_in(jobs[0].run.folder) else ""
+    goes_on = jobs[0].run.path(STATE).is_file()
+    begun = f", which {'goes on' if goes_on else 'begins anew'}" * bool(held_in(jobs[0].run.folder))
     say(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished"
         if sweep else f"run folder {jobs[0].run.folder}{begun}")  # fmt: skip
     for note in (sweep or jobs[0].run).notes:
         say(f"note: {note}")
-    kinds = {str((job.settings.prompts, job.settings.template)): job for job in todo}
-    for job in kinds.values():  # prompts that this CLIP cannot take are an error now
-        config = PromptConfig(**job.settings.prompts)
-        build_model(clip, job.dataset.classnames[:2], job.settings.template, config)
+    kinds = {(prompts_of(job.settings), job.settings.template): job for job in todo}
+    for (config, template), job in kinds.items():  # what this CLIP cannot take is an error now
+        build_model(clip, job.dataset.classnames[:2], template, config)
     if todo:
-        precision = jobs[0].settings.precision
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         for note in clip.notes:
             say(f"note: {note}")
         if sweep:
-            sweep.create(vars(args))
+            sweep.create({**vars(args), "data": todo[0].settings.data})
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
     store, failed, status = ImageStore(), [], 0
@@ -257,7 +351,12 @@ def make_runs(
                     for subset, tested in job.subsets.items()
                 }
                 opened = job.dataset
-            train(job.settings, job.dataset, tests, clip, job.run, store)
+            train(job.settings, job.dataset, tests, clip, job.run, store, bool(sweep))
+        except Interrupted as stop:
+            resume = not sweep and job.run.path(STATE).is_file()
+            again = ["train.py", "--resume", str(job.run.folder)] if resume else sys.argv
+            stop.go_on = shlex.join(["python", *again])
+            raise
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
                 raise
@@ -270,6 +369,10 @@ def make_runs(
             report(error)
             status, text = 2, markdown(summarise(read_results(sweep.folder)))
         say("", *text.splitlines())
+        if not args.no_report:
+            with reporting(sweep.folder):
+                write_report(sweep.folder)
+                say(sweep.folder / REPORT)
     if failed:
         report(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
     return 2 if failed else status
@@ -290,18 +393,23 @@ def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
         if args.warmup_epochs is None:
             one.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
         one.template = dataset.template
-        options = {field.name: getattr(one, field.name) for field in fields(PromptConfig)}
-        one.prompts = asdict(PromptConfig(**options))
+        prompts_of(one)  # what cannot be is an error now
         runs[one.name] = one
     return list(runs.values())
 
 
+def prompts_of(settings: Namespace) -> PromptConfig:
+    """The options of the method."""
+    return PromptConfig(
+        **{field.name: vars(settings)[field.name] for field in fields(PromptConfig)}
+    )
+
+
 def config_of(settings: Namespace) -> dict:
     """What config.json says: all settings that the result depends on, and versions."""
-    config = {**vars(settings), "versions": versions()}
-    if settings.method == "zeroshot":
-        config = {name: value for name, value in config.items() if name not in LEARNING}
-    return config
+    dropped = OF_THE_COMMAND | (LEARNING if settings.method == "zeroshot" else set())
+    config = {name: value for name, value in vars(settings).items() if name not in dropped}
+    return {**config, "versions": versions()}
 
 
 def train(
@@ -311,6 +419,7 @@ def train(
     clip: CLIP,
     run: Run,
     store: ImageStore,
+    in_sweep: bool,
 ) -> None:
     """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
 
@@ -320,31 +429,37 @@ def train(
     subset, (_, test) = next(iter(tests.items()))
     drawn = draw(settings, dataset, tests[subset][0], subset)
     torch.manual_seed(settings.seed)
-    model = build(settings, drawn, clip)
+    model = build(settings, drawn, clip, sum(len(test) for _, test in tests.values()))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
-    zero_shot = zero_shot_accuracy(model, test)
-    say(f"zero-shot accuracy {zero_shot:.2f} % on {len(test)} test images")
+    plain = zero_shot_accuracy(model, test)
+    say(f"zero-shot accuracy {plain:.2f} % on {len(test)} test images")
 
-    run.create()
+    if not run.path(STATE).is_file():  # else it is gone on with
+        run.create()
     run.write_json(CONFIG, {**config_of(settings), "white": model.white})
     write_split(drawn, run.path(SPLIT))
-    model.save(run.path(MODEL))
     if model.learned():
         learn(settings, model, drawn, store, run)
+    else:
+        model.save(run.path(MODEL))
 
     # The result, and with base classes also what the prompts do for the new ones.
     model.eval()
-    results = {}
+    results, predictions = {}, []
     for subset, (tested, test) in tests.items():
         same = tested.classnames == model.classnames
         tested_model = model if same else model.for_classes(tested.classnames)
+        predictions.append((predicted(tested_model, test), zero_shot(tested_model, test)))
+        learned, before = (percent_correct(own.labels, test.labels) for own in predictions[-1])
         results[tested_on(dataset.name, subset)] = {
-            "zero_shot_accuracy": zero_shot_accuracy(tested_model, test),
-            "accuracy": accuracy(tested_model, test),
-            "test_images": len(test),
-        }
+            "zero_shot_accuracy": before, "accuracy": learned, "test_images": len(test),
+        }  # fmt: skip
+    with reporting(run.folder):
+        write_predictions(run, drawn, *predictions[0])  # of the subset that was trained on
+        if model.config.learns_text:
+            write_words(run, model)
     result, *others = results.values()
     seconds = time.monotonic() - started
     run.write_json(SUMMARY, {
@@ -354,14 +469,32 @@ def train(
         "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
-    gain = result["accuracy"] - zero_shot
-    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {zero_shot:.2f} % "
+    run.path(STATE).unlink(missing_ok=True)
+    gain = result["accuracy"] - plain
+    say(f"{settings.method} accuracy {result['accuracy']:.2f} %, zero-shot {plain:.2f} % "
         f"({gain:+.2f}), {clock(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
-    say(f"{run.folder}: python eval.py --run {run.folder}")
+    if not (in_sweep or settings.no_report):
+        with reporting(run.folder):
+            say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
+            say(run.path(REPORT))
+    installed = Path(sys.argv[0]).stem == "minidpt-train"
+    script = "minidpt-eval" if installed else "python eval.py"
+    say(f"{run.folder}: {script} --run {run.folder}")
+
+
+@contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """What is written to be looked at: if it fails, that is one line and fails no run."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        report(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
 def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> Dataset:
@@ -373,10 +506,12 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
-def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
-    """The model to train; prints notes where its settings leave too little training."""
-    config = PromptConfig(**settings.prompts)
-    model = build_model(clip, drawn.classnames, settings.template, config)
+def build(settings: Namespace, drawn: Dataset, clip: CLIP, tested: int) -> PromptedCLIP:
+    """The model to train; prints notes where its settings leave too little training, or take long.
+
+    tested: the number of test images.
+    """
+    model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings))
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
     count = sum(parameter.numel() for parameter in model.learned().values())
@@ -384,7 +519,8 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
 
     epochs = settings.epochs if count else 0
     longest = settings.warmup_epochs if model.config.learns_image else TEXT_WARMUP
-    steps = max(epochs - longest, 0) * max(len(drawn.train) // settings.batch_size, 1)
+    each = max(len(drawn.train) // settings.batch_size, 1)
+    steps = max(epochs - longest, 0) * each
     if epochs and steps < FEW_STEPS:
         fewer = " or fewer --warmup-epochs" if model.config.learns_image else ""
         say(f"note: training steps after warm-up: {steps}; with less than {FEW_STEPS} the "
@@ -393,6 +529,9 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP) -> PromptedCLIP:
     if model.config.guided and 0 < epochs <= settings.guidance_epochs:
         say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip
+    seen = epochs * min(each * settings.batch_size, len(drawn.train))
+    if note := slow_note(model, epochs * each, seen, tested):
+        say(f"note: {note}")
     return model
 
 
@@ -419,23 +558,10 @@ def read_images(
         test.features()
 
 
-@dataclass
-class TrainingState:
-    """All that changes from epoch to epoch.
-
-    Orders and crops of pictures do not: they follow from the seed and the epoch's number.
-    """
-
-    model: PromptedCLIP
-    optimizer: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    epoch: int = 0  # those that are finished
-
-
 def learn(
     settings: Namespace, model: PromptedCLIP, drawn: Dataset, store: ImageStore, run: Run
 ) -> None:
-    """SGD on the prompts alone; a line of metrics.jsonl and a model file after each epoch."""
+    """SGD on the prompts alone; all that going on needs is written after each epoch."""
     device, epochs = model.clip.device, settings.epochs
     groups = parameter_groups(model, settings.visual_lr, settings.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
@@ -445,11 +571,16 @@ def learn(
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     state = TrainingState(model.train(), optimizer, scaler)
+    if run.path(STATE).is_file():
+        state.load(run)
+        say(f"going on after epoch {state.epoch} of {epochs}")
+    state.save(run)
     forward = model
     if settings.compile:
         torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
         forward = torch.compile(model)
-    with Progress(epochs) as progress:
+    progress = Progress("epoch", epochs, after=0, done=state.epoch)
+    with progress, AfterTheStep() as stop:
         while state.epoch < epochs:
             for group in optimizer.param_groups:
                 name = group["name"]
@@ -458,28 +589,35 @@ def learn(
                 drawn.train, model.clip.visual.resolution, settings.batch_size, settings.seed,
                 state.epoch, store, settings.workers, pin_memory=device.type == "cuda",
             ))  # fmt: skip
-            record = train_epoch(state, forward, batches, state.epoch < settings.guidance_epochs)
-            run.log(record)
+            guidance = state.epoch < settings.guidance_epochs
+            record = train_epoch(state, forward, batches, guidance, stop)
             check_finite(settings, state, record["loss"], run)
-            model.save(run.path(MODEL))
+            state.metrics += json.dumps(record) + "\n"
+            state.save(run)
             rates = "/".join(f"{rate:.1e}" for rate in record["lr"].values())
-            progress.show(
+            progress(
                 state.epoch,
-                f"epoch {state.epoch}/{epochs} · loss {record['loss']:.3f} · "
+                f"loss {record['loss']:.3f} · "
                 f"accuracy {record['train_accuracy']:.1f} % · lr {rates} · "
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",
             )
+    model.save(run.path(MODEL))  # now with text features: who loads it need not wait for them
 
 
 def train_epoch(
-    state: TrainingState, forward: Callable[..., ModelOutput], batches: Timed, guidance: bool
+    state: TrainingState,
+    forward: Callable[..., ModelOutput],
+    batches: Timed,
+    guidance: bool,
+    stop: AfterTheStep,
 ) -> dict[str, Any]:
     """One epoch; returns its line of metrics.jsonl. `forward`: the model or a faster form of it."""
     started, seen, device = time.monotonic(), 0, state.model.clip.device
     total_loss, total_correct = torch.zeros(2, device=device)
     for images, labels in batches:
-        images = normalize(images.to(device, non_blocking=True))
+        stop.check()
+        images = state.model.clip.normalize(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         output = forward(images, branches=guidance)
         loss = state.model.loss(output, labels, guidance)

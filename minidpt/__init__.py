@@ -4,20 +4,25 @@ from .checkpoints.pretrained import load
 from .checkpoints.published import read_published
 from .clip.network import CLIP, build_clip
 from .clip.tokenizer import tokenize
+from .exporting import export
+from .maps import AttentionMaps, attention_maps
 from .model import METHODS, ModelOutput, PromptConfig
 from .trained import Prediction, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
+    "AttentionMaps",
     "CLIP",
     "METHODS",
     "ModelOutput",
     "Prediction",
     "PromptConfig",
     "PromptedCLIP",
+    "attention_maps",
     "build_clip",
     "build_model",
+    "export",
     "learning_rate",
     "load",
     "load_model",

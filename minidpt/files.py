@@ -119,7 +119,12 @@ def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> s
 
 
 def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> Any:
-    """What a JSON file holds; raises as `read_text`, and ValueError for what is no JSON.
+    """What a JSON file holds; raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, where, most), where)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text holds; ValueError, which `where` begins, for what is no JSON.
 
     NaN, Infinity and numbers beyond a float's range are none: they lead comparisons astray. Nor is
     an object with two entries of one name.
@@ -136,7 +141,6 @@ def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> A
             raise ValueError(f"two entries {shown(twice[0][0])}")
         return content
 
-    text = read_text(path, where, most)
     try:
         hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
         return json.loads(text, **hooks)
@@ -231,18 +235,30 @@ def cell(value: object) -> object:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside `path` to write to; at the end of the block it replaces what is at `path`.
 
-    If the block raises, also when interrupted, what was there stays and the unfinished file goes.
-    Of a process that was killed it stays, as `path` with ".part" behind it.
+    It is on the disk before it does, so that also after a power cut one of the two is whole. If the
+    block raises, also when interrupted, what was there stays and the unfinished file goes. Of a
+    process that was killed it stays, as `path` with ".part" behind it.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):
             yield unfinished
+            _sync(unfinished, os.O_RDWR)
             os.replace(unfinished, path)
+            with suppress(OSError):  # Windows opens no folders
+                _sync(path.parent, os.O_RDONLY)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -141,6 +141,21 @@ class Prepared(NamedTuple):
     prompt_kv: list[Tensor]
 
 
+class LastLayer(NamedTuple):
+    """What the last layer of the image transformer works on.
+
+    tokens: (B, N, D), the image's, that enter it.
+    prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
+    class_aware_logits: (B, layers, K, C) of the class-aware prompts of all layers, DPT's.
+    class_aware_weights: (B, K, N+10), the attention that its own were made by (`ClassAware`).
+    """
+
+    tokens: Tensor
+    prompts: Tensor | None = None
+    class_aware_logits: Tensor | None = None
+    class_aware_weights: Tensor | None = None
+
+
 class Kept(NamedTuple):
     """Something `Prepared`, from which learned values and in which precision.
 
@@ -158,7 +173,15 @@ class PromptedModel(nn.Module):
     `PromptedCLIP` adds what is done with a model: predict, save, other classes.
     """
 
-    def __init__(self, clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: Sequence[str],
+        template: str,
+        config: PromptConfig,
+        template_features: Tensor | None = None,
+    ):
+        """template_features: where they are known, what `_template_features` would compute."""
         super().__init__()
         self.clip = clip
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
@@ -183,7 +206,9 @@ class PromptedModel(nn.Module):
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         # Classes encoded at a time; None: all at once.
         self.class_chunk = self._classes_that_fit()
-        self.register_buffer("template_features", self._template_features(), persistent=False)
+        if template_features is None:
+            template_features = self._template_features()
+        self.register_buffer("template_features", template_features, persistent=False)
         self.to(clip.device)
 
     @torch.no_grad()
@@ -224,24 +249,34 @@ class PromptedModel(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._prepare()
-        dtype, device = self.clip.dtype, self.clip.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        kept, dtype, learned = self._kept, computing_dtype(self.clip), self._prepared_from()
+        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
+            kept = self._keep(self._prepare())
+        return kept.prepared
+
+    @torch.no_grad()
+    def take_text_features(self, text_features: Tensor) -> None:
+        """Keep features (C, E) that the learned context has given before: they are not computed."""
+        self._keep(self._prepare(text_features))
+
+    def _keep(self, prepared: Prepared) -> Kept:
+        values = [value.clone() for value in self._prepared_from()]
+        self._kept = Kept(values, computing_dtype(self.clip), prepared)
+        return self._kept
+
+    def _prepared_from(self) -> list[Tensor]:
         learned = [self.template_features]  # tells the device where nothing is learned
         learned += [] if self.text_prompts is None else [self.text_prompts.ctx]
         learned += [] if self.visual_prompts is None else [self.visual_prompts.prompts]
-        kept = self._kept
-        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
-            values = [value.clone() for value in learned]
-            kept = self._kept = Kept(values, dtype, self._prepare())
-        return kept.prepared
+        return learned
 
-    def _prepare(self) -> Prepared:
-        text_features = classifier = self.template_features
-        if self.text_prompts is not None:
+    def _prepare(self, text_features: Tensor | None = None) -> Prepared:
+        if self.text_prompts is None:
+            return Prepared(self.template_features, self.template_features, self.visual_kv())
+        if text_features is None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
             text_features = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
-            classifier = F.normalize(text_features, dim=-1)
+        classifier = F.normalize(text_features, dim=-1)
         return Prepared(text_features, classifier, self.visual_kv())
 
     def visual_kv(self) -> list[Tensor]:
@@ -282,11 +317,7 @@ class PromptedModel(nn.Module):
             top_classes = torch.arange(len(self.classnames), device=tokens.device)
             top_classes = top_classes.expand(tokens.shape[0], -1)
         elif config.method == "dpt":
-            top_k = min(config.top_k, len(self.classnames))
-            zero_shot = self.scaled_cosines(frozen, self.template_features)
-            top_classes = zero_shot.topk(top_k).indices  # (B, K)
-            # not text_features[top_classes], whose gradient sums in an order left to the threads
-            class_features = F.embedding(top_classes, text_features)  # (B, K, E)
+            top_classes, class_features = self.select(frozen, text_features)
         features, class_aware_logits = self.encode_tokens(
             tokens, prepared.prompt_kv, class_features
         )
@@ -297,6 +328,16 @@ class PromptedModel(nn.Module):
             text_branch = self.scaled_cosines(frozen, classifier)
             image_branch = self.scaled_cosines(features, self.template_features)
         return ModelOutput(logits, text_branch, image_branch, top_classes, class_aware_logits)
+
+    def select(self, frozen: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The K classes that zero-shot CLIP finds likeliest, best first, and their features.
+
+        frozen (B, E), normalised, and text_features (C, E) → (B, K) and (B, K, E).
+        """
+        zero_shot = self.scaled_cosines(frozen, self.template_features)
+        top_classes = zero_shot.topk(min(self.config.top_k, len(self.classnames))).indices
+        # not text_features[top_classes], whose gradient sums in an order left to the threads
+        return top_classes, F.embedding(top_classes, text_features)
 
     def scaled_cosines(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Logits (B, C) of normalised features (B, E), (C, E), in fp32 also inside autocast."""
@@ -316,25 +357,33 @@ class PromptedModel(nn.Module):
         Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
         of the layers with class-aware prompts, or None.
         """
+        last = self.before_last(x, prompt_kv, class_features)
+        x = self.clip.visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)
+        return self.clip.visual.features_of(x), last.class_aware_logits
+
+    def before_last(
+        self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
+    ) -> LastLayer:
+        """What enters the last layer; arguments as of `encode_tokens`."""
         blocks, auxiliary = self.clip.visual.transformer.resblocks, []
         for layer, block in enumerate(blocks, start=1):
-            prompts = keys = None
+            prompts = keys = weights = None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
-                prompts, class_logits = generator(x, class_features)  # (B, K, D), (B, K, C)
+                prompts, class_logits, weights = generator(
+                    x, class_features
+                )  # (B, K, D), (B, K, C)
                 auxiliary.append(class_logits)
+            elif layer == len(blocks) and self.visual_prompts is not None:
+                prompts = self.visual_prompts(layer)
             if layer < len(blocks):
                 if prompts is not None:
                     keys = block.project_prompts(prompts)
                 elif layer <= len(prompt_kv):
                     keys = prompt_kv[layer - 1]
                 x = block(x, keys)
-            else:
-                if prompts is None and self.visual_prompts is not None:
-                    prompts = self.visual_prompts(layer)
-                x = block.forward_cls(x, prompts)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
-        return self.clip.visual.features_of(x), class_aware_logits
+        return LastLayer(x, prompts, class_aware_logits, weights)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """The training loss of a batch, a scalar in fp32.
@@ -398,6 +447,12 @@ def image_prompts(
     for _ in range(first, layers + 1):
         class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
     return visual, class_aware
+
+
+def computing_dtype(clip: CLIP) -> torch.dtype:
+    """The precision that CLIP computes in: its own, or autocast's around it."""
+    device = clip.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else clip.dtype
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .clip.attention import explicit_attention
 from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
-from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
@@ -104,6 +104,24 @@ class TextPrompts(nn.Module):
         return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
 
 
+def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[str, float]]]:
+    """For each vector of a context (M, W) the tokens of the nearest embeddings, with distances.
+
+    Euclidean, as in CoOp's Table 4. A token that ends within a word has a "-" behind it.
+    """
+    embeddings = clip.token_embedding.weight.float()
+    distances, tokens = torch.cdist(ctx.float(), embeddings).topk(count, largest=False)
+    return [
+        [(_word(token), distance) for token, distance in zip(*row, strict=True)]
+        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def _word(token: int) -> str:
+    text = decode([token])
+    return text.strip() if text.endswith(" ") else f"{text}-"
+
+
 def words_of(phrase: str) -> list[int]:
     """The first tokens of a phrase, as many as it has words; ValueError if it has none."""
     words = phrase.replace("_", " ")[:1000]  # CLIP takes 77 tokens
@@ -152,10 +170,14 @@ class VisualPrompts(nn.Module):
 
 
 class ClassAware(NamedTuple):
-    """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss."""
+    """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss.
+
+    weights: (B, K, N+10), the attention of each class over the image's tokens and the learned ones.
+    """
 
     prompts: Tensor
     class_logits: Tensor
+    weights: Tensor
 
 
 class ClassAwarePrompts(nn.Module):
@@ -195,10 +217,10 @@ class ClassAwarePrompts(nn.Module):
             class_features: text features (B, K, E) of each image's classes, not normalised.
         """
         queries = self.meta_net(class_features)  # (B, K, D)
-        learned = self.tokens.expand(len(x), -1, -1)
+        learned = self.tokens.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
         # Fused kernels want values as wide as keys: here torch would spell it out as well.
-        attended, _ = explicit_attention(self.query(queries), self.key(tokens), tokens)  # (B, K, D)
-        attended = self.value(attended)
+        attended, weights = explicit_attention(self.query(queries), self.key(tokens), tokens)
+        attended = self.value(attended)  # (B, K, D)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
-        return ClassAware(self.ln_prompt(attended + queries), class_logits)
+        return ClassAware(self.ln_prompt(attended + queries), class_logits, weights)

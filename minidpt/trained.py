@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.published import from_published, to_published
-from .checkpoints.saved import SavedModel, not_saved, read_model, write_model
+from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, write_model
 from .clip.network import CLIP, check_tensors
 from .clip.pictures import Picture
-from .clip.transforms import normalize, test_pixels
+from .clip.transforms import test_pixels
 from .clip.workers import PAUSE, in_order
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
-from .model import PromptConfig, PromptedModel, image_prompts
+from .model import PromptConfig, PromptedModel, computing_dtype, image_prompts
 from .prompts import words_of
 
 PREDICT_BATCH = 100
@@ -112,27 +114,37 @@ class PromptedCLIP(PromptedModel):
         predictions = iter(())
         if pixels:
             images = torch.from_numpy(np.stack(pixels)).to(self.clip.device)
-            predictions = iter(self.predict(normalize(images), top))
+            predictions = iter(self.predict(self.clip.normalize(images), top))
         return [
             (picture, next(predictions) if isinstance(seen, np.ndarray) else seen)
             for picture, seen in batch
         ]
 
-    def save(self, path: str | os.PathLike) -> None:
+    @torch.no_grad()
+    def save(self, path: str | os.PathLike, text_features: bool = True) -> None:
         """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
 
         CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
         An existing file is replaced whole.
+
+        text_features: write the classes' features, too, 4 KB each on ViT-B/32: of a thousand
+            classes they take seconds, which the first prediction after loading is spared.
         """
         learned = {name: value.detach().cpu() for name, value in self.learned().items()}
+        texts, features = (self.classnames, self.template), dict(NO_FEATURES)
+        if text_features:
+            features["fingerprint"] = text_fingerprint(self.clip, *texts, self.config, learned)
+            features["template"] = self.template_features.cpu()
+            if self.config.learns_text:
+                features["learned"] = self.text_features().cpu()
         about = {
             "name": self.clip.name,
             "quick_gelu": not self.clip.exact_gelu,
             "fingerprint": self.clip.fingerprint(),
+            "image_size": self.clip.image_size,
         }
         config = asdict(self.config)
-        saved = SavedModel(learned, self.classnames, self.template, config, self.white, about)
-        write_model(path, saved)
+        write_model(path, SavedModel(learned, *texts, config, self.white, about, features))
 
     def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
         """The learned prompts with other classes, ready to predict; CLIP is shared.
@@ -178,7 +190,11 @@ class PromptedCLIP(PromptedModel):
 
 
 def build_model(
-    clip: CLIP, classnames: Sequence[str], template: str, config: PromptConfig | None = None
+    clip: CLIP,
+    classnames: Sequence[str],
+    template: str,
+    config: PromptConfig | None = None,
+    template_features: Tensor | None = None,
 ) -> PromptedCLIP:
     """A model to train, its prompts at their initial values, on CLIP's device.
 
@@ -187,11 +203,22 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
+        template_features: (C, E), those of another model of these names, this template and CLIP;
+            None: they are computed.
 
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
     config = config or PromptConfig()
+    check_texts(classnames, template)
+    length = clip.context_length
+    if config.learns_text and config.n_ctx > length and config.ctx_init is None:
+        raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
+    return PromptedCLIP(clip, classnames, template, config, template_features)
+
+
+def check_texts(classnames: Sequence[str], template: str) -> None:
+    """ValueError unless names and template are those of a classifier."""
     if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
         got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
         raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")
@@ -202,10 +229,6 @@ def build_model(
         raise ValueError(f"expected {expected}, got {shown(template)}")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
-    length = clip.context_length
-    if config.learns_text and config.n_ctx > length and config.ctx_init is None:
-        raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
-    return PromptedCLIP(clip, classnames, template, config)
 
 
 @one_line_errors
@@ -224,29 +247,76 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     except (ValueError, TypeError) as error:
         raise not_saved(path, error) from error
     clip_name, fingerprint = saved.clip["name"][:60], saved.clip["fingerprint"]
+    image_size = saved.clip.get("image_size")  # None in files of earlier versions, too
     if clip is None:
         if clip_name not in NAMES:
             raise ValueError(
                 f"{where}: its CLIP '{clip_name}' is none that is known by name: load it "
                 "and pass it as clip="
             )
-        clip, _ = load(clip_name, quick_gelu=saved.clip["quick_gelu"])
+        quick_gelu = saved.clip["quick_gelu"]
+        clip, _ = load(clip_name, quick_gelu=quick_gelu, image_size=image_size)
     if clip.fingerprint() != fingerprint:
         raise ValueError(
             f"{where}: its prompts were learned with the weights of {clip_name} "
             f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
             "the CLIP it was trained on"
         )
+    if clip.image_size != image_size:
+        wanted, got = (size or "the checkpoint's" for size in (image_size, clip.image_size))
+        raise ValueError(
+            f"{where}: its prompts were learned at image size {wanted}, got a CLIP at {got}: "
+            f"load it with image_size={image_size}"
+        )
     try:  # the shapes first: what a config asks for may be more than any memory
         expected = learned_tensors(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
+        check_texts(saved.classnames, saved.template)
+        features = fitting_features(saved, clip, config)
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(clip, saved.classnames, saved.template, config)
+            model = build_model(
+                clip, saved.classnames, saved.template, config, features.get("template")
+            )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     model.set_learned(saved.learned)
+    if config.learns_text and features:
+        model.take_text_features(features["learned"])
     model.white = saved.white
     return model.eval()
+
+
+def fitting_features(saved: SavedModel, clip: CLIP, config: PromptConfig) -> dict[str, Tensor]:
+    """The text features of a file, on CLIP's device, if this model's would be the same; else {}.
+
+    Raises ValueError if they are no such tensors.
+    """
+    texts, features = (saved.classnames, saved.template), dict(saved.text_features)
+    if features.pop("fingerprint") != text_fingerprint(clip, *texts, config, saved.learned):
+        return {}
+    kinds = ("template", "learned") if config.learns_text else ("template",)
+    shape = torch.empty(len(saved.classnames), clip.text_projection.shape[1], device="meta")
+    check_tensors(features, dict.fromkeys(kinds, shape), "text features")
+    # A copy also of fp32 tensors: the file is mapped, and somebody may overwrite it.
+    device, fp32 = clip.device, torch.float32
+    return {name: value.to(device, fp32, copy=True) for name, value in features.items()}
+
+
+def text_fingerprint(
+    clip: CLIP,
+    classnames: Sequence[str],
+    template: str,
+    config: PromptConfig,
+    learned: Mapping[str, Tensor],
+) -> str:
+    """SHA-256 of all that text features follow from: CLIP, where and how it computes, the texts."""
+    where = (clip.fingerprint(), str(computing_dtype(clip)), clip.device.type)
+    texts = json.dumps([where, list(classnames), template, asdict(config)])
+    digest = hashlib.sha256(texts.encode())
+    if config.learns_text:
+        ctx = learned["text_prompts.ctx"].detach().float().cpu().contiguous()
+        digest.update(ctx.numpy().data)
+    return digest.hexdigest()
 
 
 def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ SHORT = [  # a run of a second that learns something
 
 
 class Result(NamedTuple):
-    """`progress`: the lines of stderr that tell of epochs or images; `err`: the others."""
+    """`progress`: the lines of stderr that tell how far a job is; `err`: the others."""
 
     status: int
     out: str
@@ -38,7 +38,8 @@ class Result(NamedTuple):
 
 def result(status: int, out: str, err: str) -> Result:
     lines = err.splitlines(keepends=True)
-    shown = [line for line in lines if re.fullmatch(r"(epoch )?\d+/\d+ .* left\n", line)]
+    told = r"[^·]+ \d+/\d+[^·]* · [\d:]+ left.*\n"
+    shown = [line for line in lines if re.fullmatch(told, line)]
     return Result(status, out, "".join(line for line in lines if line not in shown), "".join(shown))
 
 

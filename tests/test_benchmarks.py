@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
+from attention_share import covered, shares  # noqa: E402
 from launches import Launches, build, forward_pass, training_step  # noqa: E402
 from launches import counted as launched  # noqa: E402
 from products import Products  # noqa: E402
+
+from minidpt.maps import AttentionMaps  # noqa: E402
 
 
 def counted(run) -> int:
@@ -64,3 +68,22 @@ def test_a_step_of_dpt_is_few_launches_for_any_number_of_classes():
     assert few.kernels.total() <= 1250 and few.operations <= 3500
     assert many.operations == few.operations and many.kernels == few.kernels
     assert launched(forward_pass(build("dpt", 100))).kernels.total() <= 300
+
+
+def test_the_share_of_attention_is_that_on_the_patches_which_the_thing_covers():
+    mask = Image.new("L", (4, 4))
+    mask.paste(255, (0, 0, 2, 2))
+    mask.paste(255, (2, 0, 3, 2))  # the first patch of 2 × 2, and half of the second
+    thing = covered(mask, 2)
+    assert thing.tolist() == [[1, 0.5], [0, 0]]
+
+    attention = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    by_class = torch.stack([attention, attention.t(), attention.flip(0)])[None]
+    maps = AttentionMaps(attention[None], attention.t()[None], torch.tensor([[4, 0, 2]]), by_class)
+    found = shares(maps, thing[None], torch.tensor([0]))
+    expected = {
+        "area": 0.375, "zero-shot": 0.1 + 0.1, "tuned": 0.1 + 0.15, "true class": 0.1 + 0.15,
+        "other classes": (0.2 + 0.5) / 2, "strongest": 0.4,
+    }  # fmt: skip
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected)
+    assert shares(maps, thing[None], torch.tensor([3]))["true class"].isnan()

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import minidpt
 from minidpt.clip.attention import attention
-from minidpt.runs.command_line import PRECISIONS, place
+from minidpt.runs.command_line import place
+from minidpt.runs.precision import PRECISIONS
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_meta_checkpoint = pytest.mark.skipif(

@@ -456,6 +456,66 @@ def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
     assert loaded.published().keys() == pair.model.published().keys()
 
 
+@every_method
+def test_a_loaded_model_predicts_by_the_saved_text_features_without_encoding_a_text(
+    method, tmp_path, monkeypatch
+):
+    pair, path = Pair(OF_METHOD[method]), tmp_path / "model.pt"
+    predicted = pair.model.predict(pair.images())
+    pair.model.save(path)
+    monkeypatch.setattr(minidpt.CLIP, "encode_prompts", lambda *_: pytest.fail("a text is encoded"))
+    loaded = minidpt.load_model(path, pair.clip)
+    path.write_bytes(bytes(path.stat().st_size))  # what was read is no longer the mapped file
+    assert loaded.predict(pair.images()) == predicted
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "ctx", "names", "template", "position", "precision", "device"]
+)
+def test_saved_text_features_that_follow_from_anything_else_are_not_used(
+    change, tmp_path, monkeypatch
+):
+    pair, path, clip = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt", shared_clip(WIDE)
+    if change == "device":
+        computed_on = property(lambda clip: torch.device("cuda"))
+        monkeypatch.setattr(minidpt.CLIP, "device", computed_on)
+        fingerprint = trained.text_fingerprint(
+            clip, UNEQUAL, TEMPLATE, pair.model.config, pair.model.learned()
+        )
+        monkeypatch.undo()
+    pair.model.save(path)
+    content = torch.load(path, weights_only=True)
+    for name in ("template", "learned"):
+        content["text_features"][name] += 1  # a model that takes them shows it
+    if change == "ctx":
+        content["learned"]["text_prompts.ctx"][0, 0] += 1
+    elif change == "names":
+        content["classnames"].reverse()
+    elif change == "template":
+        content["template"] = "a sketch of a {}."
+    elif change == "position":
+        content["config"]["class_token_position"] = "front"
+    elif change == "precision":
+        clip = minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16)
+    elif change == "device":
+        content["text_features"]["fingerprint"] = fingerprint
+    torch.save(content, path)
+    loaded = minidpt.load_model(path, clip)
+    del content["text_features"]  # as earlier versions wrote it
+    torch.save(content, path)
+    expected = minidpt.load_model(path, clip)
+    computed = change != "nothing"
+    assert torch.equal(loaded.template_features, expected.template_features) is computed
+    with torch.no_grad():
+        assert torch.equal(loaded.text_features(), expected.text_features()) is computed
+
+
+def test_text_features_may_be_left_out_of_a_model_file(tmp_path):
+    Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt", text_features=False)
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert content["text_features"] == {"fingerprint": ""}
+
+
 def test_names_and_numbers_of_numpy_are_saved_as_pythons(tmp_path):
     clip = minidpt.build_clip(clip_state(WIDE))
     config = minidpt.PromptConfig(n_ctx=np.int64(3), top_k=np.int32(2), alpha=np.float64(0.2))
@@ -618,6 +678,15 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("clip fingerprint", "0" * 64, "were learned with the weights of custom .000000000000…"),
         ("clip name", 5, "'name' .*got 5"),
         ("clip quick_gelu", 1, "'quick_gelu' .*got 1"),
+        ("text_features", None, "text_features: expected named entries, got None"),
+        ("text_features fingerprint", 5, "'fingerprint' .*got 5"),
+        (
+            "text_features template",
+            torch.zeros(3, 36),
+            r"template is \(3, 36\), expected \(3, 37\)",
+        ),
+        ("text_features learned", NO_NUMBERS, r"text features: learned is"),
+        ("text_features other", torch.zeros(1), "text features: unknown other"),
     ],
 )
 def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(

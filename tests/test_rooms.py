@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "minidpt"
+GROUND = {"files", "progress"}
 ROOMS = {  # what the modules of a room, or a module of the ground floor, may import
-    "files": set(),
-    "clip": {"files"},
-    "checkpoints": {"files", "clip"},
-    "data": {"files", "clip"},
-    "prompts": {"files", "clip"},
-    "model": {"files", "clip", "prompts"},
-    "trained": {"files", "clip", "prompts", "checkpoints", "model"},
-    "training": {"files", "clip", "prompts", "model"},
-    "runs": {"files", "clip", "checkpoints", "data", "prompts", "model", "trained", "training"},
-}
+    **dict.fromkeys(GROUND, set()),
+    "clip": GROUND,
+    "checkpoints": GROUND | {"clip"},
+    "data": GROUND | {"clip"},
+    "prompts": GROUND | {"clip"},
+    "model": GROUND | {"clip", "prompts"},
+    "maps": GROUND | {"clip", "prompts", "model"},
+    "trained": GROUND | {"clip", "prompts", "checkpoints", "model"},
+    "exporting": GROUND | {"clip", "prompts", "model"},
+    "training": GROUND | {"clip", "prompts", "model"},
+    "__main__": GROUND | {"checkpoints"},
+    "runs": GROUND | {"clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
+                      "training"},
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The folder `minidpt/` works inside another project, under another name."""
+"""The folder `minidpt/` works inside another project, under another name, also in a zip file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import minidpt
+from minidpt import __main__ as commands
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,6 +21,7 @@ import importlib, pkgutil, sys
 import prompting
 for module in pkgutil.walk_packages(prompting.__path__, "prompting."):
     importlib.import_module(module.name)
+assert len(prompting.data.naming.imagenet_classnames()) == 1000
 assert prompting.data.naming.imagenet_classnames()["n01440764"] == "tench"
 """
 METHOD = """
@@ -48,13 +53,58 @@ assert not any(name.split(".")[0] == "minidpt" for name in sys.modules)
 
 
 @pytest.mark.parametrize(
-    ("script", "without"),
-    [(EVERYTHING, []), (METHOD, ["data", "runs"])],
-    ids=["whole", "the method alone"],
+    ("script", "without", "zipped"),
+    [(EVERYTHING + METHOD, [], True), (METHOD, ["data", "runs"], False)],
+    ids=["whole, in a zip file", "the method alone"],
 )
-def test_a_copy_under_another_name_needs_nothing_of_this_project(tmp_path, script, without):
-    shutil.copytree(ROOT / "minidpt", tmp_path / "prompting")
+def test_a_copy_under_another_name_needs_nothing_of_this_project(tmp_path, script, without, zipped):
+    """Nor takes anything of a `minidpt` that is installed beside it, which cannot be imported."""
+    shutil.copytree(
+        ROOT / "minidpt", tmp_path / "prompting", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for room in without:
         shutil.rmtree(tmp_path / "prompting" / room)
-    environment = {**os.environ, "MINIDPT_WEIGHTS": str(ROOT / "weights")}
+    (tmp_path / "minidpt").mkdir()
+    (tmp_path / "minidpt" / "__init__.py").write_text("raise ImportError('of another version')")
+    path = tmp_path
+    if zipped:
+        path = shutil.make_archive(str(tmp_path / "copy"), "zip", tmp_path, "prompting")
+        shutil.rmtree(tmp_path / "prompting")
+    environment = {**os.environ, "MINIDPT_WEIGHTS": str(ROOT / "weights"), "PYTHONPATH": str(path)}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+
+
+def test_importing_prints_nothing_and_leaves_what_only_texts_need_for_later():
+    """regex and ftfy take twice as long to import as all of the package."""
+    script = "import sys, torch, minidpt; print({'regex', 'ftfy'} & {*sys.modules})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_package_run_by_python_says_what_is_here(monkeypatch, tmp_path, capsys):
+    (tmp_path / "ViT-B-16.pt").touch()
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path))
+    commands.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"minidpt {minidpt.__version__} in {ROOT / 'minidpt'}"
+    assert lines[1].startswith(f"torch {torch.__version__}, Python 3.")
+    assert "cpu: 1 threads" in lines
+    assert f"CLIP tiny: {ROOT / 'weights' / 'tiny.pt'}" in lines
+    assert f"CLIP ViT-B/16: {tmp_path / 'ViT-B-16.pt'}" in lines
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="^minidpt: error: MINIDPT_WEIGHTS is .*existing folder$"):
+        commands.main()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_command_runs_the_checkouts_script_under_its_own_name(monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, "__main__", None)
+    monkeypatch.setattr(sys, "argv", ["bin/minidpt-it", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(commands, name)()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: minidpt-it ") and ("--shots" in out) == (name == "train")

@@ -20,14 +20,17 @@ def use(picture: Image.Image, path: str) -> float:
     model: minidpt.PromptedCLIP = minidpt.build_model(clip, ["a", "b"], "a {}.", config)
     output: minidpt.ModelOutput = model(preprocess(picture)[None])
     loss: torch.Tensor = model.loss(output, torch.tensor([0]), guidance=True)
+    maps: minidpt.AttentionMaps = minidpt.attention_maps(model, preprocess(picture)[None])
     rate: float = minidpt.learning_rate(0, 0.01, 10, 1)
     optimizer = SGD(minidpt.parameter_groups(model), lr=rate)
     optimizer.step()
     model.load_published(minidpt.read_published(path))
     model.save(path)
+    minidpt.export(model, path)
     best: minidpt.Prediction = minidpt.load_model(path, clip).predict(picture, top=1)[0][0]
     for _, found in model.predict_each([path, picture], top=1, workers=2):
         if isinstance(found, (ValueError, OSError)):
             raise found
         best = found[0]
-    return best.probability + float(loss) + float((features @ texts.t()).sum())
+    total = float(loss) + float((features @ texts.t()).sum() + maps.tuned.sum())
+    return best.probability + total

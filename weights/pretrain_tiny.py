@@ -58,7 +58,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from minidpt.checkpoints.reader import read_state_dict  # noqa: E402
-from minidpt.clip.network import CLIP  # noqa: E402
+from minidpt.clip.network import CLIP, TransformerSizes  # noqa: E402
 from minidpt.clip.packing import pack  # noqa: E402
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
 from minidpt.clip.transforms import normalize  # noqa: E402
@@ -74,8 +74,9 @@ CLOSE_CROP = (0.2, 1.0)  # and of half of the pasted pictures: few-shot training
 SEEN = 25  # patches of the 49 that a picture shows, until the last `WHOLE` of the steps show all
 WHOLE = 0.2
 SIZES = dict(
-    embed_dim=128, resolution=RESOLUTION, vision_layers=4, vision_width=192, patch=8,
-    context_length=77, vocab_size=49408, text_width=128, text_layers=3,
+    embed_dim=128, resolution=RESOLUTION, patch=8, context_length=77, vocab_size=49408,
+    vision=TransformerSizes(width=192, layers=4, heads=3, inner=768),
+    text=TransformerSizes(width=128, layers=3, heads=2, inner=512),
 )  # fmt: skip
 
 PACKAGES = {
@@ -376,10 +377,10 @@ def initialise(clip: CLIP) -> None:
     clip.logit_scale.data.fill_(math.log(1 / 0.07))
     torch.nn.init.normal_(clip.token_embedding.weight, std=0.02)
     torch.nn.init.normal_(clip.positional_embedding, std=0.01)
-    torch.nn.init.normal_(clip.visual.positional_embedding, std=SIZES["vision_width"] ** -0.5)
-    torch.nn.init.normal_(clip.visual.class_embedding, std=SIZES["vision_width"] ** -0.5)
-    torch.nn.init.normal_(clip.visual.proj, std=SIZES["vision_width"] ** -0.5)
-    torch.nn.init.normal_(clip.text_projection, std=SIZES["text_width"] ** -0.5)
+    torch.nn.init.normal_(clip.visual.positional_embedding, std=SIZES["vision"].width ** -0.5)
+    torch.nn.init.normal_(clip.visual.class_embedding, std=SIZES["vision"].width ** -0.5)
+    torch.nn.init.normal_(clip.visual.proj, std=SIZES["vision"].width ** -0.5)
+    torch.nn.init.normal_(clip.text_projection, std=SIZES["text"].width ** -0.5)
     for tower in (clip.visual.transformer, clip.transformer):
         for block in tower.resblocks:
             width = block.ln_1.weight.shape[0]

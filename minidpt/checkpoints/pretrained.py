@@ -1,4 +1,4 @@
-"""Pretrained CLIP weights by name: found on disk, or downloaded once and checked.
+"""Pretrained CLIP weights by name or path: found on disk, or downloaded once and checked.
 
 OpenAI's files are looked for under their own names, `ViT-B-32.pt` and so on, in `weights/` beside
 this code, in the folder that MINIDPT_WEIGHTS names, and where OpenAI's package keeps them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import urllib.error
 import urllib.request
 from difflib import get_close_matches
@@ -16,12 +15,15 @@ from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
 
+from torch import Tensor
 from torch import device as Device
 
 from ..clip.network import CLIP, build_clip
-from ..clip.transforms import Preprocess
+from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
-from .reader import read_state_dict
+from ..progress import job
+from .formats import find_clip
+from .repository import WEIGHTS, Config, read_config, read_weights, weights_in
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -44,13 +46,20 @@ def load(
     device: str | Device = "cpu",
     quick_gelu: bool | None = None,
     exact_gelu: bool = False,
+    head_width: int | None = None,
+    image_size: int | None = None,
 ) -> tuple[CLIP, Preprocess]:
     """A pretrained CLIP, frozen and in fp32 on `device`, and the transform its images need.
 
     Args:
-        name_or_path: one of `NAMES`, or an OpenAI archive or a state dict with OpenAI's names.
-            A known name is downloaded (338 MB for ViT-B/32) if no folder holds the file.
+        name_or_path: one of `NAMES`, or an OpenAI archive, a state dict or safetensors file of
+            OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
+            open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
+            is downloaded (338 MB for ViT-B/32) if no folder holds the file.
         quick_gelu, exact_gelu: as in `build_clip`; OpenAI's weights need the quick one.
+        head_width: as in `build_clip`. This and the activation are for files without a
+            configuration; with one they may only agree with it.
+        image_size: pixels a side, see `CLIP.interpolate`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix, and
         `clip.notes` to lines about what was chosen; and Pillow image → tensor (3, R, R).
@@ -59,9 +68,19 @@ def load(
     """
     name = os.fspath(name_or_path)
     known = name in NAMES
-    path = find_or_download(name) if known else _existing(name)
+    path = file = find_or_download(name) if known else _existing(name)
     try:
-        clip = build_clip(read_state_dict(path), quick_gelu, exact_gelu)
+        file = weights_in(path) if path.is_dir() else path
+        found = find_clip(read_weights(file))
+        config = None if known else read_config(file.parent, found.origin)
+        exact = (exact_gelu or None) if quick_gelu is None else not quick_gelu
+        if config is None:
+            clip = build_clip(found.weights, exact_gelu=bool(exact), head_width=head_width)
+        else:
+            clip = _configured(found.weights, config, exact, head_width)
+        stored = clip.visual.resolution
+        if image_size is not None:
+            clip.interpolate(image_size)
     except ValueError as error:
         text = str(error) if str(path) in str(error) else f"{path}: {error}"
         if name in SHA256:
@@ -69,14 +88,40 @@ def load(
             fix = f"delete this file and load {name!r} again"
             text += ": " + (fix if downloaded else "it is not OpenAI's: move it away or mend it")
         raise ValueError(text) from error
-    clip.name = name if known else path.stem
-    if clip.exact_gelu or not (known or is_openais(path)):
+    named_alike = not path.is_dir() and path.name in WEIGHTS  # after their folder, then
+    clip.name = name if known else path.resolve().parent.name if named_alike else path.stem
+    clip.notes = found.notes + clip.notes
+    if config is None and (clip.exact_gelu or not (known or is_openais(file))):
         taken, other = ("exact", "quick") if clip.exact_gelu else ("quick", "exact")
         fix = f"{'leave out' if clip.exact_gelu else 'pass'} --exact-gelu"
         fix += f" (exact_gelu={not clip.exact_gelu})"
         said = f"the {taken} GELU was taken, which a checkpoint does not say"
-        clip.notes = (f"{said}: if {clip.name} was trained with the {other} one, {fix}",)
-    return clip.to(device), Preprocess(clip.visual.resolution)
+        clip.notes += (f"{said}: if {clip.name} was trained with the {other} one, {fix}",)
+    if clip.image_size:
+        said = f"from {stored} to {image_size} pixels a side"
+        clip.notes += (f"positional embeddings were interpolated {said}",)
+    return clip.to(device), Preprocess(clip.visual.resolution, clip.mean, clip.std)
+
+
+def _configured(
+    weights: dict[str, Tensor], config: Config, exact: bool | None, head_width: int | None
+) -> CLIP:
+    """The CLIP of these weights as its configuration says; ValueError if the caller says else."""
+    for asked, said, option in (
+        (exact, config.exact_gelu, "exact_gelu"),
+        (head_width, config.head_width, "head_width"),
+    ):
+        if asked not in (None, said):
+            raise ValueError(f"{config.path} says {option} {said}, got {asked}: leave it out")
+    options = (None, config.exact_gelu, config.head_width, config.text_head_width)
+    clip = build_clip(weights, *options)
+    config.check_sizes(clip)
+    clip.mean, clip.std = config.mean, config.std
+    gelu = "exact" if clip.exact_gelu else "quick"
+    heads = f"heads {config.head_width} wide, of the text {config.text_head_width}"
+    colours = f"mean {clip.mean}, std {clip.std}" if clip.mean != CLIP_MEAN else "CLIP's colours"
+    clip.notes = (f"{config.path}: {gelu} GELU, {heads}, {colours}",)
+    return clip
 
 
 def is_openais(path: Path) -> bool:
@@ -90,7 +135,9 @@ def _existing(path: str) -> Path:
     if expanded.exists():
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
-        raise FileNotFoundError(f"{path} does not exist: expected a CLIP checkpoint file (.pt)")
+        raise FileNotFoundError(
+            f"{path} does not exist: expected a CLIP checkpoint, file or folder"
+        )
     (meant,) = get_close_matches(path[:50].upper(), map(str.upper, NAMES), n=1) or [""]
     hint = "".join(f": did you mean {name}?" for name in NAMES if name.upper() == meant)
     choices = f"{', '.join(NAMES)} or the path of a checkpoint"
@@ -116,6 +163,16 @@ def folders() -> list[Path]:
     return [*found, Path(CACHE).expanduser()]
 
 
+def is_here(name: str) -> bool:
+    """Whether a folder has the file of a known model. Raises as `folders`."""
+    return _found(name) is not None
+
+
+def _found(name: str) -> Path | None:
+    paths = (folder / filename(name) for folder in folders())
+    return next(filter(Path.is_file, paths), None)
+
+
 def find_or_download(name: str) -> Path:
     """The file of a known model, downloaded into OpenAI's cache folder if no folder has it.
 
@@ -123,9 +180,8 @@ def find_or_download(name: str) -> Path:
     arrived is not OpenAI's file.
     """
     file = filename(name)
-    for folder in folders():
-        if (folder / file).is_file():
-            return folder / file
+    if found := _found(name):
+        return found
     if name not in SHA256:
         searched = ", ".join(map(str, folders()))
         raise FileNotFoundError(
@@ -185,7 +241,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks, with progress on a terminal; OSError if it stays short."""
+    """Appends to `part` what it lacks; OSError if it stays short."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -193,18 +249,10 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # the whole file comes, as it does from a server without ranges
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file:
+        with open(part, "ab" if have else "wb") as file, job(part.stem, total, "bytes") as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
                 have += len(chunk)
-                _show_progress(part.stem, have, total)
+                tell(have)
     if total and have < total:
         raise ConnectionError(f"connection lost after {have:,} of {total:,} bytes; they are kept")
-
-
-def _show_progress(file: str, have: int, total: int | None) -> None:
-    """One line on stderr that counts up, if that is a terminal."""
-    if sys.stderr.isatty():
-        of_total = f" of {total / 1e6:.0f}" if total else ""
-        end = "\n" if have == total else ""
-        print(f"\r{file}: {have / 1e6:.0f}{of_total} MB", end=end, file=sys.stderr, flush=True)

@@ -12,17 +12,20 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..clip.network import check_tensors
+from ..clip.network import check_tensors, listed
 from ..files import entries, one_line_errors
 from .reader import read_checkpoint
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CLASS_AWARE = "image_encoder.transformer.extractor"
+MAPLE = "MultiModalPromptLearner"  # MaPLe's folder
+OTHERS = {"compound_prompt": "MaPLe", "meta_net.linear": "CoCoOp"}  # pieces of names → whose
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
 OUR_NAMES = {  # as `PromptedModel.learned` names them
@@ -84,6 +87,55 @@ def from_published(
     }
 
 
+class Inferred(NamedTuple):
+    """What published tensors tell of the run that learned them.
+
+    config: fields of a `PromptConfig`. classes: how many it must have; None: any.
+    """
+
+    config: dict[str, str | int | bool | None]
+    classes: int | None
+
+
+@one_line_errors
+def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
+    """Method, numbers of prompts, csc and layers, from the shapes that `read_published` returns.
+
+    Args:
+        layers: of the CLIP's image side.
+
+    Raises ValueError for the tensors of another method.
+    """
+    shapes = {name: tuple(v.shape) for name, v in tensors.items() if v.numel()}
+    for piece, method in OTHERS.items():
+        if any(piece in name for name in shapes):
+            raise ValueError(f"published prompts: expected CoOp's or DPT's, got {method}'s")
+    dimensions = {f"{TEXT}.ctx": (2, 3), f"{VISUAL}.ctx": (3,), f"{CLASS_AWARE}.ctx": (3,)}
+    text, visual, aware = (shapes.get(name, ()) for name in dimensions)
+    for name, counts in dimensions.items():
+        if name in shapes and len(shapes[name]) not in counts:
+            raise ValueError(f"published prompts: {name} has the shape {shapes[name]}")
+    method = {
+        (True, False, False): "coop",
+        (False, True, False): "vpt",
+        (True, True, False): "vlp",
+        (True, False, True): "dpt",
+        (True, True, True): "dpt",
+    }.get((bool(text), bool(visual), bool(aware)))
+    if method is None:
+        raise ValueError(f"published prompts: expected CoOp's or DPT's, got {listed([*shapes])}")
+    first = layers + 1 - (aware[0] if aware else 0)  # with class-aware prompts
+    config = {"method": method, "csc": len(text) == 3}
+    config |= {"n_ctx": text[-2]} if text else {}
+    if method != "coop":
+        config["n_visual"] = visual[1] if visual else 0
+        config["visual_layers"] = visual[0] if visual and visual[0] != first - 1 else None
+    config |= {"class_aware_from": first} if aware else {}
+    of_classes = shapes.get(f"{CLASS_AWARE}.classfiers.0.weight", ())
+    classes = text[0] if len(text) == 3 else of_classes[0] if of_classes else None
+    return Inferred(config, classes)
+
+
 @one_line_errors
 def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
     """The learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
@@ -96,6 +148,10 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     """
     folder, tensors = Path(folder), {}
     parts = [part for part in (TEXT, VISUAL, CLASS_AWARE) if (folder / part).is_dir()]
+    if (folder / MAPLE).is_dir():
+        raise ValueError(
+            f"folder {folder}: expected CoOp's or DPT's prompts, got MaPLe's ({MAPLE})"
+        )
     if not parts:
         raise FileNotFoundError(
             f"folder {folder}: expected {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/ in it, got none: "

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..files import one_line_errors, shown
+from .safetensors import read_safetensors
 
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
@@ -43,19 +44,14 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by their dotted names, in the file's order and precision.
 
-    Reads what `read_checkpoint` reads. A dict under "state_dict" or "model" is taken for the whole,
-    the attributes of nested modules are joined with dots, what is no tensor is left out, and a
-    "module." before every name (DataParallel) is removed. Memory is as in `read_checkpoint`.
+    Reads what `read_checkpoint` reads. Names of nested dicts and modules are joined with dots, what
+    is no tensor is left out. Memory is as in `read_checkpoint`.
 
     Raises what `read_checkpoint` raises, and ValueError if there is no tensor, or if there are so
     many over the same memory that a copy of each would be larger than the file.
     """
-    root = read_checkpoint(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(root, dict) and isinstance(root.get(wrapper), dict):
-            root = root[wrapper]
     tensors = {}
-    for count, (name, value) in enumerate(_walk(root)):
+    for count, (name, value) in enumerate(_walk(read_checkpoint(path))):
         if count == MAX_ENTRIES or len(name) > MAX_NAME:
             raise ValueError(f"{path}: nested without end, expected the state dict of a model")
         if isinstance(value, Tensor):
@@ -66,8 +62,6 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     if needed > size:
         got = f"{needed:,} bytes of tensors in {size:,} of the file"
         raise ValueError(f"{path}: expected tensors that share no memory, got {got}")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 
@@ -89,9 +83,10 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def read_checkpoint(path: str | PathLike) -> object:
     """All that a checkpoint file holds: dicts, lists, tuples, tensors, numbers and strings.
 
-    Reads TorchScript archives and what `torch.save` wrote, also before PyTorch 1.6 (then copied).
-    Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`; a numpy
-    scalar becomes an empty dict. Entries are left out whose key is neither a text nor a small whole
+    Reads TorchScript archives, what `torch.save` wrote, also before PyTorch 1.6 (then copied), and
+    safetensors. Objects become dicts of their attributes: TorchScript modules, those of
+    `torch.optim`, a Namespace; what else a trainer keeps (numpy arrays, paths, sets, times) becomes
+    an empty dict. Entries are left out whose key is neither a text nor a small whole
     number. Tensors are on the CPU, without gradient. Their memory is the file's, mapped: writing
     into them does not change it, but it must not be cut short meanwhile.
 
@@ -102,7 +97,7 @@ def read_checkpoint(path: str | PathLike) -> object:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is no regular file"
         problem = problem if path.exists() else "does not exist"
-        raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file (.pt)")
+        raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file")
     with open(path, "rb") as file:
         head = file.read(100)
     try:
@@ -110,6 +105,8 @@ def read_checkpoint(path: str | PathLike) -> object:
             return _Archive(path).load()
         if head.startswith(LEGACY_MAGIC):
             return _LegacyFile(path).load()
+        if head[8:9] == b"{":
+            return read_safetensors(path)
     except ValueError as error:
         fix = ": copy or download it again" if isinstance(error, UnicodeError) else ""
         raise ValueError(f"{path}: {error}{fix}") from error
@@ -122,7 +119,7 @@ def read_checkpoint(path: str | PathLike) -> object:
         raise ValueError(
             f"{path}: damaged, or not a state dict ({reason}): copy or download it again"
         ) from error
-    raise ValueError(f"{path}: expected a checkpoint (.pt), got {_describe(head)}")
+    raise ValueError(f"{path}: expected a checkpoint, got {_describe(head)}")
 
 
 def _describe(head: bytes) -> str:
@@ -133,8 +130,6 @@ def _describe(head: bytes) -> str:
         return "a git-lfs pointer instead of the file: run `git lfs pull`"
     if head.lstrip(b"\xef\xbb\xbf\r\n\t ").startswith(b"<"):
         return "a web page: download the file itself, not the page about it"
-    if head[8:10] == b'{"':
-        return "a safetensors file: load it with safetensors and torch.save its state dict"
     return f"a file that begins with {head[:8]!r}: save a state dict with torch.save"
 
 
@@ -329,13 +324,22 @@ STAND_INS = {  # what a pickle may name, and what it gets
     "torch.jit._pickle.restore_type_tag": _first,
     "collections.OrderedDict": Items,
     "collections.defaultdict": Items,
-    "builtins.dict": Bag,  # the factory of a defaultdict
-    "__builtin__.dict": Bag,  # the same in protocol 2, which torch.save writes
-    "numpy.core.multiarray.scalar": Bag,
-    "numpy._core.multiarray.scalar": Bag,
-    "numpy.dtype": Bag,
-    "_codecs.encode": Bag,  # a numpy scalar's bytes
 }
+# What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
+STAND_INS |= dict.fromkeys(
+    """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
+    __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
+    argparse.Namespace types.SimpleNamespace collections.Counter collections.deque _codecs.encode
+    datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone
+    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath
+    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath
+    numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
+    torch.device torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.int64 torch.int32
+    torch.int16 torch.int8 torch.uint8 torch.bool torch.strided torch.contiguous_format""".split(),
+    Bag,
+)
 INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
@@ -419,6 +423,10 @@ class _Unpickler(pickle._Unpickler):
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
                 bag[key] = value
 
+    def load_set(self) -> None:
+        """EMPTY_SET, and FROZENSET of what is on top: a bag."""
+        self.append(Bag())
+
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
         raise ValueError("the pickle has an instruction that no checkpoint needs: not executed")
@@ -429,6 +437,9 @@ class _Unpickler(pickle._Unpickler):
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
+        pickle.EMPTY_SET[0]: load_set,
+        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.load_set()),
+        pickle.ADDITEMS[0]: lambda self: self.pop_mark(),
         pickle.SETITEM[0]: lambda self: self.fill([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ from ..clip.pictures import White, checked_white
 from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
-FORMAT = "minidpt 1"
+VERSION = 1  # raised when files of this one cannot be read by the code of the one before
+FORMAT = f"minidpt {VERSION}"
+OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
+NO_FEATURES = {"fingerprint": ""}
 
 
 class SavedModel(NamedTuple):
@@ -23,7 +27,11 @@ class SavedModel(NamedTuple):
     learned: name → tensor, as `PromptedModel.learned` names them.
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
-    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on.
+    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
+        its positional embeddings were interpolated for that (`CLIP.interpolate`).
+    text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
+        and where a context was learned "learned". In a file that is written while training, or by
+        an earlier version, the fingerprint is "" and nothing else there.
     """
 
     learned: dict[str, Tensor]
@@ -32,12 +40,18 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: White | None
     clip: dict[str, Any]
+    text_features: dict[str, Any]
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
     """Write a model file; an existing one is replaced whole."""
+    write_checkpoint(path, {"format": FORMAT, **saved._asdict()})
+
+
+def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write what `read_checkpoint` reads; an existing file is replaced whole."""
     serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
-    torch.save({"format": FORMAT, **saved._asdict()}, serialised)
+    torch.save(content, serialised)
     with replacing(path) as unfinished:
         unfinished.write_bytes(serialised.getvalue())
 
@@ -51,6 +65,11 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
+    found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(found, str) and re.fullmatch(r"minidpt [1-9]\d{0,8}", found):
+        if int(found.split()[1]) > VERSION:
+            newer = f"'{found}', the format of a newer version: update minidpt"
+            raise ValueError(f"{where}: expected '{FORMAT}' or older, got {newer}")
     try:
         entries(content, "content", format=str, classnames=list, template=str)
         if content["format"] != FORMAT:
@@ -61,7 +80,8 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             content["template"],
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
-            entries(content.get("clip"), "clip", name=str, quick_gelu=bool, fingerprint=str),
+            entries(content.get("clip"), "clip", **OF_CLIP),
+            entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
         )
     except ValueError as error:
         raise not_saved(path, error) from error

@@ -1,6 +1,7 @@
 """Scaled dot-product attention: fused for CLIP's layers, and explicit, which defines it.
 
-Class-aware prompts, whose values are wider than their keys, take the explicit one.
+Class-aware prompts, whose values are wider than their keys, take the explicit one, and so does who
+wants to see the weights (`maps.py`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
+    @property
+    def head_width(self) -> int:
+        """The width d of a head."""
+        return self.out_proj.in_features // self.heads
+
     def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
         """Those of queries, keys and values that `parts` names: "qkv", "q" or "kv".
 
@@ -94,6 +100,16 @@ class MultiheadAttention(nn.Module):
         seen = attention(asked.unsqueeze(1), *2 * (tokens.unsqueeze(1),), scale=scale)  # (B,1,H,W)
         values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
         return self.merge(values.transpose(0, 1))
+
+    def weights_once(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """The weights by which `attend_once` sums up tokens, in fp32.
+
+        softmax(q·kᵀ / √d) for each head: (B, W) and (B, T, W) → (B, H, T), rows summing to 1.
+        """
+        q = self.project(query.unsqueeze(1), "q").transpose(1, 3)  # (B, H, 1, 1, d)
+        k, v = self.project(tokens, "kv").transpose(1, 3).unbind(2)  # (B, H, T, d)
+        _, weights = explicit_attention(q.squeeze(2).float(), k.float(), v.float())
+        return weights.squeeze(2)
 
     def merge(self, attended: Tensor) -> Tensor:
         """The output projection of all heads together: (..., T, H, d) → (..., T, W)."""

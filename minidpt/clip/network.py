@@ -11,22 +11,32 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..files import entries, one_line_errors, shown
 from .attention import MultiheadAttention, attention
 from .packing import PackedPrompts, pack, packed_attention, split
+from .transforms import CLIP_MEAN, CLIP_STD, normalize
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
-MAX_VISION_WIDTH = 1024  # ViT-L's; the heads of H, g and bigG are 80, 88 and 104 wide
+VIT_L_WIDTH = 1024  # of wider ones the heads differ: H, g and bigG have 80, 88 and 104
 MAX_LAYERS = 256  # of a side; bigG has 48
 MAX_LENGTH = 2**20  # of a side of a tensor that tells the sizes of the model
 MAX_RESOLUTION = 4096
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
+
+
+class TransformerSizes(NamedTuple):
+    """Width W and number of layers, heads of W / heads each, and the inner width of the MLPs."""
+
+    width: int
+    layers: int
+    heads: int
+    inner: int
 
 
 class LayerNorm(nn.LayerNorm):
@@ -41,11 +51,11 @@ class LayerNorm(nn.LayerNorm):
 class MLP(nn.Module):
     """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
 
-    def __init__(self, width: int, exact_gelu: bool):
+    def __init__(self, width: int, inner: int, exact_gelu: bool):
         super().__init__()
         self.exact_gelu = exact_gelu
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = nn.Linear(width, inner)
+        self.c_proj = nn.Linear(inner, width)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + c_proj(gelu(c_fc(x))): both (..., W) → (..., W).
@@ -53,23 +63,26 @@ class MLP(nn.Module):
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
         """
-        residual = (residual + self.c_proj.bias).flatten(0, -2)  # (T, W)
-        flat, out = x.flatten(0, -2), self.c_proj.weight.t()
+        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # x: (T, W)
         if self.exact_gelu:
-            return torch.addmm(residual, F.gelu(self.c_fc(flat)), out).view(x.shape)
-        factor = 1.702
-        inner = torch.addmm(self.c_fc.bias, flat, self.c_fc.weight.t(), beta=factor, alpha=factor)
-        return torch.addmm(residual, F.silu(inner), out, alpha=1 / factor).view(x.shape)
+            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
+        else:
+            factor = 1.702
+            inner = self.c_fc.weight.t()
+            inner = torch.addmm(self.c_fc.bias, flat, inner, beta=factor, alpha=factor)
+            result = torch.addmm(bias, F.silu(inner), out, alpha=1 / factor)
+        # Last: in bf16, where it is the largest, each sum with it rounds away the most.
+        return result.view(x.shape).add_(residual)
 
 
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    def __init__(self, width: int, exact_gelu: bool):
+    def __init__(self, width: int, heads: int, inner: int, exact_gelu: bool):
         super().__init__()
-        self.attn = MultiheadAttention(width, heads=width // HEAD_WIDTH)
+        self.attn = MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, exact_gelu)
+        self.mlp = MLP(width, inner, exact_gelu)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
@@ -98,10 +111,18 @@ class ResidualAttentionBlock(nn.Module):
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        tokens = x if prompts is None else append(x, prompts.to(x.dtype))  # (B, N+P, D)
-        tokens = self.ln_1(tokens)
+        tokens = self._seen(x, prompts)
         x = x[:, 0] + self.attn.attend_once(tokens[:, 0], tokens)
         return self.mlp(self.ln_2(x), x)
+
+    def weights_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """How `forward_cls` shares out the class token's attention: (B, H, N+P), rows sum to 1."""
+        tokens = self._seen(x, prompts)
+        return self.attn.weights_once(tokens[:, 0], tokens)
+
+    def _seen(self, x: Tensor, prompts: Tensor | None) -> Tensor:
+        """What the layer attends to, normed: the image's tokens, then the prompts (B, N+P, D)."""
+        return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
         """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
@@ -125,10 +146,11 @@ def append(tokens: Tensor, prompts: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
 
-    def __init__(self, width: int, layers: int, exact_gelu: bool):
+    def __init__(self, sizes: TransformerSizes, exact_gelu: bool):
         super().__init__()
+        width, layers, heads, inner = sizes
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, exact_gelu) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, inner, exact_gelu) for _ in range(layers)
         )
 
 
@@ -136,16 +158,16 @@ class VisionTransformer(nn.Module):
     """CLIP's image encoder."""
 
     def __init__(
-        self, resolution: int, patch: int, width: int, layers: int, embed_dim: int, exact_gelu: bool
+        self, resolution: int, patch: int, sizes: TransformerSizes, embed_dim: int, exact_gelu: bool
     ):
         super().__init__()
-        self.resolution = resolution
+        self.resolution, width = resolution, sizes.width
         tokens = 1 + (resolution // patch) ** 2
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, exact_gelu)
+        self.transformer = Transformer(sizes, exact_gelu)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
@@ -164,15 +186,18 @@ class VisionTransformer(nn.Module):
             )
         patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
         patches = patches.flatten(2).transpose(1, 2)  # (B, N-1, D)
-        cls = self.class_embedding.expand(len(images), 1, -1)
+        cls = self.class_embedding.expand(images.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
-        *blocks, last = self.transformer.resblocks
-        for block in blocks:
+        return self.features_of(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
+        for block in self.transformer.resblocks[:-1]:
             x = block(x)
-        return self.features_of(last.forward_cls(x))
+        return x
 
     def features_of(self, x: Tensor) -> Tensor:
         """The class token after the last layer (B, D) → image features (B, E)."""
@@ -187,34 +212,36 @@ class CLIP(nn.Module):
     """Image and text encoder into one space, and the learned temperature `logit_scale`.
 
     Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
+
+    name, notes: what it is called, and what was chosen in loading it, a line each.
+    mean, std: of the colours of its pictures, on the scale 0..1.
+    image_size: what `interpolate` has made of its resolution; None: it is as stored.
     """
 
     def __init__(
         self,
         embed_dim: int,
         resolution: int,
-        vision_layers: int,
-        vision_width: int,
         patch: int,
+        vision: TransformerSizes,
+        text: TransformerSizes,
         context_length: int,
         vocab_size: int,
-        text_width: int,
-        text_layers: int,
         exact_gelu: bool = False,
     ):
         super().__init__()
         self.name = "custom"
-        self.notes: tuple[str, ...] = ()  # what was chosen in loading it, a line each
+        self.notes: tuple[str, ...] = ()
+        self.mean, self.std = CLIP_MEAN, CLIP_STD
+        self.image_size: int | None = None
         self.exact_gelu = exact_gelu
-        self.visual = VisionTransformer(
-            resolution, patch, vision_width, vision_layers, embed_dim, exact_gelu
-        )
-        self.transformer = Transformer(text_width, text_layers, exact_gelu)
+        self.visual = VisionTransformer(resolution, patch, vision, embed_dim, exact_gelu)
+        self.transformer = Transformer(text, exact_gelu)
         # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
-        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text_width))
-        self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
-        self.ln_final = LayerNorm(text_width)
-        self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text.width))
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, text.width))
+        self.ln_final = LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.empty(text.width, embed_dim))
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.requires_grad_(False)
 
@@ -232,6 +259,10 @@ class CLIP(nn.Module):
     def context_length(self) -> int:
         """Tokens of a text, 77 in every published model."""
         return self.positional_embedding.shape[0]
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """8-bit pixels (..., 3, R, R) as it takes them, see `transforms.normalize`."""
+        return normalize(pixels, self.mean, self.std)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, R, R), preprocessed → features (B, E), not normalised."""
@@ -262,6 +293,8 @@ class CLIP(nn.Module):
         if chunk is None or chunk >= len(layout.ends):
             features = self._encode_prompts(x, layout)
         else:
+            from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
+
             features = torch.cat([
                 checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
                 for rows, piece in split(layout, chunk)
@@ -292,14 +325,46 @@ class CLIP(nn.Module):
                         parameter.data = parameter.data.to(dtype)
         return self
 
+    @torch.no_grad()
+    def interpolate(self, image_size: int) -> CLIP:
+        """Take images of another size: positional embeddings of patches bicubic, antialiased.
+
+        As open_clip does. The fingerprint stays that of the weights as loaded. Raises ValueError
+        if `image_size` is no multiple of a patch's side, or if this was done before.
+        """
+        visual = self.visual
+        patch = visual.conv1.kernel_size[0]
+        if image_size % patch or not patch <= image_size <= MAX_RESOLUTION:
+            expected = f"a multiple of {patch} (the side of a patch) up to {MAX_RESOLUTION}"
+            raise ValueError(f"image size: expected {expected}, got {image_size}")
+        if self.image_size is not None:
+            raise ValueError("image size: expected a CLIP as stored, got an interpolated one")
+        if image_size != visual.resolution:
+            self.fingerprint()
+            stored, side = visual.positional_embedding, visual.resolution // patch
+            grid = stored[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)  # (D, side, side)
+            size = (image_size // patch,) * 2
+            grid = F.interpolate(grid[None], size, mode="bicubic", antialias=True)[0]
+            tokens = torch.cat([stored[:1], grid.flatten(1).t().to(stored.dtype)])
+            visual.positional_embedding = nn.Parameter(tokens, requires_grad=False)
+            visual.resolution = self.image_size = image_size
+        return self
+
     def fingerprint(self) -> str:
         """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
 
-        The exact GELU makes another model of the same weights, and another fingerprint. Computed
-        once: the weights are frozen, and that somebody changes them later is not noticed.
+        What makes another model of the same weights makes another fingerprint: the exact GELU,
+        heads that are not 64 wide, other colours' mean and std. Computed once: the weights are
+        frozen, and that somebody changes them later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
-            digest = hashlib.sha256(b"exact GELU" if self.exact_gelu else b"")
+            about = "exact GELU" if self.exact_gelu else ""
+            sides = (self.visual.transformer, self.transformer)
+            widths = [side.resblocks[0].attn.head_width for side in sides]
+            about += f"heads {widths}" if widths != [HEAD_WIDTH] * 2 else ""
+            colours = (self.mean, self.std)
+            about += f"colours {colours}" if colours != (CLIP_MEAN, CLIP_STD) else ""
+            digest = hashlib.sha256(about.encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
@@ -309,7 +374,11 @@ class CLIP(nn.Module):
 
 @one_line_errors
 def build_clip(
-    state_dict: Mapping[str, Tensor], quick_gelu: bool | None = None, exact_gelu: bool = False
+    state_dict: Mapping[str, Tensor],
+    quick_gelu: bool | None = None,
+    exact_gelu: bool = False,
+    head_width: int | None = None,
+    text_head_width: int | None = None,
 ) -> CLIP:
     """A frozen fp32 CLIP from tensors under OpenAI's names; all sizes are read off their shapes.
 
@@ -318,9 +387,11 @@ def build_clip(
         quick_gelu: the opposite of `exact_gelu`, where it is given.
         exact_gelu: most models trained elsewhere need it; OpenAI's weights need the quick one,
             x·σ(1.702x). A state dict does not say which.
+        head_width, text_head_width: of an attention head, which no shape tells; None for 64, as
+            in all models up to ViT-L. A wider image side needs `head_width`.
 
-    Raises ValueError if the model is not a ViT up to ViT-L, or a tensor is missing, unknown, of a
-    wrong shape, or holds something else than finite numbers.
+    Raises ValueError if the model is not a ViT, or a tensor is missing, unknown, of a wrong shape,
+    or holds something else than finite numbers.
     """
     named = entries(dict(state_dict), "state dict")
     weights = {name: value for name, value in named.items() if name not in NOT_WEIGHTS}
@@ -328,18 +399,23 @@ def build_clip(
         raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
     with torch.device("meta"):
         exact = exact_gelu if quick_gelu is None else not quick_gelu
-        clip = CLIP(**infer_sizes(weights), exact_gelu=exact)
+        clip = CLIP(**infer_sizes(weights, head_width, text_head_width), exact_gelu=exact)
     check_tensors(weights, clip.state_dict(), "not the weights of this model")
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
-    copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
+    plain = dict(dtype=torch.float32, copy=True, memory_format=torch.contiguous_format)
+    copies = {name: value.to(**plain) for name, value in weights.items()}
     clip.load_state_dict(copies, assign=True)
     if not clip.logit_scale.exp().isfinite():
         raise ValueError(f"logit_scale: expected less than 88, got {clip.logit_scale.item():.3g}")
     return clip.requires_grad_(False).eval()
 
 
-def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The arguments of `CLIP` that fit these tensors."""
+def infer_sizes(
+    weights: Mapping[str, Tensor],
+    head_width: int | None = None,
+    text_head_width: int | None = None,
+) -> dict[str, int | TransformerSizes]:
+    """The arguments of `CLIP` that fit these tensors; head widths as in `build_clip`."""
     dimensions = {
         "visual.conv1.weight": 4,
         "visual.positional_embedding": 2,
@@ -359,28 +435,37 @@ def infer_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     vocab_size, text_width = weights["token_embedding.weight"].shape
-    if width > MAX_VISION_WIDTH:
-        why = f"ViT-H, g and bigG have heads that are not {HEAD_WIDTH} wide: not supported yet"
-        raise ValueError(f"vision width {width}: expected at most {MAX_VISION_WIDTH}; {why}")
     if not 1 <= grid * patch <= MAX_RESOLUTION:
         got = f"{grid} × {grid} patches of {patch} pixels"
         raise ValueError(f"expected images of 1 to {MAX_RESOLUTION} pixels a side, got {got}")
-    for side, own in (("vision", width), ("text", text_width)):
-        if own % HEAD_WIDTH:
-            raise ValueError(
-                f"{side} width {own}: expected a multiple of {HEAD_WIDTH}, CLIP's head"
-            )
+    if width > VIT_L_WIDTH and head_width is None:
+        raise ValueError(
+            f"vision width {width}: expected head_width (--head-width), which no file of weights "
+            "alone tells: it is 80 in ViT-H/14, 88 in g/14, 104 in bigG/14"
+        )
     return dict(
         embed_dim=weights["text_projection"].shape[1],
         resolution=grid * patch,
-        vision_layers=count_layers(weights, "visual.transformer.resblocks."),
-        vision_width=width,
         patch=patch,
+        vision=transformer_sizes(weights, "visual.transformer.resblocks.", width, head_width),
+        text=transformer_sizes(weights, "transformer.resblocks.", text_width, text_head_width),
         context_length=weights["positional_embedding"].shape[0],
         vocab_size=vocab_size,
-        text_width=text_width,
-        text_layers=count_layers(weights, "transformer.resblocks."),
     )
+
+
+def transformer_sizes(
+    weights: Mapping[str, Tensor], prefix: str, width: int, head_width: int | None
+) -> TransformerSizes:
+    """Those of the blocks whose tensors' names begin with `prefix` and a number."""
+    head_width = HEAD_WIDTH if head_width is None else head_width
+    if not 1 <= head_width <= width or width % head_width:
+        side = "vision" if prefix.startswith("visual") else "text"
+        expected = f"a multiple of the {head_width} of its heads"
+        raise ValueError(f"{side} width {width}: expected {expected}: pass their head_width")
+    first = getattr(weights.get(f"{prefix}0.mlp.c_fc.bias"), "shape", ())
+    inner = first[0] if len(first) == 1 and 1 <= first[0] <= MAX_LENGTH else 4 * width
+    return TransformerSizes(width, count_layers(weights, prefix), width // head_width, inner)
 
 
 def count_layers(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import functools
 import heapq
-import html
 import lzma
 import operator
+import pkgutil
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import ftfy
-import regex
 import torch
 
 SOT_TOKEN = 49406
@@ -87,6 +84,8 @@ def encode(text: str) -> list[int]:
     """
     if not isinstance(text, str):
         raise TypeError(f"expected text as a string, got {type(text).__name__}: {_quote(text)}")
+    import regex  # here, as it takes longer to import than all of this package
+
     ids = []
     for match in regex.finditer(WORD, _clean(text), regex.IGNORECASE):
         word = match.group()
@@ -121,6 +120,11 @@ def _clean(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.lower()  # there is nothing to repair, and ftfy takes long to say so
+    import html
+
+    import ftfy
+    import regex
+
     text = ftfy.fix_text(text)
     for _ in range(2):
         text = html.unescape(regex.sub(r"&#0*([0-9]{1,8})[0-9]*", r"&#\1", text))
@@ -135,7 +139,7 @@ def _vocabulary() -> Vocabulary:
     """
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     byte_order = printed + sorted(set(range(256)) - set(printed))
-    data = lzma.decompress(Path(__file__).with_name("clip_merges.xz").read_bytes())
+    data = lzma.decompress(pkgutil.get_data(__package__, "clip_merges.xz"))
     pairs = list(struct.iter_unpack("<HH", data))
 
     spellings = [bytes([byte]) for byte in byte_order]

@@ -22,7 +22,9 @@ from PIL import Image
 from ..files import one_line_errors
 from .pictures import Box, Picture, StoredPicture, White, _orientation, _shown, _strips, open_image
 
-# Colour statistics of CLIP's training pictures, on the scale 0..1 (OpenAI's clip/clip.py).
+Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
+
+# Statistics of CLIP's training pictures (OpenAI's clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 THIN = 16  # times as long as wide: the long side is not resized whole
@@ -157,28 +159,34 @@ def to_uint8(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """CLIP's input from 8-bit pixels: (..., 3, R, R) uint8 -> float32, on the same device.
+def normalize(
+    images: torch.Tensor, mean: Colours = CLIP_MEAN, std: Colours = CLIP_STD
+) -> torch.Tensor:
+    """A model's input from 8-bit pixels: (..., 3, R, R) uint8 -> float32, on the same device.
 
-    `(x / 255 - mean) / std` in exactly this order: bit-equal to ToTensor, then Normalize.
+    `(x / 255 - mean) / std` in exactly this order: bit-equal to ToTensor, then Normalize. A CLIP
+    has its own mean and std: `clip.normalize`.
     Raises ValueError for anything but uint8, which is most likely normalised already.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"expected uint8 pixels, got {images.dtype}: normalize only once")
-    white, mean, std = _constants(images.device)
-    return images.to(torch.float32).div_(white).sub_(mean).div_(std)
+    white, shift, scale = _constants(images.device, mean, std)
+    return images.to(torch.float32).div_(white).sub_(shift).div_(scale)
 
 
 @functools.cache
-def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _constants(
+    device: torch.device, mean: Colours, std: Colours
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """255, mean and std on the device, made once: a copy in each step would wait for the GPU.
 
     255 is a tensor because CUDA replaces division by a number with a (less exact) multiplication.
     """
     with torch.inference_mode(False):
-        mean = torch.tensor(CLIP_MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
-        std = torch.tensor(CLIP_STD, dtype=torch.float32, device=device).view(3, 1, 1)
-        return torch.tensor(255.0, dtype=torch.float32, device=device), mean, std
+        white, *colours = (
+            torch.tensor(value, dtype=torch.float32, device=device) for value in (255.0, mean, std)
+        )
+        return white, *(value.view(3, 1, 1) for value in colours)
 
 
 @one_line_errors
@@ -201,14 +209,17 @@ def test_pixels(picture: Picture, resolution: int, white: White | None = None) -
 class Preprocess:
     """The test transform: a Pillow image of any mode and size -> (3, R, R) float32, R = resolution.
 
-    Short side to R (bicubic), central square, CLIP's mean and std.
+    Short side to R (bicubic), central square, mean and std, CLIP's unless a model has others.
     """
 
     resolution: int
+    mean: Colours = CLIP_MEAN
+    std: Colours = CLIP_STD
 
     def __post_init__(self):
         if self.resolution < 1:
             raise ValueError(f"resolution: expected at least 1 pixel, got {self.resolution}")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return normalize(torch.from_numpy(test_pixels(image, self.resolution)))
+        pixels = torch.from_numpy(test_pixels(image, self.resolution))
+        return normalize(pixels, self.mean, self.std)

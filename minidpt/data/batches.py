@@ -29,6 +29,7 @@ from ..files import (
     one_line,
     one_line_errors,
 )
+from ..progress import counted
 from .crops import random_view
 from .lists import Item
 
@@ -98,7 +99,7 @@ class ImageStore:
         self._wanted = set(paths)
         with naming_all_broken([*paths, *others], workers):
             with closing(in_order(self.get, paths, workers)) as images:
-                for _ in images:
+                for _ in counted(images, "training images read", len(paths)):
                     pass
 
 
@@ -140,7 +141,8 @@ def deep_pictures(paths: list[str], workers: int | None = None) -> dict[str, str
     """Path -> `kind_of` the pictures of more than 8 bits, found by their headers."""
     kinds = in_order(_or_none(kind_of), paths, workers)
     with closing(kinds):
-        return {path: kind for path, kind in zip(paths, kinds, strict=True) if kind}
+        pairs = counted(zip(paths, kinds, strict=True), "images looked at", len(paths))
+        return {path: kind for path, kind in pairs if kind}
 
 
 def white_of(
@@ -151,7 +153,8 @@ def white_of(
     wanted = [path for path, kind in deep.items() if kind not in (*white, "colour")]
     largest: dict[str, float] = {}
     with closing(in_order(_or_none(brightest), wanted, workers)) as values:
-        for path, value in zip(wanted, values, strict=True):
+        pairs = zip(wanted, values, strict=True)
+        for path, value in counted(pairs, "images of more than 8 bits read", len(wanted)):
             if value is not None:
                 largest[deep[path]] = max(value, largest.get(deep[path], value))
     return {**white_level(largest), **white}

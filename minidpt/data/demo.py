@@ -14,9 +14,9 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image, ImageChops, ImageDraw
 
@@ -368,17 +368,36 @@ def draw_demo(parent: str | os.PathLike) -> Path:
             return folder
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
-            for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-                for name in CLASSES:
-                    home = unfinished / part / name
-                    home.mkdir(parents=True)
-                    for number in range(count):
-                        scene = draw_scene(name, rng, STREET_STYLE)
-                        scene.save(home / f"{name}_{number:03}.png", compress_level=1)
+            for file in demo_files():
+                scene = draw_scene(file.parent.name, rng, STREET_STYLE)
+                (unfinished / file.parent).mkdir(parents=True, exist_ok=True)
+                scene.save(unfinished / file, compress_level=1)
             os.replace(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def demo_files() -> Iterator[PurePath]:
+    """The demo's files within its folder, part/class/file, in the order they are drawn in."""
+    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        for name in CLASSES:
+            for number in range(count):
+                yield PurePath(part, name, f"{name}_{number:03}.png")
+
+
+def main_things() -> dict[str, Image.Image]:
+    """Where the main thing of each test picture of the demo lies: "fish/fish_000.png" → its mask.
+
+    Masks are as large as the pictures, 255 where a pixel is the thing's, 0 where it is not, and
+    between at its edge. All pictures are drawn again for them, in a second or two.
+    """
+    rng, masks = random.Random(SEED), {}
+    for file in demo_files():
+        _, mask = draw_scene_and_mask(file.parent.name, rng, STREET_STYLE)
+        if file.parts[0] == "test":
+            masks["/".join(file.parts[1:])] = mask
+    return masks
 
 
 def is_demo(folder: str | os.PathLike) -> bool:
@@ -390,6 +409,16 @@ def draw_scene(
     thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
 ) -> Image.Image:
     """A picture (side × side, RGB) of one thing, with smaller others around it as in the style."""
+    return draw_scene_and_mask(thing, rng, style, side, others)[0]
+
+
+def draw_scene_and_mask(
+    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """The picture of `draw_scene`, and how much of each pixel is the thing's (L, 0–255).
+
+    What is drawn as an outline counts with all that it encloses.
+    """
     scale = 2  # drawn larger and reduced: smooth edges
     image = Image.new("RGB", (side * scale, side * scale), background_colour(rng, style))
     draw = ImageDraw.Draw(image)
@@ -402,9 +431,11 @@ def draw_scene(
     for name in others:
         small = size * rng.uniform(*style.other_size)
         draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
-    draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False)
-    image = image.resize((side, side), Image.Resampling.BOX)
-    return add_grain(image, rng, style.noise) if style.noise else image
+    mask = Image.new("L", image.size)
+    for polygon in draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False):
+        ImageDraw.Draw(mask).polygon(polygon, fill=255)  # the last one drawn: nothing covers it
+    image, mask = (drawn.resize((side, side), Image.Resampling.BOX) for drawn in (image, mask))
+    return add_grain(image, rng, style.noise) if style.noise else image, mask
 
 
 def draw_thing(
@@ -415,8 +446,11 @@ def draw_thing(
     size: float,
     pixels: int,
     at_edge: bool,
-) -> None:
-    """One thing: `size` by the picture's side, anywhere where it fits, or about an edge."""
+) -> list[list[Point]]:
+    """One thing: `size` by the picture's side, anywhere where it fits, or about an edge.
+
+    Returns its polygons as they lie in the picture.
+    """
     room = 1 - size
     x, y = rng.random() * room, rng.random() * room
     if at_edge:
@@ -434,13 +468,14 @@ def draw_thing(
         down = u * math.sin(angle) + v * math.cos(angle)
         return (x + (right + 0.5) * size) * pixels, (y + (down + 0.5) * size) * pixels
 
-    for which, polygon in THINGS[name](rng):
-        placed = [place(*point) for point in polygon]
+    parts = [(which, [place(*point) for point in part]) for which, part in THINGS[name](rng)]
+    for which, placed in parts:
         if outline:
             width = max(2, round(pixels * 0.018))
             draw.line([*placed, placed[0]], fill=colours[which], width=width)
         else:
             draw.polygon(placed, fill=colours[which])
+    return [placed for _, placed in parts]
 
 
 def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:

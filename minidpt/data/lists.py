@@ -59,7 +59,8 @@ class Dataset:
 
     `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.". `root` is
     the folder that all paths lie in, `source` one line that says what was recognised from which
-    files, `notes` lines that the user should see (classes with few pictures, for example).
+    files, `notes` lines that the user should see (classes with few pictures, for example). `drawn`:
+    (shots, seed) of the draw that train and val come from, if they do.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset:
     test: list[Item]
     source: str
     notes: tuple[str, ...] = ()
+    drawn: tuple[int, int] | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the class names and of each part's pictures: path below `root`, label.
@@ -138,8 +140,8 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
     The published draw, picture for picture (CoOp's protocol): one generator, classes in the order
     of their first picture, first train, then val. A class with fewer pictures gives all it has,
-    and a line in `notes` says so. Raises ValueError for less than one shot, and for a data set
-    that is only a test.
+    and a line in `notes` says so. What this very draw has left (a run's split file) stays as it is,
+    in its order. Raises ValueError for less than one shot, and for a data set that is only a test.
     """
     if shots < 1:
         raise ValueError(f"shots: expected at least 1, got {shots}")
@@ -148,16 +150,18 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
             f"{dataset.name}: expected training pictures for few shots, got only a test set: "
             f"train on another data set and test on this one"
         )
-    generator = random.Random(seed)
-    train = _draw(dataset.train, shots, generator)
-    val = _draw(dataset.val, min(shots, 4), generator)
+    train, val, generator = dataset.train, dataset.val, random.Random(seed)
+    if dataset.drawn != (shots, seed):
+        train = _draw(train, shots, generator)
+        val = _draw(val, min(shots, 4), generator)
     counts = Counter(item.label for item in train)
     notes = tuple(
         f"class '{name}' has {counts[label]} images, {shots} shots wanted: using {counts[label]}"
         for label, name in enumerate(dataset.classnames)
         if counts[label] < shots
     )
-    return replace(dataset, train=train, val=val, notes=dataset.notes + notes)
+    notes = dataset.notes + notes
+    return replace(dataset, train=train, val=val, notes=notes, drawn=(shots, seed))
 
 
 def _draw(items: list[Item], count: int, generator: random.Random) -> list[Item]:
@@ -209,7 +213,8 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Writes the three lists as JSON, in the split format that few-shot research uses.
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
-    "root", "template" and "classnames" beside them; one picture a line. Replaces the file at once.
+    "root", "template" and "classnames" beside them, and "drawn" (`Dataset`); one picture a line.
+    Replaces the file at once.
     Raises ValueError if it would lie in one of the data set's folders.
     """
     path, root = Path(path), dataset.root.resolve()
@@ -223,6 +228,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
         "root": str(root),
         "template": dataset.template,
         "classnames": dataset.classnames,
+        "drawn": dataset.drawn,
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
     for part in PARTS:
@@ -239,11 +245,11 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     """What a split file says, ours or a published one, types and labels checked.
 
     "train", "val", "test": lists, perhaps empty, of [path, label, class name]; "classnames" by
-    label; perhaps "name", "root", "template". Raises FileNotFoundError or ValueError.
+    label; perhaps "name", "root", "template", "drawn". Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
     kinds = dict.fromkeys(("name", "root", "template"), str | None)
-    kinds |= dict.fromkeys(("classnames", *PARTS), list | None)
+    kinds |= dict.fromkeys(("classnames", "drawn", *PARTS), list | None)
     most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = entries(read_json(path, where, most), where, **kinds)
     content |= {part: content.get(part) or [] for part in PARTS}
@@ -298,7 +304,8 @@ def read_split(
         )
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE
-    return make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
+    dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
+    return replace(dataset, drawn=tuple(content.get("drawn") or ()) or None)
 
 
 def told(missing: list[str]) -> str:

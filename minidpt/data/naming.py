@@ -3,6 +3,7 @@
 import csv
 import functools
 import os
+import pkgutil
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,7 +35,8 @@ def readable(folder_name: str) -> str:
 @functools.cache
 def imagenet_classnames() -> dict[str, str]:
     """WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""
-    return read_classnames(Path(__file__).with_name("imagenet_classnames.txt"))
+    lines = pkgutil.get_data(__package__, "imagenet_classnames.txt").decode().splitlines()
+    return dict(line.split(maxsplit=1) for line in lines)
 
 
 @one_line_errors

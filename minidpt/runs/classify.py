@@ -33,12 +33,14 @@ def classify(
     table: str | None = None,
     lines: str | None = None,
     stdout: TextIO | None = None,
+    explain: Callable[[str], object] | None = None,
 ) -> int:
     """Print the likeliest classes of each picture, and write them into new files.
 
     table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
         more; and when it ends early, with the images so far.
     lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
+    explain: called with the path of each picture that could be read.
 
     Returns 2 if a picture could not be read, after the others.
     """
@@ -53,15 +55,15 @@ def classify(
         outputs = [stack.enter_context(kind(path)) for path, kind in files.items()]
         progress = None
         if total and total > PREDICT_BATCH and not stdout.isatty():
-            progress = stack.enter_context(Progress(total))
+            progress = stack.enter_context(Progress("images", total))
         results = stack.enter_context(closing(model.predict_each(paths, top, workers)))
         try:
             for number, (path, result) in enumerate(results, start=1):
                 if isinstance(result, Exception):
                     status = 2
-                    if progress:
-                        progress.clear()
                     report(result)
+                elif explain:
+                    explain(path)
                 for output in outputs:
                     output(path, result)
                 count += not isinstance(result, Exception)
@@ -73,7 +75,7 @@ def classify(
                         raise
                     pipe = error
                 if progress and (number % PREDICT_BATCH == 0 or number == total):
-                    progress.show(number, f"{number:,}/{total:,} images")
+                    progress(number)
         except BaseException as error:
             if not outputs or not count:
                 raise

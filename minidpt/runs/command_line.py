@@ -1,4 +1,4 @@
-"""What the command lines share: options, devices and precisions, the progress line, errors."""
+"""What the command lines share: options, devices, the progress line, errors."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import io
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO
 
 import torch
 
-from ..clip.network import CLIP
+from ..clip.network import CLIP, MAX_RESOLUTION
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
+from ..progress import watched_by
+from .precision import PRECISIONS
 
+AFTER = 2.0  # seconds that a job takes before anything is shown of it
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
 BOUNDS = {
     "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
     "class_chunk": (0, 10**6), "workers": (0, 1000), "max_pixels": (1, 10**12), "top": (1, 10**6),
     "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
-    "text_lr": (0, math.inf), **OF_PROMPTS,
+    "text_lr": (0, math.inf), "image_size": (1, MAX_RESOLUTION), "head_width": (1, 10**4),
+    **OF_PROMPTS,
 }  # fmt: skip
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -60,17 +65,6 @@ def need_compiler(device: torch.device) -> None:
         )
 
 
-def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
-    """The precision the frozen CLIP is stored and computed in, and the reason for it."""
-    if name is not None:
-        return name, "as asked"
-    if device.type != "cuda":
-        return "fp32", "the processor's plain precision"
-    if torch.cuda.get_device_capability(device)[0] >= 8:
-        return "bf16", "this GPU computes in it, and its range is fp32's"
-    return "fp16", "this GPU does not compute in bf16"
-
-
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
     """CLIP on the device, stored in the precision."""
     if precision == "fp32":
@@ -94,33 +88,88 @@ def keep_freed_memory() -> None:
 
 
 class Progress:
-    """One line on a terminal, rewritten in place; elsewhere a line for each tenth."""
+    """How far a job is: one line on a terminal, rewritten in place; elsewhere one for each tenth.
 
-    def __init__(self, total: int, stream=None):
-        self.total, self.stream, self.tenths = total, stream or sys.stderr, 0
-        self.started, self.rewritten = time.monotonic(), self.stream.isatty()
+    what, total, unit: "epoch" of 100; without a total nothing is known of the time left.
+    after: seconds before anything is shown (None: `AFTER`); with some the line goes at the end.
+    done: what was done of it before.
 
-    def show(self, done: int, text: str) -> None:
-        """Report `done` of `total` and what is known; adds the time left."""
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - done)
-        if self.rewritten:
-            print(f"\r{text} · {clock(left)} left\x1b[K", end="", file=self.stream, flush=True)
-        elif done * 10 // self.total > self.tenths:
-            self.tenths = done * 10 // self.total
-            print(f"{text} · {clock(left)} left", file=self.stream, flush=True)
+    The line is cut to the terminal's width and holds neither colours nor other escape sequences.
+    """
 
-    def clear(self) -> None:
-        """Make room on the terminal for another line."""
-        if self.rewritten:
-            print("\r\x1b[K", end="", file=self.stream, flush=True)
+    shown: ClassVar[Progress | None] = None  # whose line the cursor stands in
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str = "",
+        after: float | None = None,
+        done: int = 0,
+        stream: TextIO | None = None,
+    ):
+        self.what, self.total, self.unit = what, total, unit
+        self.after = AFTER if after is None else after
+        self.first, self.stream, self.length = done, stream or sys.stderr, 0
+        self.tenths = done * 10 // total if total else 0
+        self.started, self.told = time.monotonic(), -math.inf
+        self.rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Progress:
         return self
 
+    def __call__(self, done: int, text: str = "") -> None:
+        """Tell that `done` is done, and what else is known."""
+        now = time.monotonic()
+        tenths = done * 10 // self.total if self.total else self.tenths
+        if now - self.started < self.after:
+            return
+        if self.rewritten:
+            if now - self.told > 0.1 or done == self.total or text:
+                self._rewrite(self._line(done, now - self.started, text))
+                self.told, Progress.shown = now, self
+        elif tenths > self.tenths:
+            self.tenths = tenths
+            say(self._line(done, now - self.started, text), stream=self.stream)
+
+    def _line(self, done: int, seconds: float, text: str) -> str:
+        scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
+        counts = [f"{count / scale:.0f}" for count in (done, self.total) if count is not None]
+        parts = [f"{self.what} {'/'.join(counts)}{unit}"]
+        if self.total:
+            left = seconds / max(done - self.first, 1) * max(self.total - done, 0)
+            parts.append(f"{clock(left)} left")
+        return " · ".join([*parts, text] if text else parts)
+
+    def _rewrite(self, line: str) -> None:
+        """Replace the line; the cursor stays out of the last column, where some terminals wrap."""
+        line = printable(line)[: max(columns(self.stream) - 1, 0)]
+        blank = " " * (self.length - len(line))
+        print(f"\r{line}{blank}", end="", file=self.stream, flush=True)
+        self.length = len(line)
+
+    @staticmethod
+    def leave() -> None:
+        """Make room for another line, if the cursor stands in one of these."""
+        if shown := Progress.shown:
+            Progress.shown = None
+            if shown.after:
+                shown._rewrite("")
+            print(end="\r" if shown.after else "\n", file=shown.stream, flush=True)
+            shown.length = 0
+
     def __exit__(self, *error: object) -> None:
         """Leave the line, also when interrupted."""
-        if self.rewritten:
-            print(file=self.stream)
+        if Progress.shown is self:
+            self.leave()
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the terminal that a stream writes to; 80 if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
 
 
 def clock(seconds: float) -> str:
@@ -147,26 +196,56 @@ class Timed:
             self.waited += time.monotonic() - started
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Short: one column of options, choices and defaults behind what an option is."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        if isinstance(action.default, list):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
-        return super()._get_help_string(action)
+        said, default = action.help, action.default
+        if action.choices:
+            said = f"{said}: {', '.join(action.choices)}"
+        if default in (None, False, argparse.SUPPRESS):
+            return said
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{said} (default: {default})"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        name = action.metavar or ("N" if action.type is int else default_metavar)
+        return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rpartition("_")[2].upper()
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `BOUNDS`, and whose errors are one line."""
+    """An argument parser that knows `BOUNDS`, and whose errors are one line.
 
-    def __init__(self, **settings: Any):
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+    text: a script's docstring; its first lines and examples are shown by --help.
+    given: the names of the options that the last command line had.
+    """
 
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+    def __init__(self, text: str):
+        about = "\n\n".join(text.split("\n\n")[:2])
+        super().__init__(
+            usage="%(prog)s [options]",
+            description=about,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.given: set[str] = set()
+
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
         """The options; exits as `error` if a number is out of bounds."""
-        args = super().parse_args(*arguments)
+        defaults = {one.dest: one.default for one in self._actions if one.dest != "help"}
+        absent = object()
+        args = super().parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, absent)))
+        self.given = {name for name, value in vars(args).items() if value is not absent}
+        for name in defaults.keys() - self.given:
+            setattr(args, name, defaults[name])
         for name, (least, most) in BOUNDS.items():
             given = getattr(args, name, None)
             for value in given if isinstance(given, list) else [given]:
@@ -174,6 +253,19 @@ class Parser(argparse.ArgumentParser):
                     bound = f"least {least}" if value < least else f"most {most:,}"
                     self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
         return args
+
+    def command_line(self, settings: Mapping[str, Any]) -> list[str]:
+        """The arguments that say these settings; what has the name of no option is left out."""
+        said = []
+        for action in self._actions:
+            flag, value = action.option_strings[-1], settings.get(action.dest)
+            if isinstance(value, list):
+                said += [flag, *map(str, value)]
+            elif action.nargs == 0:
+                said += [flag] * (value is True)
+            elif value is not None:
+                said.append(f"{flag}={value}")
+        return said
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -200,8 +292,57 @@ def finite(text: str) -> float:
 
 def say(*lines: object, stream=None) -> None:
     """Print lines, now: names of files and classes in them may hold anything, even newlines."""
+    Progress.leave()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, and if known the command that goes on with what was begun."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.status, self.go_on = 128 + number, ""
+
+
+class AfterTheStep:
+    """In the block Ctrl-C and SIGTERM wait for `check` or its end; the second one does not wait."""
+
+    def __enter__(self) -> AfterTheStep:
+        self.caught: int | None = None
+        self._before = catch_signals(self._catch)
+        return self
+
+    def _catch(self, number: int, frame: object) -> None:
+        if self.caught is not None:
+            raise Interrupted(number)
+        self.caught = number
+
+    def check(self) -> None:
+        """Raises Interrupted if there was a signal."""
+        if self.caught is not None:
+            raise Interrupted(self.caught)
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.check()
+
+
+def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have Ctrl-C and SIGTERM call this, where they are not ignored; what they called before."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # such as behind nohup
+                before[number] = signal.signal(number, handler)
+    return before
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """A handler of signals."""
+    raise Interrupted(number)
 
 
 def is_expected(error: Exception) -> bool:
@@ -231,19 +372,21 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
+    catch_signals(interrupt)
     try:
         if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):
             raise ValueError(
                 f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: several are not "
                 "supported yet: start it with python alone, or unset WORLD_SIZE"
             )
-        status = main()
+        with watched_by(Progress):
+            status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
-    except KeyboardInterrupt:
-        status = 130
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
+        report("interrupted" + (go_on and f"; to go on: {go_on}"))
     except Exception as error:
         if not is_expected(error):
             raise

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from ..clip.network import CLIP
 from ..clip.pictures import White
-from ..clip.transforms import normalize
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
 from ..files import replacing
+from ..progress import job
 from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
@@ -181,19 +181,20 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def pixels(self) -> Iterator[Batch]:
-        """Batches of uint8 images and labels."""
-        if self._kept:
-            yield from self._kept
-            return
-        batches, resolution = [], self.clip.visual.resolution
-        for batch in test_batches(
+    def pixels(self, what: str = "test images") -> Iterator[Batch]:
+        """Batches of uint8 images and labels; `what` is done with them, for who watches."""
+        resolution, done, kept = self.clip.visual.resolution, 0, []
+        batches = self._kept or test_batches(
             self.items, resolution, self.batch_size, self.workers, white=self.white
-        ):
-            if self.keep:
-                batches.append(batch)
-            yield batch
-        self._kept = batches
+        )
+        with job(what, len(self)) as tell:
+            for batch in batches:
+                if self.keep:
+                    kept.append(batch)
+                yield batch
+                done += len(batch.labels)
+                tell(done)
+        self._kept = kept
 
     @torch.no_grad()
     def features(self) -> Tensor:
@@ -208,8 +209,9 @@ class TestSet:
             shape = len(self.items), self.clip.visual.proj.shape[1]
             if features is None or features.shape != shape:
                 with naming_all_broken([item.path for item in self.items], self.workers):
-                    parts = [self.clip.encode_image(normalize(images.to(device))).float()
-                             for images, _ in self.pixels()]  # fmt: skip
+                    batches = self.pixels("test images through zero-shot CLIP")
+                    parts = [self.clip.encode_image(self.clip.normalize(images.to(device))).float()
+                             for images, _ in batches]  # fmt: skip
                 features = F.normalize(torch.cat(parts), dim=-1)
                 if self.cache:
                     self.cache.write(file, features)
@@ -221,26 +223,37 @@ class TestSet:
         frozen = self.features().split(self.batch_size)
         if images:
             for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
-                yield TestBatch(normalize(pixels.to(features.device)), features)
+                yield TestBatch(self.clip.normalize(pixels.to(features.device)), features)
         else:
             for features in frozen:
                 yield TestBatch(None, features)
 
 
+class Predicted(NamedTuple):
+    """Of each test picture the likeliest class (N,) and its probability (N,), on the CPU."""
+
+    labels: Tensor
+    probabilities: Tensor
+
+
 @torch.no_grad()
-def predicted_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
-    """The likeliest class (N,) of each test picture, on the CPU."""
+def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
+    """What a model takes the test pictures for."""
     batches = test.batches(images=model.config.learns_image)
-    logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    return _likeliest(model(images, frozen, branches=False).logits for images, frozen in batches)
 
 
 @torch.no_grad()
-def zero_shot_labels(model: PromptedCLIP, test: TestSet) -> Tensor:
-    """The same by the frozen CLIP with the model's template."""
+def zero_shot(model: PromptedCLIP, test: TestSet) -> Predicted:
+    """What the frozen CLIP with the model's template takes them for."""
     batches = test.batches(images=False)
-    logits = (model.scaled_cosines(frozen, model.template_features) for _, frozen in batches)
-    return torch.cat([own.argmax(dim=-1) for own in logits]).cpu()
+    features = model.template_features
+    return _likeliest(model.scaled_cosines(frozen, features) for _, frozen in batches)
+
+
+def _likeliest(logits: Iterable[Tensor]) -> Predicted:
+    best = [(own.argmax(dim=-1), own.softmax(dim=-1).amax(dim=-1)) for own in logits]
+    return Predicted(*(torch.cat(parts).cpu() for parts in zip(*best, strict=True)))
 
 
 def percent_correct(predicted: Tensor, labels: Tensor) -> float:
@@ -250,9 +263,9 @@ def percent_correct(predicted: Tensor, labels: Tensor) -> float:
 
 def accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of a model, in percent."""
-    return percent_correct(predicted_labels(model, test), test.labels)
+    return percent_correct(predicted(model, test).labels, test.labels)
 
 
 def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:
     """Top-1 accuracy of the frozen CLIP with the model's template, in percent."""
-    return percent_correct(zero_shot_labels(model, test), test.labels)
+    return percent_correct(zero_shot(model, test).labels, test.labels)

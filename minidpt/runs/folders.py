@@ -21,21 +21,24 @@ from ..data.lists import Dataset
 from ..files import (
     entries,
     locked,
-    naming,
     one_line_errors,
     read_json,
     replacing,
 )
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-SPLIT, MODEL, TRANSFER = "split.json", "model.pt", "transfer.json"
+SPLIT, MODEL, STATE, TRANSFER = "split.json", "model.pt", "state.pt", "transfer.json"
 SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
-RUN_FILES = (SUMMARY, METRICS, MODEL, SPLIT, TRANSFER, TRANSFER_LOCK, CONFIG)
-SWEEP_FILES = (SWEEP, "table.md", "table.csv")
+PREDICTIONS, WORDS, REPORT = "predictions.csv", "words.json", "report.html"
+RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, PREDICTIONS, WORDS, REPORT, TRANSFER,
+             TRANSFER_LOCK, CONFIG)  # fmt: skip
+SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
 NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile", "max_pixels",
-                "white")  # fmt: skip
+                "white", "prompts")  # fmt: skip
+# Where CLIP and the pictures are, and what follows from it: fingerprints tell if they are the same.
+MAY_MOVE = ("data", "model", "name")
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
@@ -44,9 +47,12 @@ BUSY = "output folder {}: another process writes to it: wait for its end, or pas
 class Run:
     """A run's folder.
 
-    config.json: all settings, and fingerprints of CLIP and of the data; metrics.jsonl: a line for
-    each epoch; split.json: the pictures used; model.pt: the learned prompts, after each epoch;
-    summary.json: the result, written last; transfer.json: results of eval.py on other data.
+    config.json: all settings, and fingerprints of CLIP and of the data; split.json: the pictures
+    used; state.pt: what going on needs (`state.TrainingState`), after each epoch, and from it
+    model.pt: the learned prompts, metrics.jsonl: a line for each epoch; predictions.csv: what each
+    test picture is taken for; words.json: the nearest words of the learned context; summary.json:
+    the result, written last, when state.pt goes; report.html: all of it to look at; transfer.json:
+    results of eval.py on other data.
     """
 
     notes: tuple[str, ...] = ()
@@ -109,7 +115,7 @@ class Run:
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
         there = self.read_json(CONFIG)
         for name, value in settings.items():
-            if name in NOT_COMPARED or there.get(name) == value:
+            if name in NOT_COMPARED + MAY_MOVE or there.get(name) == value:
                 continue
             wanted, got, fix = f"{name} {value}", f"{there.get(name)}", ""
             if type(there.get(name)) in (str, int, float) and name not in FINGERPRINTS:  # no bool
@@ -121,7 +127,10 @@ class Run:
                 f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
                 f"{fix}pass another --out, or remove it"
             )
-        return self.path(SUMMARY).is_file() and bool(self.read_json(SUMMARY, tests=dict))
+        if not self.path(SUMMARY).is_file():
+            return False
+        self.path(STATE).unlink(missing_ok=True)  # of a process that was killed just then
+        return bool(self.read_json(SUMMARY, tests=dict))
 
     def path(self, name: str) -> Path:
         """The file of that name in the folder."""
@@ -129,8 +138,12 @@ class Run:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole: no half of it is ever there."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a text file whole."""
         with replacing(self.path(name)) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(content, encoding="utf-8")
 
     @one_line_errors
     def read_json(self, name: str, **needed: Any) -> dict[str, Any]:
@@ -141,23 +154,12 @@ class Run:
         where = str(self.path(name))
         return entries(read_json(where, where), where, **needed)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, or nothing if there is no room for all of it."""
-        path = self.path(METRICS)
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with naming(path), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError:
-            os.truncate(path, size)
-            raise
-
 
 class Sweep:
     """A folder of runs that can be stopped and continued.
 
-    sweep.json: what was asked for last; table.md, table.csv: all results; features/: what the
-    frozen CLIP makes of the test pictures.
+    sweep.json: what was asked for last; table.md, table.csv, report.html: all results; features/:
+    what the frozen CLIP makes of the test pictures.
     """
 
     notes: tuple[str, ...] = ()
@@ -212,7 +214,10 @@ class FolderTaken(FileExistsError):
 
 @contextmanager
 def claimed(
-    folder: Path, data: Iterable[Path], may_hold: Callable[[set[str]], bool]
+    folder: Path,
+    data: Iterable[Path],
+    may_hold: Callable[[set[str]], bool],
+    option: str = "--out",
 ) -> Iterator[tuple[str, ...]]:
     """Makes a folder, which is this process's alone during the block: by a lock on a file in it.
 
@@ -236,10 +241,10 @@ def claimed(
             )
             raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
-                f"goes on with, got one with {got}: pass another --out or remove it"
+                f"goes on with, got one with {got}: pass another {option} or remove it"
             )
 
-    check_outside(folder, data)
+    check_outside(folder, data, option=option)
     check()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

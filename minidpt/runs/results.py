@@ -2,7 +2,7 @@
 
 read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
 summarise:    Results that differ in nothing but their seed -> Row
-markdown, write_csv: the tables
+tables, markdown, write_csv: the tables
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ PUBLISHED = {
 }
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
+# Options that runs of earlier versions did not have: as if they had not been given.
+LATER = {"image_size": None, "head_width": None}
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -109,6 +111,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
         one = Run(path.parent)
         run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
         transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
+        config = LATER | config
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
         for name, test in {**transfer, **run["tests"]}.items():
@@ -202,9 +205,40 @@ def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, float]]:
     return pairs
 
 
+class Table(NamedTuple):
+    """Cells as text, under heads."""
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables to read: for each CLIP and data set methods by shots, then what goes beyond."""
-    parts, averages = [], []
+    """Tables to read, and what they hold."""
+    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), over(rows)])) + "\n"
+
+
+def over(rows: Sequence[Row]) -> str:
+    """What the cells of tables are: over how many seeds; "" if nothing was learned."""
+    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
+    if not seeds:
+        return ""
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"Accuracy in percent, mean ± standard deviation over seeds ({count})."
+
+
+def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
+    kinds: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[1:4]):
+        if row.trained == row.tested:
+            kinds.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
+    return _averages(rows) | kinds
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """For each CLIP and data set methods by shots, then what goes beyond."""
+    parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
     for model in sorted({row.model for row in rows}):
         own = [row for row in rows if row.model == model]
         pairs = base_to_new(own)
@@ -213,24 +247,16 @@ def markdown(rows: Sequence[Row]) -> str:
         for name in sorted({row.tested for row in same}):
             title = f"{name}, CLIP {model}"
             parts.append(_by_shots(title, [row for row in same if row.tested == name]))
-        whole = [row for row in same if row.tested == row.dataset]
-        names = sorted({row.dataset for row in whole})
-        if averaged := _averages(whole, names):
-            averages.append(_by_shots(f"Mean of {len(names)} data sets, CLIP {model}", averaged))
         if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
         if other := [row for row in own if row not in same and row not in halves]:
             parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         parts.append(_published())
-    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
-    if seeds:
-        count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        parts.append(f"Accuracy in percent, mean ± standard deviation over seeds ({count}).")
-    return "\n\n".join(averages + parts) + "\n"
+    return parts
 
 
-def _by_shots(title: str, rows: Sequence[Row]) -> str:
+def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     """Methods down, shots across; zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
     cells = {(row.label, row.shots): _cell(row) for row in rows}
@@ -245,28 +271,30 @@ def _by_shots(title: str, rows: Sequence[Row]) -> str:
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{count} shot{'s' * (count != 1)}" if count else "accuracy" for count in shots]
-    return _table(title, ["method", *heads], lines)
+    return Table(title, ["method", *heads], lines)
 
 
-def _averages(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The mean over data sets where several were run, for what was run on all of them.
+def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """For each CLIP the means over data sets where several were run, for what was run on all.
 
-    It is taken for each seed that was run on all of them; the deviation is that of these means.
+    They are taken for each seed that was run on all of them; the deviation is that of these means.
     """
-    if len(names) < 2:
-        return []
-    averaged = []
-    for kind in dict.fromkeys((row.method, row.shots, row.variant) for row in rows):
-        own = [row for row in rows if (row.method, row.shots, row.variant) == kind]
+    averages: dict[str, list[Row]] = {}
+    whole = [row for row in rows if row.trained == row.tested == row.dataset]
+    for kind in dict.fromkeys((row.model, row.method, row.shots, row.variant) for row in whole):
+        names = {row.dataset for row in whole if row.model == kind[0]}
+        own = [row for row in whole if (*row[3:6], row.variant) == kind]
         seeds = [seed for seed in own[0].accuracies if all(seed in row.accuracies for row in own)]
-        if len(own) == len(names) and seeds:
+        if len(own) == len(names) > 1 and seeds:
             zero_shot = fmean(row.zero_shot_accuracy for row in own)
             means = {seed: fmean(row.accuracies[seed] for row in own) for seed in seeds}
-            averaged.append(own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means))
-    return averaged
+            averaged = own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means)
+            title = f"Mean of {len(names)} data sets, CLIP {kind[0]}"
+            averages.setdefault(title, []).append(averaged)
+    return dict(sorted(averages.items()))
 
 
-def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> str:
+def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
     lines, seen = [], set()
     for base, new, mean in pairs:
         if base.dataset not in seen:
@@ -278,27 +306,27 @@ def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> s
             cells = _cell(base), _cell(new), f"{mean:.1f}"
             lines.append([base.dataset, base.label, f"{base.shots}", *cells])
     heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-    return _table(title, heads, lines)
+    return Table(title, heads, lines)
 
 
-def _transfer_table(title: str, rows: Sequence[Row]) -> str:
+def _transfer_table(title: str, rows: Sequence[Row]) -> Table:
     lines = [
         [row.trained, row.tested, row.label, f"{row.shots}", f"{row.zero_shot_accuracy:.1f}",
          _cell(row)]
         for row in rows
     ]  # fmt: skip
-    return _table(
+    return Table(
         title, ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"], lines
     )
 
 
-def _published() -> str:
+def _published() -> Table:
     lines = [[name, f"{one:.1f}", f"{sixteen:.1f}"] for name, (one, sixteen) in PUBLISHED.items()]
     title = (
         "Published means over the 11 data sets, ViT-B/32 "
         "(read off a plot in CLIP-LoRA's repository, ±0.2)"
     )
-    return _table(title, ["method", "1 shot", "16 shots"], lines)
+    return Table(title, ["method", "1 shot", "16 shots"], lines)
 
 
 def _cell(row: Row) -> str:
@@ -307,16 +335,16 @@ def _cell(row: Row) -> str:
     )
 
 
-def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+def _markdown(table: Table) -> str:
+    """A table whose columns also line up as plain text."""
+    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     rows = [
         "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (heads, rule, *lines)
+        for row in (table.heads, rule, *lines)
     ]
-    return f"**{one_line(title)}**\n\n" + "\n".join(rows)
+    return f"**{one_line(table.title)}**\n\n" + "\n".join(rows)
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:

@@ -1,13 +1,15 @@
 """Readers of checkpoints end in a value or in one line, whatever bytes are in a file.
 
 Sound files of each kind are damaged at random: bytes, ends, instructions of the pickle, numbers in
-the zip's directory, and what the entries of a model file are. `run` does it as often as is asked
+the zip's directory, headers of safetensors, configurations in folders of open_clip and Hugging
+Face, and what the entries of a model file are. `run` does it as often as is asked
 for: PYTHONPATH=tests python tests/checkpoints/test_fuzz_checkpoints.py 30000 [SEED]
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from foreign_checkpoints import hugging_face_state, safetensors_bytes
 from tiny_models import Sizes, clip_state
 
 import minidpt
@@ -62,6 +65,7 @@ def sound_files(folder: Path, clip: minidpt.CLIP) -> dict[str, bytes]:
     program += b"ctorch.jit._pickle\nbuild_intlist\n](K\x01K\x02e\x85Rub."
     archive = {"a/data.pkl": program, "a/data/0": bytes(24), "a/byteorder": b"little"}
     (folder / "torchscript").write_bytes(zipped(archive))
+    (folder / "safetensors").write_bytes(safetensors_bytes(hugging_face_state(state)))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -151,6 +155,8 @@ def rewritten(program: bytes, draw: random.Random) -> bytes:
 
 def with_another_pickle(content: bytes, draw: random.Random) -> bytes:
     """The same file, its pickle rewritten; a member may be left out, too, or come twice."""
+    if content[8:9] == b"{":
+        return with_another_header(content, draw)
     if not content.startswith(b"PK"):
         start = content.index(b"X\x0a\x00\x00\x00state_dict") - 3  # of the fourth pickle
         return (
@@ -179,7 +185,22 @@ def odd_value(draw: random.Random) -> object:
 
 def with_another_entry(content: bytes, draw: random.Random) -> bytes:
     """The same dict with entries replaced, left out or added, at any depth."""
-    root = torch.load(io.BytesIO(content), weights_only=False)
+    root = changed(torch.load(io.BytesIO(content), weights_only=False), draw)
+    stream = io.BytesIO()
+    torch.save(root, stream)
+    return stream.getvalue()
+
+
+def with_another_header(content: bytes, draw: random.Random) -> bytes:
+    """A safetensors file with such a header, or a JSON file so changed."""
+    length = 0 if content.startswith(b"{") else 8 + int.from_bytes(content[:8], "little")
+    text = content[8:length] if length else content
+    root = changed(json.loads(text), draw)
+    text = json.dumps(root, default=repr, skipkeys=True).encode()
+    return len(text).to_bytes(8, "little") + text + content[length:] if length else text
+
+
+def changed(root: dict, draw: random.Random) -> dict:
     for _ in range(draw.randint(1, 2)):
         bag = root
         while (
@@ -193,9 +214,7 @@ def with_another_entry(content: bytes, draw: random.Random) -> bytes:
             bag[name] = odd_value(draw)
         if not bag:
             break
-    stream = io.BytesIO()
-    torch.save(root, stream)
-    return stream.getvalue()
+    return root
 
 
 # ---- reading
@@ -255,6 +274,55 @@ def run(count: int, seed: int = 0, stop_at: float = float("inf")) -> list[str]:
     return failures
 
 
+VISION = {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1, "patch_size": 7,
+          "image_size": 21, "hidden_act": "gelu", "layer_norm_eps": 1e-5}  # fmt: skip
+SIDE = {"width": 64, "layers": 1, "heads": 1, "pool_type": "argmax", "ls_init_value": None}
+CONFIGS = {  # of the folders that are damaged, beside the weights that each goes with
+    "config.json": {"model_type": "clip", "vision_config": VISION,
+                    "text_config": {**VISION, "eos_token_id": 2}},
+    "preprocessor_config.json": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4],
+                                 "resample": 3},
+    "open_clip_config.json": {
+        "model_cfg": {"embed_dim": 7, "quick_gelu": True, "text_cfg": SIDE,
+                      "vision_cfg": {**SIDE, "head_width": 64, "pool_type": "tok"}},
+        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}},
+}  # fmt: skip
+
+
+def run_folders(count: int, seed: int = 0, stop_at: float = float("inf")) -> list[str]:
+    """The same of folders, whose configuration or index is damaged."""
+    failures, started = [], time.monotonic()
+    state = {name: value.half() for name, value in clip_state(SIZES).items()}
+    state["token_embedding.weight"] = torch.ones(3, 64).half()
+    theirs = hugging_face_state(state)
+    index = {"weight_map": dict.fromkeys(theirs, "a.safetensors")}
+    with tempfile.TemporaryDirectory() as made:
+        folders = [Path(made) / name for name in ("open_clip", "hugging_face", "shards")]
+        files = (("open_clip_model.safetensors", state), ("model.safetensors", theirs),
+                 ("a.safetensors", theirs))  # fmt: skip
+        for folder, (name, tensors) in zip(folders, files, strict=True):
+            folder.mkdir()
+            (folder / name).write_bytes(safetensors_bytes(tensors))
+            for name, config in CONFIGS.items():
+                (folder / name).write_text(json.dumps(config))
+        (folders[2] / "model.safetensors.index.json").write_text(json.dumps(index))
+        for folder in folders:
+            minidpt.load(folder)  # sound
+        for number in range(count):
+            if time.monotonic() - started > stop_at:
+                break
+            draw = random.Random(f"{seed} {number}")
+            file = draw.choice([path for folder in folders for path in folder.glob("*.json")])
+            sound = file.read_bytes()
+            damage = draw.choice((flipped, cut, with_another_header, with_another_header))
+            file.write_bytes(damage(sound, draw))
+            problem = problem_with(lambda: minidpt.load(file.parent))  # noqa: B023
+            if problem:
+                failures.append(f"{file.parent.name} {number}, {file.name}: {problem}")
+            file.write_bytes(sound)
+    return failures
+
+
 def in_a_child(count: int, seed: int = 0) -> list[str]:
     """`run` in a process of its own with a limit of memory, which may die."""
     read, write = os.pipe()
@@ -265,7 +333,7 @@ def in_a_child(count: int, seed: int = 0) -> list[str]:
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        failures = run(count, seed)
+        failures = run(count, seed) + run_folders(count // 3, seed)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
         failures += [f"took {grown:.0f} MB"] if grown > MEGABYTES else []
         with open(write, "w") as stream:
@@ -277,6 +345,10 @@ def in_a_child(count: int, seed: int = 0) -> list[str]:
     _, status = os.waitpid(pid, 0)
     print(f"inputs {count}, seed {seed}: {len(failures)} failures, {grown}, status {status}")
     return failures + ([f"died with status {status}"] if status else [])
+
+
+def test_damaged_configurations_end_in_a_value_or_in_one_line():
+    assert run_folders(100, stop_at=5) == []
 
 
 def test_damaged_files_end_in_a_value_or_in_one_line():

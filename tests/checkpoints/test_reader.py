@@ -196,26 +196,12 @@ def test_a_modules_state_dict_with_parameters_and_metadata_gives_only_tensors(tm
     assert not any(value.requires_grad for value in got.values())
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tensors: {"epoch": 3, "state_dict": tensors},
-        lambda tensors: {"model": tensors, "optimizer": {"x": torch.ones(1)}},
-        lambda tensors: {f"module.{name}": value for name, value in tensors.items()},
-        lambda tensors: {"state_dict": {f"module.{k}": v for k, v in tensors.items()}},
-        lambda tensors: tensors | {"epoch": 3, "names": ["a"], 7: torch.ones(1)},
-    ],
-    ids=["state_dict", "model", "module", "both", "beside-other-things"],
-)
-def test_a_state_dict_is_found_inside_a_checkpoint(tmp_path, wrap):
-    torch.save(wrap(small_state()), tmp_path / "a.pt")
-    assert_same(read_state_dict(tmp_path / "a.pt"), small_state())
-
-
-def test_module_is_removed_only_if_it_begins_every_name(tmp_path):
-    tensors = {"module.a": torch.ones(1), "b": torch.ones(2)}
-    torch.save(tensors, tmp_path / "a.pt")
-    assert_same(read_state_dict(tmp_path / "a.pt"), tensors)
+def test_names_are_joined_with_dots_and_what_is_no_tensor_is_left_out(tmp_path):
+    content = {"epoch": 3, "net": {"module.a": torch.ones(1), "names": ["b"], 7: torch.ones(1)}}
+    torch.save(content | {"b": torch.ones(2), "args": {"lr": 0.1}}, tmp_path / "a.pt")
+    assert_same(
+        read_state_dict(tmp_path / "a.pt"), {"net.module.a": torch.ones(1), "b": torch.ones(2)}
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -239,7 +225,7 @@ def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_
     assert got["optimizer"]["state"][0]["momentum_buffer"].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert type(got["scheduler"]["successor"]) is Bag and type(got["val_result"]) is Bag
     assert got["scheduler"]["successor"]["T_max"] == 5
-    assert_same(read_state_dict(path), {"ctx": ctx.detach()})
+    assert_same(read_state_dict(path), {"state_dict.ctx": ctx.detach()})
 
 
 def test_what_a_prompt_file_holds_comes_back_as_it_was(tmp_path):
@@ -581,7 +567,7 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"\r\n  <html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
-        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file"),
+        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file that is cut short"),
         (pickle.dumps({"a": 1}), "begins with .*: save a state dict with torch.save"),
         (b"PK", "cut short"),
     ],

@@ -82,7 +82,7 @@ def test_without_prompts_the_class_token_is_the_first_one_of_all():
 @pytest.mark.parametrize("quick", [True, False])
 def test_an_mlp_is_two_products_and_the_gelu_in_value_and_gradient(quick):
     torch.manual_seed(0)
-    mlp = MLP(64, not quick)
+    mlp = MLP(64, 256, not quick)
     weights = {name: value.detach().double() for name, value in mlp.named_parameters()}
     x = random_tokens(3, 5, 64).mul_(4).requires_grad_()
     exact = x.detach().double().requires_grad_()
@@ -249,22 +249,90 @@ def test_a_width_that_is_no_multiple_of_a_head_is_refused():
 
 
 @pytest.mark.parametrize("width", [1024, 1280, 1408, 1664])
-def test_a_vision_side_wider_than_vit_l_is_refused_as_its_heads_are_not_64_wide(width):
-    """ViT-H/14, g/14 and bigG/14 have heads of 80, 88, 104."""
+def test_a_vision_side_wider_than_vit_l_needs_the_width_of_its_heads(width):
+    """ViT-H/14, g/14 and bigG/14 have heads of 80, 88, 104; no shape tells which."""
     conv1 = torch.zeros(1).expand(width, 3, 7, 7)
     tensors = clip_state(WIDE) | {"visual.conv1.weight": conv1}
     if width == 1024:
-        assert infer_sizes(tensors)["vision_width"] == 1024
+        assert infer_sizes(tensors)["vision"].heads == 16
     else:
-        with pytest.raises(ValueError, match=f"width {width}: .* at most 1024; .*heads that are n"):
+        with pytest.raises(ValueError, match=f"width {width}: expected head_width .*80 in ViT-H"):
             minidpt.build_clip(tensors)
+        assert infer_sizes(tensors, head_width=width // 16)["vision"].heads == 16
 
 
 def test_a_text_side_of_any_width_has_heads_of_64():
     """As that of ViT-bigG, 1280."""
     wide = torch.zeros(1).expand(49408, 1280)
-    assert infer_sizes(clip_state(WIDE) | {"token_embedding.weight": wide})["text_width"] == 1280
-    assert ResidualAttentionBlock(1280, exact_gelu=False).attn.heads == 20
+    sizes = infer_sizes(clip_state(WIDE) | {"token_embedding.weight": wide})["text"]
+    assert (sizes.width, sizes.heads) == (1280, 20)
+
+
+@pytest.mark.parametrize("width", [0, -64, 48, 256])
+def test_heads_that_do_not_fill_the_width_are_refused(width):
+    with pytest.raises(ValueError, match=f"vision width 128: expected a multiple of the {width} "):
+        minidpt.build_clip(clip_state(WIDE), head_width=width)
+    with pytest.raises(ValueError, match=f"text width 64: expected a multiple of the {width} of"):
+        minidpt.build_clip(clip_state(WIDE), text_head_width=width)
+
+
+def test_heads_of_other_widths_and_any_inner_width_compute_as_the_naive_encoders(monkeypatch):
+    """As ViT-bigG/14 has: 104 wide, and MLPs that are no four times as wide as the layer."""
+    state = dict(clip_state(WIDE))
+    for name in [name for name in state if name.startswith("visual") and ".mlp.c_" in name]:
+        axis = 0 if ".c_fc." in name else 1
+        if not name.endswith("c_proj.bias"):
+            state[name] = state[name].narrow(axis, 0, 317)
+    images, tokens = random_images(WIDE, 2), minidpt.tokenize(TEXTS)
+    clip = minidpt.build_clip(state, head_width=32, text_head_width=16)
+    assert clip.visual.transformer.resblocks[0].mlp.c_fc.out_features == 317
+    monkeypatch.setattr(reference, "HEAD_WIDTH", 32)
+    assert_close(clip.encode_image(images), reference.encode_image(double(state), images.double()))
+    monkeypatch.setattr(reference, "HEAD_WIDTH", 16)
+    assert_close(clip.encode_text(tokens), reference.encode_text(double(state), tokens))
+    assert clip.fingerprint() != minidpt.build_clip(state).fingerprint()
+
+
+# The size of images
+
+
+def test_positional_embeddings_are_interpolated_for_images_of_another_size():
+    """A plane stays one: values linear in row and column, beside an untouched class token."""
+    row, column = torch.arange(49.0) // 7, torch.arange(49.0) % 7
+    stored = torch.cat([torch.full((1,), 99.0), row + 10 * column])
+    state = clip_state(WIDE) | {"visual.positional_embedding": stored.repeat(128, 1).t()}
+    clip = minidpt.build_clip(state).interpolate(15 * 7)
+    assert (clip.visual.resolution, clip.image_size) == (105, 105)
+    got = clip.visual.positional_embedding
+    assert got[0].eq(99).all() and not got.requires_grad
+    inner = slice(5, 10)  # near the border the filter leaves the stored grid
+    middle = ((torch.arange(15) + 0.5) * 7 / 15 - 0.5)[inner]  # of new patches among the old
+    grid = got[1:].unflatten(0, (15, 15))[inner, inner, 5]
+    assert (grid - (middle[:, None] + 10 * middle)).abs().max() < 1e-4
+    assert clip.encode_image(torch.randn(2, 3, 105, 105)).shape == (2, 37)
+    assert clip.fingerprint() == minidpt.build_clip(state).fingerprint()
+
+
+def test_the_stored_size_changes_nothing_and_another_must_be_of_whole_patches():
+    clip = build()
+    before = clip.visual.positional_embedding
+    assert clip.interpolate(21).visual.positional_embedding is before and clip.image_size is None
+    for size in (0, -7, 22, 7 * 2000):
+        with pytest.raises(ValueError, match=rf"expected a multiple of 7 .*up to 4096, got {size}"):
+            clip.interpolate(size)
+    clip.interpolate(14)
+    with pytest.raises(ValueError, match="expected a CLIP as stored"):
+        clip.interpolate(21)
+
+
+def test_a_clip_has_its_own_colours_and_they_are_in_its_fingerprint():
+    clip, pixels = build(), torch.arange(27, dtype=torch.uint8).view(1, 3, 3, 3) * 9
+    usual = clip.normalize(pixels)
+    clip.mean, clip.std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+    shift, scale = torch.tensor([clip.mean, clip.std]).view(2, 1, 3, 1, 1)
+    assert torch.equal(clip.normalize(pixels), (pixels / torch.tensor(255.0) - shift) / scale)
+    assert not torch.equal(clip.normalize(pixels), usual)
+    assert clip.fingerprint() != build().fingerprint()
 
 
 # Precision
@@ -339,3 +407,19 @@ def test_a_fingerprint_changes_with_any_value(name):
 def test_a_fingerprint_changes_with_the_activation():
     # Prompts learned with one activation are wrong with the other, and no tensor tells them apart.
     assert build().fingerprint() != build(exact_gelu=True).fingerprint()
+
+
+@pytest.mark.parametrize("exact_gelu", [False, True])
+def test_the_mlp_in_bf16_rounds_a_large_residual_once(exact_gelu):
+    """Numbers of 64 to 128 are 1/2 apart: rounded once they are 1/8 off on average, twice 1/6."""
+    generator = torch.Generator().manual_seed(0)
+    mlp = MLP(64, exact_gelu).requires_grad_(False)
+    for parameter in mlp.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    mlp.c_proj.bias.copy_(torch.randn(64, generator=generator))
+    mlp.bfloat16()
+    x = torch.randn(99, 64, generator=generator).bfloat16()
+    residual = (80 + 32 * torch.rand(99, 64, generator=generator)).bfloat16()
+    rounded = mlp(x, residual)
+    expected = mlp.double()(x.double(), residual.double())
+    assert (rounded.double() - expected).abs().mean() < 0.14

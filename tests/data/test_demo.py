@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -63,6 +64,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
 
     def record(draw, name, rng, style, size, pixels, at_edge):
         drawn.append((name, size))
+        return []
 
     monkeypatch.setattr(demo, "draw_thing", record)
     counts = Counter()
@@ -120,6 +122,34 @@ def test_the_demo_is_drawn_once_and_the_same_everywhere(few, tmp_path):
     assert {name: pixels for name, (_, pixels) in other.items()} == {
         name: pixels for name, (_, pixels) in before.items()
     }
+
+
+def alone(style):
+    """Nothing but a thing before a ground of one colour."""
+    return replace(style, noise=0, clutter=(0, 0), others=(0, 0), outline=0)
+
+
+def drawn_in(picture: Image.Image) -> np.ndarray:
+    """Where a picture differs from its ground, its commonest colour."""
+    ground = max(picture.getcolors(96 * 96))[1]
+    return np.any(np.asarray(picture) != np.array(ground), axis=-1)
+
+
+@both_styles
+@pytest.mark.parametrize("name", THINGS)
+def test_the_mask_is_where_the_thing_is_drawn(name, style):
+    picture, mask = demo.draw_scene_and_mask(name, random.Random(5), alone(style))
+    assert picture.tobytes() == scene(name, 5, alone(style))
+    assert np.array_equal(drawn_in(picture), np.asarray(mask) > 0)
+
+
+def test_the_main_things_are_those_of_the_test_pictures(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "STREET_STYLE", alone(STREET_STYLE))
+    folder, masks = demo.draw_demo(tmp_path), demo.main_things()
+    assert len(masks) == 36
+    for file, mask in masks.items():
+        with Image.open(folder / "test" / file) as picture:
+            assert np.array_equal(drawn_in(picture), np.asarray(mask) > 0), file
 
 
 def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_path, monkeypatch):

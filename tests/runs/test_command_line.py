@@ -47,6 +47,7 @@ from minidpt.data import demo, naming
 from minidpt.data import lists as data
 from minidpt.runs import command_line
 from minidpt.runs import folders as runs
+from minidpt.runs.precision import PRECISIONS
 
 COLOURS = {  # of the pictures in a class folder
     "Owl": (50, 70, 190),
@@ -143,14 +144,15 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
     assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
-    assert str(folder) in lines[5]
-    assert len(lines) == 6
+    assert lines[5] == str(folder / "report.html") and str(folder) in lines[6]
+    assert len(lines) == 7
     assert accuracy >= zero_shot + 20  # the colours are easily told apart
 
 
-def test_a_run_folder_holds_the_five_files(trained):
+def test_a_run_folder_holds_its_files_and_nothing_else(trained):
     assert sorted(path.name for path in trained[0].iterdir()) == [
-        *("config.json", "metrics.jsonl", "model.pt", "split.json", "summary.json")
+        *("config.json", "metrics.jsonl", "model.pt", "predictions.csv", "report.html"),
+        *("split.json", "summary.json", "words.json"),
     ]
 
 
@@ -174,9 +176,9 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
             "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
             "workers": workers.default_workers()}  # fmt: skip
     assert used.items() <= content.items()
-    assert content["device"] in ("cpu", "cuda") and content["precision"] in command_line.PRECISIONS
+    assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
-    assert minidpt.PromptConfig(**content["prompts"]) == expected
+    assert vars(expected).items() <= content.items()
 
 
 def test_metrics_have_a_line_for_each_epoch(trained):
@@ -212,6 +214,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
 def test_the_model_file_is_small_and_predicts(trained, place):
     file = trained[0] / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
+    assert torch.load(file, weights_only=True)["text_features"]["learned"].shape == (4, 37)
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
@@ -269,7 +272,7 @@ def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained
     cast_to = []
     monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
     evaluated = inside("eval.py", "--run", "run")
-    assert cast_to == [command_line.PRECISIONS[precision]]
+    assert cast_to == [PRECISIONS[precision]]
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
     assert evaluated.status == 0
 
@@ -454,6 +457,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
     epochs = [record["epoch"] for record in metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
+    assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
     result = inside("eval.py", "--run", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
@@ -646,6 +650,24 @@ def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
     draw(tmp_path / "=1+1.png")
     inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
     assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_computes(
+    trained, monkeypatch
+):
+    def export(model, path):  # what it writes: `test_exporting`
+        assert torch.equal(model.text_prompts.ctx, learned(trained[0])["text_prompts.ctx"])
+        Path(path).write_bytes(bytes(1_500_000))
+
+    monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
+    result = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
+        "(little on cpu in fp32)\n"
+    )
+    again = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
 def test_an_image_folder_is_read_as_class_folders_are(trained, place):
@@ -1037,6 +1059,12 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
         (["--csv", "out.csv"], ["--csv", "--image"]),
         (["--image", "picture.png", "--csv", "nodir/o.csv"], ["--csv", "folder that exists"]),
         (["--per-class", "--image", "picture.png"], ["--per-class", "--image"]),
+        (["--export", "a.pt2", "--image", "picture.png"], ["--export", "--image"]),
+        (["--export", "a.pt2", "--csv", "a.csv"], ["--csv", "--image"]),
+        (["--export", "a.pt2", "--data", "."], ["--data", "--export"]),
+        (["--export", "a.pt2", "--per-class"], ["--per-class", "--export"]),
+        (["--export", "nodir/a.pt2"], ["nodir/a.pt2", "folder that exists"]),
+        (["--export", "a.pth"], ["a.pth", ".pt2 or .onnx"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
@@ -1055,6 +1083,18 @@ def test_help_explains_every_option(script):
     explained = re.findall(r"^  (--[\w-]+)[^\n]*(?:  +|\n {10,})\w", result.out, re.MULTILINE)
     assert options and options == explained
     assert "default: None" not in result.out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = inside(script, "--help").out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
+    groups = [line for line in lines if re.fullmatch(r"\w.*:", line) and "usage" not in line]
+    assert groups[0].startswith("what most people need")
+    known = ("data:", "method:", "optimisation:", "output:")
+    assert groups[1:] == [group for group in known if group in groups]
 
 
 # What the scripts are made of
@@ -1095,18 +1135,52 @@ class Terminal(io.StringIO):
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(command_line.time, "monotonic", lambda: next(now))
-    with command_line.Progress(8, terminal := Terminal()) as progress:
-        progress.show(1, "epoch 1/8 · loss 2.5")
-        progress.show(4, "epoch 4/8")
-    shown = terminal.getvalue().replace("\x1b[K", "").split("\r")
-    assert shown == ["", "epoch 1/8 · loss 2.5 · 3:30 left", "epoch 4/8 · 1:00 left\n"]
+    with command_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+        tell(1, "loss 2.5")
+        tell(4)
+    shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
+    assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
     monkeypatch.setattr(command_line.time, "monotonic", lambda: 0.0)
-    with command_line.Progress(30, stream := io.StringIO()) as lines:  # as a log file
-        for epoch in range(1, 31):
-            lines.show(epoch, f"epoch {epoch}")
+    with command_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+        for epoch in range(1, 31):  # as a log file
+            tell(epoch)
     shown = stream.getvalue().splitlines()
-    assert shown == [f"epoch {epoch} · 0:00 left" for epoch in range(3, 31, 3)]
+    assert shown == [f"epoch {epoch}/30 · 0:00 left" for epoch in range(3, 31, 3)]
+
+
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
+    monkeypatch.setattr(command_line, "columns", lambda stream: width)
+    with command_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+        for epoch in range(1, 10):
+            tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
+    lines = terminal.getvalue().removesuffix("\n").split("\r")
+    assert len(lines) == 10 and max(map(len, lines)) == min(width - 1, 39)
+    assert terminal.getvalue().count("\n") == 1 and "\x1b" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log file"])
+def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: 1.9 * len(passed))
+    passed: list[int] = []
+    with command_line.Progress("images", 10, stream=stream) as tell:
+        passed.append(1)
+        tell(9)
+        assert stream.getvalue() == ""
+        passed.append(2)
+        tell(10)
+    assert stream.getvalue().startswith(("\rimages 10/10 · 0:00 left", "images 10/10"))
+
+
+def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
+    with command_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+        tell(1, "slow")
+        command_line.say("note: so", stream=terminal)
+        tell(2, "slow")
+    assert re.fullmatch(
+        r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
+    )
 
 
 def test_times_are_written_as_on_a_clock():
@@ -1140,12 +1214,6 @@ def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
     with pytest.raises(FileExistsError, match="runs"):
         with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
             pass
-
-
-def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
-    cpu = torch.device("cpu")
-    assert command_line.choose_precision(None, cpu)[0] == "fp32"
-    assert command_line.choose_precision("bf16", cpu) == ("bf16", "as asked")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import minidpt
 from minidpt.clip.transforms import Preprocess, normalize
 from minidpt.data import batches
 from minidpt.data import lists as data
+from minidpt.progress import watched_by
 from minidpt.runs import evaluation
 
 CLASSNAMES = ["ox", "owl", "gnu"]
@@ -261,3 +263,21 @@ def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step)
         (tmp_path / name).write_bytes(b"x" * 3000)
     monkeypatch.setattr(evaluation, step, refused)
     assert evaluation.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
+
+
+def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
+    told: dict[str, list[int]] = {}
+
+    @contextmanager
+    def watch(what, total, unit):
+        yield told.setdefault(f"{what} of {total}", []).append
+
+    with watched_by(watch):
+        batches.ImageStore().fill([item.path for item in items])
+        test = evaluation.TestSet(items, clip, batch_size=3)
+        list(test.batches(images=True))
+    assert told == {
+        "training images read of 7": [1, 2, 3, 4, 5, 6, 7],
+        "test images through zero-shot CLIP of 7": [3, 6, 7],
+        "test images of 7": [3, 6, 7],
+    }

@@ -168,7 +168,7 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, picture
     result = succeed("train.py", *command, "--out", "again")
     assert "9 of them finished" in result.out and "CLIP" not in result.out.split("finished")[0]
     changed = {path for path, time in files("again").items() if before.get(path) != time}
-    assert changed == {"again/table.md", "again/table.csv"}
+    assert changed == {"again/table.md", "again/table.csv", "again/report.html"}
 
 
 def test_a_sweep_can_grow(sweep, pictures, clip):

@@ -1,0 +1,60 @@
+"""`python -m minidpt`: what is installed here; and the commands minidpt-train and minidpt-eval.
+
+Their scripts train.py and eval.py are no modules of the package: an installed one has them as files
+in its folder, a checkout beside it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from .checkpoints.pretrained import NAMES, filename, folders
+from .files import one_line
+
+
+def main() -> None:
+    """Print the version, torch's, the devices, and where which CLIP was found."""
+    package = Path(__file__).parent
+    print(f"minidpt {__version__} in {one_line(package)}")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}")
+    print(f"cpu: {torch.get_num_threads()} threads")
+    for number in range(torch.cuda.device_count()):
+        print(f"cuda:{number}: {torch.cuda.get_device_name(number)}")
+    try:
+        searched = folders()
+    except FileNotFoundError as error:  # of MINIDPT_WEIGHTS
+        sys.exit(f"minidpt: error: {one_line(error)}")
+    for name in NAMES:
+        files = (folder / filename(name) for folder in searched)
+        found = next(filter(Path.is_file, files), None)
+        print(f"CLIP {name}: {'not on this machine' if found is None else one_line(found)}")
+    print(f"looked for in {', '.join(map(one_line, searched))}")
+
+
+def train() -> None:
+    """The command minidpt-train."""
+    run_script("train.py")
+
+
+def evaluate() -> None:
+    """The command minidpt-eval."""
+    run_script("eval.py")
+
+
+def run_script(name: str) -> None:
+    """Run a file, as Python does, in the package's folder or beside it, whichever there is."""
+    package = Path(__file__).resolve().parent
+    path = next(filter(Path.is_file, (package / name, package.parent / name)))
+    spec = importlib.util.spec_from_file_location("__main__", path)
+    module = sys.modules["__main__"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Where in a checkpoint a CLIP lies, and its tensors under OpenAI's names.
+
+Trainers wrap what they save ("state_dict", "module.", "model.", one inside another): the place is
+found by CLIP's own tensors, not by a list of wrappers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..clip.network import NOT_WEIGHTS, listed
+
+OPENAI, HUGGING_FACE = "OpenAI", "Hugging Face"  # who named the tensors; open_clip: as OpenAI
+ANCHORS = {
+    "visual.conv1.weight": OPENAI,
+    "vision_model.embeddings.patch_embedding.weight": HUGGING_FACE,
+}
+PARTS = {  # what the names of a CLIP's tensors begin with, up to the first dot
+    OPENAI: {"visual", "transformer", "token_embedding", "positional_embedding", "ln_final",
+             "text_projection", "logit_scale"},
+    HUGGING_FACE: {"vision_model", "text_model", "visual_projection", "text_projection",
+                   "logit_scale"},
+}  # fmt: skip
+TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.": ".attn.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    "visual_projection.weight": "visual.proj",
+    "text_projection.weight": "text_projection",
+}
+TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
+FOREIGN = {  # pieces of names, with a dot before them → parts of models that we do not have
+    ".logit_bias": "SigLIP's logit_bias",
+    ".vision_model.head.": "SigLIP's pooling",
+    ".visual.trunk.": "an image encoder of timm (SigLIP, EVA, ConvNeXt and others)",
+    ".visual.attn_pool": "attention pooling (CoCa)",
+    ".text_decoder.": "a text decoder (CoCa)",
+    ".cls_emb": "a class token of the text (CoCa)",
+    ".text.transformer.embeddings.": "a text encoder of Hugging Face (BERT, RoBERTa and others)",
+    ".ls_1.": "LayerScale",
+    ".attn.ln_q.": "norms of queries and keys",
+    ".text_projection.bias": "a text projection with a bias",
+}
+
+
+class FoundCLIP(NamedTuple):
+    """weights: the tensors by OpenAI's names. origin: who named them. notes: what was left out."""
+
+    weights: dict[str, Tensor]
+    origin: str
+    notes: tuple[str, ...]
+
+
+def find_clip(tensors: Mapping[str, Tensor]) -> FoundCLIP:
+    """The one CLIP among a file's tensors, from their names as `read_state_dict` joins them.
+
+    Left out is only what is beside it: what is inside its encoders goes along, known or not.
+
+    Raises ValueError if there is none, saying what there is; if there are two, saying where; and if
+    it has a part that no OpenAI-shaped ViT has.
+    """
+    places = {
+        name.removesuffix(anchor): origin
+        for name in tensors
+        for anchor, origin in ANCHORS.items()
+        if f".{name}".endswith(f".{anchor}")
+    }
+    if len(places) > 1:
+        under = " and ".join(f"'{place}'" for place in list(places)[:5])
+        raise ValueError(f"expected one CLIP, got {len(places)}, under {under}: save one alone")
+    prefix, origin = next(iter(places.items()), ("", None))
+    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
+    for piece, part in FOREIGN.items():
+        if found := [name for name in inside if piece in f".{name}"]:
+            raise ValueError(f"expected an OpenAI-shaped ViT, got one with {part}: {found[0]}")
+    if origin is None:
+        wanted = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
+        raise ValueError(f"expected {wanted}, got {listed(list(tensors))}")
+    if "text.token_embedding.weight" in inside:  # open_clip's models of two towers
+        inside = {name.removeprefix("text."): value for name, value in inside.items()}
+    own = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}
+    beside = [name for name in inside if name not in own and name not in NOT_WEIGHTS]
+    beside += [name for name in tensors if not name.startswith(prefix)]
+    notes = [f"'{prefix}' was taken off the names of CLIP's tensors"] if prefix else []
+    if beside:
+        notes.append(f"tensors beside CLIP's that were left out: {listed(beside)}")
+    if origin == HUGGING_FACE:
+        own = translated(own)
+    scale = own.get("logit_scale")
+    if isinstance(scale, Tensor) and scale.shape == (1,):
+        own["logit_scale"] = scale[0]
+    return FoundCLIP(own, origin, tuple(notes))
+
+
+def translated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's tensors under OpenAI's names; what has no translation keeps its own."""
+    ours: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
+            continue
+        for theirs, own in TRANSLATION.items():
+            name = name.replace(theirs, own)
+        ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
+    for query in [name for name in ours if ".attn.q_proj." in name]:
+        names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        parts = [ours[name] for name in names if name in ours]
+        alike = {(part.shape, part.dtype) for part in parts}
+        if len(parts) == 3 and len(alike) == 1 and parts[0].ndim:
+            ours[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+            for name in names:
+                del ours[name]
+    return ours

@@ -1,0 +1,134 @@
+"""A model as one program of torch alone, or of ONNX: preprocessed images → probabilities.
+
+The text side is not in it, only its features: what cannot change any more is a constant.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .files import one_line_errors, replacing
+from .model import Prepared, PromptedModel
+
+ABOUT = "minidpt.json"  # what travels in the program: JSON, see `export`
+ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
+MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's 2 GiB, and room for the graph
+
+
+class ImageClassifier(PromptedModel):
+    """The image side of a model with the features that its texts have now, for `torch.export`."""
+
+    def __init__(self, model: PromptedModel):
+        nn.Module.__init__(self)  # its parts are the model's: nothing is made, no text encoded
+        self.clip = nn.Module()
+        self.clip.visual, self.clip.logit_scale = model.clip.visual, model.clip.logit_scale
+        self.classnames, self.config = model.classnames, model.config
+        self.visual_prompts, self.class_aware = model.visual_prompts, model.class_aware
+        self.first_class_aware = model.first_class_aware
+        prepared = model.prepared()
+        self.register_buffer("template_features", model.template_features)
+        self.register_buffer("features", prepared.text_features)
+        self.register_buffer("classifier", prepared.classifier)
+        self.register_buffer("prompt_kv", None)
+        if prepared.prompt_kv:
+            self.prompt_kv = torch.stack(prepared.prompt_kv)  # (layers, P, 2, H, d)
+
+    def prepared(self) -> Prepared:
+        """Constants."""
+        prompt_kv = [] if self.prompt_kv is None else list(self.prompt_kv)
+        return Prepared(self.features, self.classifier, prompt_kv)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, R, R) from `preprocess` → probabilities (B, C) in fp32."""
+        return super().forward(images, branches=False).logits.softmax(dim=-1)
+
+
+@one_line_errors
+@torch.no_grad()
+def export(model: PromptedModel, path: str | os.PathLike) -> None:
+    """Write the new file `path`, a program that predicts as the model does, without this package.
+
+    Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes where
+    the model does, in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for
+    ONNX runtimes; both hold a JSON text under the name "minidpt.json", as extra file or as
+    metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1.
+
+    Raises as `check_target`, and ValueError if the model is not in fp32 or too large for ONNX.
+    """
+    path = Path(path)
+    check_target(path)
+    if path.suffix == ".onnx":
+        check_onnx(model)
+    clip, size = model.clip, model.clip.visual.resolution
+    about = json.dumps(
+        {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
+    )
+    images = torch.zeros(2, 3, size, size, device=model.clip.device)  # 1 would be taken for fixed
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(
+        ImageClassifier(model), (images,), dynamic_shapes=(batch,), strict=False
+    )
+    content = WRITERS[path.suffix](program, about)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def torch_program(program: torch.export.ExportedProgram, about: str) -> bytes:
+    """The content of a .pt2 file."""
+    serialised = io.BytesIO()
+    torch.export.save(program, serialised, extra_files={ABOUT: about})
+    return serialised.getvalue()
+
+
+def onnx_program(program: torch.export.ExportedProgram, about: str) -> bytes:
+    """The content of an .onnx file."""
+    names = dict(input_names=["images"], output_names=["probabilities"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, of torch's own code
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    onnx.model.metadata_props[ABOUT] = about
+    return onnx.model_proto.SerializeToString()
+
+
+WRITERS = {".pt2": torch_program, ".onnx": onnx_program}
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Whether `export` can write this file, before anything is loaded.
+
+    Raises FileExistsError if there is something, FileNotFoundError if its folder is missing, and
+    ValueError if its suffix is neither .pt2 nor .onnx, or torch lacks what it needs for that.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path}: expected a new file, got one that exists")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
+    if path.suffix not in WRITERS:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(WRITERS)}")
+    if path.suffix == ".onnx" and torch.__version__ < (2, 5):
+        got = f"got torch {torch.__version__}: export a .pt2"
+        raise ValueError(f"{path}: expected torch 2.5 or newer for ONNX, {got}")
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and missing:
+        fix = f"pip install {' '.join(missing)}, or export a .pt2"
+        raise ValueError(f"{path}: torch's ONNX exporter lacks {' and '.join(missing)}: {fix}")
+
+
+def check_onnx(model: PromptedModel) -> None:
+    """ValueError if runtimes could not read or run what would be written."""
+    if model.clip.dtype != torch.float32:
+        fix = "load it in fp32 (--precision fp32)"
+        raise ValueError(f".onnx: expected a CLIP in fp32, got {model.clip.dtype}: {fix}")
+    size = 4 * sum(weight.numel() for weight in model.clip.visual.parameters())
+    if size > MAX_ONNX:
+        got = f"got {size:,}: export a .pt2"
+        raise ValueError(f".onnx: expected an image side of up to {MAX_ONNX:,} bytes, {got}")

@@ -1,0 +1,66 @@
+"""Where in a picture the model looks: attention over its patches, without and with prompts."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .model import PromptedModel
+
+
+class AttentionMaps(NamedTuple):
+    """B images of g × g patches, K selected classes. Every map (g, g) sums to 1; all are in fp32.
+
+    zero_shot: (B, g, g), the class token's attention over the patches in the last layer without
+        learned prompts: the mean over heads, what goes to the class token itself left out.
+    tuned: (B, g, g), the same with them, what goes to prompts left out, too.
+    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first.
+    class_aware: (B, K, g, g), the attention by which each of them makes its prompt for the last
+        layer (`ClassAwarePrompts`); what goes to the class token and to learned tokens left out.
+    """
+
+    zero_shot: Tensor
+    tuned: Tensor
+    top_classes: Tensor | None = None  # DPT
+    class_aware: Tensor | None = None  # DPT
+
+
+@torch.no_grad()
+def attention_maps(model: PromptedModel, images: Tensor) -> AttentionMaps:
+    """Attention over the patches of preprocessed images (B, 3, R, R).
+
+    The layers below the last are passed through twice, as in `PromptedModel.forward`; of the last
+    one the attention is spelled out. Where the image side learns nothing, `tuned` is `zero_shot`.
+    Raises ValueError for images of another shape.
+    """
+    visual, prepared = model.clip.visual, model.prepared()
+    tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)
+    plain, last = visual.before_last(tokens), visual.transformer.resblocks[-1]
+    zero_shot = over_patches(last.weights_cls(plain).mean(dim=1), tokens)
+    if not model.config.learns_image:
+        return AttentionMaps(zero_shot, zero_shot)
+
+    top_classes = class_features = class_aware = None
+    if model.config.method == "dpt":
+        frozen = F.normalize(visual.features_of(last.forward_cls(plain)).float(), dim=-1)
+        top_classes, class_features = model.select(frozen, prepared.text_features)
+    prompted = model.before_last(tokens, prepared.prompt_kv, class_features)
+    weights = last.weights_cls(prompted.tokens, prompted.prompts)  # (B, H, N+P)
+    tuned = over_patches(weights.mean(dim=1), tokens)
+    if prompted.class_aware_weights is not None:
+        class_aware = over_patches(prompted.class_aware_weights, tokens)
+    return AttentionMaps(zero_shot, tuned, top_classes, class_aware)
+
+
+def over_patches(weights: Tensor, tokens: Tensor) -> Tensor:
+    """The share of each patch: weights (..., T) over tokens (B, N, D) and others → (..., g, g).
+
+    The tokens stand first, the class token before the patches.
+    """
+    patches = weights[..., 1 : tokens.shape[1]].float()
+    side = math.isqrt(patches.shape[-1])
+    return (patches / patches.sum(dim=-1, keepdim=True)).unflatten(-1, (side, side))

@@ -1,0 +1,117 @@
+"""How much of the attention falls on the main thing of the demo's test pictures.
+
+    python train.py --method vpt vlp dpt --seed 1 2 3 --out runs/looks
+    python tests/benchmarks/attention_share.py runs/looks
+
+The demo is drawn from a seed: where the main thing lies is known to the pixel (`main_things`).
+Reported is the mean over the test pictures, then mean ± deviation over the runs that differ in
+their seed, of the share of attention over the patches that falls on it: the class token's in the
+last layer without and with the learned prompts (`minidpt.attention_maps`), and of DPT the true
+class's, where it is selected, and the other selected classes'. Even attention would have the
+thing's share of the area. The last columns: what the class-aware attention leaves to the patches
+(the rest goes to the class token and to learned tokens), and the share of its strongest patch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import minidpt
+from minidpt.clip.transforms import normalize, test_pixels
+from minidpt.data.demo import main_things
+from minidpt.data.lists import read_split
+from minidpt.maps import AttentionMaps
+from minidpt.runs.folders import MODEL, SPLIT, Run
+from minidpt.trained import PromptedCLIP
+
+BATCH = 96
+COLUMNS = ("area", "zero-shot", "tuned", "true class", "other classes", "on patches", "strongest")
+
+
+def covered(mask: Image.Image, side: int) -> Tensor:
+    """How much of each of side × side patches is the thing's, 0–1."""
+    shares = Image.fromarray(np.asarray(mask, np.float32) / 255).resize((side, side), Image.BOX)
+    return torch.from_numpy(np.array(shares))
+
+
+def on_patches(model: PromptedCLIP, images: Tensor) -> Tensor:
+    """The share (B, K) of the last layer's class-aware attention that goes to patches."""
+    caught = []
+    generator = model.class_aware[-1]
+    hook = generator.register_forward_hook(lambda *call: caught.append(call[-1].weights))
+    with torch.no_grad():
+        model(images, branches=False)
+    hook.remove()
+    tokens = caught[0].shape[-1] - generator.LEARNED_TOKENS
+    return caught[0][..., 1:tokens].sum(dim=-1)
+
+
+def shares(maps: AttentionMaps, thing: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Column → a value for each image, NaN where it has none; thing (B, g, g), labels (B,)."""
+
+    def on_thing(values: Tensor) -> Tensor:
+        return (values * thing).sum(dim=(-2, -1))
+
+    found = {
+        "area": thing.mean(dim=(-2, -1)),
+        "zero-shot": on_thing(maps.zero_shot),
+        "tuned": on_thing(maps.tuned),
+    }
+    if maps.class_aware is not None:
+        by_class = on_thing(maps.class_aware.transpose(0, 1)).t()  # (B, K)
+        true = maps.top_classes == labels.unsqueeze(1)
+        found["true class"] = torch.where(true, by_class, torch.nan).nanmean(dim=1)
+        found["other classes"] = torch.where(true, torch.nan, by_class).nanmean(dim=1)
+        found["strongest"] = maps.class_aware.amax(dim=(-2, -1)).mean(dim=1)
+    return found
+
+
+def measured(run: Run, clip: minidpt.CLIP, masks: dict[str, Image.Image]) -> dict[str, float]:
+    """Column → the mean over the test pictures."""
+    model, test = minidpt.load_model(run.path(MODEL), clip), read_split(run.path(SPLIT)).test
+    resolution, values = clip.visual.resolution, defaultdict(list)
+    for first in range(0, len(test), BATCH):
+        items = test[first : first + BATCH]
+        pixels = np.stack([test_pixels(item.path, resolution, model.white) for item in items])
+        images = normalize(torch.from_numpy(pixels))
+        maps = minidpt.attention_maps(model, images)
+        files = ["/".join(Path(item.path).parts[-2:]) for item in items]
+        thing = torch.stack([covered(masks[file], maps.tuned.shape[-1]) for file in files])
+        labels = torch.tensor([item.label for item in items])
+        for column, found in shares(maps, thing, labels).items():
+            values[column].append(found)
+        if maps.class_aware is not None:
+            values["on patches"].append(on_patches(model, images).mean(dim=1))
+    return {column: 100 * torch.cat(found).nanmean().item() for column, found in values.items()}
+
+
+def main() -> None:
+    """Print a table, a row for the runs that differ in their seed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", help="a sweep of train.py on the demo, or a run")
+    folder = Path(parser.parse_args().folder)
+    found = sorted(path.parent for path in [*folder.glob(MODEL), *folder.glob(f"*/{MODEL}")])
+    clip, masks, rows = minidpt.load("tiny")[0], main_things(), defaultdict(list)
+    for run in found:
+        rows[re.sub(r"-seed\d+$", "", run.name)].append(measured(Run.open(run), clip, masks))
+    print(f"| share of attention, % | seeds | {' | '.join(COLUMNS)} |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for name, results in rows.items():
+        cells = [f"{name} | {len(results)}"]
+        for column in COLUMNS:
+            values = [result[column] for result in results if column in result]
+            cells.append(f"{fmean(values):.1f} ± {pstdev(values):.1f}" if values else "–")
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

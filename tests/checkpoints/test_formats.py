@@ -1,0 +1,399 @@
+"""Whatever wraps, names or writes a CLIP's tensors, the same model comes of them."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import json
+import pathlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from foreign_checkpoints import hugging_face_state, write_safetensors
+from tiny_models import WIDE, clip_state, random_images
+from torch import Tensor
+
+import minidpt
+from minidpt.checkpoints.reader import Bag, read_checkpoint
+
+HUGGING_FACE_CONFIG = {
+    "model_type": "clip",
+    "vision_config": {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3,
+                      "image_size": 21, "patch_size": 7, "hidden_act": "gelu"},
+    "text_config": {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 3,
+                    "hidden_act": "gelu", "eos_token_id": 2},
+}  # fmt: skip
+OPEN_CLIP_CONFIG = {
+    "model_cfg": {
+        "embed_dim": 37,
+        "vision_cfg": {"image_size": 21, "layers": 3, "width": 128, "head_width": 32,
+                       "patch_size": 7},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2,
+                     "layers": 3},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.25, 0.125], "std": [0.5, 1, 0.25],
+                       "interpolation": "bicubic", "resize_mode": "shortest"},
+}  # fmt: skip
+STATE = {name: value.half() for name, value in clip_state(WIDE).items()}
+
+
+def features(clip: minidpt.CLIP) -> Tensor:
+    tokens = minidpt.tokenize(["an ox", "a red fox"])
+    return torch.cat([clip.encode_image(random_images(WIDE, 2)), clip.encode_text(tokens)])
+
+
+def plain(**options) -> minidpt.CLIP:
+    return minidpt.build_clip(STATE, **options)
+
+
+def load(content: object, folder: Path, **options) -> minidpt.CLIP:
+    torch.save(content, folder / "my.pt")
+    return minidpt.load(folder / "my.pt", **options)[0]
+
+
+def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+# ---- wrapped and prefixed
+
+
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [
+        (lambda state: {"epoch": 3, "state_dict": state}, "state_dict."),
+        (lambda state: {"net": {"model_state_dict": state}}, "net.model_state_dict."),
+        (lambda state: prefixed("module.", state), "module."),
+        (lambda state: {"any": prefixed("_orig_mod.clip_model.", state)}, "any._orig_mod.clip_mo"),
+        (lambda state: prefixed("clip.visual.", state), "clip.visual."),
+    ],
+)
+@pytest.mark.parametrize("names", ["OpenAI", "Hugging Face"])
+def test_a_clip_is_found_where_it_lies_and_the_place_is_said(wrap, place, names, tmp_path):
+    state = STATE if names == "OpenAI" else hugging_face_state(STATE)
+    clip = load(wrap(state), tmp_path)
+    assert torch.equal(features(clip), features(plain()))
+    assert clip.notes[0].startswith(f"'{place}")
+    assert clip.fingerprint() == plain().fingerprint()
+
+
+def test_a_head_beside_is_left_out_and_said(tmp_path):
+    content = {"state_dict": prefixed("clip.") | {"clip.head.weight": torch.ones(3)},
+               "classifier.bias": torch.ones(2)}  # fmt: skip
+    clip = load(content, tmp_path)
+    assert torch.equal(features(clip), features(plain()))
+    assert clip.notes[1].endswith("left out: head.weight, classifier.bias")
+
+
+def test_a_temperature_in_a_list_of_one_is_the_number(tmp_path):
+    clip = load(STATE | {"logit_scale": STATE["logit_scale"].view(1)}, tmp_path)
+    assert clip.logit_scale.shape == () and clip.fingerprint() == plain().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "visual.transformer.resblocks.0.attn.lora_A",
+        "transformer.adapter.weight",
+        "token_embedding.lora.weight",
+        "visual.extra",
+    ],
+)
+def test_an_unknown_tensor_inside_the_encoders_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"my.pt: .*unknown {name}"):
+        load({"model": prefixed("module.", STATE | {name: torch.ones(2)})}, tmp_path)
+
+
+def test_two_clips_in_a_file_are_refused_and_both_places_named(tmp_path):
+    state = {name: value for name, value in STATE.items() if "visual.conv1" in name}
+    content = {"model": state, "ema": {"module": {k: v.clone() for k, v in state.items()}}}
+    with pytest.raises(ValueError, match="one CLIP, got 2, under 'model.' and 'ema.module.'"):
+        load(content, tmp_path)
+
+
+def test_a_file_of_something_else_shows_names_that_are_there(tmp_path):
+    with pytest.raises(ValueError, match=r"tensors of a CLIP.*, got bert\.a, bert\.b$"):
+        load({"bert": {"a": torch.ones(1), "b": torch.ones(1)}}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("logit_bias", "SigLIP"),
+        ("visual.attn_pool.query", "attention pooling"),
+        ("visual.transformer.resblocks.0.ls_1.gamma", "LayerScale"),
+        ("text_decoder.resblocks.0.ln_1.weight", "a text decoder"),
+        ("text.cls_emb", "a class token of the text"),
+        ("visual.layer1.0.conv1.weight", "ResNet"),
+    ],
+)
+def test_parts_that_no_plain_vit_has_are_refused_by_their_names(name, part, tmp_path):
+    with pytest.raises(ValueError, match=f"my.pt: .*{part}"):
+        load({"state_dict": STATE | {name: torch.ones(2)}}, tmp_path)
+
+
+def test_the_encoders_of_timm_are_refused_by_that_name(tmp_path):
+    with pytest.raises(ValueError, match="an image encoder of timm"):
+        load({"visual.trunk.patch_embed.proj.weight": torch.ones(2)}, tmp_path)
+
+
+# ---- beside the weights
+
+
+@pytest.mark.parametrize("options", [{}, {"pickle_protocol": 4},
+                                     {"_use_new_zipfile_serialization": False}])  # fmt: skip
+def test_what_a_trainer_keeps_beside_the_weights_is_inert(options, tmp_path):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        "counts": collections.Counter("aab"),
+        "array": np.arange(6.0).reshape(2, 3),
+        "numbers": np.array([1, 2], dtype=np.int32),
+        "scalar": np.float32(0.5),
+        "path": pathlib.PurePosixPath("a/b"),
+        "set": {1, 2},
+        "frozen": frozenset({"a"}),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "when": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+        "took": datetime.timedelta(seconds=3),
+    }
+    torch.save({"state_dict": STATE, **beside}, tmp_path / "my.pt", **options)
+    got = read_checkpoint(tmp_path / "my.pt")
+    assert got["args"]["lr"] == 0.1 and type(got["args"]) is Bag
+    for name in beside.keys() - {"args"}:
+        assert got[name] is Bag or (type(got[name]) is Bag and not got[name]), name
+    assert minidpt.load(tmp_path / "my.pt")[0].fingerprint() == plain().fingerprint()
+
+
+# ---- Hugging Face
+
+
+def write_repository(folder: Path, config: dict | None = None, **files: dict) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", hugging_face_state(STATE))
+    for name, content in {"config": config or HUGGING_FACE_CONFIG, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_folder_of_hugging_face_is_read_as_its_configuration_says(tmp_path):
+    folder = write_repository(tmp_path / "clip-vit-tiny")
+    for path in (folder, folder / "model.safetensors"):
+        clip, preprocess = minidpt.load(path)
+        assert torch.equal(features(clip), features(plain(exact_gelu=True)))
+        assert clip.name == "clip-vit-tiny" and preprocess.resolution == 21
+        (note,) = clip.notes
+        assert "config.json: exact GELU, heads 64 wide" in note
+
+
+def test_a_file_of_hugging_face_alone_has_openais_activation_and_says_so(tmp_path):
+    clip, _ = minidpt.load(write_safetensors(tmp_path / "a.safetensors", hugging_face_state(STATE)))
+    assert clip.fingerprint() == plain().fingerprint()
+    assert "quick GELU was taken" in clip.notes[0]
+
+
+def test_position_ids_of_earlier_versions_are_no_weights(tmp_path):
+    ids = {f"{side}_model.embeddings.position_ids": torch.arange(5)[None]
+           for side in ("vision", "text")}  # fmt: skip
+    assert load(hugging_face_state(STATE) | ids, tmp_path).fingerprint() == plain().fingerprint()
+
+
+@pytest.mark.parametrize("pieces", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files_are_read_by_their_index(pieces, tmp_path):
+    state = hugging_face_state(STATE)
+    names, where = sorted(state), {}
+    for number, own in enumerate((names[::2], names[1::2])):
+        file = pieces.replace(".", f"-{number}.")
+        write = (
+            write_safetensors if pieces.endswith("safetensors") else (lambda p, t: torch.save(t, p))
+        )
+        write(tmp_path / file, {name: state[name] for name in own})
+        where |= dict.fromkeys(own, file)
+    index = tmp_path / f"{pieces}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert minidpt.load(tmp_path)[0].fingerprint() == plain().fingerprint()
+    assert minidpt.load(index)[0].fingerprint() == plain().fingerprint()
+    index.write_text(json.dumps({"weight_map": where | {"x": file}}))
+    with pytest.raises(ValueError, match=f"{pieces}.index.json and {file} differ in x"):
+        minidpt.load(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../a.bin", "/etc/passwd", "a/b", "..", "", "a\\b", "c:a", 5])
+def test_the_names_in_an_index_are_those_of_files_beside_it(shard, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    error = (ValueError, FileNotFoundError)
+    with pytest.raises(error, match="names of files beside it|5 does not exist"):
+        minidpt.load(tmp_path)
+
+
+def changed(config: dict, where: str, value: object) -> dict:
+    """A copy with an entry of another value, named by its dotted path; None is JSON's null."""
+    config = json.loads(json.dumps(config))
+    *path, last = where.split(".")
+    bag = config
+    for name in path:
+        bag = bag[name]
+    bag[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("model_type", "siglip", "expected model_type 'clip', got 'siglip'"),
+        ("vision_config.hidden_act", "gelu_new", "'gelu' and 'gelu_new'"),
+        ("text_config.hidden_act", "quick_gelu", "one hidden_act"),
+        ("text_config.eos_token_id", 5, "expected eos_token_id 49407 .*got 5"),
+        ("text_config.eos_token_id", [1], "expected eos_token_id 49407 .*got a list"),
+        ("vision_config.layer_norm_eps", 1e-6, "layer_norm_eps"),
+        ("vision_config.num_attention_heads", 3, "heads that share the width 128, got 3"),
+        ("vision_config.num_attention_heads", -1, "heads that share the width 128, got -1"),
+        ("vision_config.hidden_size", "x", "hidden_size"),
+        ("vision_config.hidden_size", 256, "says vision width 256, the tensors have 128"),
+        ("vision_config.num_hidden_layers", 9, "says vision layers 9, the tensors have 3"),
+        ("vision_config.image_size", [21, 14], "says image size a list, the tensors have 21"),
+        ("vision_config.image_size", [], "says image size a list, the tensors have 21"),
+        ("text_config", 5, "named entries, got 5"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(where, value, message, tmp_path):
+    folder = write_repository(tmp_path / "a", changed(HUGGING_FACE_CONFIG, where, value))
+    with pytest.raises(ValueError, match=message):
+        minidpt.load(folder)
+
+
+def test_the_old_entries_of_a_configuration_go_before_the_others(tmp_path):
+    """As transformers reads them; where they are null, as in OpenAI's own folders, they are not."""
+    old = HUGGING_FACE_CONFIG | {"text_config": {}, "vision_config": {"hidden_act": "swish"}}
+    old |= {f"{side}_config_dict": HUGGING_FACE_CONFIG[f"{side}_config"]
+            for side in ("text", "vision")}  # fmt: skip
+    assert minidpt.load(write_repository(tmp_path / "a", old))[0].exact_gelu
+    null = HUGGING_FACE_CONFIG | {"text_config_dict": None, "vision_config_dict": None}
+    assert minidpt.load(write_repository(tmp_path / "a", null))[0].exact_gelu
+
+
+def test_the_colours_of_a_folder_reach_the_preprocessing_and_training(tmp_path):
+    colours = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 1, 0.25], "resample": 3}
+    folder = write_repository(tmp_path / "a", preprocessor_config=colours)
+    clip, preprocess = minidpt.load(folder)
+    assert clip.mean == preprocess.mean == (0.5, 0.25, 0.125)
+    assert clip.std == preprocess.std == (0.5, 1.0, 0.25)
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours | {"resample": 2}))
+    with pytest.raises(ValueError, match="resample 2, expected 3"):
+        minidpt.load(folder)
+
+
+# ---- open_clip
+
+
+def write_open_clip(folder: Path, config: dict = OPEN_CLIP_CONFIG, state=STATE) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_of_open_clip_has_its_activation_heads_and_colours(tmp_path):
+    clip, preprocess = minidpt.load(write_open_clip(tmp_path / "a"))
+    expected = plain(exact_gelu=True, head_width=32, text_head_width=32)
+    assert torch.equal(features(clip), features(expected))
+    assert preprocess.mean == (0.5, 0.25, 0.125) and preprocess.std == (0.5, 1.0, 0.25)
+    assert clip.name == "a" and "exact GELU, heads 32 wide, of the text 32" in clip.notes[0]
+    quick = changed(OPEN_CLIP_CONFIG, "model_cfg.quick_gelu", True)
+    assert not minidpt.load(write_open_clip(tmp_path / "a", quick))[0].exact_gelu
+
+
+def test_a_model_of_two_towers_is_read(tmp_path):
+    text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_proj")
+    towers = {f"text.{n}" if n.startswith(text) else n: value for n, value in STATE.items()}
+    assert load({"state_dict": prefixed("module.", towers)}, tmp_path).fingerprint() == (
+        plain().fingerprint()
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("model_cfg.text_cfg.pool_type", "last", "text_cfg: pool_type 'last' is a part"),
+        ("model_cfg.vision_cfg.ls_init_value", 0.1, "vision_cfg: ls_init_value 0.1 is a part"),
+        ("model_cfg.vision_cfg.attentional_pool", True, "attentional_pool True is a part"),
+        ("model_cfg.vision_cfg.timm_model_name", "vit", "timm_model_name 'vit' is a part"),
+        ("model_cfg.text_cfg.hf_model_name", "x/bert", "hf_model_name 'x/bert' is a part"),
+        ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is a part"),
+        ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is a part"),
+        ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is a part"),
+        ("model_cfg.vision_cfg.head_width", 48, "a multiple of the 48 of its heads"),
+        ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
+        ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
+        ("model_cfg.text_cfg", 5, "text_cfg"),
+        ("preprocess_cfg.interpolation", "bilinear", "interpolation 'bilinear', expected 'bicubi"),
+        ("preprocess_cfg.resize_mode", "squash", "resize_mode 'squash', expected 'shortest'"),
+        ("preprocess_cfg.mean", [1, 2], "three numbers mean, got a list"),
+        ("preprocess_cfg.std", [1, 2, 0], "three numbers std"),
+    ],
+)
+def test_what_a_configuration_asks_for_beyond_a_plain_vit_is_refused(
+    where, value, message, tmp_path
+):
+    folder = write_open_clip(tmp_path / "a", changed(OPEN_CLIP_CONFIG, where, value))
+    with pytest.raises(ValueError, match=message):
+        minidpt.load(folder)
+
+
+def test_settings_that_are_off_or_usual_are_none(tmp_path):
+    off = changed(OPEN_CLIP_CONFIG, "model_cfg.vision_cfg.ls_init_value", None)
+    off = changed(off, "model_cfg.vision_cfg.attentional_pool", False)
+    off = changed(off, "model_cfg.text_cfg.pool_type", "argmax")
+    off = changed(off, "model_cfg.vision_cfg.norm_kwargs", {})
+    assert minidpt.load(write_open_clip(tmp_path / "a", off))[0].exact_gelu
+
+
+def test_an_argument_against_the_configuration_is_refused(tmp_path):
+    folder = write_open_clip(tmp_path / "a")
+    assert minidpt.load(folder, exact_gelu=True, head_width=32)[0].exact_gelu
+    with pytest.raises(ValueError, match="says exact_gelu True, got False: leave it out"):
+        minidpt.load(folder, quick_gelu=True)
+    with pytest.raises(ValueError, match="says head_width 32, got 64: leave it out"):
+        minidpt.load(folder, head_width=64)
+
+
+# ---- image size
+
+
+def test_another_image_size_is_said_and_kept_in_a_saved_model(tmp_path):
+    clip, preprocess = minidpt.load(write_open_clip(tmp_path / "a"), image_size=35)
+    assert preprocess.resolution == clip.visual.resolution == 35
+    assert "interpolated from 21 to 35 pixels" in clip.notes[-1]
+    config = minidpt.PromptConfig(method="vpt", n_visual=2)
+    model = minidpt.build_model(clip, ["ox", "fox"], "a {}.", config)
+    model.save(tmp_path / "model.pt")
+    again = minidpt.load_model(tmp_path / "model.pt", clip)
+    assert torch.equal(again.visual_prompts.prompts, model.visual_prompts.prompts)
+    stored, _ = minidpt.load(tmp_path / "a", image_size=21)
+    assert stored.fingerprint() == clip.fingerprint() and stored.image_size is None
+    with pytest.raises(ValueError, match="image size 35, got a CLIP at the checkpoint's: load it"):
+        minidpt.load_model(tmp_path / "model.pt", stored)
+
+
+def test_a_saved_model_is_loaded_with_its_named_clip_at_its_image_size(tmp_path, monkeypatch):
+    torch.save(STATE, tmp_path / "ViT-B-16.pt")
+    monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path))
+    clip, _ = minidpt.load("ViT-B/16", image_size=14)
+    model = minidpt.build_model(clip, ["ox", "fox"], "a {}.", minidpt.PromptConfig("vpt"))
+    model.save(tmp_path / "model.pt")
+    assert minidpt.load_model(tmp_path / "model.pt").clip.visual.resolution == 14
+
+
+def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
+    with pytest.raises(ValueError, match="my.pt: image size: expected a multiple of 7"):
+        load(STATE, tmp_path, image_size=30)
+
+
+def test_a_model_file_of_a_newer_version_is_refused_as_that(tmp_path):
+    torch.save({"format": "minidpt 12", "more": 1}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="'minidpt 1' or older, got 'minidpt 12', the format of a"):
+        minidpt.load_model(tmp_path / "model.pt")

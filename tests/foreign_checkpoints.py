@@ -1,0 +1,69 @@
+"""Checkpoints as other libraries write them, made by hand from OpenAI's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+          torch.bool: "BOOL", torch.float64: "F64"}  # fmt: skip
+
+
+def safetensors_bytes(tensors: Tensors, header: dict | None = None) -> bytes:
+    """A safetensors file; `header` replaces entries of its header, None among them removes one."""
+    entries, numbers = {"__metadata__": {"format": "pt"}}, b""
+    for name, value in tensors.items():
+        own = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        span = [len(numbers), len(numbers) + len(own)]
+        entries[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape),
+                         "data_offsets": span}  # fmt: skip
+        numbers += own
+    entries |= header or {}
+    text = json.dumps({name: entry for name, entry in entries.items() if entry is not None})
+    text = text.encode().ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text + numbers
+
+
+def write_safetensors(path: Path, tensors: Tensors) -> Path:
+    path.write_bytes(safetensors_bytes(tensors))
+    return path
+
+
+def hugging_face_state(state: Tensors) -> Tensors:
+    """The tensors as Hugging Face's CLIPModel names, splits and turns them."""
+    theirs = {
+        "logit_scale": state["logit_scale"],
+        "visual_projection.weight": state["visual.proj"].t(),
+        "text_projection.weight": state["text_projection"].t(),
+    }
+    vision, text = "vision_model.embeddings", "text_model.embeddings"
+    theirs[f"{vision}.class_embedding"] = state["visual.class_embedding"]
+    theirs[f"{vision}.patch_embedding.weight"] = state["visual.conv1.weight"]
+    theirs[f"{vision}.position_embedding.weight"] = state["visual.positional_embedding"]
+    theirs[f"{text}.token_embedding.weight"] = state["token_embedding.weight"]
+    theirs[f"{text}.position_embedding.weight"] = state["positional_embedding"]
+    for kind in ("weight", "bias"):
+        theirs[f"vision_model.pre_layrnorm.{kind}"] = state[f"visual.ln_pre.{kind}"]
+        theirs[f"vision_model.post_layernorm.{kind}"] = state[f"visual.ln_post.{kind}"]
+        theirs[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
+        for ours, side in (("visual.transformer", "vision_model"), ("transformer", "text_model")):
+            for layer in range(100):
+                block = f"{ours}.resblocks.{layer}"
+                if f"{block}.ln_1.{kind}" not in state:
+                    break
+                there = f"{side}.encoder.layers.{layer}"
+                joined = state[f"{block}.attn.in_proj_{kind}"]
+                for part, own in zip("qkv", joined.chunk(3), strict=True):
+                    theirs[f"{there}.self_attn.{part}_proj.{kind}"] = own
+                theirs[f"{there}.self_attn.out_proj.{kind}"] = state[
+                    f"{block}.attn.out_proj.{kind}"
+                ]
+                theirs[f"{there}.layer_norm1.{kind}"] = state[f"{block}.ln_1.{kind}"]
+                theirs[f"{there}.layer_norm2.{kind}"] = state[f"{block}.ln_2.{kind}"]
+                theirs[f"{there}.mlp.fc1.{kind}"] = state[f"{block}.mlp.c_fc.{kind}"]
+                theirs[f"{there}.mlp.fc2.{kind}"] = state[f"{block}.mlp.c_proj.{kind}"]
+    return {name: value.contiguous() for name, value in theirs.items()}

@@ -1,0 +1,138 @@
+"""train.py and eval.py with checkpoints of others: prompts of the published code, image sizes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import draw
+from scripts import SHORT, assert_one_line, inside, save_clip, summary
+
+import minidpt
+
+CLASSES = {"ox": (200, 60, 40), "red fox": (60, 170, 60), "gnu": (50, 70, 190), "owl": (9, 9, 9)}
+PARTS = ("prompt_learner", "image_encoder.transformer.ctx_learner",
+         "image_encoder.transformer.extractor")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with pictures in `data` and a CLIP in `clip.pt`."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, colour in CLASSES.items():
+        for number in range(10):
+            shade = tuple(min(255, value + 9 * number) for value in colour)
+            draw(folder / "data" / name / f"{number}.png", (27, 23), shade)
+    save_clip(folder / "clip.pt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(place: Path, *options: object) -> Path:
+    command = ("--data", place / "data", "--model", place / "clip.pt", *SHORT, "--out", "run")
+    result = inside("train.py", *command, *options)
+    assert result.status == 0, result.err
+    return Path("run")
+
+
+def as_published(place: Path, run: Path) -> Path:
+    """A run's prompts as the published code would have left them."""
+    model = minidpt.load_model(run / "model.pt", minidpt.load(place / "clip.pt")[0])
+    for part in PARTS:
+        own = {name.removeprefix(f"{part}."): value for name, value in model.published().items()
+               if name.startswith(f"{part}.")}  # fmt: skip
+        if own:
+            (Path("published") / part).mkdir(parents=True)
+            torch.save({"state_dict": own}, Path("published") / part / "model.pth.tar-100")
+    return Path("published")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--method", "coop", "--csc"), "method coop, csc True, n_ctx 3"),
+        (("--method", "vpt", "--visual-layers", 1), "method vpt, .*n_visual 2, visual_layers 1"),
+        (("--method", "dpt", "--class-aware-from", 2, "--class-token-position", "front"),
+         "method dpt, csc False, n_ctx 3, n_visual 2, .*class_aware_from 2"),
+    ],
+)  # fmt: skip
+def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, said, place):
+    run = train(place, *options)
+    published = as_published(place, run)
+    command = ("--published", published, "--data", place / "data", "--model", place / "clip.pt")
+    if "dpt" in options:
+        command += ("--top-k", 3, "--class-token-position", "front")
+    result = inside("eval.py", *command, "--per-class")
+    assert result.status == 0, result.err
+    (line,) = [line for line in result.out.splitlines() if line.startswith("published ")]
+    assert re.search(said, line), line
+    method, accuracy = options[1], summary(run)["accuracy"]
+    assert f"data: {method} accuracy {accuracy:.2f} %, zero-shot" in result.out
+    assert "mean of 4 classes" in result.out
+
+
+def test_prompts_that_belong_to_other_classes_are_refused(place):
+    published = as_published(place, train(place, "--method", "dpt"))
+    draw(Path("other/ant/1.png"), (27, 23), (1, 2, 3))
+    for name in ("ant", "bee", "cat"):
+        for number in range(4):
+            draw(Path(f"other/{name}/{number}.png"), (27, 23), (1, 2, number))
+    command = ("--published", published, "--data", "other", "--model", place / "clip.pt")
+    assert_one_line(inside("eval.py", *command), "eval.py", "belong to 4 classes", "other has 3")
+
+
+def test_prompts_of_maple_are_refused_by_name(place):
+    (Path("out") / "MultiModalPromptLearner").mkdir(parents=True)
+    result = inside("eval.py", "--published", "out", "--data", place / "data")
+    assert_one_line(result, "eval.py", "expected CoOp's or DPT's prompts, got MaPLe's")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("--published", "out"), ("--published", "expected --data")),
+        (("--run", "run", "--top-k", 3), ("--top-k", "expected with --published")),
+        (("--run", "run", "--image-size", 28), ("--image-size", "expected with --published")),
+        (("--table", "run", "--exact-gelu"), ("--exact-gelu", "expected with --published")),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(command, words):
+    result = inside("eval.py", *command)
+    assert result.status == 2
+    assert all(word in result.err for word in words), result.err
+
+
+def test_a_run_at_another_image_size_is_tested_again_at_it(place):
+    run = train(place, "--method", "vpt", "--image-size", 35)
+    assert json.loads((run / "config.json").read_text())["image_size"] == 35
+    result = inside("eval.py", "--run", run)
+    assert result.status == 0, result.err
+    assert f"vpt accuracy {summary(run)['accuracy']:.2f} %" in result.out
+    again = inside("eval.py", "--run", run, "--image", place / "data/ox/1.png")
+    assert again.status == 0, again.err
+
+
+def test_an_image_size_of_no_whole_patches_is_one_line(place):
+    command = ("--data", place / "data", "--model", place / "clip.pt", *SHORT, "--image-size", 36)
+    assert_one_line(inside("train.py", *command), "train.py", "a multiple of 7", "got 36")
+
+
+def test_a_run_of_an_earlier_version_without_these_settings_is_tested(place):
+    run = train(place, "--method", "coop")
+    config = json.loads((run / "config.json").read_text())
+    for name in ("image_size", "head_width"):
+        del config[name]
+    (run / "config.json").write_text(json.dumps(config))
+    saved = torch.load(run / "model.pt", weights_only=False)
+    assert saved["clip"].pop("image_size") is None
+    torch.save(saved, run / "model.pt")
+    result = inside("eval.py", "--run", run)
+    assert f"coop accuracy {summary(run)['accuracy']:.2f} %" in result.out, result.err
+    assert inside("eval.py", "--table", ".").status == 0

@@ -1,0 +1,122 @@
+"""What is drawn: maps over pictures, texts in any script, bars."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from minidpt.runs import drawing
+from minidpt.runs.drawing import (
+    BRIGHTEST,
+    COVER,
+    bar,
+    colour_scale,
+    cut,
+    font_for,
+    font_notes,
+    overlay,
+    write,
+)
+
+
+def grey_picture(side: int = 70) -> Image.Image:
+    """With black and white in it, or the contrast would be stretched."""
+    pixels = np.full((side, side, 3), 128, np.uint8)
+    pixels[:5], pixels[-5:] = 0, 255
+    return Image.fromarray(pixels)
+
+
+def test_an_overlay_is_yellow_where_attention_is_and_blue_where_it_is_not():
+    attention = torch.zeros(7, 7)
+    attention[2, 5] = 1
+    drawn = overlay(grey_picture(), attention)
+    assert (drawn.mode, drawn.size) == ("RGB", (70, 70))
+    red, green, blue = drawn.getpixel((55, 25))
+    assert min(red, green) > 160 and blue < 110
+    red, green, blue = drawn.getpixel((15, 45))
+    assert max(red, green) < blue
+
+
+def test_maps_have_one_scale_and_shares_beyond_it_one_colour():
+    at_the_end, beyond = torch.zeros(4, 4), torch.zeros(4, 4)
+    at_the_end[0], beyond[0, 1:] = BRIGHTEST / 16, 1 / 3
+    yellow = (1 - COVER) * 128 + COVER * np.array([255, 234, 70])
+    for attention in (at_the_end, beyond):
+        drawn = overlay(grey_picture(), attention).getpixel((50, 7))
+        np.testing.assert_allclose(drawn, yellow, atol=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
+def test_a_picture_of_any_mode_is_taken(mode):
+    assert overlay(grey_picture().convert(mode), torch.full((3, 3), 1 / 9)).mode == "RGB"
+
+
+LONG = {
+    "latin": "a quite rare, long-named species of deep-sea anglerfish",
+    "hebrew": "סוס ים ארוך מאוד שחי במים העמוקים של האוקיינוס",
+    "accents": "e\u0301" * 60,  # each letter and its accent two characters
+    "cyrillic": "очень длинное название глубоководной рыбы",
+    "no spaces": "x" * 400,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("width", [40, 101, 224])
+def test_a_long_name_is_cut_at_its_logical_end_as_late_as_it_fits(text, width):
+    shown = cut(text, width, 14)
+    assert shown.endswith("…") and text.startswith(shown[:-1])
+    assert font_for(shown, 14).getlength(shown) <= width
+    rest = text[len(shown) - 1 :]
+    assert not unicodedata.combining(rest[0])
+    more = shown[:-1] + rest[:4] + "…"  # a letter with its accents, and a space
+    assert font_for(more, 14).getlength(more) > width
+
+
+def test_a_name_that_fits_is_as_it_is_and_what_is_no_letter_is_spelt_out():
+    assert cut("sea horse", 224, 14) == "sea horse"
+    assert cut("a\nb\u202ec", 224, 14) == r"a\nb\u202ec"
+
+
+def drawn(text: str) -> np.ndarray:
+    image = Image.new("L", (200, 30), 255)
+    write(ImageDraw.Draw(image), (5, 20), text, 190)
+    return np.asarray(image)
+
+
+@pytest.fixture
+def only_pillows_font(monkeypatch):
+    """As where the system has no other."""
+    monkeypatch.setattr(drawing, "MORE_FONTS", ("no such font.ttf",))
+
+
+def test_letters_that_no_font_has_are_named_and_drawn_as_boxes(only_pillows_font, monkeypatch):
+    assert font_notes(["sea horse", "ox"]) == []
+    (note,) = font_notes(["sea horse", "猫と a cat", "犬"])
+    assert "猫と犬" in note and "boxes" in note and "install" in note
+    assert np.array_equal(drawn("猫"), drawn("犬")) and (drawn("猫") < 128).any()
+    monkeypatch.setattr(drawing.features, "check", lambda name: name != "raqm")
+    assert ["reverse" in note for note in font_notes(["סוס"])] == [False, True]
+
+
+def test_every_text_is_drawn_without_an_error():
+    for text in ("ox", "морской конёк", "סוס ים", "日本語", "🦊", "\ud800", "", " ", "\u0301"):
+        assert drawn(text).shape == (30, 200)
+    assert (drawn("ox") < 128).any() and (drawn("") == 255).all()
+
+
+def test_a_bar_is_as_long_as_its_share():
+    image = Image.new("RGB", (300, 20), "white")
+    bar(ImageDraw.Draw(image), (10, 4, 210, 14), 0.25, "#0072b2")
+    blue = np.all(np.asarray(image) == (0, 0x72, 0xB2), axis=-1)
+    assert blue.any(axis=0).nonzero()[0].tolist() == list(range(10, 61))
+    assert blue.any(axis=1).sum() == 11
+
+
+def test_the_scale_goes_from_blue_to_yellow():
+    scale = np.asarray(colour_scale(50, 3))
+    assert scale.shape == (3, 50, 3)
+    assert scale[0, 0].tolist() == [0, 32, 77] and scale[0, -1].tolist() == [255, 234, 70]

@@ -1,0 +1,363 @@
+"""report.html: what is in it, that it needs nothing else, and that it never fails a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_folders import draw
+from PIL import Image
+from scripts import SCRIPTS, SHORT, assert_one_line, inside, save_clip, summary
+from tiny_models import WIDE, clip_state
+
+import minidpt
+from minidpt.prompts import nearest_words
+from minidpt.runs import charts
+from minidpt.runs.folders import Run
+from minidpt.runs.page import tag
+from minidpt.runs.predictions import HEADER, read_predictions
+from minidpt.runs.report import write_report
+
+NASTY = "<script>alert(1)</script>"
+CLASSNAMES = ["Owl", NASTY, 'a "b" & <i>', "=sum(1)", "\u05d0\u05d1 x"]
+
+
+class Page(HTMLParser):
+    """What a page consists of: tags with attributes, and its text beyond the style."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.said: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] != "style":
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def page_of(folder: str | Path) -> Page:
+    return Page((Path(folder) / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> tuple[Path, Path]:
+    """A list of pictures whose classes have names that are no good HTML; a CLIP."""
+    folder = tmp_path_factory.mktemp("place")
+    rows = []
+    for label, name in enumerate(CLASSNAMES):
+        for number in range(6):
+            path = draw(folder / f"{label}/{number}.png", (27, 23), (40 * label, 30 * number, 90))
+            rows.append((path, name, "train" if number < 3 else "test"))
+    with open(folder / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return folder / "list.csv", save_clip(folder / "little.pt", WIDE)
+
+
+def train(place: tuple[Path, Path], *options: object):
+    result = inside("train.py", "--data", place[0], "--model", place[1], *SHORT, *options)
+    assert result.status == 0, result
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(place, tmp_path_factory) -> Path:
+    """A run of DPT. Only read it."""
+    run = tmp_path_factory.mktemp("runs") / "dpt"
+    assert train(place, "--out", run).err == ""
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, place):
+    model = minidpt.load_model(trained / "model.pt", minidpt.load(place[1])[0])
+    plain = model.template_features
+    with open(trained / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 15 and tuple(rows[0]) == HEADER
+    for row in rows:
+        path = place[0].parent / row["path"]
+        ((likeliest,),) = model.predict(path, top=1)
+        image = minidpt.load(place[1])[1](Image.open(path))[None]
+        feature = torch.nn.functional.normalize(model.clip.encode_image(image), dim=-1)
+        shares = (model.clip.logit_scale.exp() * feature @ plain.T).softmax(-1)[0]
+        expected = [row["label"].removeprefix("'"), likeliest.classname]
+        expected.append(model.classnames[int(shares.argmax())])
+        assert expected[0] == CLASSNAMES[int(path.parent.name)]
+        found = [row[name].removeprefix("'") for name in ("label", "learned", "zero-shot")]
+        assert found == expected
+        assert float(row["learned probability"]) == pytest.approx(likeliest.probability, abs=2e-5)
+        assert float(row["zero-shot probability"]) == pytest.approx(float(shares.max()), abs=2e-5)
+
+
+def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_path):
+    train(place, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
+    names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
+    found = read_predictions(Run(tmp_path / "base"), names)
+    assert found.counts().tolist() == [3, 3, 3]
+    (mean,) = np.unique(found.accuracies(found.learned).mean().round(9))
+    assert mean == pytest.approx(summary(tmp_path / "base")["accuracy"])
+    text = page_of(tmp_path / "base").text
+    assert "3 classes (base)" in text and "harmonic mean" in text
+    assert "of 9 test images of the base classes are recognised" in text
+
+
+def test_counts_of_predictions_are_those_of_a_loop(run):
+    names, rng = ["a", "b", "c"], np.random.default_rng(0)
+    rows = rng.integers(0, 3, (40, 3))
+    with open(run / "predictions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *(
+            (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
+            for n, (a, b, c) in enumerate(rows)
+        )])  # fmt: skip
+    found = read_predictions(Run(run), names)
+    pairs: dict[tuple, int] = {}
+    for true, learned, _ in rows.tolist():
+        if true != learned:
+            pairs[true, learned] = pairs.get((true, learned), 0) + 1
+    assert {(a, b): n for n, a, b in found.confused()} == pairs
+    for label in range(3):
+        own = [row for row in rows.tolist() if row[0] == label]
+        right = 100 * sum(row[1] == label for row in own) / len(own)
+        assert found.accuracies(found.learned)[label] == pytest.approx(right)
+    wrong = [n for n, row in enumerate(rows.tolist()) if row[0] != row[1]]
+    assert found.surest_mistakes(5) == wrong[::-1][:5]
+
+
+def test_the_report_says_what_was_run_and_how_it_went(trained):
+    page, result = page_of(trained), summary(trained)
+    for said in (
+        "DPT on", "5 classes", "3 shots", "6 epochs", "15 training images", "15 test images",
+        f"{result['accuracy']:.2f} %", f"{result['zero_shot_accuracy']:.2f} %", "training loss",
+        "accuracy on training views, %", "learning rate", "Accuracy by class", "Confusion matrix",
+        "Surest mistakes", "Learned context in words", "All settings",
+    ):  # fmt: skip
+        assert said in page.text, said
+    assert [name for name, _ in page.tags].count("svg") == 5  # three charts, two keys
+    assert "left out" not in page.text
+
+
+def test_names_from_the_data_are_text(trained):
+    page = page_of(trained)
+    for name in CLASSNAMES:
+        assert " ".join(name.split()) in page.text
+    assert not {name for name, _ in page.tags} & {"script", "link", "iframe", "a", "object"}
+    assert tag("p", "<\x1b\udc80>", title='"') == '<p title="&quot;">&lt;\\x1b\\udc80&gt;</p>'
+
+
+def test_the_page_refers_to_nothing_outside(trained):
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    sources = [
+        attrs[name] for _, attrs in Page(text).tags for name in ("src", "href") if name in attrs
+    ]
+    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not re.search(r"url\(|@import|http(?!-equiv)", re.sub(r'src="[^"]*"', "", text))
+
+
+def test_eval_makes_the_report_again_from_the_files(run):
+    made = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    result = inside("eval.py", "--report", run)
+    assert (result.status, result.out, result.err) == (0, f"{run}: report.html\n", "")
+    assert (run / "report.html").read_bytes() == made
+
+
+def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
+    pictures = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"model": "gone.pt"}))
+    result = inside("eval.py", "--report", run)
+    assert result.status == 0 and "Maps of attention: left out" in result.out
+    assert "Maps of attention: left out" in page_of(run).text
+    assert [name for name, _ in page_of(run).tags].count("img") == pictures // 3
+
+    assert write_report(run, root=str(tmp_path)) and "img" not in dict(page_of(run).tags)
+    assert "pictures left out" in page_of(run).text and "Surest mistakes" in page_of(run).text
+
+    for name in ("predictions.csv", "words.json", "metrics.jsonl", "summary.json"):
+        (run / name).unlink()
+    notes = write_report(run)  # as of an earlier version, stopped before its first epoch
+    assert len(notes) == 4 and "All settings" in page_of(run).text
+    assert all(note in page_of(run).text for note in notes)
+
+
+@pytest.mark.parametrize("content", [
+    "", "a,b\n", ",".join(HEADER) + "\n", ",".join(HEADER) + "\nx.png,Owl,gnu,0.5,Owl,0.5\n",
+    ",".join(HEADER) + "\nx.png,Owl,Owl,nan,Owl,0.5\n", ",".join(HEADER) + "\nx.png,Owl\n",
+    ",".join(HEADER) + '\n"' + "x" * 200_000,
+], ids=["empty", "header", "no rows", "class", "nan", "short", "quote"])  # fmt: skip
+def test_damaged_predictions_are_one_note(run, content):
+    (run / "predictions.csv").write_text(content)
+    (note,) = write_report(run, lambda: pytest.fail("no picture, no model"))
+    assert note.startswith("Classes and mistakes: left out: ") and len(note) <= 500
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    result = inside("eval.py", "--report", tmp_path)
+    assert_one_line(result, "eval.py", "expected finished runs")
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ZeroDivisionError("oh")])
+def test_a_report_that_fails_is_one_line_and_fails_no_run(place, tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(SCRIPTS["train.py"], "write_report", fail)
+    result = train(place, "--out", tmp_path / "run", "--epochs", 1)
+    assert result.err == f"train.py: error: {tmp_path}/run: the report is left out: {error}\n"
+    assert summary(tmp_path / "run")["accuracy"] >= 0
+
+
+def test_a_sweep_ends_with_a_report_of_all_its_runs(place, tmp_path):
+    options = ("--method", "zeroshot", "vpt", "--shots", "1", "2", "--seed", "1", "2")
+    train(place, "--out", tmp_path / "sweep", "--epochs", 1, *options)
+    page = page_of(tmp_path / "sweep")
+    table = (tmp_path / "sweep/table.md").read_text(encoding="utf-8")
+    cells = [cell.strip() for line in table.splitlines() for cell in line.strip("|").split("|")]
+    assert all(cell in page.text for cell in cells if re.match(r"[\d.]+ ± ", cell))
+    assert "5 runs" in page.text and "shots (training images a class)" in page.text
+    assert not list(tmp_path.glob("sweep/*/report.html"))  # but with eval.py
+    (run, *_) = tmp_path.glob("sweep/*vpt*")
+    assert inside("eval.py", "--report", run).status == 0 and page_of(run)
+
+
+def test_without_a_report_none_is_written(place, tmp_path):
+    train(place, "--out", tmp_path / "run", "--no-report", "--epochs", 0)
+    assert not (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/predictions.csv").is_file()
+
+
+def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
+    classes, pictures, epochs, rng = 1000, 50_000, 1000, np.random.default_rng(0)
+    names = [f"{NASTY} {number}" for number in range(classes)]
+    rows = [[f"{n}.png", n % classes, names[n % classes]] for n in range(pictures)]
+    for number in range(24):
+        noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
+    run = Run(tmp_path)
+    run.write_json("config.json", {"method": "vlp", "guidance_epochs": 300, "classes": "all"})
+    run.write_json("split.json", {
+        "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,
+    })  # fmt: skip
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for epoch in range(1, epochs + 1):
+            record = {"loss": 1 / epoch, "train_accuracy": 50, "lr": {"visual": 0.1, "text": 0.2}}
+            file.write(json.dumps({"epoch": epoch, **record}) + "\n")
+    with open(tmp_path / "predictions.csv", "w", newline="") as file:
+        taken = rng.integers(0, classes, pictures)
+        csv.writer(file).writerows([HEADER, *(
+            (f"{n}.png", names[n % classes], names[taken[n]], 1 - n / pictures, names[0], 0.5)
+            for n in range(pictures)
+        )])  # fmt: skip
+    notes = write_report(tmp_path)
+    assert [note.split(":")[0] for note in notes] == ["Accuracy", "Maps of attention", "Words"]
+    page = page_of(tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+    assert [name for name, _ in page.tags].count("img") == 24
+    assert "Most frequent mistakes" in page.text and "Confusion matrix" not in page.text
+    assert "The 30 lowest of 1,000 classes" in page.text
+
+
+def test_nearest_words_are_those_of_a_loop_over_the_vocabulary():
+    clip = minidpt.build_clip(clip_state(WIDE))
+    table = clip.token_embedding.weight
+    ctx = torch.randn(2, table.shape[1], generator=torch.Generator().manual_seed(0))
+    for vector, found in zip(ctx, nearest_words(ctx, clip, 3), strict=True):
+        distances = [float((vector - row).square().sum().sqrt()) for row in table]
+        order = sorted(range(len(distances)), key=distances.__getitem__)[:3]
+        assert [d for _, d in found] == pytest.approx([distances[i] for i in order], abs=1e-4)
+        texts = [minidpt.clip.tokenizer.decode([i]) for i in order]
+        assert [word for word, _ in found] == [
+            text.strip() if text.endswith(" ") else f"{text}-" for text in texts
+        ]
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (52.3, 96, [50, 60, 70, 80, 90, 100]), (3, 3, None),
+    (1e-5, 0.01, [0, 0.002, 0.004, 0.006, 0.008, 0.01]),
+])  # fmt: skip
+def test_axes_have_round_numbers_that_hold_all_values(low, high, expected):
+    found = charts.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and len(set(found)) == len(found) >= 2
+    assert expected is None or found == pytest.approx(expected)
+
+
+def test_a_line_passes_through_its_points_and_bars_have_the_deviation():
+    series = charts.Series("a", "c0", [(0, 0), (1, 5), (2, 10)], [0, 1, 0], shape=0)
+    svg = charts.line_chart("y", "x", [series])
+    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
+    top, bottom = charts.TOP, charts.HEIGHT - charts.BOTTOM
+    middle = (left + right) / 2, (top + bottom) / 2
+    ((path),) = re.findall(r'd="M([\d.,L]+)" class="line"', svg)
+    assert path == f"{left}.0,{bottom}.0L{middle[0]},{middle[1]}L{right}.0,{top}.0".replace(
+        ".00", ".0"
+    )
+    (x, high, low) = re.findall(r'd="M([\d.]+),([\d.]+)h10m-5,0V([\d.]+)m', svg)[0]
+    assert float(x) + 5 == middle[0] and float(low) - float(high) == pytest.approx(
+        (bottom - top) / 5, abs=0.11
+    )
+
+
+# In a browser
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --enable-logging=stderr --v=0 "
+    "--virtual-time-budget=3000"
+).split()
+LOOK = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
+  images: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+  resources: performance.getEntriesByType("resource").map(r => r.name.slice(0, 99))
+    .filter(name => !name.startsWith("data:")),
+  hidden: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  background: getComputedStyle(document.body).backgroundColor,
+}), "*"))</script></body>"""
+PHONE = """<body><iframe src="looked.html" width="390" height="800"></iframe><script>
+addEventListener("message", event => document.body.textContent = event.data)</script></body>"""
+
+
+def browse(page: Path, *flags: str) -> subprocess.CompletedProcess:
+    """A page's elements in a browser, and what it logs."""
+    profile = f"--user-data-dir={page.parent}/profile"
+    command = [CHROMIUM, *FLAGS, *flags, profile, "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium, which Debian has")
+def test_a_browser_shows_the_page_whole_on_a_phone_in_dark_and_light(trained, tmp_path):
+    page = Path(shutil.copy(trained / "report.html", tmp_path))
+    shown = browse(page)
+    assert "CONSOLE" not in shown.stderr and "Surest mistakes" in shown.stdout
+
+    text = re.sub("<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    (tmp_path / "looked.html").write_text(text.replace("</body>", LOOK), encoding="utf-8")
+    (tmp_path / "phone.html").write_text(PHONE)
+    backgrounds = []
+    for scheme in ("1", "0"):
+        shown = browse(tmp_path / "phone.html", f"--blink-settings=preferredColorScheme={scheme}")
+        seen = json.loads(re.search(r"<body>(\{.*\})</body>", shown.stdout, re.DOTALL)[1])
+        assert seen["images"] and all(seen["images"])
+        assert (seen["resources"], seen["hidden"]) == ([], 0)
+        backgrounds.append(seen["background"])
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(21, 24, 28)"]

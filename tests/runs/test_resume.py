@@ -1,0 +1,260 @@
+"""Going on with what was interrupted, and beginning again from the settings of an earlier run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import draw_classes
+from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
+
+from minidpt.checkpoints.reader import read_checkpoint
+
+TRAIN = SCRIPTS["train.py"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    draw_classes(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
+    save_clip(folder / "little.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(place) -> tuple[object, ...]:
+    return ("train.py", "--data", place / "pictures", "--model", place / "little.pt", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert inside(*command, "--out", folder).status == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def outcome(run: str | Path) -> tuple:
+    """Weights to the bit, the metrics without times, the accuracies."""
+    learned = read_checkpoint(Path(run) / "model.pt")["learned"]
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    metrics = [{k: json.loads(line)[k] for k in ("epoch", "loss", "lr")} for line in lines]
+    tensors = {name: value.numpy().tobytes() for name, value in learned.items()}
+    return tensors, metrics, summary(run)["tests"]
+
+
+def interrupt(monkeypatch, command, after: int = 3, number: int = signal.SIGTERM):
+    """The command, with a signal in the first step after that many epochs."""
+    train_epoch = TRAIN.train_epoch
+
+    def signalled(state, *arguments):
+        if state.epoch == after:
+            os.kill(os.getpid(), number)
+        return train_epoch(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAIN, "train_epoch", signalled)
+        return inside(*command)
+
+
+# --resume
+
+
+def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
+    """A few of what the benchmark does by hundreds; it fails at the first difference."""
+    script = ROOT / "tests/benchmarks/kills.py"
+    seed = str(random.randrange(10**6))
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "10", "--seed", seed], env=environment(),
+        capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
+    assert json.loads(done.stdout)["kills"] == 10
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
+    command, whole, monkeypatch, number, status
+):
+    result = interrupt(monkeypatch, (*command, "--out", "my run"), number=number)
+    assert result.status == status
+    assert result.err == (
+        "train.py: error: interrupted; to go on: python train.py --resume 'my run'\n"
+    )
+    assert read_checkpoint("my run/state.pt")["epoch"] == 3
+    result = inside("train.py", "--resume", "my run")
+    assert result.status == 0 and "going on after epoch 3 of 6" in result.out
+    assert outcome("my run") == outcome(whole)
+    assert sorted(os.listdir("my run")) == sorted(os.listdir(whole))
+
+
+def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
+    command, whole, monkeypatch
+):
+    sweep = (*command, "--method", "zeroshot", "dpt", "--out", "sweep")
+    result = interrupt(monkeypatch, sweep)
+    assert result.status == 143 and "; to go on: python train.py --data " in result.err
+    run = Path("sweep/pictures-dpt-3shots-seed1")
+    assert (run / "state.pt").is_file()
+    shutil.copytree("sweep", "copy")
+    for resume in (sweep, ("train.py", "--resume", "copy")):
+        result = inside(*resume)
+        assert result.status == 0 and "going on after epoch 3 of 6" in result.out
+    for folder in ("sweep", "copy"):
+        assert outcome(folder / Path(run.name)) == outcome(whole)
+        assert Path(folder, "table.md").is_file()
+
+
+def test_what_has_moved_may_be_named_and_the_run_notes_it(command, place, whole, monkeypatch):
+    interrupt(monkeypatch, (*command, "--out", "run"))
+    shutil.copytree(place / "pictures", "elsewhere")
+    result = inside("train.py", "--resume", "run", "--data", "elsewhere", "--workers", 1)
+    assert result.status == 0 and outcome("run")[:2] == outcome(whole)[:2]
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["data"] == str(Path("elsewhere").resolve()) and config["workers"] == 1
+    assert inside("eval.py", "--run", "run").status == 0
+
+
+def test_other_pictures_or_another_clip_are_refused_by_name(command, place, monkeypatch):
+    interrupt(monkeypatch, (*command, "--out", "run"))
+    before = Path("run/state.pt").read_bytes()
+    draw_classes(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
+    result = inside("train.py", "--resume", "run", "--data", "others")
+    assert_one_line(result, "train.py", "the same data (fingerprint", "other data (fingerprint")
+    result = inside("train.py", "--resume", "run", "--model", save_clip(Path("other.pt"), seed=1))
+    assert_one_line(result, "train.py", "the same CLIP (fingerprint", "other CLIP (fingerprint")
+    assert Path("run/state.pt").read_bytes() == before
+
+
+def test_options_that_would_make_another_run_are_refused_by_name(command, monkeypatch):
+    interrupt(monkeypatch, (*command, "--out", "run"))
+    others = ("--epochs", 9, "--csc", "--batch-size", 5)  # the last is the run's own
+    result = inside("train.py", "--resume", "run", *others)
+    assert_one_line(result, "train.py", "--csc, --epochs: expected the run's own settings")
+    result = inside("train.py", "--resume", "run", "--out", "other")
+    assert_one_line(result, "train.py", "--out: expected")
+
+
+def test_a_finished_run_says_so(whole):
+    shutil.copytree(whole, "run")
+    result = inside("train.py", "--resume", "run")
+    assert (result.status, result.out) == (0, "run run is finished: python eval.py --run run\n")
+
+
+def test_a_run_of_an_earlier_version_cannot_be_gone_on_with(whole):
+    shutil.copytree(whole, "run")
+    Path("run/summary.json").unlink()
+    assert_one_line(
+        inside("train.py", "--resume", "run"), "train.py", "expected state.pt", "--config"
+    )
+
+
+@pytest.mark.parametrize("name", ["nothing", "place"])
+def test_a_folder_without_a_run_is_refused(place, name):
+    folder = place if name == "place" else name
+    assert_one_line(inside("train.py", "--resume", folder), "train.py", "config.json", str(folder))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.update(format="minidpt state 2"),
+        lambda content: content["learned"].popitem(),
+        lambda content: content["momentum"].update(other=torch.ones(1)),
+        lambda content: content["generators"].update(cpu=torch.ones(3)),
+        lambda content: content.pop("metrics"),
+        lambda content: content.update(epoch=None),
+    ],
+)
+def test_a_damaged_state_is_refused_in_one_line(command, monkeypatch, damage):
+    interrupt(monkeypatch, (*command, "--out", "run"))
+    content = read_checkpoint("run/state.pt")
+    damage(content)
+    torch.save(content, "other.pt")  # not into the file that is mapped
+    os.replace("other.pt", "run/state.pt")
+    before = Path("run/state.pt").read_bytes()
+    assert_one_line(
+        inside("train.py", "--resume", "run"), "train.py", "run/state.pt: not the state"
+    )
+    assert Path("run/state.pt").read_bytes() == before
+
+
+def test_a_second_signal_does_not_wait_for_the_step(command, monkeypatch):
+    def twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(TRAIN, "train_epoch", twice)
+    assert inside(*command, "--out", "run").status == 130
+
+
+# --config
+
+
+def test_an_earlier_run_s_config_gives_the_same_bits(whole):
+    assert inside("train.py", "--config", whole / "config.json", "--out", "run").status == 0
+    assert outcome("run") == outcome(whole)
+
+
+def test_the_pictures_of_an_earlier_run_s_split_file_are_taken_as_they_stand(whole):
+    again = ("train.py", "--config", whole / "config.json", "--data", whole / "split.json")
+    assert inside(*again, "--out", "run").status == 0
+    assert outcome("run") == outcome(whole)
+    assert Path("run/split.json").read_text() == (whole / "split.json").read_text()
+    assert inside(*again, "--seed", 2, "--out", "other").status == 0  # drawn anew, by seed 2
+    assert Path("other/split.json").read_text() != (whole / "split.json").read_text()
+
+
+def test_options_beside_a_config_go_before_it(whole):
+    result = inside("train.py", "--config", whole / "config.json", "--seed", 2, "--out", "run")
+    assert result.status == 0
+    before, after = (json.loads((Path(run) / "config.json").read_text()) for run in (whole, "run"))
+    different = {name for name in before if before[name] != after[name]}
+    assert different == {"seed", "name"} and after["seed"] == 2
+
+
+def test_a_config_states_each_option_once(whole):
+    config = json.loads((whole / "config.json").read_text())
+    assert "prompts" not in config and "out" not in config
+    assert config["n_ctx"] == 3 and config["warmup_epochs"] == 1
+
+
+def test_the_config_of_zero_shot_clip_can_be_given_back(command):
+    assert inside(*command, "--method", "zeroshot", "--out", "run").status == 0
+    assert inside("train.py", "--config", "run/config.json", "--out", "again").status == 0
+    assert summary("again")["tests"] == summary("run")["tests"]
+
+
+def test_a_config_of_an_earlier_version_is_read_and_its_sweep_gone_on_with(command):
+    sweep = (*command, "--method", "coop", "dpt", "--epochs", 1, "--out", "sweep")
+    assert inside(*sweep).status == 0
+    path = Path("sweep/pictures-coop-3shots-seed1/config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "out": "sweep", "prompts": {"method": "coop"}}))
+    result = inside(*sweep)
+    assert result.status == 0 and "2 runs in sweep, 2 of them finished" in result.out
+    assert inside("train.py", "--config", path, "--out", "run").status == 0
+    assert outcome("run") == outcome(path.parent)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [("{", ["expected JSON"]), ('{"epochs": "many"}', ["--epochs", "many"]),
+     ('{"shots": -1}', ["--shots", "-1"]), ('{"method": {"a": 1}}', ["--method"])],
+)  # fmt: skip
+def test_a_config_that_cannot_be_is_refused(content, words):
+    Path("config.json").write_text(content)
+    assert_one_line(inside("train.py", "--config", "config.json"), "train.py", *words)

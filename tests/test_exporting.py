@@ -1,0 +1,123 @@
+"""A program that `minidpt.export` wrote, run where this package is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_models import Sizes, clip_state, learned_shapes, learned_tensors, random_images
+
+import minidpt
+from minidpt import exporting
+from minidpt.clip.transforms import CLIP_MEAN, CLIP_STD
+
+SMALL = Sizes(vision_layers=2, text_layers=1)
+NAMES = ["ox", "red fox", "owl", "gnu", "cat"]
+OF_METHOD = {  # with every part that the method has; DPT also where all classes are selected
+    "zeroshot": {"method": "zeroshot"},
+    "coop": {"method": "coop", "n_ctx": 3},
+    "vpt": {"method": "vpt", "n_visual": 3},
+    "vlp": {"method": "vlp", "n_ctx": 3, "n_visual": 2},
+    "dpt": {"method": "dpt", "n_ctx": 3, "n_visual": 2, "top_k": 3, "class_aware_from": 2},
+    "dpt with all classes": {"method": "dpt", "n_ctx": 3, "class_aware_from": 1},
+}
+ABOUT = {
+    "classnames": NAMES,
+    "image_size": SMALL.patch * SMALL.grid,
+    "mean": list(CLIP_MEAN),
+    "std": list(CLIP_STD),
+}
+READER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")  # torch 2.4 warns of its own torch.load
+import torch
+images, extra = torch.load("images", weights_only=True), {"minidpt.json": ""}
+program = torch.export.load("a.pt2", extra_files=extra).module()
+results = [program(images[:count]).tolist() for count in (1, 2, 7)]
+assert not any(name.split(".")[0] in ("minidpt", "PIL", "ftfy") for name in sys.modules)
+print(json.dumps([results, json.loads(extra["minidpt.json"])]))
+"""
+
+
+def model_of(config: dict, dtype: torch.dtype = torch.float32) -> minidpt.PromptedCLIP:
+    """A model whose logits differ much from class to class."""
+    clip = minidpt.build_clip(clip_state(SMALL)).cast(dtype)
+    model = minidpt.build_model(clip, NAMES, "a {}.", minidpt.PromptConfig(**config))
+    model.load_published(learned_tensors(learned_shapes(SMALL, len(NAMES), config)))
+    return model.eval()
+
+
+def probabilities(model: minidpt.PromptedCLIP, images: torch.Tensor) -> torch.Tensor:
+    """What `predict` finds, in the order of the classes."""
+    predicted = [dict(row) for row in model.predict(images, top=len(NAMES))]
+    return torch.tensor([[row[name] for name in NAMES] for row in predicted])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", OF_METHOD)
+def test_what_is_exported_holds_no_text_encoder_and_predicts_as_the_model(method, dtype):
+    model, images = model_of(OF_METHOD[method], dtype), random_images(SMALL, 3)
+    classifier = exporting.ImageClassifier(model)
+    assert torch.equal(classifier(images), probabilities(model, images))
+    text_side = ("clip.transformer.", "clip.token_embedding.", "clip.text_projection", "text_")
+    assert not any(name.startswith(text_side) for name in classifier.state_dict())
+
+
+def test_torch_alone_predicts_as_the_model_for_any_number_of_images(tmp_path):
+    """DPT has every part that a method can have; `benchmarks/exporting.py` tries all of them."""
+    model, images = model_of(OF_METHOD["dpt"]), random_images(SMALL, 7)
+    torch.save(images, tmp_path / "images")
+    minidpt.export(model, tmp_path / "a.pt2")
+    command = [sys.executable, "-I", "-c", READER]
+    results, about = json.loads(subprocess.check_output(command, cwd=tmp_path))
+    expected = probabilities(model, images)
+    assert expected.std() > 0.01
+    for count, got in zip((1, 2, 7), results, strict=True):
+        assert_near(torch.tensor(got), expected[:count], 1e-5)
+    assert about == ABOUT
+    assert sorted(os.listdir(tmp_path)) == ["a.pt2", "images"]
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor, most: float) -> None:
+    assert got.shape == expected.shape and (got - expected).abs().max() < most
+
+
+@pytest.mark.parametrize("method", ["coop", "dpt"])
+def test_an_onnx_runtime_predicts_as_the_model_for_any_number_of_images(method, tmp_path):
+    for package in exporting.ONNX_PACKAGES:
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    model, images = model_of(OF_METHOD[method]), random_images(SMALL, 7)
+    expected = probabilities(model, images)
+    minidpt.export(model, tmp_path / "a.onnx")
+    session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 2, 7):
+        (got,) = session.run(["probabilities"], {"images": images[:count].numpy()})
+        assert_near(torch.from_numpy(got), expected[:count], 1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["minidpt.json"]) == ABOUT
+
+
+def test_what_cannot_be_written_is_said_in_one_line_before_it_is_tried(tmp_path, monkeypatch):
+    model = model_of(OF_METHOD["zeroshot"])
+    with pytest.raises(ValueError, match="a.txt: expected a name that ends in .pt2 or .onnx"):
+        minidpt.export(model, tmp_path / "a.txt")
+    (tmp_path / "a.pt2").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="a.pt2: expected a new file"):
+        minidpt.export(model, tmp_path / "a.pt2")
+    with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
+        minidpt.export(model, tmp_path / "none" / "a.pt2")
+    monkeypatch.setattr(exporting, "ONNX_PACKAGES", ("no_such_package",))
+    needed = "torch 2.5 or newer" if torch.__version__ < (2, 5) else "pip install no_such_package"
+    with pytest.raises(ValueError, match=needed):
+        minidpt.export(model, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="expected a CLIP in fp32, got torch.bfloat16"):
+        exporting.check_onnx(model_of(OF_METHOD["zeroshot"], torch.bfloat16))
+    monkeypatch.setattr(exporting, "MAX_ONNX", 1000)
+    with pytest.raises(ValueError, match="image side of up to 1,000 bytes, got [0-9]+,"):
+        exporting.check_onnx(model)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
