@@ -212,7 +212,8 @@ def main() -> int:
 
 def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
-    alone = args.table or args.explain or args.image == ["-"]
+    tasks = (args.table, args.report, args.export, args.published, args.explain)
+    alone = any(tasks) or args.image == ["-"]
     if alone and not started().first:
         return 0  # several processes share tests and the pictures of a list
     if args.table:

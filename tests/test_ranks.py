@@ -13,10 +13,13 @@ import pytest
 import ranks_cases
 import torch
 from golden_cases import METHOD_CASES, assert_tensors_equal, load_case
+from image_folders import draw_classes
 from ranks_cases import SIZES, TRAININGS, Trained
 
 from minidpt import ranks
-from minidpt.ranks import ALONE, Ranks
+from minidpt.data.batches import train_batches
+from minidpt.data.lists import Item
+from minidpt.ranks import ALONE, NO_LABEL, Ranks
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
 
@@ -96,6 +99,29 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
     ALONE.add_gradients(layer.parameters())
     assert layer.weight.grad is None
     assert list(ALONE.dealt(3)) == [0, 1, 2] and ALONE.tell({"a": 1}) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 7])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp_path):
+    """The same pictures, cropped in the same way; a rank without any gets a black one."""
+    draw_classes(tmp_path, {"ox": 6, "gnu": 5})
+    items = [Item(str(path), int(path.parent.name == "gnu"), path.parent.name)
+             for path in sorted(tmp_path.rglob("*.png"))]  # fmt: skip
+
+    def rows(batch) -> list[tuple[int, bytes]]:
+        pairs = zip(batch.labels.tolist(), batch.images, strict=True)
+        return sorted((label, image.numpy().tobytes()) for label, image in pairs)
+
+    options = (items, 4, batch_size, 3, 1, None, 0)
+    whole = list(map(rows, train_batches(*options)))
+    shares = [
+        list(map(rows, train_batches(*options, ranks=Ranks(rank, size)))) for rank in range(size)
+    ]
+    for number, expected in enumerate(whole):
+        parts = [share[number] for share in shares]
+        assert sorted(row for part in parts for row in part if row[0] != NO_LABEL) == expected
+        assert all(len(part) == 1 for part in parts if part[0][0] == NO_LABEL)
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -210,6 +210,22 @@ def test_pictures_are_shared_out_and_one_process_tells_of_them_in_their_order(
     assert done["images"].errors[-2:] == told and len(told) == 2
 
 
+@pytest.mark.parametrize(
+    "task",
+    [("--table", "none"), ("--report", "none"), ("--published", "none", "--data", "none"),
+     ("--run", "none", "--export", "new.pt2"), ("--run", "none", "--image", "-"),
+     ("--run", "none", "--image", "a.jpg", "--explain", "new")],
+)  # fmt: skip
+def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for rank, status in (("1", 0), ("0", 2)):  # to the first one nothing is there
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        result = inside("eval.py", *task)
+        assert result.status == status and result.out == "", result
+
+
 def test_lines_behind_a_name_are_written_whole(capsys):
     named = processes.Named(sys.stdout, "run")
     print("one\ntw", end="", file=named)
