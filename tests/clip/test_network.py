@@ -413,7 +413,7 @@ def test_a_fingerprint_changes_with_the_activation():
 def test_the_mlp_in_bf16_rounds_a_large_residual_once(exact_gelu):
     """Numbers of 64 to 128 are 1/2 apart: rounded once they are 1/8 off on average, twice 1/6."""
     generator = torch.Generator().manual_seed(0)
-    mlp = MLP(64, exact_gelu).requires_grad_(False)
+    mlp = MLP(64, 256, exact_gelu).requires_grad_(False)
     for parameter in mlp.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
     mlp.c_proj.bias.copy_(torch.randn(64, generator=generator))
