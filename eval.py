@@ -7,8 +7,8 @@ python eval.py --run RUN --classes new        # base-to-new
 python eval.py --run RUN --image a.jpg b.jpg  # or a folder
 python eval.py --run RUN --image - --json -   # a service: paths in, JSON out
 python eval.py --run RUN --image a.jpg --explain DIR  # a PNG of where it looks
-python eval.py --run RUN --export FILE.pt2    # images to probabilities by torch alone
-python eval.py --published OUT --data DATA    # prompts learned with the published code
+python eval.py --run RUN --export FILE.pt2    # a program for torch alone
+python eval.py --published OUT --data DATA    # prompts of the published code
 python eval.py --report DIR                   # report.html of a run or a sweep
 python eval.py --table DIR                    # all runs in a folder
 """
@@ -20,6 +20,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TextIO
@@ -39,6 +40,7 @@ from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
 from minidpt.model import PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
+from minidpt.ranks import ALONE, join, started
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import (
     Parser,
@@ -104,7 +106,7 @@ def parse_arguments():
         help="the run's image folder, if it has moved since the training")
     add("--model", type=path_option, help="CLIP's name or path, if it has moved; of --published, "
         "without it ViT-B/32")
-    add("--device", help="cpu, cuda or cuda:N; without it the run's")
+    add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it the run's")
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there")
@@ -210,6 +212,9 @@ def main() -> int:
 
 def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
+    alone = args.table or args.explain or args.image == ["-"]
+    if alone and not started().first:
+        return 0  # several processes share tests and the pictures of a list
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
@@ -231,6 +236,7 @@ def evaluate(args, stdout: TextIO) -> int:
     configs = [run.read_json(CONFIG, **DATA_SETTINGS, **CLIP_SETTINGS) for run in runs]
     settings = one_clip(args, configs)
     device, precision = settings.pop("device"), settings.pop("precision")
+    ranks = ALONE if alone else join(device)
     other, tests, learned_from = is_elsewhere(args), [], []
     if args.image or args.export:
         data = [Path(place) for place in (*(args.image or []), configs[0]["data"])]
@@ -243,7 +249,7 @@ def evaluate(args, stdout: TextIO) -> int:
         for run in runs:
             noted_tests(run)
     clip, _ = load(settings.pop("model"), **settings)
-    precision, reason = choose_precision(precision, device, clip)
+    precision, reason = ranks.tell(choose_precision(precision, device, clip))[0]
     if args.precision == AUTO:
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
@@ -256,7 +262,7 @@ def evaluate(args, stdout: TextIO) -> int:
         paths = picture_paths(args.image)
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.explain is None:
-            return classify(models[0], paths, *options)
+            return classify(models[0], paths, *options, ranks=ranks)
         root = split_content(runs[0].path(SPLIT)).get("root")
         data = [*args.image, *([root] if root else [])]
         for note in font_notes(models[0].classnames):
@@ -272,7 +278,7 @@ def evaluate(args, stdout: TextIO) -> int:
         return 0
 
     for dataset, numbers in tests:
-        test = TestSet(dataset.test, clip, workers=args.workers)
+        test = TestSet(dataset.test, clip, workers=args.workers, ranks=ranks)
         files = [os.path.realpath(item.path) for item in dataset.test]
         if other:
             say(dataset.source)
@@ -284,12 +290,13 @@ def evaluate(args, stdout: TextIO) -> int:
             if seen := sum(file in learned_from[number] for file in files):
                 say(f"note: {seen} of the test images were trained on{by}")
             others = [file for file in files if file not in learned_from[number]]
-            if note := copies_note(learned_from[number], others):
+            if ranks.first and (note := copies_note(learned_from[number], others)):
                 say(f"note: {run.folder + ': ' if by else ''}{note}")
             white = model.white
             if white is not None:  # runs of earlier versions have none
-                white = white_of(test.deep, white, args.workers)
-                for note in white_notes(white, test.deep.values()):
+                white = white_of(test.deep, white, args.workers, ranks)
+                kinds = chain.from_iterable(ranks.tell(list(test.deep.values())))
+                for note in white_notes(white, kinds):
                     say(f"note: {note}")
             test.show_by(white)
             begin = f"{run.folder}: " if len(runs) > 1 else ""
@@ -299,6 +306,8 @@ def evaluate(args, stdout: TextIO) -> int:
             labels = predicted(model, test).labels
             zero_shot = zero_shot_accuracy(model, test)
             result = percent_correct(labels, test.labels)
+            if not ranks.first:
+                continue
             say(
                 f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
                 f"{zero_shot:.2f} % on {len(test)} test images "
@@ -401,9 +410,9 @@ def one_clip(args, configs: list[dict]) -> dict:
     if (precision := settings["precision"]) not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:
-        settings["device"] = choose_device(settings["device"])
+        settings["device"] = choose_device(settings["device"], started())
     except ValueError:
-        settings["device"] = choose_device(args.device)  # the run's device is not here
+        settings["device"] = choose_device(args.device, started())  # the run's device is not here
     return settings
 
 

@@ -20,9 +20,9 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,13 @@ from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.clip.workers import default_workers
-from minidpt.data.batches import ImageStore, deep_pictures, train_batches, white_of
+from minidpt.data.batches import (
+    IMAGE_MEMORY,
+    ImageStore,
+    deep_pictures,
+    train_batches,
+    white_of,
+)
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
@@ -41,6 +47,7 @@ from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
 from minidpt.files import entries, read_json
 from minidpt.model import METHODS, ModelOutput, PromptConfig
 from minidpt.prompts import CLASS_TOKEN_POSITIONS
+from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import (
     AfterTheStep,
     Interrupted,
@@ -90,6 +97,7 @@ from minidpt.runs.precision import (
     slow_note,
 )
 from minidpt.runs.predictions import write_predictions
+from minidpt.runs.processes import command_of, of_the_first, telling
 from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import (
     harmonic_mean,
@@ -137,7 +145,7 @@ def parse_arguments():
     add("--resume", type=path_option, metavar="DIR",
         help="go on with the interrupted run or sweep in this folder, by its own settings")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
-    add("--device", help="cpu, cuda or cuda:N; without it CUDA where there is one")
+    add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one")
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
@@ -265,7 +273,8 @@ def main() -> int:
             )
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
-    device = choose_device(args.device)
+    device = choose_device(args.device, started())
+    ranks = join(device)
     if args.compile:
         need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
@@ -293,28 +302,34 @@ def main() -> int:
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
         out = Path("runs") / jobs[0].settings.name
-        with Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots) as run:
-            jobs[0].run = run
-            return make_runs(args, jobs, None, device)
+        claim = Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots)
+        with of_the_first(ranks, claim, Run) as jobs[0].run:
+            return make_runs(args, jobs, None, device, ranks)
     else:
         names = [job.settings.name for job in jobs]
         out = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
-        with Sweep.new(out, roots, names) as sweep:
+        with of_the_first(ranks, Sweep.new(out, roots, names), Sweep) as sweep:
             for job in jobs:
                 job.run = sweep.run(job.settings.name)
-            return make_runs(args, jobs, sweep, device)
+            return make_runs(args, jobs, sweep, device, ranks)
 
 
-def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device) -> int:
+def make_runs(
+    args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, ranks: Ranks
+) -> int:
     """CLIP, and every run that has no result yet; then the table of a sweep.
 
+    Several ranks share one run; of a sweep each makes whole runs, dealt out as they become free.
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
     # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
     options = dict(head_width=args.head_width, image_size=args.image_size)
     clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
     noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
-    precision, reason = choose_precision(args.precision, device, clip, noted)
+    # What is measured is measured by the first rank, and holds for all.
+    precision, reason = ranks.tell(
+        choose_precision(args.precision, device, clip, noted) if ranks.first else None
+    )[0]
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
@@ -333,34 +348,43 @@ def make_runs(args: Namespace, jobs: list[Job], sweep: Sweep | None, device: tor
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         for note in clip.notes:
             say(f"note: {note}")
-        if sweep:
+        if sweep and ranks.first:
             sweep.create({**vars(args), "data": todo[0].settings.data})
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
-    store, failed, status = ImageStore(), [], 0
+    ranks.tell()  # all have seen what is there, before any of them writes
+    sharing = ranks.alone() if sweep else ranks
+    store, failed, status = ImageStore(IMAGE_MEMORY // ranks.local_size), [], 0
     tests, opened = {}, None  # of the data set that was tested last
     cache = FeatureCache(sweep.folder / "features") if sweep else None
-    for number, job in enumerate(todo, start=1):
-        if sweep:
-            say(f"[{number}/{len(todo)}] {job.settings.name}")
+    for number in ranks.dealt(len(todo)) if sweep else range(len(todo)):
+        job = todo[number]
         try:
             if job.dataset is not opened:
+                options = dict(workers=args.workers, cache=cache, ranks=sharing)
                 tests = {
-                    subset: (tested, TestSet(tested.test, clip, workers=args.workers, cache=cache))
+                    subset: (tested, TestSet(tested.test, clip, **options))
                     for subset, tested in job.subsets.items()
                 }
                 opened = job.dataset
-            train(job.settings, job.dataset, tests, clip, job.run, store, bool(sweep))
-        except Interrupted as stop:
+            with telling(job.settings.name, ranks) if sweep else nullcontext():
+                if sweep:
+                    say(f"[{number + 1}/{len(todo)}] {job.settings.name}")
+                train(job.settings, job.dataset, tests, clip, job.run, store, sharing, bool(sweep))
+        except (Interrupted, LostRank) as stop:
             resume = not sweep and job.run.path(STATE).is_file()
             again = ["train.py", "--resume", str(job.run.folder)] if resume else sys.argv
-            stop.go_on = shlex.join(["python", *again])
+            stop.go_on = shlex.join([*command_of(ranks), *again])
             raise
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
                 raise
-            report(error, f"{job.settings.name}: ")
+            with telling(job.settings.name, ranks):
+                report(error, f"{job.settings.name}: " if ranks.size == 1 else "")
             failed.append(job.settings.name)
+    failed = list(chain.from_iterable(ranks.tell(failed)))
+    if not ranks.first:
+        return 0
     if sweep and len(failed) < len(jobs):
         try:
             text = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv"
@@ -418,6 +442,7 @@ def train(
     clip: CLIP,
     run: Run,
     store: ImageStore,
+    ranks: Ranks,
     in_sweep: bool,
 ) -> None:
     """One run: draw the shots, learn prompts, test, write all of it into the run's folder.
@@ -428,7 +453,8 @@ def train(
     subset, (_, test) = next(iter(tests.items()))
     drawn = draw(settings, dataset, tests[subset][0], subset)
     torch.manual_seed(settings.seed)
-    model = build(settings, drawn, clip, sum(len(test) for _, test in tests.values()))
+    tested = sum(len(test) for _, test in tests.values())
+    model = build(settings, drawn, clip, tested, ranks)
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
@@ -436,13 +462,14 @@ def train(
     plain = percent_correct(untrained.labels, test.labels)
     say(f"zero-shot accuracy {plain:.2f} % on {len(test)} test images")
 
-    if not run.path(STATE).is_file():  # else it is gone on with
-        run.create()
-    run.write_json(CONFIG, {**config_of(settings), "white": model.white})
-    write_split(drawn, run.path(SPLIT))
+    if ranks.first:
+        if not run.path(STATE).is_file():  # else it is gone on with
+            run.create()
+        run.write_json(CONFIG, {**config_of(settings), "white": model.white})
+        write_split(drawn, run.path(SPLIT))
     if model.learned():
         learn(settings, model, drawn, store, run)
-    else:
+    elif ranks.first:
         model.save(run.path(MODEL))
 
     # The result, and with base classes also what the prompts do for the new ones.
@@ -457,6 +484,8 @@ def train(
         results[tested_on(dataset.name, subset)] = {
             "zero_shot_accuracy": before, "accuracy": learned, "test_images": len(test),
         }  # fmt: skip
+    if not ranks.first:
+        return
     with reporting(run.folder):
         write_predictions(run, drawn, *predictions[0])  # of the subset that was trained on
         if model.config.learns_text:
@@ -507,12 +536,14 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
-def build(settings: Namespace, drawn: Dataset, clip: CLIP, tested: int) -> PromptedCLIP:
+def build(
+    settings: Namespace, drawn: Dataset, clip: CLIP, tested: int, ranks: Ranks
+) -> PromptedCLIP:
     """The model to train; prints notes where its settings leave too little training, or take long.
 
     tested: the number of test images.
     """
-    model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings))
+    model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings), ranks)
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
     count = sum(parameter.numel() for parameter in model.learned().values())
@@ -531,7 +562,7 @@ def build(settings: Namespace, drawn: Dataset, clip: CLIP, tested: int) -> Promp
         say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip
     seen = epochs * min(each * settings.batch_size, len(drawn.train))
-    if note := slow_note(model, epochs * each, seen, tested):
+    if note := slow_note(model, epochs * each, seen // ranks.size, tested // ranks.size):
         say(f"note: {note}")
     return model
 
@@ -544,19 +575,23 @@ def read_images(
     store: ImageStore,
 ) -> None:
     """Read all images, by one white level, which the model keeps; frozen features of the tests."""
+    ranks, workers = model.ranks, settings.workers
     paths = [item.path for item in drawn.train]
     test_paths = [item.path for _, test in tests.values() for item in test.items]
-    if note := copies_note(paths, test_paths):
+    if ranks.first and (note := copies_note(paths, test_paths)):
         say(f"note: {note}")
-    deep = deep_pictures(paths, settings.workers)
+    paths, test_paths = ranks.share(paths), ranks.share(test_paths)
+    deep = deep_pictures(paths, workers)
     deep_tests = {path: kind for _, test in tests.values() for path, kind in test.deep.items()}
-    white = white_of(deep_tests, white_of(deep, workers=settings.workers), settings.workers)
-    model.white = white
-    say(*(f"note: {note}" for note in white_notes(white, (deep | deep_tests).values())))
-    store.fill(paths, settings.workers, white, others=test_paths)
+    white = white_of(deep, workers=workers, ranks=ranks)
+    model.white = white = white_of(deep_tests, white, workers, ranks)
+    kinds = chain.from_iterable(ranks.tell(list((deep | deep_tests).values())))
+    say(*(f"note: {note}" for note in white_notes(white, kinds)))
+    store.fill(paths, workers, white, others=test_paths)
     for _, test in tests.values():
         test.show_by(white)
         test.features()
+    ranks.tell()  # also the slowest has read its images
 
 
 def learn(
@@ -568,7 +603,7 @@ def learn(
     base_lr = {group["name"]: group["lr"] for group in groups}
     warmup = {"visual": settings.warmup_epochs, "text": TEXT_WARMUP}
     # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
-    fused = device.type == "cuda" and settings.precision != "fp16"
+    fused = device.type != "cpu" and settings.precision != "fp16"
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     state = TrainingState(model.train(), optimizer, scaler)
@@ -588,10 +623,12 @@ def learn(
                 group["lr"] = learning_rate(state.epoch, base_lr[name], epochs, warmup[name])
             batches = Timed(train_batches(
                 drawn.train, model.clip.visual.resolution, settings.batch_size, settings.seed,
-                state.epoch, store, settings.workers, pin_memory=device.type == "cuda",
+                state.epoch, store, settings.workers, ranks=model.ranks,
+                pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             guidance = state.epoch < settings.guidance_epochs
-            record = train_epoch(state, forward, batches, guidance, stop)
+            batch_size = min(settings.batch_size, len(drawn.train))
+            record = train_epoch(state, forward, batches, batch_size, guidance, stop)
             check_finite(settings, state, record["loss"], run)
             state.metrics += json.dumps(record) + "\n"
             state.save(run)
@@ -603,19 +640,30 @@ def learn(
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",
             )
-    model.save(run.path(MODEL))  # now with text features: who loads it need not wait for them
+    with torch.no_grad():
+        model.prepared()  # with text features, for which who loads the file need not wait
+    if model.ranks.first:
+        model.save(run.path(MODEL))
 
 
 def train_epoch(
     state: TrainingState,
     forward: Callable[..., ModelOutput],
     batches: Timed,
+    batch_size: int,
     guidance: bool,
     stop: AfterTheStep,
 ) -> dict[str, Any]:
-    """One epoch; returns its line of metrics.jsonl. `forward`: the model or a faster form of it."""
+    """One epoch; returns its line of metrics.jsonl.
+
+    forward: the model or a faster form of it.
+    batches: this rank's share of them.
+    batch_size: images of a batch on all ranks, whose parts of the loss and of the gradients add up.
+    """
     started, seen, device = time.monotonic(), 0, state.model.clip.device
-    total_loss, total_correct = torch.zeros(2, device=device)
+    ranks, learned = state.model.ranks, list(state.model.learned().values())
+    totals = torch.zeros(2, device=device)
+    total_loss, total_correct = totals  # views
     for images, labels in batches:
         stop.check()
         images = state.model.clip.normalize(images.to(device, non_blocking=True))
@@ -624,18 +672,19 @@ def train_epoch(
         loss = state.model.loss(output, labels, guidance)
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
+        ranks.add_gradients(learned)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        seen += len(labels)
-        total_loss += loss.detach() * len(labels)
+        seen += batch_size
+        total_loss += loss.detach() * batch_size
         total_correct += (output.logits.argmax(dim=-1) == labels).sum()
-    mean_loss = total_loss.item() / seen  # waits for the device
+    loss_sum, correct = ranks.add(totals).tolist()  # waits for the device
     seconds = time.monotonic() - started
     state.epoch += 1
     return {
         "epoch": state.epoch,
-        "loss": mean_loss,
-        "train_accuracy": 100 * total_correct.item() / seen,
+        "loss": loss_sum / seen,
+        "train_accuracy": 100 * correct / seen,
         "lr": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
         "images_per_second": seen / seconds,
         "waited_for_images": batches.waited / seconds,

@@ -34,6 +34,7 @@ from .prompts import (
     VisualPrompts,
     check_length,
 )
+from .ranks import ALONE, NO_LABEL, Ranks
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
@@ -179,10 +180,12 @@ class PromptedModel(nn.Module):
         classnames: Sequence[str],
         template: str,
         config: PromptConfig,
+        ranks: Ranks = ALONE,
         template_features: Tensor | None = None,
     ):
         """template_features: where they are known, what `_template_features` would compute."""
         super().__init__()
+        self.ranks = ranks
         self.clip = clip
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
@@ -200,6 +203,7 @@ class PromptedModel(nn.Module):
                 config.ctx_init,
                 config.csc,
                 config.class_token_position,
+                ranks,
             )
         self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
         layers = len(clip.visual.transformer.resblocks)
@@ -219,9 +223,9 @@ class PromptedModel(nn.Module):
             text = self.template.replace("{}", name.replace("_", " "))
             prompts.append([SOT_TOKEN, *encode(text), EOT_TOKEN])
             check_length(prompts[-1], f"template '{self.template}' and class '{name}'", self.clip)
-        layout = pack(prompts).to(self.clip.device)
-        rows = self.clip.embed_prompts(layout)
-        return F.normalize(self.clip.encode_prompts(rows, layout).float(), dim=-1)
+        layout = pack(self.ranks.share(prompts) or prompts[:1]).to(self.clip.device)
+        features = self.clip.encode_prompts(self.clip.embed_prompts(layout), layout).float()
+        return self.ranks.gather(F.normalize(features, dim=-1), len(prompts))
 
     def _classes_that_fit(self) -> int | None:
         """How many classes keep TEXT_MEMORY: None if all do.
@@ -235,7 +239,7 @@ class PromptedModel(nn.Module):
         itemsize = torch.finfo(self.clip.dtype).bits // 8
         numbers = 10 * self.clip.positional_embedding.shape[1] * len(blocks)
         share = TEXT_MEMORY / (len(layout.tokens) * numbers * itemsize)
-        return None if share >= 1 else max(1, int(share * len(self.classnames)))
+        return None if share >= 1 else max(1, int(share * len(layout.ends)))
 
     def text_features(self) -> Tensor:
         """Features (C, E) of all classes in fp32: learned and not normalised, or the template's."""
@@ -275,7 +279,8 @@ class PromptedModel(nn.Module):
             return Prepared(self.template_features, self.template_features, self.visual_kv())
         if text_features is None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
-            text_features = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+            own = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+            text_features = self.ranks.gather(own, len(self.classnames))
         classifier = F.normalize(text_features, dim=-1)
         return Prepared(text_features, classifier, self.visual_kv())
 
@@ -388,26 +393,30 @@ class PromptedModel(nn.Module):
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """The training loss of a batch, a scalar in fp32.
 
+        A model that several ranks share gives what their images add to it: the parts of all ranks
+        sum to the loss of the whole batch.
+
         Args:
             output: of `forward`.
-            labels: (B,) class indices.
+            labels: (B,) class indices, or `NO_LABEL`.
             guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
                 that each side first learns beside the other's frozen knowledge.
 
         Raises ValueError if guidance is to use branches that `forward` was told to leave out.
         """
-        loss = F.cross_entropy(output.logits, labels)
+        whole = counts(output, labels, self.ranks) if self.ranks.size > 1 else None
+        loss = cross_entropy(output.logits, labels, whole)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
                 raise ValueError(
                     "guidance: expected the logits of both branches, got an output without: "
                     "call the model with branches=True"
                 )
-            text_branch = F.cross_entropy(output.text_branch_logits, labels)
-            image_branch = F.cross_entropy(output.image_branch_logits, labels)
+            text_branch = cross_entropy(output.text_branch_logits, labels, whole)
+            image_branch = cross_entropy(output.image_branch_logits, labels, whole)
             loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
         if output.class_aware_logits is not None:
-            loss = loss + self.config.alpha * auxiliary_loss(output, labels)
+            loss = loss + self.config.alpha * auxiliary_loss(output, labels, whole)
         return loss
 
     def learned(self) -> dict[str, Tensor]:
@@ -460,11 +469,33 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and torch.equal(a, b)
 
 
-def auxiliary_loss(output: ModelOutput, labels: Tensor) -> Tensor:
+class Counts(NamedTuple):
+    """Of a batch: images with a label, and those of its selected classes that are the label."""
+
+    images: Tensor
+    hits: Tensor
+
+
+def counts(output: ModelOutput, labels: Tensor, ranks: Ranks) -> Counts:
+    """`Counts` of the batch that all ranks make up."""
+    images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
+    if output.top_classes is not None:
+        hits = (output.top_classes == labels.unsqueeze(1)).sum()
+    return Counts(*ranks.add(torch.stack([images, hits])))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, whole: Counts | None = None) -> Tensor:
+    """The mean over the images (B, C), or what they add to the mean over a `whole` batch."""
+    if whole is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, reduction="sum") / whole.images
+
+
+def auxiliary_loss(output: ModelOutput, labels: Tensor, whole: Counts | None = None) -> Tensor:
     """Cross-entropy of the class-aware logits where the slot's class is the image's label.
 
     Averaged over just those (image, layer, slot); 0 if there is none, where the published code
-    divides by zero.
+    divides by zero. `whole` as in `cross_entropy`.
     """
     layers, classes = output.class_aware_logits.shape[1], output.class_aware_logits.shape[-1]
     hits = (output.top_classes == labels.unsqueeze(1)).float()  # (B, K)
@@ -474,4 +505,5 @@ def auxiliary_loss(output: ModelOutput, labels: Tensor) -> Tensor:
         logits.reshape(-1, classes), targets.repeat_interleave(layers), reduction="none"
     )
     losses = losses.view(*hits.shape, layers).mean(dim=-1)  # (B, K)
-    return (losses * hits).sum() / hits.sum().clamp(min=1)
+    count = hits.sum() if whole is None else whole.hits
+    return (losses * hits).sum() / count.clamp(min=1)

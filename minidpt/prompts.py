@@ -18,6 +18,7 @@ from .clip.attention import explicit_attention
 from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
+from .ranks import ALONE, Ranks
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
@@ -45,6 +46,8 @@ class TextPrompts(nn.Module):
         csc: class-specific context, ctx (C, M, W) instead of (M, W).
         class_token_position: the name stands at the "end", at the "front" of the context, or in the
             "middle", after its first M // 2 vectors.
+        ranks: share the classes: each embeds the prompts of its own (one without any, the first
+            class's); `ctx` is the same on all.
 
     Raises ValueError for a name that makes its prompt too long, or a phrase without a word.
     """
@@ -57,6 +60,7 @@ class TextPrompts(nn.Module):
         ctx_init: str | None = None,
         csc: bool = False,
         class_token_position: str = "end",
+        ranks: Ranks = ALONE,
     ):
         super().__init__()
         vocabulary, width = clip.token_embedding.weight.shape
@@ -76,7 +80,7 @@ class TextPrompts(nn.Module):
             slots = list(range(first, first + n_ctx))
             prompts.append(prompt_tokens(name, slots, class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
-        layout = pack(prompts).to(clip.device)
+        layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
         self._held = layout.held
 
         is_context = layout.tokens >= vocabulary

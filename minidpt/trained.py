@@ -25,6 +25,7 @@ from .clip.workers import PAUSE, in_order
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptConfig, PromptedModel, computing_dtype, image_prompts
 from .prompts import words_of
+from .ranks import ALONE, Ranks
 
 PREDICT_BATCH = 100
 MAX_TEXT = 1000  # characters of a template; CLIP takes 77 tokens
@@ -160,7 +161,8 @@ class PromptedCLIP(PromptedModel):
                 "other classes: train without csc"
             )
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(self.clip, classnames, template or self.template, self.config)
+            template = template or self.template
+            model = build_model(self.clip, classnames, template, self.config, self.ranks)
         kept = self.learned()
         if not same:
             kept = {n: value for n, value in kept.items() if not n.endswith("classifier.weight")}
@@ -194,6 +196,7 @@ def build_model(
     classnames: Sequence[str],
     template: str,
     config: PromptConfig | None = None,
+    ranks: Ranks = ALONE,
     template_features: Tensor | None = None,
 ) -> PromptedCLIP:
     """A model to train, its prompts at their initial values, on CLIP's device.
@@ -203,6 +206,8 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
+        ranks: processes that share it, see `ranks.py`; all of them make it, from one seed, and call
+            it at the same time, each with its own images.
         template_features: (C, E), those of another model of these names, this template and CLIP;
             None: they are computed.
 
@@ -214,7 +219,7 @@ def build_model(
     length = clip.context_length
     if config.learns_text and config.n_ctx > length and config.ctx_init is None:
         raise ValueError(f"n_ctx: {config.n_ctx} context vectors, but CLIP takes {length} tokens")
-    return PromptedCLIP(clip, classnames, template, config, template_features)
+    return PromptedCLIP(clip, classnames, template, config, ranks, template_features)
 
 
 def check_texts(classnames: Sequence[str], template: str) -> None:
@@ -274,9 +279,8 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
         check_texts(saved.classnames, saved.template)
         features = fitting_features(saved, clip, config)
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(
-                clip, saved.classnames, saved.template, config, features.get("template")
-            )
+            texts, known = (saved.classnames, saved.template), features.get("template")
+            model = build_model(clip, *texts, config, template_features=known)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     model.set_learned(saved.learned)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "minidpt"
-GROUND = {"files", "progress"}
+GROUND = {"files", "progress", "ranks"}
 ROOMS = {  # what the modules of a room, or a module of the ground floor, may import
     **dict.fromkeys(GROUND, set()),
-    "clip": GROUND,
-    "checkpoints": GROUND | {"clip"},
+    "clip": GROUND - {"ranks"},
+    "checkpoints": GROUND - {"ranks"} | {"clip"},
     "data": GROUND | {"clip"},
     "prompts": GROUND | {"clip"},
     "model": GROUND | {"clip", "prompts"},

@@ -195,7 +195,10 @@ class VisionTransformer(nn.Module):
 
     def before_last(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
-        for block in self.transformer.resblocks[:-1]:
+        *blocks, _ = (
+            self.transformer.resblocks
+        )  # not a slice, which torch.export of 2.4 can't trace
+        for block in blocks:
             x = block(x)
         return x
 

@@ -7,8 +7,9 @@ import functools
 import random
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +31,11 @@ from ..files import (
     one_line_errors,
 )
 from ..progress import counted
+from ..ranks import ALONE, NO_LABEL, Ranks
 from .crops import random_view
 from .lists import Item
+
+IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded pictures that are kept, unless told otherwise
 
 # ---- batches
 
@@ -53,7 +57,7 @@ class ImageStore:
     white: the level of pictures of more than 8 bits (`pictures.to_rgb`), as `fill` was told.
     """
 
-    def __init__(self, max_bytes: int = 2 * 1024**3):
+    def __init__(self, max_bytes: int = IMAGE_MEMORY):
         self.max_bytes = max_bytes
         self.bytes = 0
         self.white: White | None = None
@@ -146,9 +150,15 @@ def deep_pictures(paths: list[str], workers: int | None = None) -> dict[str, str
 
 
 def white_of(
-    deep: Mapping[str, str], white: White | None = None, workers: int | None = None
+    deep: Mapping[str, str],
+    white: White | None = None,
+    workers: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> White:
-    """One white level for all of `deep_pictures`: `white`, and by their values what it lacks."""
+    """One white level for all of `deep_pictures`: `white`, and by their values what it lacks.
+
+    Several `ranks` have their own pictures, and one level for those of all.
+    """
     white = white or {}
     wanted = [path for path, kind in deep.items() if kind not in (*white, "colour")]
     largest: dict[str, float] = {}
@@ -157,6 +167,9 @@ def white_of(
         for path, value in counted(pairs, "images of more than 8 bits read", len(wanted)):
             if value is not None:
                 largest[deep[path]] = max(value, largest.get(deep[path], value))
+    for told in ranks.tell(largest):
+        for kind, value in told.items():
+            largest[kind] = max(value, largest.get(kind, value))
     return {**white_level(largest), **white}
 
 
@@ -182,6 +195,7 @@ def train_batches(
     workers: int | None = None,
     pin_memory: bool = False,
     white: White | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
     """One epoch in random order, each picture randomly cropped and mirrored.
 
@@ -190,21 +204,29 @@ def train_batches(
     if there is at least one full one. `pin_memory` for CUDA. `white` as in `open_image`; a `store`
     has its own.
 
+    Of several `ranks` each gets its share of every batch: pictures that lie beside each other in
+    `items`, which for the most part are the same in each epoch, and in its store. Where it has none
+    it gets a black one, whose label is `NO_LABEL`.
+
     A broken picture raises its ValueError here, in the consumer. When the consumer stops early,
     by `break` or by an exception, the threads end.
     """
     _check_batches(batch_size, workers)
-    ordered = list(items)
-    random.Random(f"{seed}/{epoch}").shuffle(ordered)
+    order = list(range(len(items)))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
     if len(items) >= batch_size:
-        del ordered[len(items) - len(items) % batch_size :]
+        del order[len(items) - len(items) % batch_size :]
+    ordered = [items[number] for number in order]
+    groups = _groups(len(order), batch_size)
+    if ranks.size > 1:
+        groups = [ranks.share(sorted(group, key=order.__getitem__)) for group in groups]
     read = store.get if store is not None else _reader(white)
 
     def view(place: int) -> np.ndarray:
         generator = random.Random(f"{seed}/{epoch}/{place}")
         return _seen(ordered[place].path, read, random_view, resolution, generator)
 
-    return _batches(ordered, view, batch_size, workers, pin_memory)
+    return _batches(ordered, groups, view, resolution, workers, pin_memory)
 
 
 def test_batches(
@@ -221,7 +243,8 @@ def test_batches(
     def view(place: int) -> np.ndarray:
         return _seen(items[place].path, _reader(white), central_view, resolution)
 
-    return _batches(items, view, batch_size, workers, pin_memory)
+    groups = _groups(len(items), batch_size)
+    return _batches(items, groups, view, resolution, workers, pin_memory)
 
 
 def _check_batches(batch_size: int, workers: int | None) -> None:
@@ -230,21 +253,29 @@ def _check_batches(batch_size: int, workers: int | None) -> None:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
+def _groups(count: int, batch_size: int) -> list[Sequence[int]]:
+    """The places of each batch."""
+    starts = range(0, count, batch_size)
+    return [range(start, min(start + batch_size, count)) for start in starts]
+
+
 def _batches(
     items: list[Item],
+    groups: list[Sequence[int]],
     view: Callable[[int], np.ndarray],
-    batch_size: int,
+    resolution: int,
     workers: int | None,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Groups view(0), view(1), ... (each (3, R, R) uint8), computed two batches ahead."""
+    """A batch of each group of places: of view(place), (3, R, R) uint8, two batches ahead."""
+    places, ahead = chain.from_iterable(groups), 2 * max(map(len, groups), default=0)
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
-    with closing(in_order(view, range(len(items)), workers, 2 * batch_size)) as views:
-        for start in range(0, len(items), batch_size):
-            part = items[start : start + batch_size]
-            arrays = [next(views) for _ in part]
-            shape = (len(part), *arrays[0].shape)
+    with closing(in_order(view, places, workers, ahead)) as views:
+        for group in groups:
+            arrays = [next(views) for _ in group]
+            arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
+            shape = (len(arrays), *arrays[0].shape)
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
-            labels = torch.tensor([item.label for item in part], pin_memory=pin_memory)
-            yield Batch(images, labels)
+            labels = [items[place].label for place in group] or [NO_LABEL]
+            yield Batch(images, torch.tensor(labels, pin_memory=pin_memory))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from itertools import chain, islice
 from queue import Empty, Queue
 from threading import Thread
 from typing import BinaryIO, TextIO
@@ -15,6 +16,7 @@ from typing import BinaryIO, TextIO
 from ..clip.workers import PAUSE
 from ..data.folders import images_in, unread_note
 from ..files import naming, writing_rows
+from ..ranks import ALONE, Ranks
 from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
 from .command_line import Progress, report, say
 
@@ -34,6 +36,7 @@ def classify(
     lines: str | None = None,
     stdout: TextIO | None = None,
     explain: Callable[[str], object] | None = None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Print the likeliest classes of each picture, and write them into new files.
 
@@ -41,9 +44,13 @@ def classify(
         more; and when it ends early, with the images so far.
     lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
     explain: called with the path of each picture that could be read.
+    ranks: share a list of pictures; the first prints and writes, and the others return 0.
 
     Returns 2 if a picture could not be read, after the others.
     """
+    if not ranks.first:
+        help_classify(model, paths, top, workers, ranks)
+        return 0
     total = len(paths) if isinstance(paths, list) else None
     stdout = stdout or sys.stdout
     show = partial(print_json, stdout) if lines == "-" else print_classes
@@ -56,7 +63,10 @@ def classify(
         progress = None
         if total and total > PREDICT_BATCH and not stdout.isatty():
             progress = stack.enter_context(Progress("images", total))
-        results = stack.enter_context(closing(model.predict_each(paths, top, workers)))
+        each = model.predict_each(paths, top, workers)
+        if ranks.size > 1:
+            each = classified_by_all(model, paths, top, workers, ranks)
+        results = stack.enter_context(closing(each))
         try:
             for number, (path, result) in enumerate(results, start=1):
                 if isinstance(result, Exception):
@@ -86,6 +96,46 @@ def classify(
     if stop or pipe:
         raise stop or pipe
     return status
+
+
+def blocks_of(paths: list[str]) -> list[list[str]]:
+    """What is classified at once. Several ranks take turns at it."""
+    starts = range(0, len(paths), PREDICT_BATCH)
+    return [paths[start : start + PREDICT_BATCH] for start in starts]
+
+
+def help_classify(
+    model: PromptedCLIP, paths: list[str], top: int, workers: int | None, ranks: Ranks
+) -> None:
+    """Classify what is this rank's, for the first one to take."""
+    own = dict(list(enumerate(blocks_of(paths)))[ranks.rank :: ranks.size])
+    with closing(model.predict_each(chain(*own.values()), top, workers)) as results:
+        for number, block in own.items():
+            content = [
+                [type(result) is not ValueError, str(result)]
+                if isinstance(result, Exception)
+                else result
+                for _, result in islice(results, len(block))
+            ]
+            ranks.put(f"classified {number}", content)
+
+
+def classified_by_all(
+    model: PromptedCLIP, paths: list[str], top: int, workers: int | None, ranks: Ranks
+) -> Iterator[tuple[str, Result]]:
+    """`predict_each` of all pictures in their order, most of it what others `help_classify`."""
+    blocks = blocks_of(paths)
+    with closing(model.predict_each(chain(*blocks[:: ranks.size]), top, workers)) as own:
+        for number, block in enumerate(blocks):
+            if number % ranks.size == 0:
+                yield from islice(own, len(block))
+                continue
+            for path, result in zip(block, ranks.take(f"classified {number}"), strict=True):
+                if result and isinstance(result[-1], str):
+                    result = (OSError if result[0] else ValueError)(result[1])
+                else:
+                    result = [Prediction(*each) for each in result]
+                yield path, result
 
 
 def print_classes(path: str, result: Result) -> None:

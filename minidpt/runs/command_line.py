@@ -23,7 +23,9 @@ from ..clip.network import CLIP, MAX_RESOLUTION
 from ..files import one_line, printable
 from ..model import BOUNDS as OF_PROMPTS
 from ..progress import watched_by
+from ..ranks import ALONE, LostRank, Ranks, leave, started
 from .precision import PRECISIONS
+from .processes import silent
 
 AFTER = 2.0  # seconds that a job takes before anything is shown of it
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
@@ -35,24 +37,45 @@ BOUNDS = {
     "text_lr": (0, math.inf), "image_size": (1, MAX_RESOLUTION), "head_width": (1, 10**4),
     **OF_PROMPTS,
 }  # fmt: skip
+ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
+OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # new in 2.5
+TORCHRUN_SEES = 6  # seconds after which torchrun has seen that a process has ended
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one. Raises ValueError if it is not there."""
+def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+    """The named device, or the accelerator that torch offers here, if any; each rank has its own.
+
+    Raises ValueError if it is not there.
+    """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = next((kind for kind in ACCELERATORS if is_there(torch.device(kind))), "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        device = torch.device("meta")
+    if ranks.size > 1 and device.type != "cpu":
+        if device.index is not None or device.type == "mps":
+            raise ValueError(
+                f"--device {name}: expected a device for each of {ranks.size} processes, got one: "
+                "pass --device cpu, or cuda without a number"
+            )
+        device = torch.device(device.type, ranks.local_rank)
+    if not is_there(device):
         raise ValueError(
-            f"--device {name}: expected one of the CUDA devices, this machine (or this build of "
-            f"torch) has {torch.cuda.device_count()}: pass --device cpu"
+            f"--device {name}: expected cpu, cuda or cuda:N, or what else this torch offers on "
+            f"this machine, there is no {device if device.type != 'meta' else name}: pass "
+            "--device cpu"
         )
     return device
+
+
+def is_there(device: torch.device) -> bool:
+    """Whether torch can have a tensor with values on the device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # by kind of device
+        return False
+    return device.type != "meta"
 
 
 def need_compiler(device: torch.device) -> None:
@@ -326,7 +349,7 @@ class AfterTheStep:
     def __exit__(self, kind: type | None, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if kind is None:
+        if kind in (None, LostRank):  # by the signal, which the other got, too
             self.check()
 
 
@@ -348,8 +371,15 @@ def interrupt(number: int, frame: object) -> NoReturn:
 def is_expected(error: Exception) -> bool:
     """Whether an error is the user's or the machine's, which `report` tells in one line."""
     if isinstance(error, RuntimeError):
-        return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAlloc" in str(error)
+        return bool(memory_of(error))
     return isinstance(error, (ValueError, OSError, MemoryError))
+
+
+def memory_of(error: Exception) -> str:
+    """Which memory was too small, if that is what an error says."""
+    if isinstance(error, OUT_OF_MEMORY) or "backend out of memory" in str(error):  # of MPS
+        return "the device's memory"
+    return "memory" if "DefaultCPUAlloc" in str(error) or isinstance(error, MemoryError) else ""
 
 
 def report(error: object, where: str = "") -> None:
@@ -357,8 +387,8 @@ def report(error: object, where: str = "") -> None:
     text = str(error)
     if isinstance(error, (RuntimeError, MemoryError)):
         text = (
-            f"out of {'GPU ' * isinstance(error, torch.cuda.OutOfMemoryError)}memory: pass a "
-            "smaller --batch-size, or --class-chunk with many classes, or --precision bf16 or fp16"
+            f"out of {memory_of(error)}: pass a smaller --batch-size, or --class-chunk with many "
+            "classes, or --precision bf16 or fp16"
         )
     with suppress(OSError):  # stderr may be what is full
         say(f"{Path(sys.argv[0]).name}: error: {one_line(where + text, 3000)}", stream=sys.stderr)
@@ -373,25 +403,28 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
     catch_signals(interrupt)
+    ranks = ALONE
     try:
-        if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):
-            raise ValueError(
-                f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: several are not "
-                "supported yet: start it with python alone, or unset WORLD_SIZE"
-            )
-        with watched_by(Progress):
+        ranks = started()
+        with silent(not ranks.first), watched_by(Progress):
             status = main()
+        leave()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
     except KeyboardInterrupt as stop:
         status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
-        report("interrupted" + (go_on and f"; to go on: {go_on}"))
+        if ranks.first:
+            report("interrupted" + (go_on and f"; to go on: {go_on}"))
     except Exception as error:
         if not is_expected(error):
             raise
         status = 2
-        report(error)
+        if not ranks.first:  # has what ends this one ended the first, that has told it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(TORCHRUN_SEES)
+        go_on = getattr(error, "go_on", "")
+        report(f"{error}; to go on: {go_on}" if go_on else error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,9 @@ from ..clip.network import CLIP
 from ..clip.pictures import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
-from ..files import replacing
+from ..files import locked, replacing
 from ..progress import job
+from ..ranks import ALONE, Ranks
 from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
@@ -85,9 +87,12 @@ class FeatureCache:
         if size > self.max_bytes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(self.folder.glob("*.npy"), key=os.path.getmtime, reverse=True)  # newest
-        for other in others:
-            size += other.stat().st_size
+        others = []
+        for other in self.folder.glob("*.npy"):
+            with suppress(FileNotFoundError):  # another process makes room, too
+                others.append((other.stat().st_mtime, other.stat().st_size, other))
+        for _, own, other in sorted(others, reverse=True):  # newest first
+            size += own
             if size > self.max_bytes:
                 other.unlink(missing_ok=True)
         with replacing(file) as unfinished, unfinished.open("wb") as stream:
@@ -146,6 +151,8 @@ class TestSet:
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
     more than 8 bits (`pictures.to_rgb`). Raises ValueError without items.
+
+    Several `ranks` share the pictures and, on one machine, `max_bytes`; `own` are this one's.
     """
 
     def __init__(
@@ -157,13 +164,16 @@ class TestSet:
         max_bytes: int = 2 * 1024**3,
         cache: FeatureCache | None = None,
         white: White | None = None,
+        ranks: Ranks = ALONE,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
         self.items, self.clip, self.cache = items, clip, cache
+        self.own, self.ranks = ranks.share(items), ranks
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
-        self.keep = len(items) * 3 * clip.visual.resolution**2 <= max_bytes
+        size = len(self.own) * 3 * clip.visual.resolution**2
+        self.keep = size <= max_bytes // ranks.local_size
         self.show_by(white)
 
     def show_by(self, white: White | None) -> None:
@@ -176,7 +186,7 @@ class TestSet:
     @functools.cached_property
     def deep(self) -> dict[str, str]:
         """The pictures of more than 8 bits, see `deep_pictures`."""
-        return deep_pictures([item.path for item in self.items], self.workers)
+        return deep_pictures([item.path for item in self.own], self.workers)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -185,9 +195,9 @@ class TestSet:
         """Batches of uint8 images and labels; `what` is done with them, for who watches."""
         resolution, done, kept = self.clip.visual.resolution, 0, []
         batches = self._kept or test_batches(
-            self.items, resolution, self.batch_size, self.workers, white=self.white
+            self.own, resolution, self.batch_size, self.workers, white=self.white
         )
-        with job(what, len(self)) as tell:
+        with job(what, len(self.own)) as tell:
             for batch in batches:
                 if self.keep:
                     kept.append(batch)
@@ -198,29 +208,39 @@ class TestSet:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """The frozen CLIP's normalised image features (N, E), on its device.
+        """The frozen CLIP's normalised features (N, E) of its `own` images, on its device.
 
         Raises ValueError or FileNotFoundError that names all pictures that cannot be read.
         """
         if self._features is None:
-            device = self.clip.device
-            file = self.cache.file(self.clip, self.items, self.white) if self.cache else None
-            features = self.cache.read(file) if self.cache else None
-            shape = len(self.items), self.clip.visual.proj.shape[1]
-            if features is None or features.shape != shape:
-                with naming_all_broken([item.path for item in self.items], self.workers):
-                    batches = self.pixels("test images through zero-shot CLIP")
-                    parts = [self.clip.encode_image(self.clip.normalize(images.to(device))).float()
-                             for images, _ in batches]  # fmt: skip
-                features = F.normalize(torch.cat(parts), dim=-1)
-                if self.cache:
-                    self.cache.write(file, features)
-            self._features = features.to(device)
+            if self.cache:
+                file = self.cache.file(self.clip, self.own, self.white)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with locked(file.with_suffix(".lock")):  # of several processes one computes them
+                    features = self.cache.read(file)
+                    if features is None or features.shape != self._shape():
+                        features = self._encoded()
+                        self.cache.write(file, features)
+            else:
+                features = self._encoded()
+            self._features = features.to(self.clip.device)
         return self._features
 
+    def _shape(self) -> tuple[int, int]:
+        return len(self.own), self.clip.visual.proj.shape[1]
+
+    def _encoded(self) -> Tensor:
+        device = self.clip.device
+        with naming_all_broken([item.path for item in self.own], self.workers):
+            batches = self.pixels("test images through zero-shot CLIP")
+            parts = [self.clip.encode_image(self.clip.normalize(images.to(device))).float()
+                     for images, _ in batches]  # fmt: skip
+        features = torch.cat(parts) if parts else torch.empty(self._shape(), device=device)
+        return F.normalize(features, dim=-1)
+
     def batches(self, images: bool) -> Iterator[TestBatch]:
-        """All pictures in order, with or without `images`, on CLIP's device."""
-        frozen = self.features().split(self.batch_size)
+        """Its `own` pictures in order, with or without `images`, on CLIP's device."""
+        frozen = self.features().split(self.batch_size) if self.own else ()
         if images:
             for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
                 yield TestBatch(self.clip.normalize(pixels.to(features.device)), features)
@@ -239,8 +259,11 @@ class Predicted(NamedTuple):
 @torch.no_grad()
 def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
     """What a model takes the test pictures for."""
+    if not test.own:
+        model.prepared()  # for which the other ranks need this one, too
     batches = test.batches(images=model.config.learns_image)
-    return _likeliest(model(images, frozen, branches=False).logits for images, frozen in batches)
+    logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
+    return _likeliest(test, logits)
 
 
 @torch.no_grad()
@@ -248,12 +271,21 @@ def zero_shot(model: PromptedCLIP, test: TestSet) -> Predicted:
     """What the frozen CLIP with the model's template takes them for."""
     batches = test.batches(images=False)
     features = model.template_features
-    return _likeliest(model.scaled_cosines(frozen, features) for _, frozen in batches)
+    logits = (model.scaled_cosines(frozen, features) for _, frozen in batches)
+    return _likeliest(test, logits)
 
 
-def _likeliest(logits: Iterable[Tensor]) -> Predicted:
+def _likeliest(test: TestSet, logits: Iterable[Tensor]) -> Predicted:
+    """Of all pictures, from the logits (B, C) of this rank's own."""
     best = [(own.argmax(dim=-1), own.softmax(dim=-1).amax(dim=-1)) for own in logits]
-    return Predicted(*(torch.cat(parts).cpu() for parts in zip(*best, strict=True)))
+    labels, probabilities = map(torch.cat, zip(*best, strict=True)) if best else torch.empty(2, 0)
+    labels, probabilities = labels.cpu(), probabilities.cpu()
+    if test.ranks.size > 1:
+        told = test.ranks.tell([labels.tolist(), probabilities.tolist()])
+        labels, probabilities = (
+            torch.tensor(list(chain.from_iterable(part))) for part in zip(*told, strict=True)
+        )
+    return Predicted(labels, probabilities)
 
 
 def percent_correct(predicted: Tensor, labels: Tensor) -> float:

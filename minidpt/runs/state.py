@@ -35,7 +35,12 @@ class TrainingState:
     metrics: str = ""
 
     def save(self, run: Run) -> None:
-        """Write state.pt, which counts, and then what it makes anew: model.pt, metrics.jsonl."""
+        """Write state.pt, which counts, and then what it makes anew: model.pt, metrics.jsonl.
+
+        Of several ranks, which have the same state, the first does.
+        """
+        if not self.model.ranks.first:
+            return
         learned, state = self.model.learned(), self.optimizer.state
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {

@@ -8,8 +8,9 @@ Reported is the mean over the test pictures, then mean ± deviation over the run
 their seed, of the share of attention over the patches that falls on it: the class token's in the
 last layer without and with the learned prompts (`minidpt.attention_maps`), and of DPT the true
 class's, where it is selected, and the other selected classes'. Even attention would have the
-thing's share of the area. The last columns: what the class-aware attention leaves to the patches
-(the rest goes to the class token and to learned tokens), and the share of its strongest patch.
+thing's share of the area. Beside them: what the class token gives to the prompts of the last layer,
+what the class-aware attention gives to patches (the rest goes to the class token and to learned
+tokens), and the share of its strongest patch. A run's folder in place of a sweep's gives its own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from minidpt.runs.folders import MODEL, SPLIT, Run
 from minidpt.trained import PromptedCLIP
 
 BATCH = 96
-COLUMNS = ("area", "zero-shot", "tuned", "true class", "other classes", "on patches", "strongest")
+COLUMNS = ("area", "zero-shot", "tuned", "to prompts", "true class", "other classes", "on patches",
+           "strongest")  # fmt: skip
 
 
 def covered(mask: Image.Image, side: int) -> Tensor:
@@ -43,16 +45,31 @@ def covered(mask: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.array(shares))
 
 
-def on_patches(model: PromptedCLIP, images: Tensor) -> Tensor:
-    """The share (B, K) of the last layer's class-aware attention that goes to patches."""
-    caught = []
-    generator = model.class_aware[-1]
-    hook = generator.register_forward_hook(lambda *call: caught.append(call[-1].weights))
-    with torch.no_grad():
-        model(images, branches=False)
-    hook.remove()
-    tokens = caught[0].shape[-1] - generator.LEARNED_TOKENS
-    return caught[0][..., 1:tokens].sum(dim=-1)
+def watched(model: PromptedCLIP, images: Tensor) -> tuple[AttentionMaps, dict[str, Tensor]]:
+    """The maps, and what they leave out: column → a share for each image (B,).
+
+    "to prompts": of the class token's attention in the last layer; "on patches": of the class-aware
+    attention, mean over classes.
+    """
+    last, left_out = model.clip.visual.transformer.resblocks[-1], {}
+    tokens, real = len(model.clip.visual.positional_embedding), last.weights_cls
+
+    def weights_cls(x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        weights = real(x, prompts)
+        left_out["to prompts"] = weights[..., tokens:].sum(dim=-1).mean(dim=1)
+        return weights
+
+    def generated(module, inputs, output) -> None:
+        left_out["on patches"] = output.weights[..., 1:tokens].sum(dim=-1).mean(dim=1)
+
+    hooks = [generator.register_forward_hook(generated) for generator in model.class_aware]
+    last.weights_cls = weights_cls  # called last with the prompts
+    try:
+        return minidpt.attention_maps(model, images), left_out
+    finally:
+        del last.weights_cls
+        for hook in hooks:
+            hook.remove()
 
 
 def shares(maps: AttentionMaps, thing: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -83,14 +100,12 @@ def measured(run: Run, clip: minidpt.CLIP, masks: dict[str, Image.Image]) -> dic
         items = test[first : first + BATCH]
         pixels = np.stack([test_pixels(item.path, resolution, model.white) for item in items])
         images = normalize(torch.from_numpy(pixels))
-        maps = minidpt.attention_maps(model, images)
+        maps, left_out = watched(model, images)
         files = ["/".join(Path(item.path).parts[-2:]) for item in items]
         thing = torch.stack([covered(masks[file], maps.tuned.shape[-1]) for file in files])
         labels = torch.tensor([item.label for item in items])
-        for column, found in shares(maps, thing, labels).items():
+        for column, found in (shares(maps, thing, labels) | left_out).items():
             values[column].append(found)
-        if maps.class_aware is not None:
-            values["on patches"].append(on_patches(model, images).mean(dim=1))
     return {column: 100 * torch.cat(found).nanmean().item() for column, found in values.items()}
 
 

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,17 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@contextmanager
+def no_longer_than(seconds: float, end: Callable[[], object]) -> Iterator[None]:
+    """Ends what would be waited for without end."""
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 # In Python
 
 
@@ -103,12 +116,12 @@ def test_few_pictures_are_read_ahead_of_those_that_are_classified(model, monkeyp
     monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
     (picture,), asked = pictures(1), []
 
-    def endless():
-        while True:
+    def many():
+        for _ in range(999):
             asked.append(picture)
             yield picture
 
-    results = model.predict_each(endless(), workers=2)
+    results = model.predict_each(many(), workers=2)
     for _ in range(9):
         next(results)
     results.close()
@@ -151,11 +164,15 @@ def test_an_iterator_that_waits_keeps_nobody_waiting(model):
 
 def test_lines_are_paths_as_they_come():
     reading, writing = os.pipe()
-    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as other:
+    with (
+        open(reading, "rb") as stream,
+        open(writing, "wb", buffering=0) as other,
+        no_longer_than(60, other.close),
+    ):
         paths = classify.arriving(stream)
         assert next(paths) is PAUSE  # nothing has come yet
-        other.write(b"a b.png\nc")
-        assert (next(paths), next(paths)) == ("a b.png", PAUSE)
+        other.write(b" a b.png \nc")
+        assert (next(paths), next(paths)) == (" a b.png ", PAUSE)
         other.write(b"af\xe9.png\r\n\nlast")
         assert (next(paths), next(paths), next(paths)) == (os.fsdecode(b"caf\xe9.png"), "", PAUSE)
         other.close()
@@ -182,7 +199,8 @@ def service(run):
         [*command, "--json", "-", "--top", "1"], env=environment(), encoding="utf-8",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        yield process
+        with no_longer_than(60, process.kill):
+            yield process
         process.kill()
 
 

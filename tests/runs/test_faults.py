@@ -374,10 +374,3 @@ def test_files_that_are_not_what_a_kill_leaves_are_refused(place, name):
     result = inside("train.py", *place, *SCHEDULE, "--out", "run")
     assert_one_line(result, "train.py", "run", "other files", "another --out")
     assert sorted(os.listdir("run")) == sorted([name, "config.json.part"])
-
-
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_several_processes_are_not_supported_yet(script, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_one_line(inside(script), script, "WORLD_SIZE 2", "one process", "not supported yet")
-    assert not os.listdir()

@@ -1,0 +1,221 @@
+"""Processes that share a run, as torchrun starts them: by rank, on torch.distributed.
+
+In training each rank has its share of a batch's images and its share of the classes. It encodes the
+prompts of its own classes and gathers the text features of all. Its loss is what its images add to
+the loss of the batch, so gradients are summed: those of the text features where they are gathered,
+then those of all that is learned, at once. What is learned is the same on every rank.
+
+A process that is `ALONE` computes as if nothing of this were here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+PATIENCE = timedelta(seconds=60)  # with which a rank waits for the others within a step
+NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
+
+Whole = TypeVar("Whole", Tensor, Sequence)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share a run.
+
+    rank, size: its number, from 0, and how many there are.
+    local_rank, local_size: the same among those on this machine.
+    store: torch's, which all of them read and write; needed by those that are not alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Any = field(default=None, compare=False, repr=False)
+    _told: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and tells."""
+        return self.rank == 0
+
+    def alone(self) -> Ranks:
+        """The same process with a run of its own, beside the others on this machine."""
+        return replace(self, rank=0, size=1)
+
+    def share(self, whole: Whole) -> Whole:
+        """This rank's part of a list or of a tensor's rows: one after the other they are all.
+
+        Parts differ by one element at most; with fewer than ranks some are empty.
+        """
+        return whole if self.size == 1 else self._part(self.rank, whole)
+
+    def _part(self, rank: int, whole: Whole) -> Whole:
+        first, last = (len(whole) * number // self.size for number in (rank, rank + 1))
+        return whole[first:last]
+
+    def gather(self, part: Tensor, count: int) -> Tensor:
+        """The rows of all ranks in their order, (count, …), from this rank's share of them.
+
+        Its gradient is the sum over all ranks. Of a part with more rows than the share the first
+        are taken: a rank without a share may give what it likes.
+        """
+        if self.size == 1:
+            return part
+        return _Gathered.apply(part[: len(self.share(range(count)))], self, count)
+
+    @torch.no_grad()
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks of a tensor of one shape, without gradient."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with _exchange():
+            distributed.all_reduce(total)
+        return total
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of parameters over all ranks, in one message."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters]
+        total = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = total.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def tell(self, content: Any = None) -> list[Any]:
+        """What each rank tells all of them, by rank: anything that JSON can hold.
+
+        They wait for each other, however long one takes. All make the same calls in one order.
+        """
+        if self.size == 1:
+            return [content]
+        number = next(self._told)
+        self.put(f"told {number} by {self.rank}", content)
+        return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
+
+    def put(self, name: str, content: Any) -> None:
+        """Lay something that JSON can hold where all ranks find it."""
+        with _exchange():
+            self.store.set(name, json.dumps(content))
+
+    def take(self, name: str) -> Any:
+        """What a rank has `put` there, or will have."""
+        pause = 0.001
+        with _exchange():
+            while not self.store.check([name]):  # and not wait(), during which no signal is heard
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            return json.loads(self.store.get(name))
+
+    def dealt(self, count: int) -> Iterator[int]:
+        """Numbers below `count`, each to one rank: the next goes to the rank that asks first."""
+        if self.size == 1:
+            yield from range(count)
+            return
+        while True:
+            with _exchange():
+                number = self.store.add("dealt", 1) - 1
+            if number >= count:
+                return
+            yield number
+
+
+ALONE = Ranks()
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, ranks: Ranks, count: int) -> Tensor:
+        ctx.ranks = ranks
+        lengths = [len(ranks._part(rank, range(count))) for rank in range(ranks.size)]
+        padded = part.new_zeros(max(lengths), *part.shape[1:])  # messages of one size
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in lengths]
+        with _exchange():
+            distributed.all_gather(parts, padded)
+        return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.ranks.share(ctx.ranks.add(gradient)), None, None
+
+
+class LostRank(ConnectionError):
+    """Another process has ended. go_on: the command that goes on with what was begun, if known."""
+
+    go_on = ""
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRank(
+            "another of the processes has ended, or has not answered for "
+            f"{PATIENCE.seconds} s: see its own message"
+        ) from error
+
+
+def started() -> Ranks:
+    """What torchrun says of this process, in its environment; it has joined no other yet.
+
+    Raises ValueError if what is there is not torchrun's.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    got = [os.environ.get(name, "").strip() for name in names]
+    if got[1] in ("", "0", "1"):
+        return ALONE
+    if not all(value.isdecimal() for value in got) or not int(got[0]) < int(got[1]):
+        said = ", ".join(f"{name} {value or '-'}" for name, value in zip(names, got, strict=True))
+        raise ValueError(
+            f"expected the environment of torchrun, got {said}: start several processes with "
+            "torchrun --nproc_per_node=N, or unset WORLD_SIZE for one alone"
+        )
+    return Ranks(*map(int, got))
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other processes that torchrun has started; `device` is this one's own.
+
+    Messages go by what torch has for the device: gloo on a CPU, nccl on CUDA.
+    """
+    ranks = started()
+    if ranks.size == 1:
+        return ranks
+    if not distributed.is_available():
+        raise ValueError(
+            "several processes: expected a torch with torch.distributed, got one without: start "
+            "one process alone"
+        )
+    if device.type != "cpu":
+        getattr(torch, device.type).set_device(device)
+    with _exchange():
+        store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
+        distributed.init_process_group(
+            store=distributed.PrefixStore("group", store),
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=PATIENCE,
+        )
+    return replace(ranks, store=distributed.PrefixStore("minidpt", store))
+
+
+def leave() -> None:
+    """Let go of the others, if any were joined, at an end that all have come to."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

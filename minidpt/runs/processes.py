@@ -1,0 +1,86 @@
+"""Several processes on one command: which one writes, and which tells.
+
+`ranks.py` is how they compute together.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+)
+from typing import Any, TypeVar
+
+from ..ranks import Ranks
+
+Held = TypeVar("Held")
+
+
+def command_of(ranks: Ranks) -> list[str]:
+    """What a command begins with that is to start the same processes."""
+    if ranks.size == 1:
+        return ["python"]
+    nodes = -(-ranks.size // ranks.local_size)
+    several = [f"--nnodes={nodes}"] * (nodes > 1)
+    return ["torchrun", *several, f"--nproc_per_node={ranks.local_size}"]
+
+
+@contextmanager
+def of_the_first(
+    ranks: Ranks, claim: AbstractContextManager[Held], kind: Callable[[str], Held]
+) -> Iterator[Held]:
+    """What the first rank claims, a folder's `kind`; to the others, which read it, when it has.
+
+    Its lock is the first one's. On several machines it is a folder that all of them have.
+    """
+    if ranks.first:
+        with claim as held:
+            ranks.tell(str(held.folder))
+            yield held
+    else:
+        yield kind(ranks.tell()[0])
+
+
+@contextmanager
+def silent(are_others: bool) -> Iterator[None]:
+    """In the block nothing is printed, if these are not the ones to tell."""
+    with ExitStack() as printing:
+        if are_others:
+            nowhere = printing.enter_context(open(os.devnull, "w"))
+            printing.enter_context(redirect_stdout(nowhere))
+            printing.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
+def telling(name: str, ranks: Ranks) -> Iterator[None]:
+    """In the block each of several ranks prints, also one that is `silent`: lines behind a name."""
+    with ExitStack() as printing:
+        if ranks.size > 1:
+            printing.enter_context(redirect_stdout(Named(sys.__stdout__, name)))
+            printing.enter_context(redirect_stderr(Named(sys.__stderr__, name)))
+        yield
+
+
+class Named(io.TextIOBase):
+    """Writes whole lines to a stream, each behind a name."""
+
+    def __init__(self, stream: Any, name: str):
+        self.stream, self.name, self.line = stream, name, ""
+
+    def write(self, text: str) -> int:
+        """Keeps what has no end yet."""
+        *lines, self.line = (self.line + text).split("\n")
+        self.stream.write("".join(f"{self.name}: {line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Of the stream."""
+        self.stream.flush()

@@ -1,0 +1,250 @@
+"""Commands that torchrun starts in several processes, against one process alone.
+
+All of them are made once, by `ranks_commands.py`; each test looks at what one has left.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from image_folders import draw_classes
+from scripts import ROOT, SHORT, environment, inside, save_clip, summary
+
+from minidpt.checkpoints.reader import read_checkpoint
+from minidpt.ranks import ALONE, Ranks
+from minidpt.runs import processes
+from minidpt.runs.command_line import choose_device
+
+SWEEP = ("--method", "zeroshot", "coop", "vpt", "--seed", 1, 2, "--epochs", 3)
+
+
+class Done(NamedTuple):
+    """What a command has left: `alone` is what one process left of it, where that was asked for."""
+
+    folder: Path
+    statuses: list[int]
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        lines = self.err.splitlines()
+        return [line for line in lines if "error: " in line]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Three test pictures of the six of each class; one picture of `broken` is cut short."""
+    folder = tmp_path_factory.mktemp("place")
+    draw_classes(folder / "pictures", {"ox": 10, "gnu": 10, "yak": 10})
+    draw_classes(folder / "few", {"ox": 4, "gnu": 4})
+    draw_classes(folder / "broken", {"ox": 10, "gnu": 10, "yak": 10})
+    for path in (folder / "broken" / "yak").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    save_clip(folder / "little.pt")
+    return folder
+
+
+def command(place: Path, data: str, *options: object) -> list[str]:
+    arguments = ("--data", place / data, "--model", place / "little.pt", *SHORT, *options)
+    return list(map(str, ("train.py", *arguments)))
+
+
+def classify(place: Path, table: str) -> list[str]:
+    """122 pictures, more than are computed at once, two of which cannot be read."""
+    pictures = sorted((place / "pictures").rglob("*.png"))
+    pictures = [*pictures, place / "broken/yak/image_0001.png", *3 * pictures, place / "none.png"]
+    return list(map(str, ("eval.py", "--run", "run", "--csv", table, "--image", *pictures)))
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory) -> dict[str, Done]:
+    folder = tmp_path_factory.mktemp("processes")
+    dpt = command(place, "pictures", "--out", "run")
+    jobs = {
+        "two": {"processes": 2, "arguments": dpt},
+        "three": {"processes": 3, "arguments": command(place, "few", "--out", "run")},
+        "sweep": {"processes": 2, "arguments": command(place, "pictures", *SWEEP, "--out", "all")},
+        "killed": {"processes": 2, "arguments": dpt, "kill": 1, "when": "run/state.pt"},
+        "resumed": {"processes": 2, "arguments": ["train.py", "--resume", "run"]},
+        "broken": {"processes": 2, "arguments": command(place, "broken", "--out", "run")},
+        "no data": {"processes": 2, "arguments": command(place, "none", "--out", "run")},
+        "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
+        "images": {"processes": 2, "arguments": classify(place, "by two.csv")},
+        "eval": {"processes": 2, "arguments": ["eval.py", "--run", "run", "--per-class"]},
+    }
+    at = {"resumed": "killed", "eval": "two", "images": "two"}
+    for name, job in jobs.items():
+        job["folder"] = str(folder / at.get(name, name))
+        Path(job["folder"]).mkdir(exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
+    script = [sys.executable, ROOT / "tests/ranks_commands.py", folder / "jobs.json"]
+    ended = subprocess.run(script, env=environment(), stdout=subprocess.PIPE, timeout=200)
+    assert ended.returncode == 0
+    return {
+        name: Done(Path(job["folder"]), **result)
+        for (name, job), result in zip(jobs.items(), json.loads(ended.stdout), strict=True)
+    }
+
+
+def alone(tmp_path: Path, arguments: list[str]) -> Path:
+    """What one process makes of a command."""
+    arguments = [*arguments[:-1], str(tmp_path / arguments[-1])]
+    assert inside(*arguments).status == 0
+    return Path(arguments[-1])
+
+
+def learned(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "model.pt")["learned"]
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def assert_equal_runs(actual: Path, expected: Path) -> None:
+    assert losses(actual) == pytest.approx(losses(expected), abs=2e-5, rel=0)
+    for name, value in learned(expected).items():
+        assert (learned(actual)[name] - value).norm() <= 1e-4 * value.norm(), name
+    assert summary(actual)["tests"] == summary(expected)["tests"]
+    assert (actual / "split.json").read_bytes() == (expected / "split.json").read_bytes()
+
+
+@pytest.mark.parametrize("name, data", [("two", "pictures"), ("three", "few")])
+def test_processes_that_share_a_run_leave_what_one_leaves(name, data, done, place, tmp_path):
+    """Three processes: with two classes, batches of five, and fewer test pictures than that."""
+    assert done[name].statuses == [0] * len(done[name].statuses)
+    expected = alone(tmp_path, command(place, data, "--out", "run"))
+    run = done[name].folder / "run"
+    assert_equal_runs(run, expected)
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        path.name for path in expected.iterdir()
+    )
+
+
+def test_one_process_tells_of_a_shared_run(done):
+    said = done["two"].out.splitlines()
+    assert (
+        len(said) == len(set(said))
+        and len([x for x in said if x.startswith(("dpt accuracy", "zero-shot accuracy"))]) == 2
+    )
+    assert sum("epoch 6/6" in line for line in done["two"].err.splitlines()) == 1
+
+
+def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
+    done, place, tmp_path
+):
+    assert done["sweep"].statuses == [0, 0], done["sweep"].err
+    expected = alone(tmp_path, command(place, "pictures", *SWEEP, "--out", "all"))
+    folder = done["sweep"].folder / "all"
+    for name in ("table.md", "table.csv"):
+        assert (folder / name).read_text() == (expected / name).read_text()
+    runs = sorted(path.parent.name for path in folder.glob("*/summary.json"))
+    assert runs == sorted(path.parent.name for path in expected.glob("*/summary.json"))
+    for run in runs:  # each is one process's, so to the bit
+        for name, value in learned(expected / run).items():
+            assert torch.equal(learned(folder / run)[name], value)
+
+
+def test_each_process_tells_of_its_runs_of_a_sweep_behind_their_names(done):
+    said = done["sweep"].out.splitlines()
+    for number, name in enumerate(("zeroshot", "coop-3shots-seed1"), start=1):
+        assert f"pictures-{name}: [{number}/5] pictures-{name}" in said
+    assert sum(line.endswith("table.md, table.csv") for line in said) == 1
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bits(done):
+    first, second = done["killed"].statuses
+    assert second == -9 and first in (2, 143, -15)
+    assert done["resumed"].statuses == [0, 0]
+    for name, value in learned(done["two"].folder / "run").items():
+        assert torch.equal(learned(done["killed"].folder / "run")[name], value)
+    assert losses(done["killed"].folder / "run") == losses(done["two"].folder / "run")
+
+
+def test_a_run_that_two_processes_began_goes_on_alone(done, place, tmp_path):
+    """From a copy that stands where the two began."""
+    shutil.copytree(done["two"].folder / "run", tmp_path / "run")
+    assert "is finished" in inside("train.py", "--resume", tmp_path / "run").out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken", ["broken/yak/image_"]),
+        ("no data", ["none"]),
+        ("no option", ["unrecognized arguments: --shot"]),
+    ],
+)
+def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
+    ended_by_it = ("another of the processes", "interrupted; to go on: torchrun --nproc_per_node=2")
+    told = [line for line in done[name].errors if not any(end in line for end in ended_by_it)]
+    assert len(told) == 1 and all(word in told[0] for word in words), done[name]
+    assert 2 in done[name].statuses and 0 not in done[name].statuses
+    assert "Traceback" not in done[name].err
+
+
+def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
+    result = inside("eval.py", "--run", done["two"].folder / "run", "--per-class")
+    said = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
+    assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
+
+
+def test_pictures_are_shared_out_and_one_process_tells_of_them_in_their_order(
+    done, place, monkeypatch
+):
+    monkeypatch.chdir(done["two"].folder)
+    result = inside(*classify(place, "alone.csv"))
+    assert result.status == 2 and done["images"].statuses == [2, 0]
+    assert Path("by two.csv").read_bytes() == Path("alone.csv").read_bytes()
+    assert result.out in done["images"].out and result.out.count("\n") == 120
+    told = [line for line in result.err.splitlines() if "error: " in line]
+    assert done["images"].errors[-2:] == told and len(told) == 2
+
+
+def test_lines_behind_a_name_are_written_whole(capsys):
+    named = processes.Named(sys.stdout, "run")
+    print("one\ntw", end="", file=named)
+    assert capsys.readouterr().out == "run: one\n"
+    print("o", file=named)
+    assert capsys.readouterr().out == "run: two\n" and not named.isatty()
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "words"),
+    [
+        (1, 1, ["python"]),
+        (4, 4, ["torchrun", "--nproc_per_node=4"]),
+        (8, 4, ["torchrun", "--nnodes=2", "--nproc_per_node=4"]),
+    ],
+)
+def test_the_command_to_go_on_starts_as_many_processes(size, local, words):
+    assert processes.command_of(Ranks(0, size, 0, local)) == words
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch):
+    monkeypatch.setattr("minidpt.runs.command_line.is_there", lambda device: True)
+    second = Ranks(rank=5, size=8, local_rank=1, local_size=4)
+    for name in ("cuda", None):
+        assert choose_device(name, second) == torch.device("cuda", 1)
+        assert choose_device(name, ALONE) == torch.device("cuda")
+    assert choose_device("cpu", second) == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device cuda:0: expected a device for each of 8"):
+        choose_device("cuda:0", second)
+
+
+def test_without_a_name_the_device_is_what_is_there(monkeypatch):
+    for there in ("xpu", "mps", "cpu"):
+        known = {torch.device(there), torch.device("cpu")}
+        monkeypatch.setattr(
+            "minidpt.runs.command_line.is_there", lambda device, known=known: device in known
+        )
+        assert choose_device(None) == torch.device(there)

@@ -1,0 +1,126 @@
+"""Processes that share a training, against one process that has it alone.
+
+`ranks_cases.py` says what they train; here each of its cases is a test or two.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks_cases
+import torch
+from golden_cases import METHOD_CASES, assert_tensors_equal, load_case
+from ranks_cases import SIZES, TRAININGS, Trained
+
+from minidpt import ranks
+from minidpt.ranks import ALONE, Ranks
+
+LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
+
+every_size = pytest.mark.parametrize("size", SIZES)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
+    """Number of processes → for each rank what it has trained."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(ranks_cases.__file__)
+    subprocess.run([sys.executable, script, folder], check=True, timeout=120)
+    return {
+        size: [
+            {
+                name: Trained(*trained)
+                for name, trained in torch.load(
+                    folder / f"{rank}-of-{size}.pt", weights_only=True
+                ).items()
+            }
+            for rank in range(size)
+        ]
+        for size in SIZES
+    }
+
+
+def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (actual[name] - value).norm() / value.norm().clamp(min=1e-30)
+        assert difference <= WEIGHTS, (name, difference)
+
+
+@every_size
+@pytest.mark.parametrize("name", TRAININGS)
+def test_processes_that_share_a_training_end_where_one_does(name, size, shared):
+    alone = ranks_cases.train(name, ALONE)
+    for trained in (rank[name] for rank in shared[size]):
+        assert trained.losses == pytest.approx(alone.losses, abs=LOSSES, rel=0)
+        assert_near(trained.learned, alone.learned)
+        assert_near(trained.changes, alone.changes)
+        torch.testing.assert_close(trained.logits, alone.logits, atol=1e-4, rtol=0)
+
+
+@every_size
+@pytest.mark.parametrize("name", METHOD_CASES)
+def test_processes_that_share_the_published_training_end_where_that_does(name, size, shared):
+    case = load_case(name)
+    for trained in (rank[f"golden {name}"] for rank in shared[size]):
+        expected = [float(case.stored[f"traj/loss/{step}"]) for step in range(len(trained.losses))]
+        assert trained.losses == pytest.approx(expected, abs=LOSSES, rel=0)
+        assert_tensors_equal(trained.learned, case.stored, "traj/final/")
+
+
+@every_size
+def test_what_is_learned_is_the_same_on_every_rank_to_the_bit(size, shared):
+    first, *others = shared[size]
+    for name, trained in first.items():
+        for other in others:
+            for tensor, value in trained.learned.items():
+                assert torch.equal(other[name].learned[tensor], value), (name, tensor)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 32])
+def test_shares_follow_each_other_and_are_of_one_size_or_one_more(count):
+    for size in (1, 2, 3, 5):
+        shares = [Ranks(rank, size).share(range(count)) for rank in range(size)]
+        assert [number for share in shares for number in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_nothing_is_copied_and_nobody_is_asked():
+    """No process group is there: whoever asked another process would fail."""
+    tensor, layer = torch.randn(3, 2), torch.nn.Linear(2, 1)
+    for same in (ALONE.share(tensor), ALONE.gather(tensor, 3), ALONE.add(tensor)):
+        assert same is tensor
+    ALONE.add_gradients(layer.parameters())
+    assert layer.weight.grad is None
+    assert list(ALONE.dealt(3)) == [0, 1, 2] and ALONE.tell({"a": 1}) == [{"a": 1}]
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_environment_of_torchrun_says_which_process_this_is(torchrun):
+    assert ranks.started() == Ranks(1, 4, 1, 2)
+
+
+@pytest.mark.parametrize("size", ["", "0", "1", " 1"])
+def test_a_world_of_one_process_is_none(size, torchrun, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert ranks.started() is ALONE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", ""), ("RANK", "4"), ("WORLD_SIZE", "x"), ("LOCAL_RANK", "-1")]
+)
+def test_half_an_environment_of_torchrun_is_refused(name, value, torchrun, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"torchrun, got .*{name} {value or '-'}.*unset"):
+        ranks.started()
