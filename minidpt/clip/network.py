@@ -195,9 +195,7 @@ class VisionTransformer(nn.Module):
 
     def before_last(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
-        *blocks, _ = (
-            self.transformer.resblocks
-        )  # not a slice, which torch.export of 2.4 can't trace
+        *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
             x = block(x)
         return x
