@@ -73,7 +73,6 @@ from minidpt.runs.evaluation import (
     percent_correct,
     predicted,
     zero_shot,
-    zero_shot_accuracy,
 )
 from minidpt.runs.folders import (
     CONFIG,
@@ -459,7 +458,8 @@ def train(
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
-    plain = zero_shot_accuracy(model, test)
+    untrained = zero_shot(model, test)
+    plain = percent_correct(untrained.labels, test.labels)
     say(f"zero-shot accuracy {plain:.2f} % on {len(test)} test images")
 
     if ranks.first:
@@ -478,7 +478,8 @@ def train(
     for subset, (tested, test) in tests.items():
         same = tested.classnames == model.classnames
         tested_model = model if same else model.for_classes(tested.classnames)
-        predictions.append((predicted(tested_model, test), zero_shot(tested_model, test)))
+        frozen = untrained if same else zero_shot(tested_model, test)
+        predictions.append((predicted(tested_model, test), frozen))
         learned, before = (percent_correct(own.labels, test.labels) for own in predictions[-1])
         results[tested_on(dataset.name, subset)] = {
             "zero_shot_accuracy": before, "accuracy": learned, "test_images": len(test),
