@@ -16,6 +16,7 @@ python eval.py --table DIR                    # all runs in a folder
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -71,6 +72,7 @@ from minidpt.runs.folders import (
     check_outside,
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
+from minidpt.runs.processes import command_of
 from minidpt.runs.report import write_report
 from minidpt.runs.results import tested_on, write_tables
 from minidpt.trained import PromptedCLIP, build_model, load_model
@@ -171,8 +173,9 @@ def parse_arguments():
             parser.error(f"{option}: expected a file in a folder that exists, got {path}")
     if args.csv and args.csv == args.json:
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
-    if args.per_class and (task or args.table):
-        parser.error(f"--per-class: expected for a test, got --{task or 'table'}")
+    no_test = task or ("table" if args.table else "report" if args.report else None)
+    if args.per_class and no_test:
+        parser.error(f"--per-class: expected for a test, got --{no_test}")
     of_tests = ("data", "dataset", "classes", "classnames", "template", "root")
     given = [name for name in of_tests if getattr(args, name) is not None]
     if given and task:
@@ -212,6 +215,7 @@ def main() -> int:
 
 def evaluate(args, stdout: TextIO) -> int:
     """Test, classify or print a table."""
+    pictures.MAX_PIXELS = args.max_pixels
     tasks = (args.table, args.report, args.export, args.published, args.explain)
     alone = any(tasks) or args.image == ["-"]
     if alone and not started().first:
@@ -227,7 +231,6 @@ def evaluate(args, stdout: TextIO) -> int:
 
     if args.export:
         check_target(args.export)
-    pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     if args.published:
         return test_published(args)
@@ -240,7 +243,8 @@ def evaluate(args, stdout: TextIO) -> int:
     ranks = ALONE if alone else join(device)
     other, tests, learned_from = is_elsewhere(args), [], []
     if args.image or args.export:
-        data = [Path(place) for place in (*(args.image or []), configs[0]["data"])]
+        noted = configs[0]["data"], split_content(runs[0].path(SPLIT)).get("root") or ""
+        data = [Path(place) for place in (*(args.image or []), *noted) if place]
         for option, file in new_files(args).items():
             check_outside(Path(file), data, "file", option)
     else:
@@ -257,8 +261,9 @@ def evaluate(args, stdout: TextIO) -> int:
     models = [load_model(run.path(MODEL), clip) for run in runs]
     for run in runs:
         if not run.path(SUMMARY).is_file():
+            again = shlex.join([*command_of("train"), "--resume", str(run.folder)])
             say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
-                f"to go on: python train.py --resume {run.folder}")  # fmt: skip
+                f"to go on: {again}")  # fmt: skip
     if args.image:
         paths = picture_paths(args.image)
         options = args.top, args.workers, args.csv, args.json, stdout

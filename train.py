@@ -221,7 +221,10 @@ def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
     Exits with an error if --resume has options that make another run.
     """
     path = Path(args.config or args.resume).expanduser()
+    if args.resume and args.config:
+        parser.error("--config: expected another run's without --resume, which has its own")
     if args.resume:
+        args.resume = str(path)
         path /= SWEEP if Sweep.is_in(path) else CONFIG
         if not path.is_file():
             parser.error(f"--resume: expected a run folder, with {CONFIG}, got {args.resume}")
@@ -235,7 +238,7 @@ def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed))
             parser.error(f"{options}: expected the run's own settings with --resume: leave them "
                          "out, or begin another run with --config")  # fmt: skip
-        merged.out = args.resume
+        merged.out = merged.resume = args.resume
     return merged
 
 
@@ -264,7 +267,8 @@ def main() -> int:
     if args.resume and not Sweep.is_in(args.resume):
         earlier = Run(args.resume)
         if earlier.path(SUMMARY).is_file():
-            say(f"run {args.resume} is finished: python eval.py --run {args.resume}")
+            command = shlex.join([*command_of("eval"), "--run", args.resume])
+            say(f"run {args.resume} is finished: {command}")
             return 0
         if earlier.path(METRICS).is_file() and not earlier.path(STATE).is_file():
             raise ValueError(
@@ -294,7 +298,7 @@ def main() -> int:
             few_shot(dataset, args.shots[0], args.seed[0])
         settings = Namespace(**vars(args))
         settings.data, settings.dataset = str(folder.resolve()), name
-        settings.device = str(device)
+        settings.device = str(device) if ranks.size == 1 else device.type  # each has its own
         settings.data_fingerprint = dataset.fingerprint()
         jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
         roots += folders_of(dataset)
@@ -372,9 +376,11 @@ def make_runs(
                     say(f"[{number + 1}/{len(todo)}] {job.settings.name}")
                 train(job.settings, job.dataset, tests, clip, job.run, store, sharing, bool(sweep))
         except (Interrupted, LostRank) as stop:
-            resume = not sweep and job.run.path(STATE).is_file()
-            again = ["train.py", "--resume", str(job.run.folder)] if resume else sys.argv
-            stop.go_on = shlex.join([*command_of(ranks), *again])
+            again = command_of("train", ranks)
+            if sweep or not job.run.path(CONFIG).is_file():
+                stop.go_on = shlex.join([*again, *sys.argv[1:]])
+            elif not job.run.path(SUMMARY).is_file():
+                stop.go_on = shlex.join([*again, "--resume", str(job.run.folder)])
             raise
         except Exception as error:
             if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
@@ -511,9 +517,7 @@ def train(
         with reporting(run.folder):
             say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
             say(run.path(REPORT))
-    installed = Path(sys.argv[0]).stem == "minidpt-train"
-    script = "minidpt-eval" if installed else "python eval.py"
-    say(f"{run.folder}: {script} --run {run.folder}")
+    say(f"{run.folder}: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ A process that is `ALONE` computes as if nothing of this were here.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
@@ -43,7 +42,7 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
-    _told: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+    _told: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # a count
 
     @property
     def first(self) -> bool:
@@ -103,7 +102,8 @@ class Ranks:
         """
         if self.size == 1:
             return [content]
-        number = next(self._told)
+        self._told[0] += 1
+        number = self._told[0]
         self.put(f"told {number} by {self.rank}", content)
         return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
 

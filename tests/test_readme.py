@@ -13,6 +13,7 @@ import tiny_models
 import torch
 from PIL import Image
 from scripts import inside
+from torch.distributed import run as torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,11 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
     scripts = [words[1:] for words in commands if words[0] == "python" and words[1] in parsers]
     assert len(scripts) >= 5
+    shared = [words[1:] for words in commands if words[0] == "torchrun"]
+    for words in shared:  # torchrun must not take an option of ours for its own
+        parsed = torchrun.get_args_parser().parse_args(words)
+        scripts.append([parsed.training_script, *parsed.training_script_args])
+    assert len(shared) >= 2
     for words in scripts:
         monkeypatch.setattr(sys, "argv", words)
         parsers[words[0]]()

@@ -15,8 +15,7 @@ from ..clip.pictures import White, checked_white
 from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
-VERSION = 1  # raised when files of this one cannot be read by the code of the one before
-FORMAT = f"minidpt {VERSION}"
+FORMATS = ("minidpt 1", "minidpt 2")  # 2: with an image_size, which 0.1.0 would not see
 OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 NO_FEATURES = {"fingerprint": ""}
 
@@ -45,7 +44,8 @@ class SavedModel(NamedTuple):
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
     """Write a model file; an existing one is replaced whole."""
-    write_checkpoint(path, {"format": FORMAT, **saved._asdict()})
+    own = FORMATS[saved.clip.get("image_size") is not None]
+    write_checkpoint(path, {"format": own, **saved._asdict()})
 
 
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
@@ -67,12 +67,12 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     found = content.get("format") if isinstance(content, dict) else None
     if isinstance(found, str) and re.fullmatch(r"minidpt [1-9]\d{0,8}", found):
-        if int(found.split()[1]) > VERSION:
+        if int(found.split()[1]) > len(FORMATS):
             newer = f"'{found}', the format of a newer version: update minidpt"
-            raise ValueError(f"{where}: expected '{FORMAT}' or older, got {newer}")
+            raise ValueError(f"{where}: expected '{FORMATS[-1]}' or older, got {newer}")
     try:
         entries(content, "content", format=str, classnames=list, template=str)
-        if content["format"] != FORMAT:
+        if content["format"] not in FORMATS:
             raise ValueError(f"format {shown(content['format'])}")
         return SavedModel(
             entries(content.get("learned"), "learned"),

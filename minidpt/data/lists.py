@@ -60,7 +60,7 @@ class Dataset:
     `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.". `root` is
     the folder that all paths lie in, `source` one line that says what was recognised from which
     files, `notes` lines that the user should see (classes with few pictures, for example). `drawn`:
-    (shots, seed) of the draw that train and val come from, if they do.
+    (shots, seed) of the draw that train and val come from, if they do; `part`: of the classes.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Dataset:
     source: str
     notes: tuple[str, ...] = ()
     drawn: tuple[int, int] | None = None
+    part: str = "all"
 
     def fingerprint(self) -> str:
         """SHA-256 of the class names and of each part's pictures: path below `root`, label.
@@ -186,6 +187,11 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     choices = {"all": range(count), "base": range(half), "new": range(half, count)}
     if which not in choices:
         raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
+    if which != "all" != dataset.part:
+        raise ValueError(
+            f"{dataset.name}: expected all classes of a data set, got a split with the "
+            f"{dataset.part} ones: pass --classes all"
+        )
     kept = choices[which]
     if len(kept) < 2:
         raise ValueError(
@@ -203,7 +209,8 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     counts = "/".join(str(len(items)) for items in listed.values())
     source = f"{dataset.source}; {which}: {len(kept)} classes, {counts} images"
     classnames = dataset.classnames[kept.start : kept.stop]
-    return replace(dataset, classnames=classnames, **listed, source=source)
+    part = dataset.part if which == "all" else which
+    return replace(dataset, classnames=classnames, **listed, source=source, part=part)
 
 
 # ---- split files
@@ -213,8 +220,8 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Writes the three lists as JSON, in the split format that few-shot research uses.
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
-    "root", "template" and "classnames" beside them, and "drawn" (`Dataset`); one picture a line.
-    Replaces the file at once.
+    "root", "template" and "classnames" beside them, "drawn" and "part" (`Dataset`); one picture a
+    line. Replaces the file at once.
     Raises ValueError if it would lie in one of the data set's folders.
     """
     path, root = Path(path), dataset.root.resolve()
@@ -229,6 +236,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
         "template": dataset.template,
         "classnames": dataset.classnames,
         "drawn": dataset.drawn,
+        "part": dataset.part,
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
     for part in PARTS:
@@ -248,7 +256,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     label; perhaps "name", "root", "template", "drawn". Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
-    kinds = dict.fromkeys(("name", "root", "template"), str | None)
+    kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
     kinds |= dict.fromkeys(("classnames", "drawn", *PARTS), list | None)
     most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = entries(read_json(path, where, most), where, **kinds)
@@ -305,7 +313,8 @@ def read_split(
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE
     dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
-    return replace(dataset, drawn=tuple(content.get("drawn") or ()) or None)
+    drawn = tuple(content.get("drawn") or ()) or None
+    return replace(dataset, drawn=drawn, part=content.get("part") or "all")
 
 
 def told(missing: list[str]) -> str:

@@ -43,7 +43,11 @@ class Explanations:
 
         top: how many of the likeliest classes have bars, at most `MOST_CLASSES`.
         """
-        with claimed(Path(folder), data, lambda held: False, "--explain"):
+
+        def unfinished(held: set[str]) -> bool:  # what a killed process has left
+            return all(name.endswith(".png.part") for name in held)
+
+        with claimed(Path(folder), data, unfinished, "--explain"):
             yield cls(Path(folder), model, top)
 
     def write(self, path: str | os.PathLike) -> Path:

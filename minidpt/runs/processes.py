@@ -16,20 +16,25 @@ from contextlib import (
     redirect_stderr,
     redirect_stdout,
 )
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ..ranks import Ranks
+from ..ranks import ALONE, Ranks
 
 Held = TypeVar("Held")
 
 
-def command_of(ranks: Ranks) -> list[str]:
-    """What a command begins with that is to start the same processes."""
+def command_of(script: str, ranks: Ranks = ALONE) -> list[str]:
+    """What starts train or eval as this command was started, also in as many processes."""
+    called = Path(sys.argv[0])
+    installed = called.stem.startswith("minidpt-")
+    file = f"minidpt-{script}" if installed else str(called.with_name(f"{script}.py"))
     if ranks.size == 1:
-        return ["python"]
+        return [file] if installed else ["python", file]
     nodes = -(-ranks.size // ranks.local_size)
     several = [f"--nnodes={nodes}"] * (nodes > 1)
-    return ["torchrun", *several, f"--nproc_per_node={ranks.local_size}"]
+    start = ["torchrun", *several, f"--nproc_per_node={ranks.local_size}"]
+    return [*start, *["--no-python"] * installed, file]
 
 
 @contextmanager

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..clip.pictures import checked_white, open_image
 from ..clip.transforms import central_view, to_uint8
 from ..data.lists import split_content
 from ..files import entries, one_line, one_line_errors, read_json, read_text, replacing
-from ..maps import AttentionMaps, attention_maps
+from ..maps import attention_maps
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
 from .charts import Series, legend, line_chart
@@ -84,9 +85,10 @@ class RunReport:
 
     def __init__(self, run: Run, model: Callable[[], PromptedCLIP] | None, root: str | None):
         self.run, self.model, self.root = run, model, root
-        self.config = run.read_json(CONFIG, method=str)
+        self.config = run.read_json(CONFIG, method=str, versions=dict | None)
         self.split = split_content(run.path(SPLIT))
-        self.summary = run.read_json(SUMMARY) if run.path(SUMMARY).is_file() else {}
+        kinds = {"seconds": int | float | None}
+        self.summary = run.read_json(SUMMARY, **kinds) if run.path(SUMMARY).is_file() else {}
         self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
         self.title = f"{self.method} on {one_line(self.split.get('name') or 'pictures', 80)}"
         self.notes: list[str] = []
@@ -209,21 +211,27 @@ class RunReport:
         if not chosen:
             return section("Mistakes", "There are none.")
         root, white = self.root or self.split.get("root") or "", self.config.get("white")
-        opened: dict[int, Any] = {}
+        model = self._model()
+        size = SIDE if model is None else model.clip.visual.resolution
+        opened: dict[int, tuple[Image.Image, np.ndarray]] = {}  # small views: a picture may be huge
         missing = []
         for number in chosen:
             path = os.path.join(root, files[number][0])
             try:
-                opened[number] = open_image(path, checked_white(white))
+                image = open_image(path, checked_white(white))
+                opened[number] = central_view(image, SIDE), to_uint8(central_view(image, size))
             except (OSError, ValueError) as error:
                 missing.append(error)
         if missing:
             more = f"{len(missing)} of {len(chosen)} pictures left out"
             self.notes.append(one_line(f"Mistakes: {more}: {missing[0]}"))
-        maps = self._maps(list(opened.values())) if opened else None
+        maps = None
+        if opened and model is not None:
+            pixels = torch.from_numpy(np.stack([seen for _, seen in opened.values()]))
+            maps = attention_maps(model, model.clip.normalize(pixels))
         cards = [
-            card(predictions, number, central_view(image, SIDE), files[number][0], maps, place)
-            for place, (number, image) in enumerate(opened.items())
+            card(predictions, number, view, files[number][0], maps, place)
+            for place, (number, (view, _)) in enumerate(opened.items())
         ]
         cards += [
             card(predictions, number, None, files[number][0])
@@ -241,14 +249,12 @@ class RunReport:
             about += ": left zero-shot CLIP, right after tuning." if two_maps(maps) else "."
         return section("Surest mistakes", about, tag("div", *cards, class_=style))
 
-    def _maps(self, images: Sequence[Any]) -> AttentionMaps | None:
-        """Of the pictures; None, and a note, if the model is not to be had."""
+    def _model(self) -> PromptedCLIP | None:
+        """None, and a note, if it is not to be had."""
         try:
             if self.model is None:
                 raise ValueError("no model was given")
-            model = self.model()
-            views = [to_uint8(central_view(i, model.clip.visual.resolution)) for i in images]
-            return attention_maps(model, model.clip.normalize(torch.from_numpy(np.stack(views))))
+            return self.model()
         except (OSError, ValueError) as error:
             self.notes.append(one_line(f"Maps of attention: left out: {error}"))
             return None

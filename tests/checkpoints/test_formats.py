@@ -395,5 +395,5 @@ def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
 
 def test_a_model_file_of_a_newer_version_is_refused_as_that(tmp_path):
     torch.save({"format": "minidpt 12", "more": 1}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="'minidpt 1' or older, got 'minidpt 12', the format of a"):
+    with pytest.raises(ValueError, match="'minidpt 2' or older, got 'minidpt 12', the format of a"):
         minidpt.load_model(tmp_path / "model.pt")

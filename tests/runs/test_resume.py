@@ -201,7 +201,40 @@ def test_a_second_signal_does_not_wait_for_the_step(command, monkeypatch):
     assert inside(*command, "--out", "run").status == 130
 
 
+def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monkeypatch):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TRAIN, "write_report", interrupted)
+    result = inside(*command, "--out", "run")
+    assert (result.status, result.err) == (130, "train.py: error: interrupted\n")
+    assert Path("run/summary.json").is_file()
+
+
+def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(command, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    interrupt(monkeypatch, (*command, "--out", "run"))
+    result = inside("train.py", "--resume=~/run")
+    assert result.status == 0 and Path("run/summary.json").is_file() and not Path("~").exists()
+
+
 # --config
+
+
+def test_resume_and_config_are_not_taken_together(whole):
+    both = ("--resume", whole, "--config", whole / "config.json")
+    assert_one_line(inside("train.py", *both), "train.py", "--config", "without --resume")
+
+
+def test_a_split_of_some_classes_is_not_divided_again(command):
+    draw_classes(Path("four"), {"ox": 6, "gnu": 6, "yak": 6, "zebu": 6})
+    base = ("--classes", "base", "--epochs", 1, "--method", "vpt")
+    assert inside(*command, *base, "--data", "four", "--out", "run").status == 0
+    again = ("train.py", "--config", "run/config.json", "--data", "run/split.json")
+    result = inside(*again, "--out", "other")
+    assert_one_line(result, "train.py", "the base ones: pass --classes all")
+    assert inside(*again, "--classes", "all", "--out", "other").status == 0
+    assert outcome("other")[:2] == outcome("run")[:2]
 
 
 def test_an_earlier_run_s_config_gives_the_same_bits(whole):
