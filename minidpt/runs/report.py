@@ -122,7 +122,7 @@ class RunReport:
             return part(*arguments)
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
-            hint = " (runs of earlier versions have none)" * missing
+            hint = " (a stopped run, or one of an earlier version, has none)" * missing
             self.notes.append(one_line(f"{what}: left out: {error}{hint}"))
             return Markup("")
 
