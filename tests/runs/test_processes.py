@@ -242,8 +242,13 @@ def test_lines_behind_a_name_are_written_whole(capsys):
         (8, 4, ["torchrun", "--nnodes=2", "--nproc_per_node=4"]),
     ],
 )
-def test_the_command_to_go_on_starts_as_many_processes(size, local, words):
-    assert processes.command_of(Ranks(0, size, 0, local)) == words
+def test_the_command_to_go_on_starts_as_many_processes(size, local, words, monkeypatch):
+    ranks = Ranks(0, size, 0, local)
+    monkeypatch.setattr(sys, "argv", ["there/eval.py"])
+    assert processes.command_of("train", ranks) == [*words, "there/train.py"]
+    monkeypatch.setattr(sys, "argv", ["bin/minidpt-train"])
+    installed = [*words[: 0 if size == 1 else None], *["--no-python"] * (size > 1)]
+    assert processes.command_of("eval", ranks) == [*installed, "minidpt-eval"]
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):
