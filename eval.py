@@ -309,21 +309,25 @@ def evaluate(args, stdout: TextIO) -> int:
             if other:
                 begin = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
-            labels = predicted(model, test).labels
-            zero_shot = zero_shot_accuracy(model, test)
-            result = percent_correct(labels, test.labels)
-            if not ranks.first:
-                continue
-            say(
-                f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot "
-                f"{zero_shot:.2f} % on {len(test)} test images "
-                f"({clip.name} on {device} in {precision})"
-            )
-            if args.per_class:
-                say_classes(model.classnames, test.labels, labels, args.csv)
-            if other:
+            zero_shot, result = test_model(begin, model, test, f"on {device} in {precision}", args)
+            if other and ranks.first:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
+
+
+def test_model(
+    begin: str, model: PromptedCLIP, test: TestSet, where: str, args
+) -> tuple[float, float]:
+    """Zero-shot CLIP's accuracy and the model's, in percent; the first rank prints them."""
+    labels = predicted(model, test).labels
+    zero_shot = zero_shot_accuracy(model, test)
+    result = percent_correct(labels, test.labels)
+    if test.ranks.first:
+        say(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {zero_shot:.2f} % "
+            f"on {len(test)} test images ({model.clip.name} {where})")  # fmt: skip
+        if args.per_class:
+            say_classes(model.classnames, test.labels, labels, args.csv)
+    return zero_shot, result
 
 
 def test_published(args) -> int:
@@ -354,15 +358,7 @@ def test_published(args) -> int:
         model.white = white_of(test.deep, workers=args.workers)
         say(*(f"note: {note}" for note in white_notes(model.white, test.deep.values())))
         test.show_by(model.white)
-        labels = predicted(model, test).labels
-        result = percent_correct(labels, test.labels)
-        say(
-            f"{dataset.name}: {config.method} accuracy {result:.2f} %, zero-shot "
-            f"{zero_shot_accuracy(model, test):.2f} % on {len(test)} test images "
-            f"({clip.name} on {device} in {precision})"
-        )
-        if args.per_class:
-            say_classes(model.classnames, test.labels, labels, args.csv)
+        test_model(f"{dataset.name}: ", model, test, f"on {device} in {precision}", args)
     return 0
 
 
