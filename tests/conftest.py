@@ -17,6 +17,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests s
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest.register_assert_rewrite("pairs", "scripts", "small_runs")  # before they are imported
+
+from tiny_models import DEEP, WIDE, clip_state, shared_clip  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
@@ -44,3 +48,12 @@ def begun_demo(request, tmp_path_factory) -> Iterator[tuple[Path, subprocess.Pop
     ) as process:
         yield folder, process
         process.kill()  # where a test has failed or the user has had enough
+
+
+@pytest.fixture(scope="module")
+def clips_stay_as_they_are() -> Iterator[None]:
+    """The CLIPs that tests share are the same after a file as before it."""
+    yield
+    for sizes in (WIDE, DEEP):
+        for name, value in shared_clip(sizes).state_dict().items():
+            assert torch.equal(value, clip_state(sizes)[name]), name

@@ -27,11 +27,6 @@ from minidpt.runs import classify, command_line
 NAMES = ["gnu", "ox"]
 
 
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A run of CoOp. Only read it."""

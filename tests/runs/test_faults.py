@@ -34,11 +34,6 @@ def place(tmp_path_factory) -> tuple[str, ...]:
     return ("--data", str(folder / "pictures"), "--model", str(folder / "little.pt"))
 
 
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def trained(place, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
