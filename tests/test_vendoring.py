@@ -75,13 +75,16 @@ def test_a_copy_under_another_name_needs_nothing_of_this_project(tmp_path, scrip
 
 
 def test_importing_prints_nothing_and_leaves_what_only_texts_need_for_later():
-    """regex and ftfy take twice as long to import as all of the package."""
-    script = "import sys, torch, minidpt; print({'regex', 'ftfy'} & {*sys.modules})"
+    """regex and ftfy take twice as long to import as all of the package, the vocabulary longer."""
+    script = (
+        "import sys, torch, minidpt; print({'regex', 'ftfy'} & {*sys.modules});"
+        "import minidpt.clip.tokenizer as t; print(t._vocabulary.cache_info().currsize)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("set()\n", "")
+    assert (done.stdout, done.stderr) == ("set()\n0\n", "")
 
 
 def test_the_package_run_by_python_says_what_is_here(monkeypatch, tmp_path, capsys):

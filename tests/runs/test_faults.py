@@ -229,9 +229,11 @@ RUN = ["config.json", "metrics.jsonl", "model.pt", "predictions.csv", "split.jso
 def forks(place, tmp_path_factory) -> tuple[Path, dict]:
     """What came of runs that were killed or had a rival; one process imports once, then forks."""
     folder = tmp_path_factory.mktemp("forks")
+    few = draw_classes(folder / "pictures", {"ox": 6, "gnu": 6})  # some sixty runs decode them
     code = FORKS.replace("TESTS", repr(str(ROOT / "tests")))
     done = subprocess.run(
-        [sys.executable, "-c", code, *place, *map(str, SCHEDULE), "--epochs", "1"], cwd=folder,
+        [sys.executable, "-c", code, *place, *map(str, SCHEDULE), "--data", few, "--epochs", "1"],
+        cwd=folder,
         env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
