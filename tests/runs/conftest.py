@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from scripts import SHORT, Result, process, save_clip
-from small_runs import COLOURS, PICTURES, Place
+from small_runs import COLOURS, PICTURES, Place, listing
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +34,11 @@ def place(tmp_path_factory) -> Place:
 
 
 @pytest.fixture(scope="session")
-def trained(place: Place, tmp_path_factory) -> tuple[Path, Result]:
+def trained(place: Place, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
     """A run of DPT in a process of its own. Only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     arguments = ("--data", place.data, "--model", place.clip, "--out", folder, *SHORT)
-    return folder, process(folder.parent, "train.py", *arguments)
+    result = process(folder.parent, "train.py", *arguments)
+    before = listing(folder)
+    yield folder, result
+    assert listing(folder) == before
