@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_folders import draw
-from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, process
+from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, forked, inside, process
 from small_runs import Place, train
 
 import minidpt
@@ -166,7 +166,7 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
 
 def test_a_reader_that_has_had_enough_is_no_error(trained):
     shutil.copytree(trained[0], "run")
-    command = [sys.executable, str(ROOT / "eval.py"), "--table", "run"]
+    command = forked(ROOT / "eval.py", "--table", "run")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:

@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from image_folders import draw
-from scripts import ROOT, SCRIPTS, assert_one_line, environment, inside, save_clip, summary
+from scripts import ROOT, SCRIPTS, assert_one_line, environment, forked, inside, save_clip, summary
 from small_runs import CLASSNAMES, Place, learned, printed, train
 from tiny_models import DEEP
 
@@ -168,8 +167,8 @@ def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
 def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
     for number in range(40):
         draw(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
-    command = [sys.executable, str(ROOT / "eval.py"), "--run", str(trained[0]), "--image", "many",
-               "--csv", "out.csv"]  # fmt: skip
+    options = ("--run", trained[0], "--image", "many", "--csv", "out.csv")
+    command = forked(ROOT / "eval.py", *options)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path
     ) as process:

@@ -8,13 +8,22 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from image_folders import draw_classes
-from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
+from scripts import (
+    ROOT,
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    environment,
+    forked,
+    inside,
+    save_clip,
+    summary,
+)
 
 from minidpt.checkpoints.reader import read_checkpoint
 
@@ -81,7 +90,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     script = ROOT / "tests/benchmarks/kills.py"
     seed = str(random.randrange(10**6))
     done = subprocess.run(
-        [sys.executable, script, "--kills", "10", "--seed", seed], env=environment(),
+        forked(script, "--kills", 10, "--seed", seed), env=environment(),
         capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"

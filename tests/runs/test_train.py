@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT, SHORT, assert_one_line, environment, inside, summary
+from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, summary
 from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
@@ -233,8 +232,8 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatc
 
 
 def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
-    command = [sys.executable, str(ROOT / "train.py"), "--data", str(place.data), "--model",
-               str(place.clip), "--out", "run", *SHORT, "--epochs", "100000"]  # fmt: skip
+    where = ("--data", place.data, "--model", place.clip, "--out", "run")
+    command = forked(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
     # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
