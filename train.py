@@ -337,6 +337,8 @@ def make_runs(
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
+    if ranks.size > 1:
+        todo.sort(key=longest_first)
     count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
     goes_on = jobs[0].run.path(STATE).is_file()
     begun = f", which {'goes on' if goes_on else 'begins anew'}" * bool(held_in(jobs[0].run.folder))
@@ -425,6 +427,15 @@ def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
         prompts_of(one)  # what cannot be is an error now
         runs[one.name] = one
     return list(runs.values())
+
+
+def longest_first(job: Job) -> tuple[int, str, int]:
+    """Order in which runs are dealt out, so that the last of them end together, about.
+
+    Those on one data set stay together, as its pictures are read once.
+    """
+    training = job.settings.epochs * job.settings.shots * METHODS.index(job.settings.method)
+    return -len(job.dataset.classnames), job.dataset.name, -training
 
 
 def prompts_of(settings: Namespace) -> PromptConfig:
