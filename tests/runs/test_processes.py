@@ -154,9 +154,9 @@ def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
             assert torch.equal(learned(folder / run)[name], value)
 
 
-def test_each_process_tells_of_its_runs_of_a_sweep_behind_their_names(done):
+def test_each_process_tells_of_its_runs_of_a_sweep_behind_their_names_the_longest_first(done):
     said = done["sweep"].out.splitlines()
-    for number, name in enumerate(("zeroshot", "coop-3shots-seed1"), start=1):
+    for number, name in ((1, "vpt-3shots-seed1"), (4, "coop-3shots-seed2"), (5, "zeroshot")):
         assert f"pictures-{name}: [{number}/5] pictures-{name}" in said
     assert sum(line.endswith("table.md, table.csv") for line in said) == 1
 

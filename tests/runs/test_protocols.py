@@ -800,7 +800,7 @@ def test_test_images_that_were_trained_on_are_counted(pictures, clip):
     assert "note: 9 of the test images were trained on\n" in out  # 3 shots of 3 classes
     shutil.copytree("a", "b")
     out = succeed("eval.py", "--run", "a", "b", "--data", "labels.csv").out
-    assert "note: 9 of the test images were trained on by b\n" in out
+    assert "note: b: 9 of the test images were trained on\n" in out
 
 
 def test_notes_about_other_data_are_printed(pictures, clip):
