@@ -2,7 +2,8 @@
 
 from .checkpoints.pretrained import load
 from .checkpoints.published import read_published
-from .clip.network import CLIP, build_clip
+from .clip.network import CLIP
+from .clip.state_dict import build_clip
 from .clip.tokenizer import tokenize
 from .exporting import export
 from .maps import AttentionMaps, attention_maps
