@@ -33,14 +33,13 @@ from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.clip.workers import default_workers
+from minidpt.config import CLASS_TOKEN_POSITIONS, PromptConfig
 from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.lists import Dataset, read_split, select_classes, split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
-from minidpt.model import PromptConfig
-from minidpt.prompts import CLASS_TOKEN_POSITIONS
 from minidpt.ranks import ALONE, join, started
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import (

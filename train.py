@@ -33,6 +33,7 @@ from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
 from minidpt.clip.pictures import MAX_PIXELS, white_notes
 from minidpt.clip.workers import default_workers
+from minidpt.config import CLASS_TOKEN_POSITIONS, METHODS, PromptConfig
 from minidpt.data.batches import (
     IMAGE_MEMORY,
     ImageStore,
@@ -45,8 +46,7 @@ from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
 from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
 from minidpt.files import entries, read_json
-from minidpt.model import METHODS, ModelOutput, PromptConfig
-from minidpt.prompts import CLASS_TOKEN_POSITIONS
+from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import (
     AfterTheStep,

@@ -21,7 +21,6 @@ from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 from .ranks import ALONE, Ranks
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
-CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
 
 def random_parameter(*shape: int) -> nn.Parameter:

@@ -23,8 +23,9 @@ from .clip.pictures import Picture
 from .clip.state_dict import check_tensors
 from .clip.transforms import test_pixels
 from .clip.workers import PAUSE, in_order
+from .config import PromptConfig
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
-from .model import PromptConfig, PromptedModel, computing_dtype, image_prompts
+from .model import PromptedModel, computing_dtype, image_prompts
 from .prompts import words_of
 from .ranks import ALONE, Ranks
 

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, NoReturn, TextIO
 import torch
 
 from ..clip.network import CLIP, MAX_RESOLUTION
+from ..config import BOUNDS as OF_PROMPTS
 from ..files import one_line, printable
-from ..model import BOUNDS as OF_PROMPTS
 from ..progress import watched_by
 from ..ranks import ALONE, LostRank, Ranks, leave, started
 from .precision import PRECISIONS

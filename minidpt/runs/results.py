@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+from ..config import METHODS
 from ..data.layouts import LAYOUTS
 from ..files import entries, good_name, one_line, one_line_errors, replacing, shown, write_rows
-from ..model import METHODS
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 

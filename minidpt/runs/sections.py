@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..config import METHODS
 from ..maps import AttentionMaps
-from ..model import METHODS
 from .charts import Series, legend, line_chart
 from .drawing import overlay
 from .page import Markup, joined, name, picture, section, table, tag
