@@ -42,15 +42,8 @@ from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
 from minidpt.ranks import ALONE, join, started
 from minidpt.runs.classify import classify, picture_paths
-from minidpt.runs.command_line import (
-    Parser,
-    choose_device,
-    keep_freed_memory,
-    path_option,
-    place,
-    run_command,
-    say,
-)
+from minidpt.runs.command_line import run_command
+from minidpt.runs.devices import choose_device, keep_freed_memory, place
 from minidpt.runs.drawing import font_notes
 from minidpt.runs.evaluation import (
     TestSet,
@@ -70,8 +63,10 @@ from minidpt.runs.folders import (
     Run,
     check_outside,
 )
+from minidpt.runs.parser import Parser, path_option
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
+from minidpt.runs.progress_line import say
 from minidpt.runs.report import write_report
 from minidpt.runs.results import tested_on, write_tables
 from minidpt.trained import PromptedCLIP, build_model, load_model

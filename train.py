@@ -48,24 +48,8 @@ from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
 from minidpt.files import entries, read_json
 from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
-from minidpt.runs.command_line import (
-    AfterTheStep,
-    Interrupted,
-    Parser,
-    Progress,
-    Timed,
-    choose_device,
-    clock,
-    finite,
-    is_expected,
-    keep_freed_memory,
-    need_compiler,
-    path_option,
-    place,
-    report,
-    run_command,
-    say,
-)
+from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
+from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
 from minidpt.runs.evaluation import (
     FeatureCache,
     TestSet,
@@ -89,6 +73,7 @@ from minidpt.runs.folders import (
     held_in,
     versions,
 )
+from minidpt.runs.parser import Parser, finite, path_option
 from minidpt.runs.precision import (
     AUTO,
     PRECISIONS,
@@ -98,6 +83,7 @@ from minidpt.runs.precision import (
 )
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
+from minidpt.runs.progress_line import Progress, Timed, clock, say
 from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import (
     harmonic_mean,

@@ -45,7 +45,7 @@ from minidpt import trained as trained_models
 from minidpt.clip import pictures, workers
 from minidpt.data import demo, naming
 from minidpt.data import lists as data
-from minidpt.runs import command_line
+from minidpt.runs import command_line, progress_line
 from minidpt.runs import folders as runs
 from minidpt.runs.precision import PRECISIONS
 
@@ -1134,15 +1134,15 @@ class Terminal(io.StringIO):
 
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(now))
-    with command_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: next(now))
+    with progress_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "loss 2.5")
         tell(4)
     shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: 0.0)
-    with command_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 0.0)
+    with progress_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
         for epoch in range(1, 31):  # as a log file
             tell(epoch)
     shown = stream.getvalue().splitlines()
@@ -1151,8 +1151,8 @@ def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(
 
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
-    monkeypatch.setattr(command_line, "columns", lambda stream: width)
-    with command_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress_line, "columns", lambda stream: width)
+    with progress_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
         for epoch in range(1, 10):
             tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
     lines = terminal.getvalue().removesuffix("\n").split("\r")
@@ -1162,9 +1162,9 @@ def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width)
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log file"])
 def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: 1.9 * len(passed))
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 1.9 * len(passed))
     passed: list[int] = []
-    with command_line.Progress("images", 10, stream=stream) as tell:
+    with progress_line.Progress("images", 10, stream=stream) as tell:
         passed.append(1)
         tell(9)
         assert stream.getvalue() == ""
@@ -1174,9 +1174,9 @@ def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
 
 
 def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
-    with command_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+    with progress_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "slow")
-        command_line.say("note: so", stream=terminal)
+        progress_line.say("note: so", stream=terminal)
         tell(2, "slow")
     assert re.fullmatch(
         r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
@@ -1184,7 +1184,7 @@ def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
 
 
 def test_times_are_written_as_on_a_clock():
-    assert [command_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
+    assert [progress_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
         *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
     ]
 
@@ -1220,7 +1220,7 @@ def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
 def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
     code = """if True:
         import resource, torch
-        from minidpt.runs.command_line import keep_freed_memory
+        from minidpt.runs.devices import keep_freed_memory
 
         def pages_of_ten_tensors():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
