@@ -37,7 +37,9 @@ from minidpt.config import CLASS_TOKEN_POSITIONS, PromptConfig
 from minidpt.data.batches import white_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
-from minidpt.data.lists import Dataset, read_split, select_classes, split_content
+from minidpt.data.lists import Dataset
+from minidpt.data.shots import select_classes
+from minidpt.data.splits import read_split, split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import locked, write_rows
 from minidpt.ranks import ALONE, join, started

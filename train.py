@@ -44,7 +44,9 @@ from minidpt.data.batches import (
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
-from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
+from minidpt.data.lists import Dataset
+from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.splits import write_split
 from minidpt.files import entries, read_json
 from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started

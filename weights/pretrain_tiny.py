@@ -9,7 +9,7 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
   on the npm and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched
   with `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, most of
   them with the shading and texture that photographs have and drawings lack;
-- scenes drawn by `minidpt.data.demo` in its plain style.
+- scenes drawn by `minidpt.data.scenes` in its plain style.
 
 Clip art whose file does not begin with the name of an emoji is named by its folder ("mammals").
 
