@@ -70,7 +70,8 @@ from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
 from minidpt.runs.progress_line import say
 from minidpt.runs.report import write_report
-from minidpt.runs.results import tested_on, write_tables
+from minidpt.runs.results import tested_on
+from minidpt.runs.tables import write_tables
 from minidpt.trained import PromptedCLIP, build_model, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,

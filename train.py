@@ -87,15 +87,9 @@ from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
 from minidpt.runs.progress_line import Progress, Timed, clock, say
 from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import (
-    harmonic_mean,
-    markdown,
-    read_results,
-    summarise,
-    tested_on,
-    write_tables,
-)
+from minidpt.runs.results import read_results, summarise, tested_on
 from minidpt.runs.state import TrainingState
+from minidpt.runs.tables import harmonic_mean, markdown, write_tables
 from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
 

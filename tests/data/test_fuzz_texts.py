@@ -24,7 +24,7 @@ from minidpt.data.naming import read_classnames
 from minidpt.data.splits import read_split
 from minidpt.runs.evaluation import FeatureCache
 from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
-from minidpt.runs.results import write_tables
+from minidpt.runs.tables import write_tables
 
 SPLIT_ROWS = {
     part: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]
