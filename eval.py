@@ -31,10 +31,12 @@ import torch
 from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
-from minidpt.clip.pictures import MAX_PIXELS, white_notes
+from minidpt.clip.pictures import MAX_PIXELS
+from minidpt.clip.white import white_notes
 from minidpt.clip.workers import default_workers
 from minidpt.config import CLASS_TOKEN_POSITIONS, PromptConfig
 from minidpt.data.batches import white_of
+from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import is_demo
 from minidpt.data.lists import Dataset
@@ -47,13 +49,7 @@ from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, place
 from minidpt.runs.drawing import font_notes
-from minidpt.runs.evaluation import (
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted,
-    zero_shot_accuracy,
-)
+from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
 from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import (
     CONFIG,

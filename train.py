@@ -31,7 +31,8 @@ import torch
 from minidpt.checkpoints.pretrained import NAMES, load
 from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
-from minidpt.clip.pictures import MAX_PIXELS, white_notes
+from minidpt.clip.pictures import MAX_PIXELS
+from minidpt.clip.white import white_notes
 from minidpt.clip.workers import default_workers
 from minidpt.config import CLASS_TOKEN_POSITIONS, METHODS, PromptConfig
 from minidpt.data.batches import (
@@ -41,6 +42,7 @@ from minidpt.data.batches import (
     train_batches,
     white_of,
 )
+from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import LAYOUTS, layout_of
@@ -52,14 +54,7 @@ from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
-from minidpt.runs.evaluation import (
-    FeatureCache,
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted,
-    zero_shot,
-)
+from minidpt.runs.evaluation import FeatureCache, TestSet, percent_correct, predicted, zero_shot
 from minidpt.runs.folders import (
     CONFIG,
     METRICS,

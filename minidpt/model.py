@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from .clip.network import CLIP
 from .clip.packing import pack
-from .clip.pictures import White
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
+from .clip.white import White
 from .config import PromptConfig
 from .losses import auxiliary_loss, counts, cross_entropy
 from .prompts import (

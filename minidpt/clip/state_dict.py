@@ -148,7 +148,7 @@ def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], wha
         raise ValueError(f"{what}: {'; '.join(problems[:5])}{more}")
 
 
-def listed(names: list[str], limit: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def listed(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from .lists import PARTS
 from .naming import Naming
 
-# ---- from a folder or a line of a list to the class
-
 
 def underscores(key: str) -> str:
     """apple_pie -> apple pie; hyphens and capitals are part of the published names."""
@@ -58,9 +56,6 @@ def variant(line: str) -> tuple[str, str]:
     """1025794 707-320 -> 1025794.jpg and 707-320."""
     number, _, name = line.partition(" ")
     return f"{number}.jpg", name
-
-
-# ---- the table
 
 
 @dataclass(frozen=True, kw_only=True)

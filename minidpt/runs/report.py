@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.pictures import checked_white, open_image
+from ..clip.pictures import open_image
 from ..clip.transforms import central_view, to_uint8
+from ..clip.white import checked_white
 from ..data.splits import split_content
 from ..files import entries, one_line, one_line_errors, read_json, read_text, replacing
 from ..maps import attention_maps
