@@ -18,12 +18,7 @@ from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .clip.white import White
 from .config import PromptConfig
 from .losses import auxiliary_loss, counts, cross_entropy
-from .prompts import (
-    ClassAwarePrompts,
-    TextPrompts,
-    VisualPrompts,
-    check_length,
-)
+from .prompts import TextPrompts, check_length, image_prompts
 from .ranks import ALONE, Ranks
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
@@ -296,10 +291,8 @@ class PromptedModel(nn.Module):
             prompts = keys = weights = None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
-                prompts, class_logits, weights = generator(
-                    x, class_features
-                )  # (B, K, D), (B, K, C)
-                auxiliary.append(class_logits)
+                prompts, class_logits, weights = generator(x, class_features)
+                auxiliary.append(class_logits)  # (B, K, C)
             elif layer == len(blocks) and self.visual_prompts is not None:
                 prompts = self.visual_prompts(layer)
             if layer < len(blocks):
@@ -352,32 +345,6 @@ class PromptedModel(nn.Module):
         learned = self.learned()
         for name, value in values.items():
             learned[name].copy_(value)
-
-
-def image_prompts(
-    clip: CLIP, classes: int, config: PromptConfig
-) -> tuple[VisualPrompts | None, nn.ModuleList]:
-    """The plain prompts of the image side, and the class-aware ones of the last layers.
-
-    Raises ValueError if the config has more layers than the CLIP.
-    """
-    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
-    visual, class_aware = None, nn.ModuleList()
-    if not config.learns_image:
-        return visual, class_aware
-    used = {"visual_layers": config.visual_layers or layers}
-    if config.method == "dpt":
-        used["class_aware_from"] = first
-    for name, layer in used.items():
-        if layer > layers:
-            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
-    prompted = min(used["visual_layers"], first - 1)
-    if prompted and config.n_visual:
-        visual = VisualPrompts(prompted, config.n_visual, width)
-    for _ in range(first, layers + 1):
-        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
-    return visual, class_aware
 
 
 def computing_dtype(clip: CLIP) -> torch.dtype:

@@ -25,8 +25,8 @@ from .clip.transforms import test_pixels
 from .clip.workers import PAUSE, in_order
 from .config import PromptConfig
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
-from .model import PromptedModel, computing_dtype, image_prompts
-from .prompts import words_of
+from .model import PromptedModel, computing_dtype
+from .prompts import image_prompts, words_of
 from .ranks import ALONE, Ranks
 
 PREDICT_BATCH = 100

@@ -16,7 +16,7 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "data": GROUND | {"clip"},
     "config": {"files"},
     "losses": {"ranks"},
-    "prompts": GROUND | {"clip"},
+    "prompts": GROUND | {"clip", "config"},
     "model": GROUND | {"clip", "config", "losses", "prompts"},
     "maps": GROUND | {"clip", "prompts", "model"},
     "trained": GROUND | {"clip", "config", "prompts", "checkpoints", "model"},

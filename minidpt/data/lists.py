@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import (
-    good_name,
-)
+from ..files import good_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 PARTS = ("train", "val", "test")

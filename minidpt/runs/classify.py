@@ -14,7 +14,7 @@ from threading import Thread
 from typing import BinaryIO, TextIO
 
 from ..clip.workers import PAUSE
-from ..data.folders import images_in, unread_note
+from ..data.listing import images_in, unread_note
 from ..files import naming, writing_rows
 from ..ranks import ALONE, Ranks
 from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
