@@ -1,7 +1,7 @@
 """The fifteen data sets of few-shot CLIP research: folders, lists, class names, templates.
 
 They are those of CoOp's data guide (github.com/KaiyangZhou/CoOp, DATASETS.md) and of torchvision's
-downloads. datasets.py recognises and reads them.
+downloads. recognition.py tells them apart, datasets.py reads them.
 """
 
 import os

@@ -79,7 +79,8 @@ def draw_scene_and_mask(
     What is drawn as an outline counts with all that it encloses.
     """
     scale = 2  # drawn larger and reduced: smooth edges
-    image = Image.new("RGB", (side * scale, side * scale), background_colour(rng, style))
+    ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
+    image = Image.new("RGB", (side * scale, side * scale), ground)
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(*style.clutter)):
         ends = [(rng.random() * side * scale, rng.random() * side * scale) for _ in range(2)]
@@ -140,12 +141,6 @@ def draw_thing(
 def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
     """A random colour of the style's things."""
     return hsv(rng.random(), rng.uniform(*style.saturation), rng.uniform(*style.value))
-
-
-def background_colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
-    """A random colour of the style's backgrounds."""
-    saturation, value = style.background
-    return hsv(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
 
 
 def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
