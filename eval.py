@@ -32,30 +32,20 @@ import torch
 from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
-from minidpt.clip.pictures import White, white_notes
+from minidpt.clip.white import White, white_notes
+from minidpt.config import PromptConfig
 from minidpt.data.batches import white_of
-from minidpt.data.lists import split_content
+from minidpt.data.copies import copies_note
+from minidpt.data.splits import split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import write_rows
-from minidpt.model import PromptConfig
 from minidpt.ranks import ALONE, Ranks, join, started
 from minidpt.runs.classify import classify, picture_paths
-from minidpt.runs.command_line import (
-    choose_device,
-    keep_freed_memory,
-    place,
-    run_command,
-    say,
-)
+from minidpt.runs.command_line import run_command
+from minidpt.runs.devices import choose_device, keep_freed_memory, place
 from minidpt.runs.drawing import font_notes
 from minidpt.runs.eval_options import is_elsewhere, new_files, parse_arguments
-from minidpt.runs.evaluation import (
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted,
-    zero_shot_accuracy,
-)
+from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
 from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import (
     CONFIG,
@@ -67,9 +57,10 @@ from minidpt.runs.folders import (
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
+from minidpt.runs.progress_line import say
 from minidpt.runs.report import write_report
-from minidpt.runs.results import write_tables
 from minidpt.runs.sources import sources_of, tests_of
+from minidpt.runs.tables import write_tables
 from minidpt.runs.transfer import note_transfer, noted_tests
 from minidpt.trained import PromptedCLIP, build_model, load_model
 

@@ -31,7 +31,8 @@ import torch
 from minidpt.checkpoints.pretrained import load
 from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
-from minidpt.clip.pictures import white_notes
+from minidpt.clip.white import white_notes
+from minidpt.config import METHODS
 from minidpt.data.batches import (
     IMAGE_MEMORY,
     ImageStore,
@@ -39,35 +40,18 @@ from minidpt.data.batches import (
     train_batches,
     white_of,
 )
+from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
 from minidpt.data.layouts import layout_of
-from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
-from minidpt.model import METHODS, ModelOutput
+from minidpt.data.lists import Dataset
+from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.splits import write_split
+from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
-from minidpt.runs.command_line import (
-    AfterTheStep,
-    Interrupted,
-    Progress,
-    Timed,
-    choose_device,
-    clock,
-    is_expected,
-    keep_freed_memory,
-    need_compiler,
-    place,
-    report,
-    run_command,
-    say,
-)
-from minidpt.runs.evaluation import (
-    FeatureCache,
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted,
-    zero_shot,
-)
+from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
+from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
+from minidpt.runs.evaluation import FeatureCache, TestSet, percent_correct, predicted, zero_shot
 from minidpt.runs.folders import (
     CONFIG,
     METRICS,
@@ -90,16 +74,11 @@ from minidpt.runs.precision import (
 )
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
+from minidpt.runs.progress_line import Progress, Timed, clock, say
 from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import (
-    harmonic_mean,
-    markdown,
-    read_results,
-    summarise,
-    tested_on,
-    write_tables,
-)
+from minidpt.runs.results import read_results, summarise, tested_on
 from minidpt.runs.state import TrainingState
+from minidpt.runs.tables import harmonic_mean, markdown, write_tables
 from minidpt.runs.train_options import config_of, parse_arguments, prompts_of, runs_on
 from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import all_finite, learning_rate, parameter_groups

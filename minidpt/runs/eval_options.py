@@ -7,9 +7,8 @@ from argparse import Namespace
 
 from ..clip.pictures import MAX_PIXELS
 from ..clip.workers import default_workers
-from ..model import PromptConfig
-from ..prompts import CLASS_TOKEN_POSITIONS
-from .command_line import Parser, path_option
+from ..config import CLASS_TOKEN_POSITIONS, PromptConfig
+from .parser import Parser, path_option
 from .precision import AUTO, PRECISIONS
 
 TASKS = ("table", "report", "published", "image", "export", "run")  # the first that is given

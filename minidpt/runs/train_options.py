@@ -15,14 +15,13 @@ from typing import Any
 from ..checkpoints.pretrained import NAMES
 from ..clip.pictures import MAX_PIXELS
 from ..clip.workers import default_workers
+from ..config import CLASS_TOKEN_POSITIONS, METHODS, PromptConfig
 from ..data.layouts import LAYOUTS
 from ..data.lists import Dataset
 from ..files import entries, read_json
-from ..model import METHODS, PromptConfig
-from ..prompts import CLASS_TOKEN_POSITIONS
 from ..training import default_epochs
-from .command_line import Parser, finite, path_option
 from .folders import CONFIG, SWEEP, Sweep, versions
+from .parser import Parser, finite, path_option
 from .precision import AUTO, PRECISIONS
 
 LEARNING = {  # options that zero-shot CLIP has no use for

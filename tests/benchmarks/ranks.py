@@ -42,7 +42,7 @@ def step(connection, rank: int, size: int, store: str, classes: int, runs: int) 
 
     import minidpt
     from minidpt.ranks import ALONE, Ranks
-    from minidpt.runs.command_line import keep_freed_memory
+    from minidpt.runs.devices import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -44,8 +44,8 @@ import minidpt
 from minidpt import trained as trained_models
 from minidpt.clip import pictures, workers
 from minidpt.data import demo, naming
-from minidpt.data import lists as data
-from minidpt.runs import command_line
+from minidpt.data.splits import read_split
+from minidpt.runs import command_line, progress_line
 from minidpt.runs import folders as runs
 from minidpt.runs.precision import PRECISIONS
 
@@ -208,7 +208,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
             assert naming.readable(path.split("/")[0]) == name
     used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
     assert len(set(used)) == len(used)
-    assert data.read_split(trained[0] / "split.json").classnames == CLASSNAMES
+    assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
 
 
 def test_the_model_file_is_small_and_predicts(trained, place):
@@ -218,7 +218,7 @@ def test_the_model_file_is_small_and_predicts(trained, place):
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
-    dataset = data.read_split(trained[0] / "split.json")
+    dataset = read_split(trained[0] / "split.json")
     predictions = model.predict([item.path for item in dataset.test], top=1)
     right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
     assert summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
@@ -236,7 +236,7 @@ def test_another_seed_draws_other_pictures_and_prompts(trained, place):
     train(place, "other", "--seed", 0)
     assert not torch.equal(learned("other")["text_prompts.ctx"],
                            learned(trained[0])["text_prompts.ctx"])  # fmt: skip
-    ours, theirs = (data.read_split(Path(run) / "split.json") for run in ("other", trained[0]))
+    ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained[0]))
     assert ours.train != theirs.train
     assert ours.test == theirs.test  # one test set for all seeds
 
@@ -1134,15 +1134,15 @@ class Terminal(io.StringIO):
 
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(now))
-    with command_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: next(now))
+    with progress_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "loss 2.5")
         tell(4)
     shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: 0.0)
-    with command_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 0.0)
+    with progress_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
         for epoch in range(1, 31):  # as a log file
             tell(epoch)
     shown = stream.getvalue().splitlines()
@@ -1151,8 +1151,8 @@ def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(
 
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
-    monkeypatch.setattr(command_line, "columns", lambda stream: width)
-    with command_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress_line, "columns", lambda stream: width)
+    with progress_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
         for epoch in range(1, 10):
             tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
     lines = terminal.getvalue().removesuffix("\n").split("\r")
@@ -1162,9 +1162,9 @@ def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width)
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log file"])
 def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
-    monkeypatch.setattr(command_line.time, "monotonic", lambda: 1.9 * len(passed))
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 1.9 * len(passed))
     passed: list[int] = []
-    with command_line.Progress("images", 10, stream=stream) as tell:
+    with progress_line.Progress("images", 10, stream=stream) as tell:
         passed.append(1)
         tell(9)
         assert stream.getvalue() == ""
@@ -1174,9 +1174,9 @@ def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
 
 
 def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
-    with command_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+    with progress_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "slow")
-        command_line.say("note: so", stream=terminal)
+        progress_line.say("note: so", stream=terminal)
         tell(2, "slow")
     assert re.fullmatch(
         r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
@@ -1184,7 +1184,7 @@ def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
 
 
 def test_times_are_written_as_on_a_clock():
-    assert [command_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
+    assert [progress_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
         *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
     ]
 
@@ -1220,7 +1220,7 @@ def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
 def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
     code = """if True:
         import resource, torch
-        from minidpt.runs.command_line import keep_freed_memory
+        from minidpt.runs.devices import keep_freed_memory
 
         def pages_of_ten_tensors():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

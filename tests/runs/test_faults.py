@@ -18,7 +18,7 @@ from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, 
 import minidpt
 from minidpt import files
 from minidpt.data import demo
-from minidpt.data.lists import read_split
+from minidpt.data.splits import read_split
 from minidpt.runs import command_line, evaluation, transfer
 from minidpt.runs import folders as runs
 
