@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import minidpt
 from minidpt.clip.attention import attention
-from minidpt.runs.command_line import place
+from minidpt.runs.devices import place
 from minidpt.runs.precision import PRECISIONS
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

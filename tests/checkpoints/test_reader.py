@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import minidpt
 from minidpt.checkpoints import reader as checkpoint
-from minidpt.checkpoints.reader import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
+from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
+from minidpt.checkpoints.unpickler import Bag, _rebuild_tensor
 from minidpt.files import one_line_errors
 
 # ---- files to read

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock, infer_sizes
+from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock
+from minidpt.clip.state_dict import infer_sizes
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
 BLOCK = "visual.transformer.resblocks.1"

@@ -21,7 +21,7 @@ import minidpt
 from minidpt import trained as trained_models
 from minidpt.clip.transforms import Preprocess
 from minidpt.clip.workers import PAUSE
-from minidpt.runs import classify, command_line
+from minidpt.runs import classify, progress_line
 
 NAMES = ["gnu", "ox"]
 
@@ -312,7 +312,7 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
-    monkeypatch.setattr(command_line, "AFTER", 0.0)
+    monkeypatch.setattr(progress_line, "AFTER", 0.0)
     result = inside("eval.py", "--run", run, "--image", *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted == ["images 2/6", "images 4/6", "images 6/6"]

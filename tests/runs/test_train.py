@@ -19,8 +19,8 @@ from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
 from minidpt.clip import workers
-from minidpt.data import lists as data
 from minidpt.data import naming
+from minidpt.data.splits import read_split
 from minidpt.runs.precision import PRECISIONS
 
 
@@ -103,7 +103,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
             assert naming.readable(path.split("/")[0]) == name
     used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
     assert len(set(used)) == len(used)
-    assert data.read_split(trained[0] / "split.json").classnames == CLASSNAMES
+    assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
 
 
 def test_the_model_file_is_small_and_predicts(trained, place):
@@ -113,7 +113,7 @@ def test_the_model_file_is_small_and_predicts(trained, place):
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
-    dataset = data.read_split(trained[0] / "split.json")
+    dataset = read_split(trained[0] / "split.json")
     predictions = model.predict([item.path for item in dataset.test], top=1)
     right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
     assert summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
@@ -131,7 +131,7 @@ def test_another_seed_draws_other_pictures_and_prompts(trained, place):
     train(place, "other", "--seed", 0)
     assert not torch.equal(learned("other")["text_prompts.ctx"],
                            learned(trained[0])["text_prompts.ctx"])  # fmt: skip
-    ours, theirs = (data.read_split(Path(run) / "split.json") for run in ("other", trained[0]))
+    ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained[0]))
     assert ours.train != theirs.train
     assert ours.test == theirs.test  # one test set for all seeds
 
