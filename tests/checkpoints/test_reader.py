@@ -110,6 +110,9 @@ class Stored:
     ):
         self.reference = (kind, dtype, key, "cpu", length)
 
+    def __repr__(self) -> str:  # the same in each process that collects the tests
+        return str(self.reference)
+
 
 class Rebuilt:
     """Pickles as a tensor of any size, stride and offset, sensible or not."""

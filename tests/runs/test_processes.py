@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from image_folders import draw_classes
-from scripts import ROOT, SHORT, environment, inside, save_clip, summary
+from scripts import ROOT, SHORT, environment, forked, inside, save_clip, summary
 
 from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.ranks import ALONE, Ranks
@@ -85,7 +85,7 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         job["folder"] = str(folder / at.get(name, name))
         Path(job["folder"]).mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    script = [sys.executable, ROOT / "tests/ranks_commands.py", folder / "jobs.json"]
+    script = forked(ROOT / "tests/ranks_commands.py", folder / "jobs.json")
     ended = subprocess.run(script, env=environment(), stdout=subprocess.PIPE, timeout=200)
     assert ended.returncode == 0
     return {

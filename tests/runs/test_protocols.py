@@ -38,11 +38,6 @@ def guide(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def succeed(script: str, *arguments: object) -> Result:
     result = inside(script, *arguments)
     assert (result.status, result.err) == (0, "")
