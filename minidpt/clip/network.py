@@ -194,8 +194,8 @@ class VisionTransformer(nn.Module):
         return x
 
     def features_of(self, x: Tensor) -> Tensor:
-        """The class token after the last layer (B, D) → image features (B, E)."""
-        return self.ln_post(x) @ self.proj
+        """The class token after the last layer (B, D) → image features (B, E), in fp32."""
+        return self.ln_post(x.float()) @ self.proj.float()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) → (B, E), not normalised."""
@@ -300,7 +300,8 @@ class CLIP(nn.Module):
         x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
         for block in blocks:
             x = block.forward_packed(x, layout)
-        return self.ln_final(last.forward_packed(x, layout, ends=True)) @ self.text_projection
+        x = last.forward_packed(x, layout, ends=True)
+        return self.ln_final(x.float()) @ self.text_projection.float()
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits per image (B, n) and per text (n, B): cosines times exp(logit_scale)."""
@@ -310,12 +311,15 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
     def cast(self, dtype: torch.dtype) -> CLIP:
-        """Store the network in `dtype` and compute in it; norms and `logit_scale` stay fp32."""
+        """Store the network in `dtype` and compute in it.
+
+        Norms, `logit_scale` and the two projections stay fp32, so features are not rounded.
+        """
         self.fingerprint()  # of the weights as loaded, before any of them is rounded
         for module in self.modules():
             if not isinstance(module, LayerNorm):
                 for name, parameter in module.named_parameters(recurse=False):
-                    if name != "logit_scale":
+                    if name not in ("logit_scale", "proj", "text_projection"):
                         parameter.data = parameter.data.to(dtype)
         return self
 
