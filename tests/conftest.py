@@ -13,17 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests start
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
 pytest.register_assert_rewrite("pairs", "scripts", "small_runs")  # before they are imported
-
-from tiny_models import DEEP, WIDE, clip_state, shared_clip  # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(1)
 
 
 def waits_for_the_demo(item: pytest.Item) -> bool:
@@ -73,6 +67,9 @@ def demo_beside_the_tests(request) -> None:
 @pytest.fixture(scope="module")
 def clips_stay_as_they_are() -> Iterator[None]:
     """The CLIPs that tests share are the same after a file as before it."""
+    import torch  # not where `-n 2` only begins other processes
+    from tiny_models import DEEP, WIDE, clip_state, shared_clip
+
     yield
     for sizes in (WIDE, DEEP):
         for name, value in shared_clip(sizes).state_dict().items():

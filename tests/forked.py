@@ -81,6 +81,9 @@ def main() -> None:
     import scripts  # noqa: F401 (torch and the package)
     import torch._dynamo  # noqa: F401 (which each process would import for its first optimizer)
 
+    import minidpt
+
+    minidpt.tokenize(["ox"])  # the vocabulary is read for the first text
     sys.argv = serve(socket.socket(fileno=int(sys.argv[2])))
     sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")
