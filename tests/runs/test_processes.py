@@ -188,6 +188,15 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bit
     assert losses(done["killed"].folder / "run") == losses(done["two"].folder / "run")
 
 
+def test_several_processes_that_are_stopped_end_with_one_line_to_go_on(done):
+    """Behind it torchrun, which has had the signal, too, writes a traceback of its own."""
+    assert done["two stopped"].statuses == [143, 143]
+    (line,) = done["two stopped"].errors
+    again = "torchrun --nproc_per_node=2 train.py --resume run"
+    assert line == f"train.py: error: interrupted; to go on: {again}"
+    assert done["two stopped"].err.splitlines()[-1] == line
+
+
 @pytest.mark.parametrize("name", ["two, then three", "one, then two", "two, then one"])
 def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
     name, done, whole, tmp_path
