@@ -3,6 +3,7 @@
     python train.py                        # the demo: no download, a minute
     python train.py --data ./caltech101 --shots 16
     python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
+    torchrun --nproc_per_node=2 train.py --data ./caltech101    # by 2 processes
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
 (`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
@@ -144,6 +145,8 @@ def parse_arguments():
         help="new run folder, or folder of a sweep; without it in runs/")
     add("--resume", type=path_option, metavar="DIR",
         help="go on with the interrupted run or sweep in this folder, by its own settings")
+    add("--config", type=path_option, metavar="FILE",
+        help="settings of an earlier run, its config.json; options beside it go before")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one")
 
@@ -195,8 +198,6 @@ def parse_arguments():
         "for long runs; on a CPU it needs a C++ compiler")
 
     add = parser.add_argument_group("output").add_argument
-    add("--config", type=path_option, metavar="FILE",
-        help="settings of an earlier run, its config.json; options beside it go before")
     add("--no-report", action="store_true", help="leave report.html out")
     # fmt: on
     args = parser.parse_args()
