@@ -18,6 +18,7 @@ from .folders import (
     contents,
     images_in,
     lists_pictures,
+    loose_notes,
     open_csv,
     open_folder,
     part_folders,
@@ -329,7 +330,8 @@ def _open_parts(place: Place, seed: int) -> Dataset:
         )
         layout = replace(layout, name=_own_name(layout, folder, classes))
     dataset = assemble(images, parts_of_classes(folders, layout), layout, how, seed)
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    loose = loose_notes(images, *folders.values())
+    return replace(dataset, notes=(*dataset.notes, *notes, *loose))
 
 
 def _open_class_folders(place: Place, seed: int) -> Dataset:
@@ -398,7 +400,8 @@ def _open_nested(place: Place, seed: int) -> Dataset:
         raise _incomplete(place.layout, place.folder)
     how, order = f"class folders in {place.images}", _in_order(place, files)
     dataset = assemble(place.images, {"all": files}, place.layout, how, seed, order)
-    return replace(dataset, notes=(*dataset.notes, *filter(None, [unread_note(pictures.unread)])))
+    unread = filter(None, [unread_note(pictures.unread)])
+    return replace(dataset, notes=(*dataset.notes, *unread, *loose_notes(place.images)))
 
 
 def _in_order(place: Place, files: dict[str, list[str]]) -> list[str]:

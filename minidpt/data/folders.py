@@ -139,6 +139,24 @@ def unread_note(unread: Counter[str]) -> str:
     return f"not read: {named} (convert or rename pictures)" if named else ""
 
 
+def loose_notes(*folders: Path) -> tuple[str, ...]:
+    """A note of pictures beside class folders, which are in no class: how many, and the first.
+
+    folders: those that hold class folders, or hold these, the data folder first.
+    """
+    suffixes, loose = tuple(image_suffixes()), []
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            loose += sorted(
+                os.path.relpath(entry.path, folders[0])
+                for entry in entries
+                if _is_shown(entry.name) and entry.is_file()
+                if entry.name.lower().endswith(suffixes) or _passed_over(entry)
+            )
+    many = f"{len(loose)} picture{'s' * (len(loose) > 1)}"
+    return (f"not read: {many} in no class folder, first {loose[0]}",) if loose else ()
+
+
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
@@ -205,7 +223,8 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     folders = part_folders(root)
     if not folders:
         how = f"class folders in {root}"
-        return assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
+        dataset = assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
+        return replace(dataset, notes=(*dataset.notes, *loose_notes(root)))
 
     others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
     read = [f"{folders[part].name}/" for part in PARTS if part in folders]
@@ -225,6 +244,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
+    notes += loose_notes(root, *folders.values())
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
