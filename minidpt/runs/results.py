@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from ..data.layouts import LAYOUTS
 from ..files import entries, good_name, one_line, one_line_errors, replacing, shown, write_rows
-from ..model import METHODS
+from ..model import METHODS, PromptConfig
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 
@@ -34,6 +35,10 @@ PUBLISHED = {
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Options that runs of earlier versions did not have: as if they had not been given.
 LATER = {"image_size": None, "head_width": None}
+# Options of the training as published, beside those that depend on the data set (`_usual`).
+PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
+    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
+}  # fmt: skip
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -67,6 +72,7 @@ class Row(NamedTuple):
     """Results that differ in their seed only. Accuracies in percent, by seed.
 
     variant: the settings that tell it from rows that are otherwise of the same kind, or "".
+    unusual: options of the training that are not as published and not in `variant`.
     """
 
     dataset: str
@@ -78,6 +84,7 @@ class Row(NamedTuple):
     variant: str
     zero_shot_accuracy: float
     accuracies: dict[int, float]
+    unusual: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -158,20 +165,32 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         names = differences([json.loads(settings) for settings in variants])
         names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
         for own in variants.values():
-            settings = next(iter(own.values())).settings
+            first = next(iter(own.values()))
+            settings, usual = first.settings, _usual(first)
             name = ", ".join(named(name, settings[name]) for name in names if name in settings)
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
-            rows.append(Row(*kind, name, zero_shot, accuracies))
+            unusual = tuple(
+                f"--{option.replace('_', '-')}" + f" {one_line(value, 200)}" * (value is not True)
+                for option, value in settings.items()
+                if option not in names and usual.get(option, value) != value
+            )
+            rows.append(Row(*kind, name, zero_shot, accuracies, unusual))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
 def _across(result: Result) -> dict[str, Any]:
     """The settings by which runs on several data sets differ: not in each one's own, or usual."""
-    epochs = default_epochs(result.method, result.shots, result.dataset)
-    usual = {"epochs": epochs, "warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
     own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
-    return own | {name: "usual" for name, value in usual.items() if own.get(name) == value}
+    usual = _usual(result).items()
+    return own | {name: "usual" for name, value in usual if name in own and own[name] == value}
+
+
+def _usual(result: Result) -> dict[str, Any]:
+    """The options of the training of a run as published."""
+    epochs = default_epochs(result.method, result.shots, result.dataset)
+    warmup = 1 if result.dataset == "ImageNet" else 10
+    return {**PUBLISHED_OPTIONS, "epochs": epochs, "warmup_epochs": warmup}
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -219,12 +238,29 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def over(rows: Sequence[Row]) -> str:
-    """What the cells of tables are: over how many seeds; "" if nothing was learned."""
-    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
+    """What the cells of tables are: over how many seeds, and by which options, if not by those that
+    are published; "" if nothing was learned.
+    """
+    learned = [row for row in rows if row.method != "zeroshot"]
+    seeds = sorted({len(row.accuracies) for row in learned})
     if not seeds:
         return ""
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"Accuracy in percent, mean ± standard deviation over seeds ({count})."
+    said = f"mean ± standard deviation over seeds ({count})" if seeds != [1] else "one seed"
+    return " ".join([f"Accuracy in percent, {said}.", *_unpublished(learned)])
+
+
+def _unpublished(learned: Sequence[Row]) -> Iterator[str]:
+    """A sentence for the options that all rows have and that are not published, and for others."""
+    labels: dict[str, dict[str, None]] = {}  # option -> of which rows
+    for option, label in ((option, row.label) for row in learned for option in row.unusual):
+        labels.setdefault(option, {})[label] = None
+    everywhere = len({row.label for row in learned})
+    options: dict[str, list[str]] = {}
+    for option, own in labels.items():
+        options.setdefault("" if len(own) == everywhere else ", ".join(own), []).append(option)
+    for whose, own in options.items():
+        yield f"Not as published: {whose}{': ' * bool(whose)}{' '.join(own)}."
 
 
 def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -352,7 +388,10 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     seeds = sorted({seed for row in rows for seed in row.accuracies})
     header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     header += [f"seed {seed}" for seed in seeds]
-    lines = [(row, row.zero_shot_accuracy, row.accuracy, row.std) for row in rows]
+    lines = [
+        (row, row.zero_shot_accuracy, row.accuracy, row.std if len(row.accuracies) > 1 else "")
+        for row in rows
+    ]
     for base, new, mean in base_to_new(rows):
         zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
         means = {
