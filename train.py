@@ -522,7 +522,7 @@ def train(
         with reporting(run.folder):
             say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
             say(run.path(REPORT))
-    say(f"{run.folder}: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
+    say(f"test it again: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
 
 
 @contextmanager
