@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import MAX_CLASSES
+from ..progress import counted
 from .lists import (
     IMAGE_SUFFIXES,
     PARTS,
@@ -191,7 +192,8 @@ def class_folders(folder: Path, naming: Naming, at_least: int = 2) -> dict[str, 
             f"data folder {folder}: expected at least {at_least} class folders, got only "
             f"'{found[0].name}': add a class, or pass the folder of the classes"
         )
-    pictures = {class_folder.name: images_in(class_folder) for class_folder in found}
+    listed = counted(found, "class folders listed", len(found))
+    pictures = {class_folder.name: images_in(class_folder) for class_folder in listed}
     for own in list(pictures.values())[:1]:  # it tells of what lies beside the classes, too
         own.unread += _of_systems(folder)
     return pictures

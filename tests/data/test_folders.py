@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from minidpt.data import folders, naming
 from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.lists import few_shot, write_split
+from minidpt.progress import watched_by
 
 
 def files(items, root) -> list[str]:
@@ -243,6 +245,20 @@ def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
     draw(tmp_path / "val" / "a.png")
     (note,) = open_dataset(tmp_path).notes
     assert note == f"not read: 1 picture in no class folder, first {Path('val/a.png')}"
+
+
+def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
+    draw_classes(tmp_path, {"dog": 3, "cat": 3, "owl": 3})
+    told = []
+
+    @contextmanager
+    def watch(*job):
+        told.append(job)
+        yield told.append
+
+    with watched_by(watch):
+        open_dataset(tmp_path)
+    assert told == [("class folders listed", 3, ""), 1, 2, 3]
 
 
 # ---- CSV files
