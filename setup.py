@@ -66,7 +66,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.4", "numpy>=1.24", "pillow>=10.1", "regex", "ftfy>=6.0"],
     extras_require={
-        "test": ["pytest>=7"],
+        "test": ["pytest>=7", "pytest-xdist>=3"],
         "peers": ["open_clip_torch>=2.24", "transformers>=4.40", "safetensors"],  # tests, optional
     },
     packages=["minidpt", *(f"minidpt.{room}" for room in ROOMS)],

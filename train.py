@@ -22,18 +22,18 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
-from itertools import chain, product
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minidpt.checkpoints.pretrained import NAMES, load
+from minidpt.checkpoints.pretrained import load
 from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
-from minidpt.clip.pictures import MAX_PIXELS, white_notes
-from minidpt.clip.workers import default_workers
+from minidpt.clip.white import white_notes
+from minidpt.config import METHODS
 from minidpt.data.batches import (
     IMAGE_MEMORY,
     ImageStore,
@@ -41,40 +41,18 @@ from minidpt.data.batches import (
     train_batches,
     white_of,
 )
+from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
-from minidpt.data.layouts import LAYOUTS, layout_of
-from minidpt.data.lists import Dataset, few_shot, select_classes, write_split
-from minidpt.files import entries, read_json
-from minidpt.model import METHODS, ModelOutput, PromptConfig
-from minidpt.prompts import CLASS_TOKEN_POSITIONS
+from minidpt.data.layouts import layout_of
+from minidpt.data.lists import Dataset
+from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.splits import write_split
+from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
-from minidpt.runs.command_line import (
-    AfterTheStep,
-    Interrupted,
-    Parser,
-    Progress,
-    Timed,
-    choose_device,
-    clock,
-    finite,
-    is_expected,
-    keep_freed_memory,
-    need_compiler,
-    path_option,
-    place,
-    report,
-    run_command,
-    say,
-)
-from minidpt.runs.evaluation import (
-    FeatureCache,
-    TestSet,
-    copies_note,
-    percent_correct,
-    predicted,
-    zero_shot,
-)
+from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
+from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
+from minidpt.runs.evaluation import FeatureCache, TestSet, percent_correct, predicted, zero_shot
 from minidpt.runs.folders import (
     CONFIG,
     METRICS,
@@ -83,7 +61,6 @@ from minidpt.runs.folders import (
     SPLIT,
     STATE,
     SUMMARY,
-    SWEEP,
     Run,
     Sweep,
     folders_of,
@@ -92,164 +69,23 @@ from minidpt.runs.folders import (
 )
 from minidpt.runs.precision import (
     AUTO,
-    PRECISIONS,
     choose_precision,
     noted_precision,
     slow_note,
 )
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
+from minidpt.runs.progress_line import Progress, Timed, clock, say
 from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import (
-    harmonic_mean,
-    markdown,
-    read_results,
-    summarise,
-    tested_on,
-    write_tables,
-)
+from minidpt.runs.results import read_results, summarise, tested_on
 from minidpt.runs.state import TrainingState
+from minidpt.runs.tables import harmonic_mean, markdown, write_tables
+from minidpt.runs.train_options import config_of, parse_arguments, prompts_of, runs_on
 from minidpt.trained import PromptedCLIP, build_model
-from minidpt.training import all_finite, default_epochs, learning_rate, parameter_groups
+from minidpt.training import all_finite, learning_rate, parameter_groups
 
 TEXT_WARMUP = 1  # epochs
 FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
-LEARNING = {  # options that zero-shot CLIP has no use for
-    "epochs", "batch_size", "n_ctx", "ctx_init", "csc", "class_token_position", "n_visual",
-    "visual_layers", "class_aware_from", "top_k", "alpha", "guidance_epochs", "visual_lr",
-    "text_lr", "warmup_epochs",
-}  # fmt: skip
-OF_THE_COMMAND = {"out", "resume", "config", "no_report"}  # options that are no settings
-MOVABLE = {  # beside --resume
-    "resume", "data", "model", "device", "workers", "class_chunk", "no_report",
-}  # fmt: skip
-
-
-def parse_arguments():
-    """The command line."""
-    defaults = PromptConfig()
-    parser = Parser(__doc__)
-    # fmt: off
-    add = parser.add_argument_group("what most people need").add_argument
-    add("--data", type=path_option, metavar="DIR", help="Caltech101, any folder of class folders, "
-        "train/ val/ test/ of them, a CSV of path,label[,split], a run's split.json, or a folder "
-        "of known data sets; without it the demo's own pictures")
-    add("--method", nargs="+", choices=METHODS, default=[defaults.method], help="what is learned")
-    add("--shots", nargs="+", type=int, default=[16], help="training images per class")
-    add("--seed", nargs="+", type=int, default=[1], help="of the few-shot draw and the training")
-    add("--model", type=path_option, help=f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; "
-        "without it ViT-B/32, and tiny for the demo")
-    add("--epochs", type=int, help="without it the published number: CoOp 50 (1 shot), 100 (2-4) "
-        "or 200, others 60 (1 shot) or 100; with few, lower --warmup-epochs and --guidance-epochs")
-    add("--out", type=path_option, metavar="DIR",
-        help="new run folder, or folder of a sweep; without it in runs/")
-    add("--resume", type=path_option, metavar="DIR",
-        help="go on with the interrupted run or sweep in this folder, by its own settings")
-    add("--config", type=path_option, metavar="FILE",
-        help="settings of an earlier run, its config.json; options beside it go before")
-    add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
-    add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one")
-
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", nargs="+", metavar="NAME", help="which of the known data sets lies there: "
-        + ", ".join(layout.name for layout in LAYOUTS))
-    add("--classes", choices=("all", "base", "new"), default="all",
-        help="base: train on the first half of the classes, test on both halves")
-    add("--classnames", type=path_option, metavar="FILE",
-        help="renames classes: a line 'folder name' for each")
-    add("--workers", type=int, default=default_workers(),
-        help="threads that read images; without it one for each processor")
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="of an image that is read")
-
-    add = parser.add_argument_group("method").add_argument
-    add("--n-ctx", type=int, default=defaults.n_ctx, help="text context vectors")
-    add("--ctx-init", metavar="PHRASE", help="start the context from a phrase; the number of its "
-        "words replaces --n-ctx")
-    add("--csc", action="store_true", help="a context for each class")
-    add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, default="end", metavar="WHERE",
-        help="where the class name stands")
-    add("--n-visual", type=int, default=defaults.n_visual, help="visual prompts per layer")
-    add("--visual-layers", type=int,
-        help="visual prompts in the first N layers only; 1 = shallow")
-    add("--class-aware-from", type=int,
-        help="first layer, from 1, with class-aware prompts; without it the last")
-    add("--top-k", type=int, default=defaults.top_k, help="classes that make class-aware prompts")
-    add("--exact-gelu", action="store_true",
-        help="the checkpoint needs the exact GELU; OpenAI's need the quick one")
-    add("--head-width", type=int, metavar="N", help="of attention heads on the image side, for a "
-        "checkpoint without a configuration where they are not 64 wide")
-    add("--image-size", type=int, metavar="N", help="pixels a side, a multiple of the patch's: "
-        "positional embeddings are interpolated; without it the checkpoint's")
-
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--batch-size", type=int, default=32, help="images per training step")
-    add("--alpha", type=finite, default=defaults.alpha, help="weight of the auxiliary loss")
-    add("--guidance-epochs", type=int, default=30,
-        help="length of the guidance stage (VLP, DPT)")
-    add("--visual-lr", type=finite, default=0.01, help="learning rate of the image side")
-    add("--text-lr", type=finite, default=0.002, help="learning rate of the text context")
-    add("--warmup-epochs", type=int,
-        help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
-    add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
-        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
-    add("--class-chunk", type=int, help="encode N classes at a time, and again in the "
-        "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; "
-        "for long runs; on a CPU it needs a C++ compiler")
-
-    add = parser.add_argument_group("output").add_argument
-    add("--no-report", action="store_true", help="leave report.html out")
-    # fmt: on
-    args = parser.parse_args()
-    if args.resume or args.config:
-        args = with_earlier_settings(parser, args)
-    if args.dataset and args.data is None:
-        parser.error("--dataset: expected --data, the folder it lies in")
-    if args.csc and args.classes == "base":
-        parser.error("--csc: expected contexts that new classes can share, got one for each class")
-    if args.model and args.model not in NAMES:
-        path = Path(args.model).expanduser()
-        if path.exists():
-            args.model = str(path.resolve())  # eval.py may be called from elsewhere
-    if args.classnames:
-        args.classnames = str(Path(args.classnames).expanduser().resolve())
-    return args
-
-
-def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
-    """The settings of --resume or --config, and what the command line says beside them.
-
-    Exits with an error if --resume has options that make another run.
-    """
-    path = Path(args.config or args.resume).expanduser()
-    if args.resume and args.config:
-        parser.error("--config: expected another run's without --resume, which has its own")
-    if args.resume:
-        args.resume = str(path)
-        path /= SWEEP if Sweep.is_in(path) else CONFIG
-        if not path.is_file():
-            parser.error(f"--resume: expected a run folder, with {CONFIG}, got {args.resume}")
-    noted = parser.command_line(noted_options(path))
-    given, earlier = parser.given, parser.parse_args(noted)
-    merged = parser.parse_args([*noted, *sys.argv[1:]])
-    if args.resume:
-        others = given - MOVABLE
-        changed = [name for name in others if vars(merged)[name] != vars(earlier)[name]]
-        if changed:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed))
-            parser.error(f"{options}: expected the run's own settings with --resume: leave them "
-                         "out, or begin another run with --config")  # fmt: skip
-        merged.out = merged.resume = args.resume
-    return merged
-
-
-def noted_options(path: Path) -> dict[str, Any]:
-    """The options that a config.json or sweep.json states, also one of an earlier version."""
-    noted = entries(read_json(path, str(path)), str(path))
-    dropped = OF_THE_COMMAND
-    if noted.get("method") == "zeroshot":  # which has neither, and notes 0
-        dropped = dropped | {"shots", "seed"}
-    return {name: value for name, value in noted.items() if name not in dropped}
 
 
 @dataclass
@@ -264,18 +100,9 @@ class Job:
 
 def main() -> int:
     """The data sets, the runs on them and the folder they go to; `make_runs` does the rest."""
-    args = parse_arguments()
-    if args.resume and not Sweep.is_in(args.resume):
-        earlier = Run(args.resume)
-        if earlier.path(SUMMARY).is_file():
-            command = shlex.join([*command_of("eval"), "--run", args.resume])
-            say(f"run {args.resume} is finished: {command}")
-            return 0
-        if earlier.path(METRICS).is_file() and not earlier.path(STATE).is_file():
-            raise ValueError(
-                f"--resume {args.resume}: expected {STATE} in it, got a run of an earlier version "
-                "without: begin it anew with --config and --out"
-            )
+    args = parse_arguments(__doc__)
+    if args.resume and is_finished(args.resume):
+        return 0
     pictures.MAX_PIXELS = args.max_pixels
     keep_freed_memory()
     device = choose_device(args.device, started())
@@ -284,86 +111,80 @@ def main() -> int:
         need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
     args.model = args.model or ("tiny" if args.data is None else "ViT-B/32")
-
-    # Every data set, and the runs on it. What can't be drawn from it is an error now.
-    jobs: list[Job] = []
-    roots = [folder]
-    subsets = ("base", "new") if args.classes == "base" else (args.classes,)
-    for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
-        dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
-        say(dataset.source)
-        for note in dataset.notes:
-            say(f"note: {note}")
-        subsets_of = {subset: select_classes(dataset, subset) for subset in subsets}
-        if set(args.method) != {"zeroshot"}:
-            few_shot(dataset, args.shots[0], args.seed[0])
-        settings = Namespace(**vars(args))
-        settings.data, settings.dataset = str(folder.resolve()), name
-        settings.device = str(device) if ranks.size == 1 else device.type  # each has its own
-        settings.data_fingerprint = dataset.fingerprint()
-        jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
-        roots += folders_of(dataset)
+    jobs = jobs_on(folder, args, str(device) if ranks.size == 1 else device.type)
+    data = {folder: None}
+    for job in jobs:
+        data.update(dict.fromkeys(folders_of(job.dataset)))
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
         out = Path("runs") / jobs[0].settings.name
-        claim = Run.new(args.out, roots) if args.out else Run.new_numbered(out, roots)
+        claim = Run.new(args.out, data) if args.out else Run.new_numbered(out, data)
         with of_the_first(ranks, claim, Run) as jobs[0].run:
             return make_runs(args, jobs, None, device, ranks)
     else:
         names = [job.settings.name for job in jobs]
         out = args.out or Path("runs") / f"{folder.resolve().name}-sweep"
-        with of_the_first(ranks, Sweep.new(out, roots, names), Sweep) as sweep:
+        with of_the_first(ranks, Sweep.new(out, data, names), Sweep) as sweep:
             for job in jobs:
                 job.run = sweep.run(job.settings.name)
             return make_runs(args, jobs, sweep, device, ranks)
 
 
+def is_finished(folder: str) -> bool:
+    """Whether the run that --resume names has its result, which is said, or runs are to be made.
+
+    Raises ValueError if it was begun by a version that left nothing to go on with.
+    """
+    run = Run(folder)
+    if Sweep.is_in(folder):
+        return False
+    if run.path(SUMMARY).is_file():
+        command = shlex.join([*command_of("eval"), "--run", folder])
+        say(f"run {folder} is finished: {command}")
+        return True
+    if run.path(METRICS).is_file() and not run.path(STATE).is_file():
+        raise ValueError(
+            f"--resume {folder}: expected {STATE} in it, got a run of an earlier version without: "
+            "begin it anew with --config and --out"
+        )
+    return False
+
+
+def jobs_on(folder: Path, args: Namespace, device: str) -> list[Job]:
+    """The runs on every data set in the folder. What can't be drawn from it is an error now.
+
+    device: of these runs; with several ranks its kind, as each has its own.
+    """
+    jobs = []
+    subsets = ("base", "new") if args.classes == "base" else (args.classes,)
+    for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
+        dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
+        say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+        subsets_of = {subset: select_classes(dataset, subset) for subset in subsets}
+        if set(args.method) != {"zeroshot"}:
+            few_shot(dataset, args.shots[0], args.seed[0])
+        settings = Namespace(**vars(args))
+        settings.data, settings.dataset, settings.device = str(folder.resolve()), name, device
+        settings.data_fingerprint = dataset.fingerprint()
+        jobs += [Job(dataset, subsets_of, one) for one in runs_on(dataset, settings)]
+    return jobs
+
+
 def make_runs(
     args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, ranks: Ranks
 ) -> int:
-    """CLIP, and every run that has no result yet; then the table of a sweep.
+    """Every run that has no result yet, with one frozen CLIP; then the table of a sweep.
 
     Several ranks share one run; of a sweep each makes whole runs, dealt out as they become free.
     Returns 2 if runs of the sweep have failed, or its table could not be written.
     """
-    # The frozen CLIP is loaded once. Runs of other weights, or of other data, are not gone on with.
-    options = dict(head_width=args.head_width, image_size=args.image_size)
-    clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
-    noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
-    # What is measured is measured by the first rank, and holds for all.
-    precision, reason = ranks.tell(
-        choose_precision(args.precision, device, clip, noted) if ranks.first else None
-    )[0]
-    earlier = args.resume or args.config
-    given = any(word.partition("=")[0] == "--precision" for word in sys.argv)
-    if earlier and args.precision == precision and not given:
-        reason = f"as {earlier} has it"
-    for job in jobs:
-        job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
-    todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
-    count = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"
-    goes_on = jobs[0].run.path(STATE).is_file()
-    begun = f", which {'goes on' if goes_on else 'begins anew'}" * bool(held_in(jobs[0].run.folder))
-    say(f"{count} in {sweep.folder}, {len(jobs) - len(todo)} of them finished"
-        if sweep else f"run folder {jobs[0].run.folder}{begun}")  # fmt: skip
-    for note in (sweep or jobs[0].run).notes:
-        say(f"note: {note}")
-    kinds = {(prompts_of(job.settings), job.settings.template): job for job in todo}
-    for (config, template), job in kinds.items():  # what this CLIP cannot take is an error now
-        build_model(clip, job.dataset.classnames[:2], template, config)
-    if todo:
-        clip = place(clip, device, precision)
-        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
-        for note in clip.notes:
-            say(f"note: {note}")
-        if sweep and ranks.first:
-            sweep.create({**vars(args), "data": todo[0].settings.data})
+    clip, todo = prepare(args, jobs, sweep, device, ranks)
+    ranks.tell()  # all have seen what is there, before any of them writes
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
-    ranks.tell()  # all have seen what is there, before any of them writes
     sharing = ranks.alone() if sweep else ranks
-    store, failed, status = ImageStore(IMAGE_MEMORY // ranks.local_size), [], 0
+    store, failed = ImageStore(IMAGE_MEMORY // ranks.local_size), []
     tests, opened = {}, None  # of the data set that was tested last
     cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number in ranks.dealt(len(todo)) if sweep else range(len(todo)):
@@ -396,54 +217,78 @@ def make_runs(
     failed = list(chain.from_iterable(ranks.tell(failed)))
     if not ranks.first:
         return 0
-    if sweep and len(failed) < len(jobs):
-        try:
-            text = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv"
-        except OSError as error:
-            report(error)
-            status, text = 2, markdown(summarise(read_results(sweep.folder)))
-        say("", *text.splitlines())
-        if not args.no_report:
-            with reporting(sweep.folder):
-                write_report(sweep.folder)
-                say(sweep.folder / REPORT)
+    tabulated = not sweep or len(failed) == len(jobs) or tabulate(sweep, not args.no_report)
     if failed:
         report(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
-    return 2 if failed else status
+    return 0 if tabulated and not failed else 2
 
 
-def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:
-    """The settings of every run on a data set. Zero-shot CLIP has no shots, no seed: it is one."""
-    runs = {}
-    for method, shots, seed in product(args.method, args.shots, args.seed):
-        name = f"{dataset.name}-{method}-{shots}shots-seed{seed}"
-        if method == "zeroshot":
-            name, shots, seed = f"{dataset.name}-{method}", 0, 0
-        one = Namespace(**vars(args))
-        one.name = name if args.classes == "all" else f"{name}-{args.classes}"
-        one.method, one.shots, one.seed = method, shots, seed
-        if args.epochs is None or method == "zeroshot":
-            one.epochs = default_epochs(method, shots, dataset.name)
-        if args.warmup_epochs is None:
-            one.warmup_epochs = 1 if dataset.name == "ImageNet" else 10
-        one.template = dataset.template
-        prompts_of(one)  # what cannot be is an error now
-        runs[one.name] = one
-    return list(runs.values())
+def prepare(
+    args: Namespace, jobs: list[Job], sweep: Sweep | None, device: torch.device, ranks: Ranks
+) -> tuple[CLIP, list[Job]]:
+    """CLIP on its device, and the runs that have no result yet, in the order to make them.
+
+    Runs of other weights, or of other data, are not gone on with: that is a ValueError, as is what
+    this CLIP cannot take.
+    """
+    options = dict(head_width=args.head_width, image_size=args.image_size)
+    clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
+    noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
+    # What is measured is measured by the first rank, and holds for all.
+    precision, reason = ranks.tell(
+        choose_precision(args.precision, device, clip, noted) if ranks.first else None
+    )[0]
+    earlier = args.resume or args.config
+    given = any(word.partition("=")[0] == "--precision" for word in sys.argv)
+    if earlier and args.precision == precision and not given:
+        reason = f"as {earlier} has it"
+    for job in jobs:
+        job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
+    todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
+    if ranks.size > 1:
+        todo.sort(key=longest_first)
+    run = jobs[0].run
+    if sweep:
+        count, finished = len(jobs), len(jobs) - len(todo)
+        say(f"{count} run{'s' * (count > 1)} in {sweep.folder}, {finished} of them finished")
+    else:
+        goes_on = "goes on" if run.path(STATE).is_file() else "begins anew"
+        say(f"run folder {run.folder}" + f", which {goes_on}" * bool(held_in(run.folder)))
+    say(*(f"note: {note}" for note in (sweep or run).notes))
+    kinds = {(prompts_of(job.settings), job.settings.template): job for job in todo}
+    for (config, template), job in kinds.items():
+        build_model(clip, job.dataset.classnames[:2], template, config)
+    if todo:
+        clip = place(clip, device, precision)
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        say(*(f"note: {note}" for note in clip.notes))
+        if sweep and ranks.first:
+            sweep.create({**vars(args), "data": todo[0].settings.data})
+    return clip, todo
 
 
-def prompts_of(settings: Namespace) -> PromptConfig:
-    """The options of the method."""
-    return PromptConfig(
-        **{field.name: vars(settings)[field.name] for field in fields(PromptConfig)}
-    )
+def tabulate(sweep: Sweep, with_report: bool) -> bool:
+    """Print the table of a sweep and write it, and its report; False if it can't be written."""
+    try:
+        text, written = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv", True
+    except OSError as error:
+        report(error)
+        text, written = markdown(summarise(read_results(sweep.folder))), False
+    say("", *text.splitlines())
+    if with_report:
+        with reporting(sweep.folder):
+            write_report(sweep.folder)
+            say(sweep.folder / REPORT)
+    return written
 
 
-def config_of(settings: Namespace) -> dict:
-    """What config.json says: all settings that the result depends on, and versions."""
-    dropped = OF_THE_COMMAND | (LEARNING if settings.method == "zeroshot" else set())
-    config = {name: value for name, value in vars(settings).items() if name not in dropped}
-    return {**config, "versions": versions()}
+def longest_first(job: Job) -> tuple[int, str, int]:
+    """Order in which runs are dealt out, so that the last of them end together, about.
+
+    Those on one data set stay together, as its pictures are read once.
+    """
+    training = job.settings.epochs * job.settings.shots * METHODS.index(job.settings.method)
+    return -len(job.dataset.classnames), job.dataset.name, -training
 
 
 def train(

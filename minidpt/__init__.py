@@ -2,11 +2,13 @@
 
 from .checkpoints.pretrained import load
 from .checkpoints.published import read_published
-from .clip.network import CLIP, build_clip
+from .clip.network import CLIP
+from .clip.state_dict import build_clip
 from .clip.tokenizer import tokenize
+from .config import METHODS, PromptConfig
 from .exporting import export
 from .maps import AttentionMaps, attention_maps
-from .model import METHODS, ModelOutput, PromptConfig
+from .model import ModelOutput
 from .trained import Prediction, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 

@@ -1,21 +1,11 @@
-"""CLIP with learned prompts: the five methods and their losses.
+"""CLIP with learned prompts: the forward pass and the loss of the five methods (`config.py`).
 
-| method   | text side        | image side                                            |
-|----------|------------------|-------------------------------------------------------|
-| zeroshot | template         | plain                                                 |
-| coop     | learned context  | plain                                                 |
-| vpt      | template         | visual prompts                                        |
-| vlp      | learned context  | visual prompts                                        |
-| dpt      | learned context  | visual prompts below layer j, class-aware from j to L |
-
-Layers are counted from 1 here and in `PromptConfig`, as in the paper.
+Layers are counted from 1, as in the paper and in `PromptConfig`.
 """
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,89 +14,15 @@ from torch.nn import functional as F
 
 from .clip.network import CLIP
 from .clip.packing import pack
-from .clip.pictures import White
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from .files import entries, shown
-from .prompts import (
-    CLASS_TOKEN_POSITIONS,
-    ClassAwarePrompts,
-    TextPrompts,
-    VisualPrompts,
-    check_length,
-)
-from .ranks import ALONE, NO_LABEL, Ranks
+from .clip.white import White
+from .config import PromptConfig
+from .losses import auxiliary_loss, counts, cross_entropy
+from .prompts import TextPrompts, check_length, image_prompts
+from .ranks import ALONE, Ranks
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
-METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
-          "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """Which method, and its options. Defaults are the paper's.
-
-    method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
-    n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
-    n_visual: visual prompts per layer; 0 for none.
-    class_aware_from: the first layer with class-aware prompts; None for the last layer only.
-    top_k: classes that class-aware prompts are made from; more than there are means all.
-    alpha: weight of the auxiliary loss of the class-aware prompts.
-    visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
-        shallow.
-
-    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a number that is none, or
-    no whole one.
-    """
-
-    method: str = "dpt"
-    n_ctx: int = 16
-    ctx_init: str | None = None
-    csc: bool = False
-    class_token_position: str = "end"
-    n_visual: int = 10
-    class_aware_from: int | None = None
-    top_k: int = 10
-    alpha: float = 0.3
-    visual_layers: int | None = None
-
-    def __post_init__(self):
-        entries(vars(self), "PromptConfig", csc=bool, ctx_init=str | None)
-        choices = {"method": METHODS, "class_token_position": CLASS_TOKEN_POSITIONS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                got = shown(getattr(self, name))
-                raise ValueError(f"{name} {got}: expected one of {', '.join(known)}")
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if value is None and name in ("class_aware_from", "visual_layers"):
-                continue
-            kind = numbers.Real if name == "alpha" else numbers.Integral
-            if not isinstance(value, kind) or isinstance(value, bool):
-                whole = "" if name == "alpha" else "whole "
-                raise TypeError(f"{name}: expected a {whole}number, got {shown(value)}")
-            # A NumPy number becomes Python's, which is what a saved model can hold.
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)
-            if not least <= value <= most:  # nor NaN
-                got = shown(value)
-                raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
-            object.__setattr__(self, name, float(value) if name == "alpha" else value)
-
-    @property
-    def learns_text(self) -> bool:
-        """Whether the text context is learned."""
-        return self.method in ("coop", "vlp", "dpt")
-
-    @property
-    def learns_image(self) -> bool:
-        """Whether there are learned prompts on the image side."""
-        return self.method in ("vpt", "vlp", "dpt")
-
-    @property
-    def guided(self) -> bool:
-        """Whether training begins with general-knowledge guidance (both sides learn)."""
-        return self.learns_text and self.learns_image
 
 
 class ModelOutput(NamedTuple):
@@ -375,10 +291,8 @@ class PromptedModel(nn.Module):
             prompts = keys = weights = None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
-                prompts, class_logits, weights = generator(
-                    x, class_features
-                )  # (B, K, D), (B, K, C)
-                auxiliary.append(class_logits)
+                prompts, class_logits, weights = generator(x, class_features)
+                auxiliary.append(class_logits)  # (B, K, C)
             elif layer == len(blocks) and self.visual_prompts is not None:
                 prompts = self.visual_prompts(layer)
             if layer < len(blocks):
@@ -404,7 +318,7 @@ class PromptedModel(nn.Module):
 
         Raises ValueError if guidance is to use branches that `forward` was told to leave out.
         """
-        whole = counts(output, labels, self.ranks) if self.ranks.size > 1 else None
+        whole = counts(labels, output.top_classes, self.ranks) if self.ranks.size > 1 else None
         loss = cross_entropy(output.logits, labels, whole)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
@@ -416,7 +330,8 @@ class PromptedModel(nn.Module):
             image_branch = cross_entropy(output.image_branch_logits, labels, whole)
             loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
         if output.class_aware_logits is not None:
-            loss = loss + self.config.alpha * auxiliary_loss(output, labels, whole)
+            auxiliary = auxiliary_loss(output.class_aware_logits, output.top_classes, labels, whole)
+            loss = loss + self.config.alpha * auxiliary
         return loss
 
     def learned(self) -> dict[str, Tensor]:
@@ -432,32 +347,6 @@ class PromptedModel(nn.Module):
             learned[name].copy_(value)
 
 
-def image_prompts(
-    clip: CLIP, classes: int, config: PromptConfig
-) -> tuple[VisualPrompts | None, nn.ModuleList]:
-    """The plain prompts of the image side, and the class-aware ones of the last layers.
-
-    Raises ValueError if the config has more layers than the CLIP.
-    """
-    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
-    visual, class_aware = None, nn.ModuleList()
-    if not config.learns_image:
-        return visual, class_aware
-    used = {"visual_layers": config.visual_layers or layers}
-    if config.method == "dpt":
-        used["class_aware_from"] = first
-    for name, layer in used.items():
-        if layer > layers:
-            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
-    prompted = min(used["visual_layers"], first - 1)
-    if prompted and config.n_visual:
-        visual = VisualPrompts(prompted, config.n_visual, width)
-    for _ in range(first, layers + 1):
-        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
-    return visual, class_aware
-
-
 def computing_dtype(clip: CLIP) -> torch.dtype:
     """The precision that CLIP computes in: its own, or autocast's around it."""
     device = clip.device.type
@@ -467,43 +356,3 @@ def computing_dtype(clip: CLIP) -> torch.dtype:
 def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are on one device and hold the same numbers."""
     return a.device == b.device and torch.equal(a, b)
-
-
-class Counts(NamedTuple):
-    """Of a batch: images with a label, and those of its selected classes that are the label."""
-
-    images: Tensor
-    hits: Tensor
-
-
-def counts(output: ModelOutput, labels: Tensor, ranks: Ranks) -> Counts:
-    """`Counts` of the batch that all ranks make up."""
-    images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
-    if output.top_classes is not None:
-        hits = (output.top_classes == labels.unsqueeze(1)).sum()
-    return Counts(*ranks.add(torch.stack([images, hits])))
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, whole: Counts | None = None) -> Tensor:
-    """The mean over the images (B, C), or what they add to the mean over a `whole` batch."""
-    if whole is None:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="sum") / whole.images
-
-
-def auxiliary_loss(output: ModelOutput, labels: Tensor, whole: Counts | None = None) -> Tensor:
-    """Cross-entropy of the class-aware logits where the slot's class is the image's label.
-
-    Averaged over just those (image, layer, slot); 0 if there is none, where the published code
-    divides by zero. `whole` as in `cross_entropy`.
-    """
-    layers, classes = output.class_aware_logits.shape[1], output.class_aware_logits.shape[-1]
-    hits = (output.top_classes == labels.unsqueeze(1)).float()  # (B, K)
-    logits = output.class_aware_logits.transpose(1, 2).flatten(0, 1)  # (B·K, layers, C)
-    targets = labels.repeat_interleave(hits.shape[1])  # (B·K,)
-    losses = F.cross_entropy(
-        logits.reshape(-1, classes), targets.repeat_interleave(layers), reduction="none"
-    )
-    losses = losses.view(*hits.shape, layers).mean(dim=-1)  # (B, K)
-    count = hits.sum() if whole is None else whole.hits
-    return (losses * hits).sum() / count.clamp(min=1)

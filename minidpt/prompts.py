@@ -18,10 +18,10 @@ from .clip.attention import explicit_attention
 from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
+from .config import PromptConfig
 from .ranks import ALONE, Ranks
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
-CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 
 
 def random_parameter(*shape: int) -> nn.Parameter:
@@ -228,3 +228,29 @@ class ClassAwarePrompts(nn.Module):
         attended = self.value(attended)  # (B, K, D)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
         return ClassAware(self.ln_prompt(attended + queries), class_logits, weights)
+
+
+def image_prompts(
+    clip: CLIP, classes: int, config: PromptConfig
+) -> tuple[VisualPrompts | None, nn.ModuleList]:
+    """The plain prompts of the image side, and the class-aware ones of the last layers.
+
+    Raises ValueError if the config has more layers than the CLIP.
+    """
+    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
+    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+    visual, class_aware = None, nn.ModuleList()
+    if not config.learns_image:
+        return visual, class_aware
+    used = {"visual_layers": config.visual_layers or layers}
+    if config.method == "dpt":
+        used["class_aware_from"] = first
+    for name, layer in used.items():
+        if layer > layers:
+            raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
+    prompted = min(used["visual_layers"], first - 1)
+    if prompted and config.n_visual:
+        visual = VisualPrompts(prompted, config.n_visual, width)
+    for _ in range(first, layers + 1):
+        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
+    return visual, class_aware

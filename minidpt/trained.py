@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.published import from_published, to_published
 from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, write_model
-from .clip.network import CLIP, check_tensors
+from .clip.network import CLIP
 from .clip.pictures import Picture
+from .clip.state_dict import check_tensors
 from .clip.transforms import test_pixels
 from .clip.workers import PAUSE, in_order
+from .config import PromptConfig
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
-from .model import PromptConfig, PromptedModel, computing_dtype, image_prompts
-from .prompts import words_of
+from .model import PromptedModel, computing_dtype
+from .prompts import image_prompts, words_of
 from .ranks import ALONE, Ranks
 
 PREDICT_BATCH = 100

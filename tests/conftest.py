@@ -1,6 +1,7 @@
 """One torch thread for all tests, and the README's demo beside them.
 
-Tensors this small gain nothing from more threads, and a second processor has the demo to run.
+Tensors this small gain nothing from more threads; a second processor has the demo to run, or, with
+`-n 2`, half of the tests.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests s
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest.register_assert_rewrite("pairs", "scripts", "small_runs")  # before they are imported
+
+from tiny_models import DEEP, WIDE, clip_state, shared_clip  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
@@ -25,16 +30,28 @@ def waits_for_the_demo(item: pytest.Item) -> bool:
     return "demo" in getattr(item, "fixturenames", ())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=waits_for_the_demo)  # last
+def of_several(config: pytest.Config) -> bool:
+    """Whether this is one of pytest-xdist's processes (`-n 2`)."""
+    return hasattr(config, "workerinput")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def begun_demo(request, tmp_path_factory) -> Iterator[tuple[Path, subprocess.Popen] | None]:
-    """`python train.py` in a folder of its own, begun before the first test if any waits for it."""
-    if not any(map(waits_for_the_demo, request.session.items)):
-        yield None
-        return
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests of the demo last; in one of several processes, which can wait for it, first."""
+    items.sort(key=waits_for_the_demo, reverse=of_several(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Each file to one process, so that what its tests share is made once, in the files' order."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def begun_demo(tmp_path_factory) -> Iterator[tuple[Path, subprocess.Popen]]:
+    """`python train.py` in a folder of its own."""
     folder = tmp_path_factory.mktemp("demo")
     for script in ("train.py", "eval.py"):
         shutil.copy(ROOT / script, folder)
@@ -44,3 +61,19 @@ def begun_demo(request, tmp_path_factory) -> Iterator[tuple[Path, subprocess.Pop
     ) as process:
         yield folder, process
         process.kill()  # where a test has failed or the user has had enough
+
+
+@pytest.fixture(scope="session", autouse=True)
+def demo_beside_the_tests(request) -> None:
+    """Begins it before the first test if any waits for it."""
+    if not of_several(request.config) and any(map(waits_for_the_demo, request.session.items)):
+        request.getfixturevalue("begun_demo")
+
+
+@pytest.fixture(scope="module")
+def clips_stay_as_they_are() -> Iterator[None]:
+    """The CLIPs that tests share are the same after a file as before it."""
+    yield
+    for sizes in (WIDE, DEEP):
+        for name, value in shared_clip(sizes).state_dict().items():
+            assert torch.equal(value, clip_state(sizes)[name]), name

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib.util
 import io
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -60,6 +65,31 @@ def process(cwd: Path, script: str, *arguments: object) -> Result:
         command, cwd=cwd, env=environment(), capture_output=True, encoding="utf-8"
     )
     return result(done.returncode, done.stdout, done.stderr)
+
+
+@functools.lru_cache(maxsize=1)
+def fork_server() -> str:
+    """The socket of a process that has imported everything; it ends with this one."""
+    path = Path(tempfile.mkdtemp()) / "socket"
+    script = str(Path(__file__).with_name("forked.py"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        number = listener.fileno()
+        server = subprocess.Popen(
+            [sys.executable, script, "--serve", str(number)], pass_fds=[number], cwd=ROOT,
+            env={**environment(), "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    atexit.register(shutil.rmtree, path.parent)
+    atexit.register(server.kill)
+    return str(path)
+
+
+def forked(script: str | Path, *arguments: object) -> list[str]:
+    """The command that runs a script, whose path is absolute, without waiting for its imports."""
+    client = [sys.executable, "-I", "-S", str(Path(__file__).with_name("forked.py"))]
+    return [*client, fork_server(), str(script), *map(str, arguments)]
 
 
 def load_script(name: str) -> ModuleType:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,11 +14,14 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
+import attention_share  # noqa: E402
 from attention_share import covered, shares  # noqa: E402
 from launches import Launches, build, forward_pass, training_step  # noqa: E402
 from launches import counted as launched  # noqa: E402
 from products import Products  # noqa: E402
 
+from minidpt.data import demo  # noqa: E402
+from minidpt.data.scenes import STREET_STYLE  # noqa: E402
 from minidpt.maps import AttentionMaps  # noqa: E402
 
 
@@ -68,6 +73,21 @@ def test_a_step_of_dpt_is_few_launches_for_any_number_of_classes():
     assert few.kernels.total() <= 1250 and few.operations <= 3500
     assert many.operations == few.operations and many.kernels == few.kernels
     assert launched(forward_pass(build("dpt", 100))).kernels.total() <= 300
+
+
+def test_the_main_things_are_those_of_the_demos_test_pictures(tmp_path, monkeypatch):
+    alone = replace(STREET_STYLE, noise=0, clutter=(0, 0), others=(0, 0), outline=0)
+    for module in (demo, attention_share):
+        monkeypatch.setattr(module, "STREET_STYLE", alone)
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 1)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 2)
+    folder, masks = demo.draw_demo(tmp_path), attention_share.main_things()
+    assert len(masks) == 24
+    for file, mask in masks.items():
+        with Image.open(folder / "test" / file) as picture:
+            ground = max(picture.getcolors(96 * 96))[1]
+            drawn = np.any(np.asarray(picture) != np.array(ground), axis=-1)
+        assert np.array_equal(drawn, np.asarray(mask) > 0), file
 
 
 def test_the_share_of_attention_is_that_on_the_patches_which_the_thing_covers():

@@ -7,7 +7,7 @@ import math
 import pytest
 import reference
 import torch
-from test_methods import OF_METHOD, UNEQUAL, Pair
+from pairs import OF_METHOD, UNEQUAL, Pair
 from tiny_models import clip_state_in_double, double
 from torch import Tensor
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import reference
 import torch
-from tiny_models import WIDE, clip_state
+from pairs import TEMPLATE, UNEQUAL
+from tiny_models import DEEP, WIDE, clip_state
 from torch import Tensor
 
 import minidpt
@@ -173,3 +177,30 @@ def test_equal_image_tokens_are_looked_at_equally_and_without_weights_not_at_all
         query = generator.meta_net.weight @ features[0, 0] + generator.meta_net.bias
         spread = query.var(unbiased=False).add(1e-5).sqrt()
         torch.testing.assert_close(out.prompts[0, 0], (query - query.mean()) / spread)
+
+
+def test_fresh_prompts_are_drawn_as_the_paper_says():
+    torch.manual_seed(0)
+    config = minidpt.PromptConfig(method="dpt", class_aware_from=4, n_ctx=32, n_visual=30)
+    clip = minidpt.build_clip(clip_state(DEEP))
+    published = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).published()
+    for name, value in published.items():
+        value = value.detach()
+        if name.endswith(".ctx"):  # N(0, 0.02²): 1280 values or more, so within 6 %
+            assert value.std().item() == pytest.approx(0.02, rel=0.06), name
+            assert value.abs().max() > 0.05, name
+        elif ".lns" in name:
+            assert (value == float(name.endswith("weight"))).all(), name
+        else:  # torch's default for Linear: uniform within 1/√inputs
+            inputs = DEEP.embedding if ".meta_nets." in name else DEEP.vision_width
+            bound = 1 / math.sqrt(inputs)
+            assert 0.9 * bound < value.abs().max() <= bound, name
+            assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+
+
+def test_a_context_from_a_phrase_starts_as_its_words_embeddings():
+    config = minidpt.PromptConfig(method="coop", ctx_init="a photo of a", n_ctx=16)
+    clip = minidpt.build_clip(clip_state(WIDE))
+    published = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).published()
+    phrase = reference.initial_context(clip_state(WIDE), "a photo of a", minidpt.tokenize)
+    assert torch.equal(published[reference.CONTEXT], phrase)

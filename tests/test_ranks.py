@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 from golden_cases import METHOD_CASES, assert_tensors_equal, load_case
 from image_folders import draw_classes
 from ranks_cases import SIZES, TRAININGS, Trained
+from scripts import forked
 
 from minidpt import ranks
 from minidpt.data.batches import train_batches
@@ -31,7 +31,7 @@ def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
     """Number of processes → for each rank what it has trained."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(ranks_cases.__file__)
-    subprocess.run([sys.executable, script, folder], check=True, timeout=120)
+    subprocess.run(forked(script, folder), check=True, timeout=120)
     return {
         size: [
             {

@@ -15,6 +15,8 @@ from PIL import Image
 from scripts import inside
 from torch.distributed import run as torchrun
 
+from minidpt.runs import eval_options, train_options
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -30,11 +32,7 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-    import eval as eval_script
-    import train
-
-    parsers = {"train.py": train.parse_arguments, "eval.py": eval_script.parse_arguments}
+    parsers = {"train.py": train_options.parse_arguments, "eval.py": eval_options.parse_arguments}
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
     scripts = [words[1:] for words in commands if words[0] == "python" and words[1] in parsers]
     assert len(scripts) >= 5
@@ -45,7 +43,7 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     assert len(shared) >= 2
     for words in scripts:
         monkeypatch.setattr(sys, "argv", words)
-        parsers[words[0]]()
+        parsers[words[0]](words[0])
 
 
 def test_the_python_examples_run(monkeypatch, tmp_path, capsys):

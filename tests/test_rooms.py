@@ -14,15 +14,17 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "clip": GROUND - {"ranks"},
     "checkpoints": GROUND - {"ranks"} | {"clip"},
     "data": GROUND | {"clip"},
-    "prompts": GROUND | {"clip"},
-    "model": GROUND | {"clip", "prompts"},
+    "config": {"files"},
+    "losses": {"ranks"},
+    "prompts": GROUND | {"clip", "config"},
+    "model": GROUND | {"clip", "config", "losses", "prompts"},
     "maps": GROUND | {"clip", "prompts", "model"},
-    "trained": GROUND | {"clip", "prompts", "checkpoints", "model"},
+    "trained": GROUND | {"clip", "config", "prompts", "checkpoints", "model"},
     "exporting": GROUND | {"clip", "prompts", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
     "__main__": GROUND | {"checkpoints"},
-    "runs": GROUND | {"clip", "checkpoints", "data", "prompts", "model", "maps", "trained",
-                      "training"},
+    "runs": GROUND | {"clip", "checkpoints", "data", "config", "prompts", "model", "maps",
+                      "trained", "training"},
 }  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import reference
 import torch
+from pairs import OF_METHOD, Pair
 from tiny_models import WIDE, clip_state, random_images
 
 import minidpt
@@ -153,3 +155,38 @@ def test_a_compiled_model_computes_the_same():
         gradients = {name: value.grad.clone() for name, value in model.learned().items()}
         results.append((output.logits.detach(), gradients))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize(
+    ("config", "rates"),
+    [
+        (OF_METHOD["zeroshot"], []),
+        (OF_METHOD["coop"], [0.002]),
+        (OF_METHOD["vpt"], [0.01]),
+        (OF_METHOD["vlp"], [0.01, 0.002]),
+        (OF_METHOD["dpt"], [0.01, 0.002]),
+        ({**OF_METHOD["vpt"], "n_visual": 0}, []),
+        ({**OF_METHOD["vlp"], "n_visual": 0}, [0.002]),
+        ({**OF_METHOD["dpt"], "class_aware_from": 1}, [0.01, 0.002]),
+    ],
+)
+def test_parameter_groups_are_the_sides_that_learn_image_side_first(config, rates):
+    pair = Pair(config)
+    groups = minidpt.parameter_groups(pair.model, visual_lr=0.01, text_lr=0.002)
+    assert [group["lr"] for group in groups] == rates
+    assert all(group["params"] and all(p.numel() for p in group["params"]) for group in groups)
+    grouped = [id(value) for group in groups for value in group["params"]]
+    trained = [id(v) for v in pair.model.parameters() if v.requires_grad and v.numel()]
+    assert sorted(grouped) == sorted(trained)
+    context = pair.learned.get(reference.CONTEXT)
+    if context is not None:
+        assert sum(p.numel() for p in groups[-1]["params"]) == context.numel()
+
+
+def test_learning_rates_are_those_worked_out_by_hand():
+    rates = [minidpt.learning_rate(e, 0.01, epochs=6, warmup_epochs=2) for e in range(6)]
+    # 1e-5 twice; then 0.005·(1 + cos(0°, 30°, 60°, 90°)): the last is not 0
+    by_hand = [1e-5, 1e-5, 0.01, 0.00933012702, 0.0075, 0.005]
+    assert rates == pytest.approx(by_hand, rel=1e-9)
+    assert minidpt.learning_rate(0, 0.002, epochs=50, warmup_epochs=0) == 0.002
+    assert minidpt.learning_rate(25, 0.002, epochs=50, warmup_epochs=0) == pytest.approx(0.001)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.network import NOT_WEIGHTS, listed
+from ..clip.state_dict import NOT_WEIGHTS, listed
 
 OPENAI, HUGGING_FACE = "OpenAI", "Hugging Face"  # who named the tensors; open_clip: as OpenAI
 ANCHORS = {

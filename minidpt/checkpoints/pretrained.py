@@ -19,7 +19,8 @@ from pathlib import Path
 from torch import Tensor
 from torch import device as Device
 
-from ..clip.network import CLIP, build_clip
+from ..clip.network import CLIP
+from ..clip.state_dict import build_clip
 from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
 from ..progress import is_watched, job

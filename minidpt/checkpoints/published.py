@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.network import check_tensors, listed
+from ..clip.state_dict import check_tensors, listed
 from ..files import entries, one_line_errors
 from .reader import read_checkpoint
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.pictures import White, checked_white
+from ..clip.white import White, checked_white
 from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
@@ -25,7 +25,7 @@ class SavedModel(NamedTuple):
 
     learned: name → tensor, as `PromptedModel.learned` names them.
     config: the fields of a `PromptConfig`.
-    white: of pictures of more than 8 bits, see `to_rgb`; None in files of earlier versions.
+    white: of pictures of more than 8 bits, see `clip/white.py`; None in files of earlier versions.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were interpolated for that (`CLIP.interpolate`).
     text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"

@@ -92,9 +92,8 @@ class MultiheadAttention(nn.Module):
         heads = (3, self.heads, -1)
         query_weight, key_weight, value_weight = self.in_proj_weight.unflatten(0, heads)
         query_bias, _, value_bias = self.in_proj_bias.unflatten(0, heads).unsqueeze(2)  # (H, 1, d)
-        q = torch.baddbmm(
-            query_bias, query.expand(self.heads, -1, -1), query_weight.mT
-        )  # (H, B, d)
+        query = query.expand(self.heads, -1, -1)
+        q = torch.baddbmm(query_bias, query, query_weight.mT)  # (H, B, d)
         asked = (q @ key_weight).transpose(0, 1)  # (B, H, W)
         scale = 1 / math.sqrt(q.shape[-1])
         seen = attention(asked.unsqueeze(1), *2 * (tokens.unsqueeze(1),), scale=scale)  # (B,1,H,W)

@@ -5,19 +5,19 @@ open_image -> a Pillow image, or a `StoredPicture` where all pixels at once woul
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..files import entries, one_line_errors, shown
+from ..files import one_line_errors
+from .boxes import Box
+from .white import White, brightest_in, grey_to_8_bits, kind_in, own_white
 
 # Only picture formats: Pillow also opens EPS, for which it starts another program (Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -26,16 +26,11 @@ MORE_FORMATS = {"AVIF": (".avif",), "HEIF": (".heic", ".heif", ".hif"), "JXL": (
 MAX_PIXELS = 200_000_000  # of a picture that is opened; to be set as Pillow's MAX_IMAGE_PIXELS is
 PILLOWS_LIMIT = 1024**3 // 12  # which warns from here, and raises at twice as many
 LARGE = 2**24  # pixels; what is larger is never converted whole
-STRIP = 2**20  # pixels that are converted or resized at a time
 MAX_PIECES = 200_000  # that a file is read in, see `_Bounded`
 MAX_TIFF_VALUES = 2**20  # of a tag: tiles of 16 x 16 in a picture of MAX_PIXELS are fewer
 
-# Kind of picture -> the value that is white: {"integer": 4095, "float": 1.0}.
-White = Mapping[str, float]
 Picture = Image.Image | str | os.PathLike | BinaryIO
 _AT_MOST_8_BITS = (b"\xff\xd8", b"GI", b"RI", b"BM")  # JPEG, GIF, WebP, BMP
-_WHITES = {"integer": (255, 1023, 4095, 65535, 2**31 - 1), "float": (1, 255, 65535)}
-
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, the others say what undoes the camera's position
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,9 +46,6 @@ _MIRRORED = [_UPRIGHT[orientation] for orientation in (2, 3, 6, 7)]  # left is s
 _UPSIDE_DOWN = [_UPRIGHT[orientation] for orientation in (3, 4, 7, 8)]
 
 
-# ---- files to RGB
-
-
 @one_line_errors
 def open_image(
     source: str | os.PathLike | BinaryIO, white: White | None = None
@@ -61,9 +53,9 @@ def open_image(
     """The picture in a file as a person sees it: upright, RGB, transparent parts white.
 
     Of an animation, the first frame. `source` is the path of a regular file, or a file object;
-    `white` as in `to_rgb`. More than `LARGE` pixels stay as they are stored, 1 to 4 bytes each, and
-    are converted where a view looks. (Each thread may hold one; and until it is read, the decoders
-    of WebP, AVIF, progressive JPEG and TIFF in one strip take up to 12 bytes a pixel beside it.)
+    `white`: see `white.py`. More than `LARGE` pixels stay as they are stored, 1 to 4 bytes each,
+    and are converted where a view looks. (Each thread may hold one; and until it is read, the
+    decoders of WebP, AVIF, progressive JPEG and TIFF in one strip take up to 12 bytes a pixel.)
 
     Raises FileNotFoundError if there is no such file, and a ValueError that names the file if it is
     damaged, cut short, not a picture, or has more than `MAX_PIXELS`. Pillow's warnings about odd
@@ -71,34 +63,19 @@ def open_image(
     """
     with _opened(source) as image:
         # Pillow turns TIFF files itself while it reads them, with a second copy of all pixels.
-        orientation = _orientation(image, take=True) if image.format == "TIFF" else None
+        orientation = orientation_of(image, take=True) if image.format == "TIFF" else None
         image.load()
         stored = image._new(image.im)  # without the file's decoder, which may hold all of it again
         stored.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
-        return _shown(stored, white, orientation or _orientation(image))
-
-
-def to_rgb(image: Image.Image, white: White | None = None) -> Image.Image:
-    """A new RGB image that shows what a person sees: upright by its EXIF tag, alpha over white.
-
-    Grey values of more than 8 bits are scaled to 0..255 (Pillow's own conversion would clip them).
-    Files do not say which value is white: it is that of `white` for their kind, brighter ones are
-    clipped, or else the least usual one that the picture's values do not exceed (integers 65535 or
-    2^31 - 1; floats 1, 255 or 65535). The result carries no metadata, so that a second call does
-    not turn it again.
-    """
-    image.load()  # before EXIF is asked: only then has Pillow turned TIFF files itself
-    picture = StoredPicture(image, white, _orientation(image))
-    rgb = picture.crop((0, 0, *picture.size))
-    rgb = rgb.copy() if rgb is image else rgb
-    rgb.info = {}
-    return rgb
+        return in_rgb(stored, white, orientation or orientation_of(image))
 
 
 class StoredPicture:
-    """A picture as it is stored. What `crop` gives of it is, bit for bit, the part of `to_rgb`.
+    """A picture as it is stored, and by `crop` as a person sees it.
 
     size: (width, height) of the upright picture.
+    white: of grey values of more than 8 bits, see `white.py`; without it the picture's own.
+    orientation: its EXIF tag.
     """
 
     def __init__(self, image: Image.Image, white: White | None, orientation: int):
@@ -106,14 +83,16 @@ class StoredPicture:
         self.size = image.size[::-1] if self._turn in _SIDEWAYS else image.size
         self.width, self.height = self.size
         self._white = None
-        if kind := _kind(image):
+        if kind := kind_in(image):
             self._white = (white or {}).get(kind)
             if self._white is None:
-                self._white = _least((65535, 2**31 - 1) if kind == "integer" else _WHITES[kind],
-                                     _brightest(image))  # fmt: skip
+                self._white = own_white(image)
 
     def crop(self, box: Box) -> Image.Image:
-        """The part in `box` (left, top, right, bottom) as RGB. Not to be changed."""
+        """The part in `box` (left, top, right, bottom) as RGB, alpha over white, 8 bits a colour.
+
+        Not to be changed: where nothing is to be done it is the stored picture itself.
+        """
         piece = self._image
         if box != (0, 0, *self.size):
             left, top, right, bottom = box
@@ -128,7 +107,7 @@ class StoredPicture:
         if self._turn is not None:
             piece = piece.transpose(self._turn)
         if self._white is not None:
-            piece = _grey_to_8_bits(piece, self._white)
+            piece = grey_to_8_bits(piece, self._white)
         if piece.mode.endswith(("A", "a")) or "transparency" in piece.info:
             rgba = piece.convert("RGBA")
             white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -136,7 +115,7 @@ class StoredPicture:
         return piece if piece.mode == "RGB" else piece.convert("RGB")
 
 
-def _shown(image: Image.Image, white: White | None, orientation: int):
+def in_rgb(image: Image.Image, white: White | None, orientation: int):
     """The picture in RGB; a large one as a StoredPicture."""
     picture = StoredPicture(image, white, orientation)
     large = picture.width * picture.height > LARGE
@@ -250,7 +229,7 @@ class _OwnLimit:
                 Image.MAX_IMAGE_PIXELS, _OwnLimit.lifted = PILLOWS_LIMIT, False
 
 
-def _orientation(image: Image.Image, take: bool = False) -> int:
+def orientation_of(image: Image.Image, take: bool = False) -> int:
     """The EXIF orientation, 1 to 8; unreadable metadata count as upright, as in image viewers.
 
     `take`: it is not in the image any longer.
@@ -262,16 +241,8 @@ def _orientation(image: Image.Image, take: bool = False) -> int:
         return 1
 
 
-# ---- grey values of more than 8 bits
-
-
-def _kind(image: Image.Image) -> str | None:
-    """Whether a picture's values are "integer" or "float"; None for 8 bits and less."""
-    return "float" if image.mode == "F" else "integer" if image.mode.startswith("I") else None
-
-
 def kind_of(path: str | os.PathLike) -> str | None:
-    """`_kind` of the picture in a file, by its header alone. Raises as `open_image`.
+    """`kind_in` of the picture in a file, by its header alone. Raises as `open_image`.
 
     "colour": 16 bits a colour, or of grey beside alpha, of which Pillow reads the upper 8 only.
     """
@@ -279,90 +250,11 @@ def kind_of(path: str | os.PathLike) -> str | None:
         if file and file.read(2) in _AT_MOST_8_BITS:
             return None
     with _opened(path) as image:
-        return _kind(image) or ("colour" if ";16" in str(image.tile) else None)
+        return kind_in(image) or ("colour" if ";16" in str(image.tile) else None)
 
 
 def brightest(path: str | os.PathLike) -> float:
     """The largest value of a picture of more than 8 bits. Raises as `open_image`."""
     with _opened(path) as image:
         image.load()
-        return _brightest(image)
-
-
-def _brightest(image: Image.Image) -> float:
-    largest = []
-    for strip in _strips((0, 0, *image.size)):
-        piece = image.crop(strip)
-        value = float(np.asarray(piece).max())
-        largest.append(value if math.isfinite(value) else float(_floats(piece).max()))
-    return max(largest)
-
-
-def white_level(brightest: Mapping[str, float]) -> White:
-    """The white of many pictures: by kind, the least usual value that none of them exceeds."""
-    return {kind: _least(_WHITES[kind], value) for kind, value in brightest.items()}
-
-
-def checked_white(white: object) -> White | None:
-    """The white level that a file holds, or None. Raises ValueError for anything else."""
-    if white is None:
-        return None
-    entries(white, "white")
-    for kind, value in white.items():
-        if kind not in _WHITES or type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ValueError(f"white: expected numbers for {list(_WHITES)}, got {shown(value)}")
-    return white
-
-
-def white_notes(white: White, kinds: Iterable[str]) -> list[str]:
-    """The lines that say what is white in pictures of these kinds (`kind_of`)."""
-    notes = []
-    if white:
-        values = " and ".join(f"{value:g} ({kind})" for kind, value in white.items())
-        notes.append(f"in pictures of more than 8 bits, white is {values}")
-    if colours := list(kinds).count("colour"):
-        notes.append(f"{colours} pictures have 16 bits a colour, of which the upper 8 are read: "
-                     "convert them to 8 bits if their values need no more than 12")  # fmt: skip
-    return notes
-
-
-def _least(whites: Iterable[float], value: float) -> float:
-    return next((white for white in whites if value <= white), value)
-
-
-def _floats(image: Image.Image) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image).astype(np.float64), copy=False)
-
-
-def _grey_to_8_bits(image: Image.Image, white: float) -> Image.Image:
-    """A picture of 16 or 32 bits or floats a pixel as 8-bit grey ("L"), `white` as 255."""
-    values = np.asarray(image)
-    transparent = image.info.get("transparency")
-    if values.dtype.itemsize == 2:
-        table = _to_8_bits(np.arange(65536.0), white, transparent)
-        return Image.fromarray(table[values])
-    return Image.fromarray(_to_8_bits(_floats(image), white, transparent))
-
-
-def _to_8_bits(values: np.ndarray, white: float, transparent: object) -> np.ndarray:
-    if isinstance(transparent, int):  # PNG: pixels of just this value are see-through
-        values[values == transparent] = white
-    values = values.clip(0, white, out=values)
-    values *= 255 / white
-    return values.round(out=values).astype(np.uint8)
-
-
-# ---- geometry
-
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-def _strips(box: Box, columns: bool = False) -> Iterator[Box]:
-    """A box in strips of about STRIP pixels: some of its rows each, or of its columns."""
-    left, top, right, bottom = box
-    across, first, last = (bottom - top, left, right) if columns else (right - left, top, bottom)
-    step = max(1, STRIP // across)
-    for start in range(first, last, step):
-        end = min(start + step, last)
-        yield (start, top, end, bottom) if columns else (left, start, right, end)
+        return brightest_in(image)

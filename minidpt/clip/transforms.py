@@ -20,7 +20,9 @@ import torch
 from PIL import Image
 
 from ..files import one_line_errors
-from .pictures import Box, Picture, StoredPicture, White, _orientation, _shown, _strips, open_image
+from .boxes import Box, strips
+from .pictures import Picture, StoredPicture, in_rgb, open_image, orientation_of
+from .white import White
 
 Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
 
@@ -30,7 +32,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 THIN = 16  # times as long as wide: the long side is not resized whole
 
 
-def _resized(image: Image.Image | StoredPicture, box: Box, size: tuple[int, int]) -> Image.Image:
+def resized(image: Image.Image | StoredPicture, box: Box, size: tuple[int, int]) -> Image.Image:
     """`image.crop(box).resize(size)`, bicubic, to the last bit; of a StoredPicture in strips.
 
     That is exact as Pillow resizes along one axis, rounds to 8 bits, then along the other. Its own
@@ -43,7 +45,7 @@ def _resized(image: Image.Image | StoredPicture, box: Box, size: tuple[int, int]
     columns = _columns_first((right - left, bottom - top), size)
     between = (right - left, size[1]) if columns else (size[0], bottom - top)
     half_done = Image.new("RGB", between)
-    for strip in _strips(box, columns):
+    for strip in strips(box, columns):
         piece = image.crop(strip)
         across = (piece.width, size[1]) if columns else (size[0], piece.height)
         piece = piece.resize(across, Image.Resampling.BICUBIC)
@@ -77,7 +79,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 
     The longer side is rounded down. Returns a new image.
     """
-    return _resized(image, (0, 0, *image.size), _short_side_at(image.size, size))
+    return resized(image, (0, 0, *image.size), _short_side_at(image.size, size))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -100,13 +102,12 @@ def _central_part(image: Image.Image | StoredPicture, resolution: int) -> Image.
     stop = start + weights.shape[1]
     box = (0, start, width, stop) if tall else (start, 0, stop, height)
     if tall and not _columns_first(image.size, size):
-        rows = _resized(image, box, (resolution, stop - start))
+        rows = resized(image, box, (resolution, stop - start))
         return Image.fromarray(_weighted(np.asarray(rows), weights, axis=0))
     axis = 0 if tall else 1
-    strips = [
-        _weighted(np.asarray(image.crop(strip)), weights, axis) for strip in _strips(box, tall)
-    ]
-    half_done = Image.fromarray(np.concatenate(strips, axis=1 - axis))
+    seen = (np.asarray(image.crop(strip)) for strip in strips(box, tall))
+    summed = [_weighted(pixels, weights, axis) for pixels in seen]
+    half_done = Image.fromarray(np.concatenate(summed, axis=1 - axis))
     return half_done.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
@@ -146,9 +147,6 @@ def central_view(image: Image.Image | StoredPicture, resolution: int) -> Image.I
     if max(image.size) > THIN * min(image.size):
         return _central_part(image, resolution)
     return center_crop(resize_short_side(image, resolution), resolution)
-
-
-# ---- pixels to model input
 
 
 def to_uint8(image: Image.Image) -> np.ndarray:
@@ -193,8 +191,8 @@ def _constants(
 def test_pixels(picture: Picture, resolution: int, white: White | None = None) -> np.ndarray:
     """The central view (3, resolution, resolution), uint8. Raises ValueError for no `Picture`."""
     if isinstance(picture, Image.Image):
-        picture.load()  # before EXIF is asked, see `pictures.to_rgb`
-        image = _shown(picture, white, _orientation(picture))
+        picture.load()  # before EXIF is asked: only then has Pillow turned TIFF files itself
+        image = in_rgb(picture, white, orientation_of(picture))
     elif isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
         image = open_image(picture, white)
     else:

@@ -16,28 +16,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.pictures import (
-    StoredPicture,
-    White,
-    brightest,
-    kind_of,
-    open_image,
-    white_level,
-)
+from ..clip.pictures import StoredPicture, brightest, kind_of, open_image
 from ..clip.transforms import central_view, to_uint8
+from ..clip.white import White, white_level
 from ..clip.workers import in_order
-from ..files import (
-    one_line,
-    one_line_errors,
-)
+from ..files import one_line, one_line_errors
 from ..progress import counted
 from ..ranks import ALONE, NO_LABEL, Ranks
 from .crops import random_view
 from .lists import Item
 
 IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded pictures that are kept, unless told otherwise
-
-# ---- batches
 
 
 class Batch(NamedTuple):
@@ -54,7 +43,7 @@ class ImageStore:
     throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
     not ask for, an earlier run's pictures, makes room. Safe to share by threads.
 
-    white: the level of pictures of more than 8 bits (`pictures.to_rgb`), as `fill` was told.
+    white: the level of pictures of more than 8 bits (`clip/white.py`), as `fill` was told.
     """
 
     def __init__(self, max_bytes: int = IMAGE_MEMORY):
@@ -194,15 +183,13 @@ def train_batches(
     store: ImageStore | None = None,
     workers: int | None = None,
     pin_memory: bool = False,
-    white: White | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
     """One epoch in random order, each picture randomly cropped and mirrored.
 
     Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
     for any number of `workers`, which are those of `in_order`. The last, smaller batch is dropped
-    if there is at least one full one. `pin_memory` for CUDA. `white` as in `open_image`; a `store`
-    has its own.
+    if there is at least one full one. `pin_memory` for CUDA. A `store` knows what is white.
 
     Of several `ranks` each gets its share of every batch: pictures that lie beside each other in
     `items`, which for the most part are the same in each epoch, and in its store. Where it has none
@@ -220,7 +207,7 @@ def train_batches(
     groups = _groups(len(order), batch_size)
     if ranks.size > 1:
         groups = [ranks.share(sorted(group, key=order.__getitem__)) for group in groups]
-    read = store.get if store is not None else _reader(white)
+    read = store.get if store is not None else open_image
 
     def view(place: int) -> np.ndarray:
         generator = random.Random(f"{seed}/{epoch}/{place}")
@@ -234,7 +221,6 @@ def test_batches(
     resolution: int,
     batch_size: int,
     workers: int | None = None,
-    pin_memory: bool = False,
     white: White | None = None,
 ) -> Iterator[Batch]:
     """All pictures in the given order, the central square of each; the last batch may be small."""
@@ -244,7 +230,7 @@ def test_batches(
         return _seen(items[place].path, _reader(white), central_view, resolution)
 
     groups = _groups(len(items), batch_size)
-    return _batches(items, groups, view, resolution, workers, pin_memory)
+    return _batches(items, groups, view, resolution, workers)
 
 
 def _check_batches(batch_size: int, workers: int | None) -> None:
@@ -265,7 +251,7 @@ def _batches(
     view: Callable[[int], np.ndarray],
     resolution: int,
     workers: int | None,
-    pin_memory: bool,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """A batch of each group of places: of view(place), (3, R, R) uint8, two batches ahead."""
     places, ahead = chain.from_iterable(groups), 2 * max(map(len, groups), default=0)

@@ -7,8 +7,9 @@ import random
 
 from PIL import Image
 
-from ..clip.pictures import Box, StoredPicture
-from ..clip.transforms import _resized
+from ..clip.boxes import Box
+from ..clip.pictures import StoredPicture
+from ..clip.transforms import resized
 
 
 def random_resized_crop_box(
@@ -47,10 +48,7 @@ def resized_crop(image: Image.Image | StoredPicture, box: Box, resolution: int) 
 
     Crops first and resizes then, as torchvision does.
     """
-    return _resized(image, box, (resolution, resolution))
-
-
-# ---- views: what the model gets to see of an image
+    return resized(image, box, (resolution, resolution))
 
 
 def random_view(

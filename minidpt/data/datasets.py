@@ -9,26 +9,35 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from ..files import collector_paused, one_line_errors, read_json, read_text
-from .folders import (
-    LABELS,
-    assemble,
-    contents,
+from .csv_file import LABELS, lists_pictures, open_csv
+from .folders import assemble, open_folder, parts_of_classes
+from .layouts import LAYOUTS, Layout, layout_of, plain
+from .listing import (
     images_in,
-    lists_pictures,
     loose_notes,
-    open_csv,
-    open_folder,
+    missing_files,
     part_folders,
-    parts_of_classes,
     sub_folders,
+    told,
     unread_note,
 )
-from .layouts import LAYOUTS, Layout, layout_of, plain
-from .lists import PARTS, Dataset, missing_files, read_split, told
+from .lists import PARTS, Dataset
 from .naming import Naming, imagenet_classnames, read_classnames
+from .recognition import (
+    Place,
+    class_names,
+    find_class_folders,
+    find_place,
+    fits,
+    holds_classes,
+    incomplete,
+    is_signed,
+    name_of,
+    own_name,
+)
+from .splits import read_split
 
 
 @one_line_errors
@@ -86,7 +95,7 @@ def _open(
     """The data set in the folder `root`, called as `wanted`; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in sub_folders(root)}
     known = [layout] if layout else LAYOUTS
-    found = [place for one in known if (place := _find(one, root, children))]
+    found = [place for one in known if (place := find_place(one, root, children))]
     if len(found) > 1:
         names = ", ".join(place.layout.name for place in found)
         raise ValueError(
@@ -96,7 +105,7 @@ def _open(
     if table.is_file() and not found and (layout is None or lists_pictures(table)):
         return open_csv(table, wanted(layout or Naming()), seed)
     if layout and not found:
-        found = [_find_class_folders(layout, root, children)]
+        found = [find_class_folders(layout, root, children)]
     if not found:
         return _open_other(root, wanted, seed)
     place = found[0]._replace(layout=wanted(found[0].layout), named=layout is not None)
@@ -112,11 +121,11 @@ def _open_other(root: Path, wanted: Callable[[Naming], Naming], seed: int) -> Da
     for one in LAYOUTS:  # its lists without its pictures?
         for folder in (root, root / one.inner):
             if any((folder / file).is_file() for file in (one.split_file, *one.lists.values())):
-                raise _incomplete(one, folder)
-    alike = next((one for one in LAYOUTS if one.is_called(_name(root))), None)
+                raise incomplete(one, folder)
+    alike = next((one for one in LAYOUTS if one.is_called(name_of(root))), None)
     if alike is None:
         return open_folder(root, wanted(Naming()), seed)
-    name = _own_name(alike, root, _class_names(root))
+    name = own_name(alike, root, class_names(root))
     dataset = open_folder(root, wanted(Naming(name=name)), seed)
     note = (
         f"not taken for {alike.name} in spite of the folder's name: it has other classes, or few; "
@@ -135,134 +144,6 @@ def _called(dataset: Dataset, naming: Naming) -> Dataset:
     }
     called = replace(dataset, classnames=names, template=naming.template, **parts)
     return naming.credited(called, dataset.classnames)
-
-
-# ---- recognition
-
-
-class Place(NamedTuple):
-    """Where a data set lies: its folder, and the folder of its pictures."""
-
-    layout: Layout
-    folder: Path
-    images: Path
-    named: bool = False  # by the caller, not recognised
-
-    def file(self, name: str) -> Path | None:
-        """A list that belongs to it: in its folder, with the pictures, or beside either."""
-        beside = (self.folder, self.images, self.folder.parent, self.images.resolve().parent)
-        return next((where / name for where in beside if (where / name).is_file()), None)
-
-
-def _find(layout: Layout, root: Path, children: dict[str, Path]) -> Place | None:
-    """The data set at `root`; around it, if `root` is its folder of pictures; or in a child."""
-    for folder in (root, root / layout.inner):
-        if images := _images(layout, folder):
-            return Place(layout, folder, images)
-    for folder in (root.absolute().parent, root.resolve().parent):  # they differ for a link
-        images = _images(layout, folder)
-        if images and images.resolve() == root.resolve():
-            return Place(layout, folder, images)
-    named = [children[name] for name in map(plain, layout.folders) if name in children]
-    others = children.values() if len(children) <= 30 else ()  # a few: they may be called anything
-    for child in (*named, *others):
-        for folder in (child, child / layout.inner):
-            if images := _images(layout, folder):
-                return Place(layout, folder, images)
-    return None
-
-
-def _images(layout: Layout, folder: Path) -> Path | None:
-    """The data set's pictures, if this is its folder: by what lies in it, or by its name.
-
-    Class folders without anything else are known by both.
-    """
-    named, signed = layout.is_called(_name(folder)), _signed(layout, folder)
-    for images in layout.images:
-        proven = signed or (images != "." and named)
-        parts = layout.parts.values() or (".",)
-        if proven and all((folder / images / part).is_dir() for part in parts):
-            return folder / images
-    return folder if named and folder.is_dir() and _fits(layout, folder) else None
-
-
-def _signed(layout: Layout, folder: Path) -> bool:
-    """Whether something lies in a folder that only this data set has."""
-    return any(any(folder.glob(sign)) for sign in (layout.split_file, *layout.signs))
-
-
-def _fits(layout: Layout, folder: Path) -> bool:
-    """Whether class folders can be the data set's: as many as published, or some by name."""
-    found = _class_names(folder)
-    known = {plain(name) for name in (*layout.classes, *layout.renamed, *layout.dropped)}
-    as_many = len(found - set(layout.dropped)) == layout.published[0]
-    return as_many or not known.isdisjoint(map(plain, found))
-
-
-def _class_names(folder: Path) -> set[str]:
-    """The class folders in a folder, or in its train/ (test/, val/)."""
-    return {f.name for f in sub_folders(next(iter(part_folders(folder).values()), folder))}
-
-
-def _name(folder: Path) -> str:
-    return Path(os.path.abspath(folder)).name
-
-
-def _own_name(layout: Layout, folder: Path, classes: set[str]) -> str:
-    """What to call a folder of other classes, or fewer, than the data set has: as it is called...
-
-    ...or with their number, ImageNet-100: under its very name, it gets the data set's settings and
-    stands beside its published numbers.
-    """
-    name = folder.resolve().name
-    return f"{name}-{len(classes)}" if name == layout.name else name
-
-
-def _find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> Place:
-    """The data set that the caller named, as class folders without a list to recognise it by.
-
-    Raises FileNotFoundError if there are none, ValueError if they are those of another one.
-    """
-    child = next((children[n] for n in map(plain, layout.folders) if n in children), None)
-    folder = child or root
-    holds_sets = child is None and any(plain(n) in children for one in LAYOUTS for n in one.folders)
-    for other in LAYOUTS:
-        if other.name != layout.name and not holds_sets and _find(other, folder, {}):
-            raise ValueError(
-                f"data folder {folder}: expected {layout.name}, got {other.name}: pass --dataset "
-                f"{other.name}, or the folder of {layout.name}"
-            )
-    for images in (*layout.images, "."):
-        if images == "." and holds_sets:
-            continue  # a folder of other data sets, not of classes
-        if (folder / images).is_dir() and _holds_classes(folder / images):
-            return Place(layout, folder, folder / images)
-    raise _incomplete(layout, folder)
-
-
-def _holds_classes(folder: Path) -> bool:
-    return bool(part_folders(folder)) or len(sub_folders(folder)) > 1
-
-
-def _incomplete(layout: Layout, folder: Path) -> FileNotFoundError:
-    """What was looked for, what was found, what to put where."""
-    pictures = [f"{images}/" for images in layout.images if images != "."] or layout.signs
-    lists = [layout.split_file] if layout.split else []
-    if layout.lists:
-        lists.append(" and ".join(layout.lists.values()))
-    parts = [f"{part}/" for part in layout.parts.values() if part != "."]
-    lists.append(" and ".join(parts) or "a folder for each class")
-    mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
-    not_read = " (.mat files are not read)" if mats else ""
-    return FileNotFoundError(
-        f"{layout.name} in {folder}: expected pictures in {' or '.join(pictures)} with "
-        f"{', or '.join(lists)}; got {contents(folder)}{not_read}: put them there or into "
-        f"{layout.folders[0]}/ (CoOp's DATASETS.md says where to get them), or pass the folder "
-        f"that has them"
-    )
-
-
-# ---- reading
 
 
 def _open_place(place: Place, seed: int) -> Dataset:
@@ -289,8 +170,8 @@ def _open_place(place: Place, seed: int) -> Dataset:
     else:
         nested = layout.nested and not part_folders(images)
         dataset = (_open_nested if nested else _open_class_folders)(place, seed)
-        if not place.named and not _signed(layout, folder):
-            source = f"{dataset.source}, recognised by the name of {_name(folder)}/"
+        if not place.named and not is_signed(layout, folder):
+            source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
             dataset = replace(dataset, source=source)
     if names:
         those = "the others" if layout.given else "class names"
@@ -328,7 +209,7 @@ def _open_parts(place: Place, seed: int) -> Dataset:
             f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, so it is not "
             f"called {layout.name} (--dataset {layout.name} does)",
         )
-        layout = replace(layout, name=_own_name(layout, folder, classes))
+        layout = replace(layout, name=own_name(layout, folder, classes))
     dataset = assemble(images, parts_of_classes(folders, layout), layout, how, seed)
     loose = loose_notes(images, *folders.values())
     return replace(dataset, notes=(*dataset.notes, *notes, *loose))
@@ -338,11 +219,11 @@ def _open_class_folders(place: Place, seed: int) -> Dataset:
     """By class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = place
     inside = {child.name for child in sub_folders(images)}
-    if not _holds_classes(images) or inside & set(layout.signs):  # that only a list can name
-        raise _incomplete(layout, folder)
+    if not holds_classes(images) or inside & set(layout.signs):  # that only a list can name
+        raise incomplete(layout, folder)
     usual = layout_of(layout.name)
-    if usual.renamed and not named and not _fits(usual, images):  # other classes in the same layout
-        layout = replace(layout, name=_own_name(usual, folder, _class_names(images)))
+    if usual.renamed and not named and not fits(usual, images):  # other classes in the same layout
+        layout = replace(layout, name=own_name(usual, folder, class_names(images)))
     return open_folder(images, layout, seed)
 
 
@@ -397,7 +278,7 @@ def _open_nested(place: Place, seed: int) -> Dataset:
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     files.pop("", None)  # pictures outside all folders
     if len(files) < 2:
-        raise _incomplete(place.layout, place.folder)
+        raise incomplete(place.layout, place.folder)
     how, order = f"class folders in {place.images}", _in_order(place, files)
     dataset = assemble(place.images, {"all": files}, place.layout, how, seed, order)
     unread = filter(None, [unread_note(pictures.unread)])

@@ -1,7 +1,7 @@
 """The fifteen data sets of few-shot CLIP research: folders, lists, class names, templates.
 
 They are those of CoOp's data guide (github.com/KaiyangZhou/CoOp, DATASETS.md) and of torchvision's
-downloads. datasets.py recognises and reads them.
+downloads. recognition.py tells them apart, datasets.py reads them.
 """
 
 import os
@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 from .lists import PARTS
 from .naming import Naming
-
-# ---- from a folder or a line of a list to the class
 
 
 def underscores(key: str) -> str:
@@ -58,9 +56,6 @@ def variant(line: str) -> tuple[str, str]:
     """1025794 707-320 -> 1025794.jpg and 707-320."""
     number, _, name = line.partition(" ")
     return f"{number}.jpg", name
-
-
-# ---- the table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,9 +138,6 @@ class Naming:
         return replace(dataset, source=source)
 
 
-# ---- files
-
-
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not empty, each with its line number, cells stripped.
 

@@ -15,11 +15,12 @@ from threading import Thread
 from typing import BinaryIO, TextIO
 
 from ..clip.workers import PAUSE
-from ..data.folders import images_in, unread_note
+from ..data.listing import images_in, unread_note
 from ..files import naming, writing_rows
 from ..ranks import ALONE, Ranks
 from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
-from .command_line import Progress, report, say
+from .command_line import report
+from .progress_line import Progress, say
 
 MAX_LINE = 2**16  # bytes of a path
 GRACE = 0.001  # seconds to wait for one more path before those that are there are classified

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clip.network import CLIP
-from ..clip.pictures import White
+from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.lists import Item
 from ..files import locked, replacing
@@ -99,45 +99,6 @@ class FeatureCache:
             np.save(stream, features.cpu().numpy())
 
 
-def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
-    """Which test pictures are, byte for byte, training pictures, in a line; empty if none is.
-
-    Only files of the same size are looked at, and read whole if they end alike: few of many. Files
-    that are not there, or cannot be opened, are left out.
-    """
-    keys: list[dict[str, tuple]] = [dict.fromkeys(train, ()), dict.fromkeys(test, ())]
-    for read in (_size, _end, _digest):
-        for number, known in enumerate(keys):
-            keys[number] = {}
-            for path, key in known.items():
-                with suppress(OSError):
-                    keys[number][path] = (*key, read(path))
-        both = set(keys[0].values()) & set(keys[1].values())
-        keys = [{path: key for path, key in own.items() if key in both} for own in keys]
-    copies = list(keys[1])
-    if not copies:
-        return ""
-    return (
-        f"test images that are also training images, byte for byte: {len(copies)}, as {copies[0]}"
-    )
-
-
-def _size(path: str) -> int:
-    if not os.path.isfile(path):  # a fifo would be waited for
-        raise FileNotFoundError(path)
-    return os.path.getsize(path)
-
-
-def _end(path: str) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
-        return file.read()
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
-
-
 class TestBatch(NamedTuple):
     """images (B, 3, R, R) preprocessed, or None if not asked for; frozen features (B, E)."""
 
@@ -150,7 +111,7 @@ class TestSet:
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
-    more than 8 bits (`pictures.to_rgb`). Raises ValueError without items.
+    more than 8 bits (`clip/white.py`). Raises ValueError without items.
 
     Several `ranks` share the pictures and, on one machine, `max_bytes`; `own` are this one's.
     """
@@ -291,11 +252,6 @@ def _likeliest(test: TestSet, logits: Iterable[Tensor]) -> Predicted:
 def percent_correct(predicted: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy of predicted labels (N,), in percent."""
     return 100 * int((predicted == labels).sum()) / len(labels)
-
-
-def accuracy(model: PromptedCLIP, test: TestSet) -> float:
-    """Top-1 accuracy of a model, in percent."""
-    return percent_correct(predicted(model, test).labels, test.labels)
 
 
 def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:

@@ -18,13 +18,7 @@ import torch
 from .. import __version__
 from ..data.layouts import LAYOUTS, plain
 from ..data.lists import Dataset
-from ..files import (
-    entries,
-    locked,
-    one_line_errors,
-    read_json,
-    replacing,
-)
+from ..files import entries, locked, one_line_errors, read_json, replacing
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, STATE, TRANSFER = "split.json", "model.pt", "state.pt", "transfer.json"
@@ -230,15 +224,8 @@ def claimed(
     def check() -> None:
         held = held_in(folder)
         if held and not may_hold(held):
-            got = (
-                "a sweep"
-                if SWEEP in held
-                else "a finished run"
-                if SUMMARY in held
-                else "another run"
-                if CONFIG in held
-                else "other files"
-            )
+            kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
+            got = next((kind for name, kind in kinds.items() if name in held), "other files")
             raise FolderTaken(
                 f"output folder {folder}: expected a new or empty one, or one that this command "
                 f"goes on with, got one with {got}: pass another {option} or remove it"

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.pictures import checked_white, open_image
+from ..clip.pictures import open_image
 from ..clip.transforms import central_view, to_uint8
-from ..data.lists import split_content
+from ..clip.white import checked_white
+from ..data.splits import split_content
 from ..files import entries, one_line, one_line_errors, read_json, read_text, replacing
 from ..maps import attention_maps
 from ..prompts import nearest_words

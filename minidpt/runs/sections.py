@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..config import METHODS
 from ..maps import AttentionMaps
-from ..model import METHODS
 from .charts import Series, legend, line_chart
 from .drawing import overlay
 from .page import Markup, joined, name, picture, section, table, tag
 from .predictions import Predictions
-from .results import Row, charted, over, tables
+from .results import Row
+from .tables import charted, over, tables
 
 MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
 CLASSES, LISTED = 60, 1000  # most classes that are shown, and those that can be unfolded

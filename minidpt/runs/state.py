@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoints.reader import read_checkpoint
 from ..checkpoints.saved import write_checkpoint
-from ..clip.network import check_tensors
+from ..clip.state_dict import check_tensors
 from ..files import entries, one_line_errors, shown
 from ..trained import PromptedCLIP
 from .folders import METRICS, MODEL, STATE, Run

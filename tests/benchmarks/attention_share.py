@@ -16,6 +16,7 @@ tokens), and the share of its strongest patch. A run's folder in place of a swee
 from __future__ import annotations
 
 import argparse
+import random
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -28,8 +29,9 @@ from torch import Tensor
 
 import minidpt
 from minidpt.clip.transforms import normalize, test_pixels
-from minidpt.data.demo import main_things
-from minidpt.data.lists import read_split
+from minidpt.data.demo import SEED, demo_files
+from minidpt.data.scenes import STREET_STYLE, draw_scene_and_mask
+from minidpt.data.splits import read_split
 from minidpt.maps import AttentionMaps
 from minidpt.runs.folders import MODEL, SPLIT, Run
 from minidpt.trained import PromptedCLIP
@@ -37,6 +39,20 @@ from minidpt.trained import PromptedCLIP
 BATCH = 96
 COLUMNS = ("area", "zero-shot", "tuned", "to prompts", "true class", "other classes", "on patches",
            "strongest")  # fmt: skip
+
+
+def main_things() -> dict[str, Image.Image]:
+    """Where the main thing of each test picture of the demo lies: "fish/fish_000.png" → its mask.
+
+    Masks are as large as the pictures, 255 where a pixel is the thing's, 0 where it is not, and
+    between at its edge. All pictures are drawn again for them, in a second or two.
+    """
+    rng, masks = random.Random(SEED), {}
+    for file in demo_files():
+        _, mask = draw_scene_and_mask(file.parent.name, rng, STREET_STYLE)
+        if file.parts[0] == "test":
+            masks["/".join(file.parts[1:])] = mask
+    return masks
 
 
 def covered(mask: Image.Image, side: int) -> Tensor:

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.lists import few_shot
 from minidpt.data.naming import imagenet_classnames
+from minidpt.data.shots import few_shot
 
 IMAGENET = 1_281_167 + 50_000
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.runs.command_line import keep_freed_memory, place
+from minidpt.runs.devices import keep_freed_memory, place
 from minidpt.runs.precision import PRECISIONS
 
 TASKS = ("image features", "text features", "zero-shot batch")

@@ -44,7 +44,7 @@ from products import Products  # noqa: E402
 
 import minidpt  # noqa: E402
 from minidpt.data.naming import imagenet_classnames  # noqa: E402
-from minidpt.runs.command_line import keep_freed_memory, place  # noqa: E402
+from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
 from minidpt.runs.precision import PRECISIONS  # noqa: E402
 
 VIT_B_32 = tiny_models.Sizes(

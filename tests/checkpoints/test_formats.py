@@ -17,7 +17,8 @@ from tiny_models import WIDE, clip_state, random_images
 from torch import Tensor
 
 import minidpt
-from minidpt.checkpoints.reader import Bag, read_checkpoint
+from minidpt.checkpoints.reader import read_checkpoint
+from minidpt.checkpoints.unpickler import Bag
 
 HUGGING_FACE_CONFIG = {
     "model_type": "clip",

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import minidpt
 from minidpt.checkpoints import reader as checkpoint
-from minidpt.checkpoints.reader import Bag, _rebuild_tensor, read_checkpoint, read_state_dict
+from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
+from minidpt.checkpoints.unpickler import Bag, _rebuild_tensor
 from minidpt.files import one_line_errors
 
 # ---- files to read
@@ -108,6 +109,9 @@ class Stored:
         dtype: object = torch.FloatStorage,
     ):
         self.reference = (kind, dtype, key, "cpu", length)
+
+    def __repr__(self) -> str:  # the same in each process that collects the tests
+        return str(self.reference)
 
 
 class Rebuilt:

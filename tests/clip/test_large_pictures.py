@@ -8,7 +8,7 @@ import plain_pictures
 import pytest
 from PIL import Image
 
-from minidpt.clip import pictures, transforms
+from minidpt.clip import boxes, pictures, transforms
 from minidpt.data import crops
 
 
@@ -67,7 +67,7 @@ MODES += [f"{mode}, see-through" for mode in ("L", "P", "RGB", "I;16")]
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_in_strips_gives_the_bits_of_the_whole(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(pictures, "LARGE", 0)
-    monkeypatch.setattr(pictures, "STRIP", 97)
+    monkeypatch.setattr(boxes, "STRIP", 97)
     for orientation, size in itertools.product(range(1, 9), [(31, 17), (13, 41)]):
         path = saved(tmp_path, mode, size, orientation)
         assert isinstance(pictures.open_image(path), pictures.StoredPicture)
@@ -80,7 +80,7 @@ def test_a_picture_in_strips_gives_the_bits_of_the_whole(tmp_path, monkeypatch, 
     "size", [(1, 400), (400, 1), (3, 500), (500, 3), (2, 33), (33, 2), (41, 700), (700, 41)]
 )
 def test_thin_pictures_give_the_bits_of_the_whole(tmp_path, monkeypatch, size, stored):
-    monkeypatch.setattr(pictures, "STRIP", 997)
+    monkeypatch.setattr(boxes, "STRIP", 997)
     if stored:
         monkeypatch.setattr(pictures, "LARGE", 0)
     for mode, orientation in [("RGB", 1), ("I;16", 6), ("LA", 7)]:

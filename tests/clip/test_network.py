@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock, infer_sizes
+from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock
 from minidpt.clip.packing import pack
+from minidpt.clip.state_dict import infer_sizes
 from minidpt.progress import watched_by
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
@@ -128,12 +129,12 @@ def test_images_that_were_not_normalised_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_clip_cast_the_usual_way_computes_too(dtype):
-    """`.half()` also casts the norms' weights, which `cast` keeps in fp32."""
+    """`.half()` also casts the weights of norms and projections, which `cast` keeps in fp32."""
     images = torch.ones(2, 3, 21, 21)
     got = build().to(dtype).encode_image(images)
-    assert got.dtype == dtype
+    assert got.dtype == torch.float32
     expected = build().encode_image(images)
-    assert (got.float() - expected).norm() < 0.03 * expected.norm()
+    assert (got - expected).norm() < 0.03 * expected.norm()
 
 
 # Building
@@ -352,18 +353,20 @@ def test_a_cast_clip_computes_nearly_the_same(dtype, closeness):
     images, tokens = random_images(WIDE, 5), minidpt.tokenize(TEXTS)
     for encode, inputs in (("encode_image", images), ("encode_text", tokens)):
         features, expected = (getattr(model, encode)(inputs) for model in (clip, exact))
-        assert features.dtype == dtype
-        difference = (features.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert features.dtype == torch.float32
+        difference = (features - expected).norm(dim=-1) / expected.norm(dim=-1)
         assert 0 < difference.max() <= closeness, encode
     logits, _ = clip(images, tokens)
     assert logits.dtype == torch.float32  # the scale and cosines are not rounded
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_casting_leaves_norms_and_temperature_in_fp32(dtype):
+def test_casting_leaves_norms_projections_and_temperature_in_fp32(dtype):
     clip, state = build().cast(dtype), clip_state(WIDE)
     kept = {name for name, value in clip.state_dict().items() if value.dtype == torch.float32}
-    assert kept == {name for name in state if re.search(r"\bln_|^logit_scale$", name)}
+    assert kept == {
+        name for name in state if re.search(r"\bln_|^logit_scale$|\bproj$|^text_projection$", name)
+    }
     for name, value in clip.state_dict().items():
         assert value.dtype == (torch.float32 if name in kept else dtype), name
         assert torch.equal(value, state[name].to(value.dtype)), name

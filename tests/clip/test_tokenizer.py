@@ -148,9 +148,9 @@ def test_script_makes_the_stored_data_file(name, published_merges, tmp_path):
     [
         ("missing.gz", None),
         ("list.gz", b"not gzip"),
-        ("list.gz", gzip.compress(b"title\na b")),
-        ("list.gz", gzip.compress(b"title\n" + b"a b c\n" * 48894)),
-        ("list.gz", gzip.compress(b"title\na b\n")[:-4]),
+        ("list.gz", gzip.compress(b"title\na b", mtime=0)),
+        ("list.gz", gzip.compress(b"title\n" + b"a b c\n" * 48894, mtime=0)),
+        ("list.gz", gzip.compress(b"title\na b\n", mtime=0)[:-4]),
         ("package.whl", b"not zip"),
     ],
 )
@@ -289,11 +289,6 @@ def test_decode_shows_a_cut_character_and_refuses_foreign_ids():
     for foreign in [-1, 49408]:
         with pytest.raises(ValueError, match=f"{foreign} .*49407"):
             decode([foreign])
-
-
-def test_nothing_is_read_at_import():
-    code = "import sys, minidpt.clip.tokenizer as t; sys.exit(t._vocabulary.cache_info().currsize)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parent)
 
 
 def test_plain_ascii_text_is_cleaned_as_by_ftfy_which_is_not_asked():

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from minidpt.clip import pictures, transforms
+from minidpt.clip.white import checked_white, white_level
 from minidpt.data import batches, crops
 from minidpt.data import lists as data
 
@@ -363,7 +364,8 @@ def test_exif_rotated(tmp_path, orientation, name):
     exif[0x0112] = orientation
     image = saved(tmp_path, stored, name, exif=exif)
     assert np.array_equal(np.asarray(image), upright)
-    assert np.array_equal(np.asarray(pictures.to_rgb(image)), upright)  # not turned again
+    again = pictures.in_rgb(image, None, pictures.orientation_of(image))
+    assert np.array_equal(np.asarray(again), upright)  # not turned again
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
@@ -455,11 +457,11 @@ def test_a_given_white_shows_a_dark_float_picture_dark(tmp_path):
     ],
 )
 def test_white_is_the_least_usual_value_that_none_exceeds(largest, white):
-    assert pictures.white_level({"integer": largest}) == {"integer": white}
+    assert white_level({"integer": largest}) == {"integer": white}
 
 
 def test_white_of_floats_is_their_usual_range_or_their_largest_value():
-    levels = [pictures.white_level({"float": value})["float"] for value in (0.5, 1, 2, 999, 1e6)]
+    levels = [white_level({"float": value})["float"] for value in (0.5, 1, 2, 999, 1e6)]
     assert levels == [1, 1, 255, 65535, 1e6]
 
 
@@ -469,9 +471,9 @@ def test_white_of_floats_is_their_usual_range_or_their_largest_value():
 )
 def test_a_white_that_is_none_is_refused(white):
     with pytest.raises(ValueError, match="^white: expected"):
-        pictures.checked_white(white)
-    assert pictures.checked_white(None) is None
-    assert pictures.checked_white({"integer": 4095, "float": 1.0}) == {
+        checked_white(white)
+    assert checked_white(None) is None
+    assert checked_white({"integer": 4095, "float": 1.0}) == {
         "integer": 4095,
         "float": 1,
     }
@@ -528,7 +530,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.png: out of memory"):
         pictures.open_image(tmp_path / "a.png")
     monkeypatch.undo()
-    monkeypatch.setattr(transforms, "_resized", lacking)
+    monkeypatch.setattr(transforms, "resized", lacking)
     item = data.Item(str(tmp_path / "a.png"), 0, "a")
     with pytest.raises(ValueError, match="a.png: out of memory"):
         list(batches.test_batches([item], 5, 1))

@@ -18,35 +18,39 @@ from image_folders import draw_classes
 from PIL import Image
 
 from minidpt.clip import transforms
-from minidpt.clip.pictures import open_image, white_notes
+from minidpt.clip.pictures import open_image
+from minidpt.clip.white import white_notes
 from minidpt.data import batches as batching
-from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
+from minidpt.data.listing import missing_files
+from minidpt.data.lists import Dataset, Item
+from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.splits import read_split, split_content, write_split
 
 
 def files(items, root) -> list[str]:
     return [Path(item.path).relative_to(root).as_posix() for item in items]
 
 
-def everything(dataset) -> list[data.Item]:
+def everything(dataset) -> list[Item]:
     return dataset.train + dataset.val + dataset.test
 
 
 # ---- few shots
 
 
-def listed(counts: dict[int, int], part: str) -> list[data.Item]:
+def listed(counts: dict[int, int], part: str) -> list[Item]:
     return [
-        data.Item(f"{part}/{label}/{number}", label, f"class{label}")
+        Item(f"{part}/{label}/{number}", label, f"class{label}")
         for label, count in counts.items()
         for number in range(count)
     ]
 
 
-def made_dataset(train, val, classes=3) -> data.Dataset:
+def made_dataset(train, val, classes=3) -> Dataset:
     names = [f"class{label}" for label in range(classes)]
     test = listed({label: 2 for label in range(classes)}, "test")
-    return data.Dataset(
+    return Dataset(
         "made", Path("."), names, "{}.", listed(train, "train"), listed(val, "val"), test, "made"
     )
 
@@ -61,33 +65,33 @@ def test_few_shots_are_the_published_draw():
             train += random.sample([i for i in dataset.train if i.label == label], shots)
         for label in (1, 0, 2):
             val += random.sample([i for i in dataset.val if i.label == label], min(shots, 4))
-        drawn = data.few_shot(dataset, shots, seed)
+        drawn = few_shot(dataset, shots, seed)
         assert (drawn.train, drawn.val, drawn.test) == (train, val, dataset.test)
         assert drawn.notes == ()
 
 
 def test_few_shots_of_seed_1_are_these():
     # random.Random(1).sample of range(9), then range(7), then range(3) for val
-    drawn = data.few_shot(made_dataset({1: 9, 0: 7}, {0: 3}, classes=2), 2, seed=1)
+    drawn = few_shot(made_dataset({1: 9, 0: 7}, {0: 3}, classes=2), 2, seed=1)
     expected = ["train/1/2", "train/1/1", "train/0/2", "train/0/0"]
     assert [item.path for item in drawn.train] == expected
     assert [item.path for item in drawn.val] == ["val/0/1", "val/0/2"]
 
 
 def test_fewer_images_than_shots_are_all_used_and_said():
-    drawn = data.few_shot(made_dataset({0: 5, 1: 3, 2: 4}, {0: 2}), 4, seed=0)
+    drawn = few_shot(made_dataset({0: 5, 1: 3, 2: 4}, {0: 2}), 4, seed=0)
     assert [sum(i.label == label for i in drawn.train) for label in range(3)] == [4, 3, 4]
     assert drawn.notes == ("class 'class1' has 3 images, 4 shots wanted: using 3",)
     assert len(drawn.val) == 2
     with pytest.raises(ValueError, match="shots: expected at least 1, got 0"):
-        data.few_shot(drawn, 0, seed=0)
+        few_shot(drawn, 0, seed=0)
 
 
 def test_few_shots_leave_the_global_generator_alone():
     random.seed(5)
     expected = random.random()
     random.seed(5)
-    data.few_shot(made_dataset({0: 5, 1: 3, 2: 4}, {}), 2, seed=1)
+    few_shot(made_dataset({0: 5, 1: 3, 2: 4}, {}), 2, seed=1)
     assert random.random() == expected
 
 
@@ -101,11 +105,11 @@ def test_few_shots_leave_the_global_generator_alone():
 def test_first_half_of_the_labels_rounded_up_is_base(classes, base, new):
     dataset = made_dataset({label: 3 for label in range(classes)}, {0: 1, classes - 1: 2}, classes)
     for which, kept in [("base", base), ("new", new), ("all", base + new)]:
-        selected = data.select_classes(dataset, which)
+        selected = select_classes(dataset, which)
         assert selected.classnames == [f"class{label}" for label in kept]
         for part in ("train", "val", "test"):
             expected = [
-                data.Item(path, kept.index(label), name)
+                Item(path, kept.index(label), name)
                 for path, label, name in getattr(dataset, part)
                 if label in kept
             ]
@@ -115,8 +119,8 @@ def test_first_half_of_the_labels_rounded_up_is_base(classes, base, new):
 
 def test_base_classes_have_the_pictures_of_the_draw_from_all_classes():
     dataset = made_dataset({3: 9, 0: 9, 1: 9, 2: 9}, {}, classes=4)
-    drawn = data.few_shot(dataset, 2, seed=1)
-    new = data.select_classes(drawn, "new")
+    drawn = few_shot(dataset, 2, seed=1)
+    new = select_classes(drawn, "new")
     assert [item.path for item in new.train] == [i.path for i in drawn.train if i.label in (2, 3)]
     assert "new: 2 classes, 4/0/4 images" in new.source
 
@@ -124,9 +128,9 @@ def test_base_classes_have_the_pictures_of_the_draw_from_all_classes():
 def test_too_few_classes_and_unknown_words_are_refused():
     dataset = made_dataset({0: 1, 1: 1, 2: 1}, {})
     with pytest.raises(ValueError, match="at least 2 new classes, got 1 of 3: use a data set of"):
-        data.select_classes(dataset, "new")
+        select_classes(dataset, "new")
     with pytest.raises(ValueError, match="expected one of all, base, new, got 'old'"):
-        data.select_classes(dataset, "old")
+        select_classes(dataset, "old")
 
 
 # ---- split files
@@ -134,9 +138,9 @@ def test_too_few_classes_and_unknown_words_are_refused():
 
 def test_split_file_brings_back_the_same_data_set(tmp_path):
     draw_classes(tmp_path / "data", {"a_b": 6, "ünï": 6, os.fsdecode(b"caf\xe9"): 6})
-    drawn = data.few_shot(open_dataset(tmp_path / "data"), 2, seed=1)
-    data.write_split(drawn, tmp_path / "split.json")
-    again = data.read_split(tmp_path / "split.json")
+    drawn = few_shot(open_dataset(tmp_path / "data"), 2, seed=1)
+    write_split(drawn, tmp_path / "split.json")
+    again = read_split(tmp_path / "split.json")
     for name in ("name", "classnames", "template", "train", "val", "test"):
         assert getattr(again, name) == getattr(drawn, name), name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "split.json"]
@@ -148,30 +152,30 @@ def test_split_file_brings_back_the_same_data_set(tmp_path):
 
 def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
     draw_classes(tmp_path / "data", {"a": 3, "b": 3})
-    data.write_split(open_dataset(tmp_path / "data"), tmp_path / "split.json")
+    write_split(open_dataset(tmp_path / "data"), tmp_path / "split.json")
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="expected its image folder, got .*data"):
-        data.read_split(tmp_path / "split.json")
-    moved = data.read_split(tmp_path / "split.json", tmp_path / "moved")
+        read_split(tmp_path / "split.json")
+    moved = read_split(tmp_path / "split.json", tmp_path / "moved")
     assert all(os.path.exists(item.path) for item in everything(moved))
     Path(moved.test[0].path).unlink()
     with pytest.raises(FileNotFoundError, match="got 1 missing, the first .*png"):
-        data.read_split(tmp_path / "split.json", tmp_path / "moved")
+        read_split(tmp_path / "split.json", tmp_path / "moved")
 
 
 def test_missing_files_are_found_among_few_and_among_many(tmp_path):
     draw_classes(tmp_path, {"a": 25})
     there = sorted(map(str, (tmp_path / "a").iterdir()))
     gone = [str(tmp_path / "a" / "none.png"), str(tmp_path / "b" / "none.png")]
-    assert data.missing_files(there + gone) == gone == data.missing_files(gone)
-    assert data.missing_files(there) == []
+    assert missing_files(there + gone) == gone == missing_files(gone)
+    assert missing_files(there) == []
 
 
 def test_nothing_is_written_into_the_data_folder(tmp_path):
     draw_classes(tmp_path / "data", {"a": 3, "b": 3})
     dataset = open_dataset(tmp_path / "data")
     with pytest.raises(ValueError, match="outside the data folder"):
-        data.write_split(dataset, tmp_path / "data" / "a" / "split.json")
+        write_split(dataset, tmp_path / "data" / "a" / "split.json")
     assert len(list((tmp_path / "data").rglob("*"))) == 8
 
 
@@ -195,13 +199,13 @@ def test_fingerprint_is_that_of_the_lists_wherever_they_lie(tmp_path):
 
 
 def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkeypatch):
-    def listed(*files: str) -> list[data.Item]:
-        return [data.Item(os.path.join(tmp_path, file), 0, "ox") for file in files]
+    def listed(*files: str) -> list[Item]:
+        return [Item(os.path.join(tmp_path, file), 0, "ox") for file in files]
 
-    def folders(dataset: data.Dataset) -> list[str]:
+    def folders(dataset: Dataset) -> list[str]:
         return [folder.relative_to(tmp_path).as_posix() for folder in dataset.folders()]
 
-    empty = data.Dataset("made", tmp_path / "lists", ["ox", "gnu"], "{}.", [], [], [], "made")
+    empty = Dataset("made", tmp_path / "lists", ["ox", "gnu"], "{}.", [], [], [], "made")
     made = replace(empty, train=listed("p/ox/1", "p/ox/2", "p/gnu/1"), test=listed("q/r/1", "s/1"))
     assert folders(made) == ["lists", "p", "s", "p/gnu", "p/ox", "q/r"]
     monkeypatch.setenv("HOME", str(tmp_path / "p"))  # not this one, but those below it
@@ -209,7 +213,7 @@ def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "p")
-    named = replace(empty, root=Path("link"), train=[data.Item("link/ox/1", 0, "ox")])
+    named = replace(empty, root=Path("link"), train=[Item("link/ox/1", 0, "ox")])
     monkeypatch.delenv("HOME")
     assert folders(named) == ["p", "p/ox"]
 
@@ -250,10 +254,10 @@ def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkey
 def test_broken_split_files_get_one_line(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(ValueError, match=r"s.json.*: expected ") as raised:
-        data.read_split(tmp_path / "s.json", tmp_path)
+        read_split(tmp_path / "s.json", tmp_path)
     assert str(raised.value).isprintable() and len(str(raised.value)) <= 500
     with pytest.raises(FileNotFoundError, match="none.json"):
-        data.read_split(tmp_path / "none.json", tmp_path)
+        read_split(tmp_path / "none.json", tmp_path)
 
 
 @pytest.mark.parametrize("row", ["[],", '["a",0,"b"],'])
@@ -262,10 +266,10 @@ def test_a_split_file_may_list_two_million_pictures_and_no_more(tmp_path, row):
     path, rows = tmp_path / "s.json", row * (10_000_000 // separators + 1)
     path.write_text('{"train": [' + rows[:-1] + "]}")
     with pytest.raises(ValueError, match="s.json: expected at most .* 10,000,000 entries, got 10,"):
-        data.read_split(path)
+        read_split(path)
     separators = "," * 5 * 1_300_000  # as many as a row and a line for each of ImageNet's have
     path.write_text(json.dumps({"train": [["a", 0, "b"]], "template": separators}))
-    assert data.split_content(path)["train"] == [["a", 0, "b"]]
+    assert split_content(path)["train"] == [["a", 0, "b"]]
 
 
 def split_of(folder: Path, **changes) -> Path:
@@ -282,7 +286,7 @@ def split_of(folder: Path, **changes) -> Path:
 )
 def test_a_name_that_would_lead_a_run_out_of_its_folder_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="name") as raised:
-        data.read_split(split_of(tmp_path, name=name))
+        read_split(split_of(tmp_path, name=name))
     assert str(raised.value).isprintable() and len(str(raised.value)) <= 500
 
 
@@ -290,14 +294,14 @@ def test_pictures_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_pat
     draw_classes(tmp_path / "far", {"x": 1})
     paths = [str(tmp_path / "far/x/image_0001.png"), "../far/x/image_0001.png", "a/image_0001.png"]
     rows = [[path, label, name] for label, (path, name) in enumerate(zip(paths, "abc"))]
-    split = data.read_split(split_of(tmp_path / "near", test=rows))
+    split = read_split(split_of(tmp_path / "near", test=rows))
     assert all(os.path.samefile(i.path, paths[0]) for i in split.test[:2])
     os.mkfifo(tmp_path / "near" / "pipe")
     for odd in ("pipe", "a", "/dev/null", "a\0"):
         path = tmp_path / "near" / "s.json"
         path.write_text(json.dumps({"root": str(path.parent), "test": [[odd, 0, "a"]]}))
         with pytest.raises(FileNotFoundError, match="1 missing, the first"):
-            data.read_split(path)
+            read_split(path)
 
 
 def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system(
@@ -309,37 +313,37 @@ def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system
     asked, isfile = [], os.path.isfile
     monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or isfile(path))
     pipe = str(tmp_path / "a" / "pipe")
-    assert data.missing_files([*there, pipe]) == [pipe] == asked
+    assert missing_files([*there, pipe]) == [pipe] == asked
 
 
 def test_two_classes_of_one_name_in_a_split_file_are_said(tmp_path):
     rows = [[f"{file}/image_0001.png", n, name] for n, (file, name) in enumerate(zip("abc", "xxy"))]
-    notes = data.read_split(split_of(tmp_path, test=rows)).notes
+    notes = read_split(split_of(tmp_path, test=rows)).notes
     assert notes == ("2 classes are called 'x'",)
     rows = [[f"{file}/image_0001.png", n, "x"] for n, file in enumerate("abc")]
     (tmp_path / "s.json").write_text(json.dumps({"test": rows}))
     with pytest.raises(ValueError, match=r"several names, got \['x', 'x', 'x'\]"):
-        data.read_split(tmp_path / "s.json", tmp_path)
+        read_split(tmp_path / "s.json", tmp_path)
 
 
 def test_missing_files_beyond_a_thousand_are_not_counted(tmp_path):
     rows = [[f"{number}.png", 0, "a"] for number in range(1500)]
     with pytest.raises(FileNotFoundError, match="got 1000 or more missing, the first .*/0.png"):
-        data.read_split(split_of(tmp_path, test=rows))
+        read_split(split_of(tmp_path, test=rows))
 
 
 # ---- batches
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[data.Item]:
+def pictures(tmp_path_factory) -> list[Item]:
     """Eleven noisy pictures of different sizes, two classes."""
     folder, numbers = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     items = []
     for number in range(11):
         noise = numbers.integers(0, 256, (17 + number, 31 - number, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number:02d}.png")
-        items.append(data.Item(str(folder / f"{number:02d}.png"), number % 2, "ab"[number % 2]))
+        items.append(Item(str(folder / f"{number:02d}.png"), number % 2, "ab"[number % 2]))
     return items
 
 
@@ -441,7 +445,7 @@ def threads() -> list[str]:
 def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_path, workers):
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(pictures[0].path).read_bytes()[:99])
-    items = pictures[:6] + [data.Item(str(broken), 0, "a")]
+    items = pictures[:6] + [Item(str(broken), 0, "a")]
     for batches in (
         batching.train_batches(items, 7, 7, seed=1, epoch=0, workers=workers),
         batching.test_batches(items, 7, 4, workers=workers),
@@ -495,7 +499,7 @@ def test_senseless_sizes_are_refused_at_once(pictures):
 
 
 @pytest.fixture
-def deep(tmp_path) -> list[data.Item]:
+def deep(tmp_path) -> list[Item]:
     """Three of integers, the brightest with 900; two of floats; one of 8 bits; one broken."""
     values = {"a": 800, "b": 900, "c": 30, "d": 0.5, "e": 200.0, "f": 7}
     kinds = {"a": np.uint16, "b": np.uint16, "c": np.uint16, "d": np.float32, "e": np.float32}
@@ -503,9 +507,9 @@ def deep(tmp_path) -> list[data.Item]:
     for name, value in values.items():
         pixels = np.full((9, 9), value, kinds.get(name, np.uint8))
         Image.fromarray(pixels).save(tmp_path / f"{name}.tiff")
-        items.append(data.Item(str(tmp_path / f"{name}.tiff"), 0, "grey"))
+        items.append(Item(str(tmp_path / f"{name}.tiff"), 0, "grey"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    return [*items, data.Item(str(tmp_path / "broken.png"), 0, "grey")]
+    return [*items, Item(str(tmp_path / "broken.png"), 0, "grey")]
 
 
 def test_one_white_is_found_for_many_pictures(deep):
@@ -541,7 +545,6 @@ def test_batches_show_dark_pictures_darker_than_bright_ones(deep):
     store.fill([item.path for item in items], white=white)
     for batches in (
         batching.test_batches(items, 5, 3, white=white),
-        batching.train_batches(items, 5, 3, 1, 0, white=white),
         batching.train_batches(items, 5, 3, 1, 0, store),
     ):
         (batch,) = batches

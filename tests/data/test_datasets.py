@@ -15,7 +15,7 @@ from minidpt.data import lists as data
 from minidpt.data import naming
 from minidpt.data.datasets import open_dataset
 from minidpt.data.layouts import LAYOUTS, layout_of
-from minidpt.data.lists import few_shot
+from minidpt.data.shots import few_shot
 
 NAMES = [layout.name for layout in LAYOUTS]
 TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]

@@ -14,8 +14,10 @@ from PIL import Image
 
 import minidpt
 from minidpt.checkpoints.reader import read_state_dict
-from minidpt.data import datasets, demo
-from minidpt.data.demo import BOOK_STYLE, CLASSES, STREET_STYLE, THINGS, draw_scene
+from minidpt.data import datasets, demo, scenes
+from minidpt.data.demo import CLASSES
+from minidpt.data.scenes import BOOK_STYLE, STREET_STYLE, draw_scene
+from minidpt.data.things import THINGS
 
 both_styles = pytest.mark.parametrize("style", [BOOK_STYLE, STREET_STYLE], ids=["book", "night"])
 
@@ -66,7 +68,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
         drawn.append((name, size))
         return []
 
-    monkeypatch.setattr(demo, "draw_thing", record)
+    monkeypatch.setattr(scenes, "draw_thing", record)
     counts = Counter()
     for seed in range(50):
         drawn.clear()
@@ -138,18 +140,9 @@ def drawn_in(picture: Image.Image) -> np.ndarray:
 @both_styles
 @pytest.mark.parametrize("name", THINGS)
 def test_the_mask_is_where_the_thing_is_drawn(name, style):
-    picture, mask = demo.draw_scene_and_mask(name, random.Random(5), alone(style))
+    picture, mask = scenes.draw_scene_and_mask(name, random.Random(5), alone(style))
     assert picture.tobytes() == scene(name, 5, alone(style))
     assert np.array_equal(drawn_in(picture), np.asarray(mask) > 0)
-
-
-def test_the_main_things_are_those_of_the_test_pictures(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "STREET_STYLE", alone(STREET_STYLE))
-    folder, masks = demo.draw_demo(tmp_path), demo.main_things()
-    assert len(masks) == 36
-    for file, mask in masks.items():
-        with Image.open(folder / "test" / file) as picture:
-            assert np.array_equal(drawn_in(picture), np.asarray(mask) > 0), file
 
 
 def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 from image_folders import draw, draw_classes
 
 from minidpt.clip import pictures
-from minidpt.data import folders, naming
+from minidpt.data import listing, naming
 from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
-from minidpt.data.lists import few_shot, write_split
+from minidpt.data.shots import few_shot
+from minidpt.data.splits import write_split
 from minidpt.progress import watched_by
 
 
@@ -654,7 +655,7 @@ def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
     os.mkfifo(tmp_path / "b" / "pipe")
     expected = "not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename pictures)"
     assert set(expected.split(", ")) <= set(open_dataset(tmp_path).notes[0].split(", "))
-    assert folders.images_in(tmp_path).unread == {".cr2": 3, ".jp2": 1, "without ending": 1}
+    assert listing.images_in(tmp_path).unread == {".cr2": 3, ".jp2": 1, "without ending": 1}
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.nef").write_bytes(b"")
@@ -667,6 +668,6 @@ def test_avif_and_jpeg_xl_are_pictures_where_pillow_reads_them(tmp_path, monkeyp
     draw_classes(tmp_path, {"a": 2})
     for name in ("x.avif", "x.jxl"):
         (tmp_path / "a" / name).write_bytes(b"")
-    monkeypatch.setattr(data, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))
-    found = folders.images_in(tmp_path)
+    monkeypatch.setattr(listing, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))
+    found = listing.images_in(tmp_path)
     assert (len(found), sum(found.unread.values())) == ((4, 0) if reads else (2, 2))

@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.lists import PARTS, read_split
+from minidpt.data.lists import PARTS
 from minidpt.data.naming import read_classnames
+from minidpt.data.splits import read_split
 from minidpt.runs.evaluation import FeatureCache
 from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
-from minidpt.runs.results import write_tables
+from minidpt.runs.tables import write_tables
 
 SPLIT_ROWS = {
     part: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]

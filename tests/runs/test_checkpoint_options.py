@@ -30,11 +30,6 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def train(place: Path, *options: object) -> Path:
     command = ("--data", place / "data", "--model", place / "clip.pt", *SHORT, "--out", "run")
     result = inside("train.py", *command, *options)

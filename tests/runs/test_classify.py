@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,20 +15,15 @@ from pathlib import Path
 import pytest
 from image_folders import draw
 from PIL import Image
-from scripts import ROOT, SHORT, assert_one_line, environment, inside, save_clip
+from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, save_clip
 
 import minidpt
 from minidpt import trained as trained_models
 from minidpt.clip.transforms import Preprocess
 from minidpt.clip.workers import PAUSE
-from minidpt.runs import classify, command_line
+from minidpt.runs import classify, progress_line
 
 NAMES = ["gnu", "ox"]
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +188,9 @@ def test_a_stream_that_cannot_be_read_is_an_error():
 @pytest.fixture
 def service(run):
     """Begins `eval.py --image - --json -` in a process of its own."""
-    command = [sys.executable, str(ROOT / "eval.py"), "--run", str(run), "--image", "-"]
+    command = forked(ROOT / "eval.py", "--run", run, "--image", "-", "--json", "-", "--top", 1)
     with subprocess.Popen(
-        [*command, "--json", "-", "--top", "1"], env=environment(), encoding="utf-8",
+        command, env=environment(), encoding="utf-8",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         with no_longer_than(60, process.kill):
@@ -320,7 +314,7 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
-    monkeypatch.setattr(command_line, "AFTER", 0.0)
+    monkeypatch.setattr(progress_line, "AFTER", 0.0)
     result = inside("eval.py", "--run", run, "--image", *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted == ["images 2/6", "images 4/6", "images 6/6"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import minidpt
 from minidpt.clip.transforms import Preprocess, normalize
-from minidpt.data import batches
+from minidpt.data import batches, copies
 from minidpt.data import lists as data
 from minidpt.progress import watched_by
 from minidpt.runs import evaluation
@@ -78,7 +78,8 @@ def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
         test = evaluation.TestSet(own, clip, batch_size=3, workers=0)
-        assert evaluation.accuracy(model, test) == pytest.approx(expected)
+        found = evaluation.predicted(model, test).labels
+        assert evaluation.percent_correct(found, test.labels) == pytest.approx(expected)
 
 
 def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
@@ -114,7 +115,7 @@ def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
     test = evaluation.TestSet(items, clip, batch_size=3, workers=0)
     for method in ("dpt", "coop"):
         evaluation.zero_shot_accuracy(build(clip, method), test)
-        evaluation.accuracy(build(clip, method), test)
+        evaluation.predicted(build(clip, method), test)
     assert decoded == [item.path for item in items]
     first, second = list(test.pixels()), list(test.pixels())
     assert len(test) == 7 and [len(part.labels) for part in first] == [3, 3, 1]
@@ -245,13 +246,13 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "copy").write_bytes(contents["a"])
-    read, digest = [], evaluation._digest
-    monkeypatch.setattr(evaluation, "_digest", lambda path: read.append(path) or digest(path))
+    read, digest = [], copies._digest
+    monkeypatch.setattr(copies, "_digest", lambda path: read.append(path) or digest(path))
     a, b, c, d, copy = (str(tmp_path / name) for name in ("a", "b", "c", "d", "copy"))
-    note = evaluation.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
+    note = copies.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
     assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
     assert set(read) == {a, b, copy}  # of another size or end: not read
-    assert evaluation.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
+    assert copies.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
 
 
 @pytest.mark.parametrize("step", ["_end", "_digest"])
@@ -261,8 +262,8 @@ def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step)
 
     for name in "ab":
         (tmp_path / name).write_bytes(b"x" * 3000)
-    monkeypatch.setattr(evaluation, step, refused)
-    assert evaluation.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
+    monkeypatch.setattr(copies, step, refused)
+    assert copies.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
 
 
 def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):

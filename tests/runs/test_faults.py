@@ -13,13 +13,23 @@ from pathlib import Path
 
 import pytest
 from image_folders import draw_classes
-from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
+from scripts import (
+    ROOT,
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    environment,
+    forked,
+    inside,
+    save_clip,
+    summary,
+)
 
 import minidpt
 from minidpt import files
 from minidpt.data import demo
-from minidpt.data.lists import read_split
-from minidpt.runs import command_line, evaluation
+from minidpt.data.splits import read_split
+from minidpt.runs import command_line, evaluation, transfer
 from minidpt.runs import folders as runs
 
 fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
@@ -32,11 +42,6 @@ def place(tmp_path_factory) -> tuple[str, ...]:
     draw_classes(folder / "pictures", {"ox": 50, "gnu": 50})
     save_clip(folder / "little.pt")
     return ("--data", str(folder / "pictures"), "--model", str(folder / "little.pt"))
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
-    command = [sys.executable, str(ROOT / "eval.py"), "--table", str(trained)]
+    command = forked(ROOT / "eval.py", "--table", trained)
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
@@ -234,11 +239,13 @@ RUN = ["config.json", "metrics.jsonl", "model.pt", "predictions.csv", "split.jso
 def forks(place, tmp_path_factory) -> tuple[Path, dict]:
     """What came of runs that were killed or had a rival; one process imports once, then forks."""
     folder = tmp_path_factory.mktemp("forks")
-    code = FORKS.replace("TESTS", repr(str(ROOT / "tests")))
+    few = draw_classes(folder / "pictures", {"ox": 6, "gnu": 6})  # some sixty runs decode them
+    script = folder / "forks.py"
+    script.write_text(FORKS.replace("TESTS", repr(str(ROOT / "tests"))))
+    command = forked(script, *place, *SCHEDULE, "--data", few, "--epochs", 1)
     done = subprocess.run(
-        [sys.executable, "-c", code, *place, *map(str, SCHEDULE), "--epochs", "1"], cwd=folder,
-        env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8",
-    )  # fmt: skip
+        command, cwd=folder, env=environment(), capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -345,7 +352,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
         raise PermissionError("a folder that is only read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SCRIPTS["eval.py"], "locked", refused)
+        patch.setattr(transfer, "locked", refused)
         assert inside("eval.py", "--run", "run", "--data", place[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed

@@ -18,8 +18,9 @@ import minidpt
 from minidpt.data import batches, datasets
 from minidpt.data import lists as data
 from minidpt.data.layouts import LAYOUTS
-from minidpt.runs import evaluation, results
+from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs
+from minidpt.runs.train_options import parse_arguments
 
 NAMES = [layout.name for layout in LAYOUTS]
 TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
@@ -36,11 +37,6 @@ def guide(tmp_path_factory) -> Path:
     for name in NAMES:
         draw_miniature(root, name)
     return root
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def succeed(script: str, *arguments: object) -> Result:
@@ -388,7 +384,7 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
     both = [row for row in rows if "harmonic mean" in row["tested"] and row["method"] == "dpt"]
     parts = [row for row in rows if row["method"] == "dpt" and row not in both]
     first, second = (float(row["accuracy"]) for row in parts)
-    assert float(both[0]["accuracy"]) == pytest.approx(results.harmonic_mean(first, second))
+    assert float(both[0]["accuracy"]) == pytest.approx(tables.harmonic_mean(first, second))
 
     again = succeed("eval.py", "--run", run, "--classes", "new").out  # the same once more
     assert (
@@ -495,7 +491,7 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictu
     shutil.copytree(run, "again/longer")
     config = json.loads(Path("again/longer/config.json").read_text())
     Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
-    text = results.write_tables("again")
+    text = tables.write_tables("again")
     rows = [
         row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
     ]
@@ -635,7 +631,7 @@ def test_the_mean_over_data_sets_is_taken_for_each_seed():
         return results.Row(dataset, dataset, dataset, "tiny", "dpt", 1, "", 50.0, accuracies)
 
     rows = [row("EuroSAT", {1: 10.0, 2: 30.0, 3: 99.0}), row("DTD", {1: 30.0, 2: 10.0})]
-    table = results.markdown(rows)
+    table = tables.markdown(rows)
     mean = table.split("Mean of 2 data sets")[1].split("**")[1]
     assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
 
@@ -653,7 +649,7 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
     assert {(row.dataset, row.variant) for row in rows} == {
         ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
     }  # fmt: skip
-    mean = results.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
+    mean = tables.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
     assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
 
 
@@ -677,26 +673,26 @@ def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, show
 def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
     assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
-    assert "dpt" not in results.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
+    assert "dpt" not in tables.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
     usual = [result("DTD", "coop", epochs=200, warmup_epochs=10),
              result("ImageNet", "coop", epochs=50, warmup_epochs=1, accuracy=80.0)]  # fmt: skip
     rows = results.summarise(usual)
     assert [row.variant for row in rows] == ["", ""]
-    assert "coop      | 70.0" in results.markdown(rows).split("Mean of 2 data sets")[1]
+    assert "coop      | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
 
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, visual_lr=0.01)
-    said = results.over(results.summarise([result(**short), result(method="coop", **short)]))
+    said = tables.over(results.summarise([result(**short), result(method="coop", **short)]))
     assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
-    said = results.over(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    said = tables.over(results.summarise([result(**short), usual, result(method="zeroshot")]))
     assert said.endswith("one seed. Not as published: dpt: --epochs 6 --csc.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
-    assert results.over(rows) == (
+    assert tables.over(rows) == (
         "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
         "Not as published: --csc."
     )
@@ -704,7 +700,7 @@ def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
 
 def test_published_options_are_the_defaults_of_train_py(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
-    defaults = vars(SCRIPTS["train.py"].parse_arguments())
+    defaults = vars(parse_arguments(""))
     for name, value in results.PUBLISHED_OPTIONS.items():
         assert defaults[name] == ([value] if name == "method" else value), name
 
@@ -727,7 +723,7 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
     rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
                               result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     table = read_csv(tmp_path / "table.csv")
     found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
     assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
@@ -741,7 +737,7 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
                     accuracies)
         for half, accuracies in halves.items()
     ]  # fmt: skip
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     mean = read_csv(tmp_path / "table.csv")[2]
     assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
     assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
@@ -749,10 +745,10 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
 
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
     rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     assert [row["dataset"] for row in read_csv(tmp_path / "table.csv")] == ["'=1+1", "a|b"]
     assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
-    table = results.markdown(rows)
+    table = tables.markdown(rows)
     assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
 
 
@@ -761,7 +757,7 @@ def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
     rows = results.summarise(
         result(template=template, zero_shot=zero_shot) for template, zero_shot in asked.items()
     )
-    table = results.markdown(rows)
+    table = tables.markdown(rows)
     assert "zero-shot (template a {}.)  | 40.0" in table
     assert "zero-shot (template my {}.) | 50.0" in table
 
@@ -769,7 +765,7 @@ def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
 def test_runs_on_the_new_classes_are_in_the_table():
     row = results.summarise([result()])[0]
     only_new = row._replace(trained="DTD, new classes", tested="DTD, new classes")
-    table = results.markdown([row, only_new])
+    table = tables.markdown([row, only_new])
     assert "**DTD, new classes, CLIP tiny**" in table and "Mean of" not in table
 
 
@@ -823,7 +819,7 @@ def test_test_images_that_were_trained_on_are_counted(pictures, clip):
     assert "note: 9 of the test images were trained on\n" in out  # 3 shots of 3 classes
     shutil.copytree("a", "b")
     out = succeed("eval.py", "--run", "a", "b", "--data", "labels.csv").out
-    assert "note: 9 of the test images were trained on by b\n" in out
+    assert "note: b: 9 of the test images were trained on\n" in out
 
 
 def test_notes_about_other_data_are_printed(pictures, clip):

@@ -8,13 +8,22 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from image_folders import draw_classes
-from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, inside, save_clip, summary
+from scripts import (
+    ROOT,
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    environment,
+    forked,
+    inside,
+    save_clip,
+    summary,
+)
 
 from minidpt.checkpoints.reader import read_checkpoint
 
@@ -41,11 +50,6 @@ def whole(command, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def outcome(run: str | Path) -> tuple:
     """Weights to the bit, the metrics without times, the accuracies."""
     learned = read_checkpoint(Path(run) / "model.pt")["learned"]
@@ -69,6 +73,15 @@ def interrupt(monkeypatch, command, after: int = 3, number: int = signal.SIGTERM
         return inside(*command)
 
 
+@pytest.fixture(scope="module")
+def stopped(command, tmp_path_factory) -> Path:
+    """A run that was interrupted after three of its six epochs."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        assert interrupt(patch, (*command, "--out", folder)).status == 143
+    return folder
+
+
 # --resume
 
 
@@ -77,7 +90,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     script = ROOT / "tests/benchmarks/kills.py"
     seed = str(random.randrange(10**6))
     done = subprocess.run(
-        [sys.executable, script, "--kills", "10", "--seed", seed], env=environment(),
+        forked(script, "--kills", 10, "--seed", seed), env=environment(),
         capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
@@ -117,8 +130,8 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
         assert Path(folder, "table.md").is_file()
 
 
-def test_what_has_moved_may_be_named_and_the_run_notes_it(command, place, whole, monkeypatch):
-    interrupt(monkeypatch, (*command, "--out", "run"))
+def test_what_has_moved_may_be_named_and_the_run_notes_it(place, whole, stopped):
+    shutil.copytree(stopped, "run")
     shutil.copytree(place / "pictures", "elsewhere")
     result = inside("train.py", "--resume", "run", "--data", "elsewhere", "--workers", 1)
     assert result.status == 0 and outcome("run")[:2] == outcome(whole)[:2]
@@ -127,8 +140,8 @@ def test_what_has_moved_may_be_named_and_the_run_notes_it(command, place, whole,
     assert inside("eval.py", "--run", "run").status == 0
 
 
-def test_other_pictures_or_another_clip_are_refused_by_name(command, place, monkeypatch):
-    interrupt(monkeypatch, (*command, "--out", "run"))
+def test_other_pictures_or_another_clip_are_refused_by_name(stopped):
+    shutil.copytree(stopped, "run")
     before = Path("run/state.pt").read_bytes()
     draw_classes(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
     result = inside("train.py", "--resume", "run", "--data", "others")
@@ -138,8 +151,8 @@ def test_other_pictures_or_another_clip_are_refused_by_name(command, place, monk
     assert Path("run/state.pt").read_bytes() == before
 
 
-def test_options_that_would_make_another_run_are_refused_by_name(command, monkeypatch):
-    interrupt(monkeypatch, (*command, "--out", "run"))
+def test_options_that_would_make_another_run_are_refused_by_name(stopped):
+    shutil.copytree(stopped, "run")
     others = ("--epochs", 9, "--csc", "--batch-size", 5)  # the last is the run's own
     result = inside("train.py", "--resume", "run", *others)
     assert_one_line(result, "train.py", "--csc, --epochs: expected the run's own settings")
@@ -178,8 +191,8 @@ def test_a_folder_without_a_run_is_refused(place, name):
         lambda content: content.update(epoch=None),
     ],
 )
-def test_a_damaged_state_is_refused_in_one_line(command, monkeypatch, damage):
-    interrupt(monkeypatch, (*command, "--out", "run"))
+def test_a_damaged_state_is_refused_in_one_line(stopped, damage):
+    shutil.copytree(stopped, "run")
     content = read_checkpoint("run/state.pt")
     damage(content)
     torch.save(content, "other.pt")  # not into the file that is mapped
@@ -211,9 +224,9 @@ def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monke
     assert Path("run/summary.json").is_file()
 
 
-def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(command, monkeypatch):
+def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(stopped, monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
-    interrupt(monkeypatch, (*command, "--out", "run"))
+    shutil.copytree(stopped, "run")
     result = inside("train.py", "--resume=~/run")
     assert result.status == 0 and Path("run/summary.json").is_file() and not Path("~").exists()
 

@@ -1,0 +1,155 @@
+"""Pictures of things, drawn by Pillow from a seed; what they look like is a `Style`."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageChops, ImageDraw
+
+from .things import THINGS, Point
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a scene is drawn. Ranges are (low, high); shares are probabilities.
+
+    saturation, value: of the things' colours; hues are free.
+    background: (saturation, value) ranges of the background.
+    outline: share of things drawn as outlines instead of filled.
+    clutter: number of random strokes over the background.
+    others: number of smaller things of other classes; other_size: their size by the main one's.
+    size: of the main thing, by the picture's side; tilt: degrees to either side.
+    noise: amplitude of grain, 0–255.
+    """
+
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+    background: tuple[tuple[float, float], tuple[float, float]]
+    outline: float
+    clutter: tuple[int, int]
+    others: tuple[int, int]
+    other_size: tuple[float, float]
+    size: tuple[float, float]
+    tilt: float
+    noise: float
+
+
+BOOK_STYLE = Style(
+    saturation=(0.4, 1.0),
+    value=(0.35, 1.0),
+    background=((0.0, 0.4), (0.6, 1.0)),
+    outline=0.2,
+    clutter=(0, 3),
+    others=(0, 0),
+    other_size=(0.4, 0.6),
+    size=(0.5, 0.95),
+    tilt=15,
+    noise=0,
+)
+
+STREET_STYLE = Style(
+    saturation=(0.2, 0.9),
+    value=(0.6, 1.0),
+    background=((0.1, 0.6), (0.05, 0.3)),
+    outline=0.0,
+    clutter=(0, 2),
+    others=(2, 3),
+    other_size=(0.3, 0.45),
+    size=(0.55, 0.85),
+    tilt=12,
+    noise=40,
+)
+
+
+def draw_scene(
+    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
+) -> Image.Image:
+    """A picture (side × side, RGB) of one thing, with smaller others around it as in the style."""
+    return draw_scene_and_mask(thing, rng, style, side, others)[0]
+
+
+def draw_scene_and_mask(
+    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """The picture of `draw_scene`, and how much of each pixel is the thing's (L, 0–255).
+
+    What is drawn as an outline counts with all that it encloses.
+    """
+    scale = 2  # drawn larger and reduced: smooth edges
+    ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
+    image = Image.new("RGB", (side * scale, side * scale), ground)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.randint(*style.clutter)):
+        ends = [(rng.random() * side * scale, rng.random() * side * scale) for _ in range(2)]
+        draw.line(ends, fill=colour(rng, style), width=rng.randint(1, 3) * scale)
+    size = rng.uniform(*style.size)
+    if others is None:
+        others = rng.sample([name for name in THINGS if name != thing], rng.randint(*style.others))
+    for name in others:
+        small = size * rng.uniform(*style.other_size)
+        draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
+    mask = Image.new("L", image.size)
+    for polygon in draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False):
+        ImageDraw.Draw(mask).polygon(polygon, fill=255)  # the last one drawn: nothing covers it
+    image, mask = (drawn.resize((side, side), Image.Resampling.BOX) for drawn in (image, mask))
+    return add_grain(image, rng, style.noise) if style.noise else image, mask
+
+
+def draw_thing(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    rng: random.Random,
+    style: Style,
+    size: float,
+    pixels: int,
+    at_edge: bool,
+) -> list[list[Point]]:
+    """One thing: `size` by the picture's side, anywhere where it fits, or about an edge.
+
+    Returns its polygons as they lie in the picture.
+    """
+    room = 1 - size
+    x, y = rng.random() * room, rng.random() * room
+    if at_edge:
+        along, across = rng.random() * room, rng.choice((-0.2 * size, 1 - 0.8 * size))
+        x, y = rng.choice(((along, across), (across, along)))
+    angle = math.radians(rng.uniform(-style.tilt, style.tilt))
+    mirror = rng.choice((-1, 1))
+    stretch = rng.uniform(0.85, 1.0)
+    colours = [colour(rng, style) for _ in range(3)]
+    outline = rng.random() < style.outline
+
+    def place(px: float, py: float) -> Point:
+        u, v = (px - 0.5) * mirror * stretch, py - 0.5
+        right = u * math.cos(angle) - v * math.sin(angle)
+        down = u * math.sin(angle) + v * math.cos(angle)
+        return (x + (right + 0.5) * size) * pixels, (y + (down + 0.5) * size) * pixels
+
+    parts = [(which, [place(*point) for point in part]) for which, part in THINGS[name](rng)]
+    for which, placed in parts:
+        if outline:
+            width = max(2, round(pixels * 0.018))
+            draw.line([*placed, placed[0]], fill=colours[which], width=width)
+        else:
+            draw.polygon(placed, fill=colours[which])
+    return [placed for _, placed in parts]
+
+
+def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
+    """A random colour of the style's things."""
+    return hsv(rng.random(), rng.uniform(*style.saturation), rng.uniform(*style.value))
+
+
+def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    """Hue, saturation and value in 0–1 as an RGB triple in 0–255."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def add_grain(image: Image.Image, rng: random.Random, amplitude: float) -> Image.Image:
+    """The picture plus uniform noise of ± amplitude/2, the same in the three channels."""
+    grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
+    grain = grain.point(lambda v: round(v * amplitude / 255)).convert("RGB")
+    return ImageChops.add(image, grain, offset=-round(amplitude / 2))

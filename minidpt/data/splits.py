@@ -1,0 +1,123 @@
+"""Split files: the lists of a data set as JSON, as few-shot research hands them on."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..files import (
+    MAX_CLASSES,
+    MAX_PICTURES,
+    collector_paused,
+    entries,
+    good_name,
+    one_line_errors,
+    read_json,
+    replacing,
+    shown,
+)
+from .listing import missing_files, told
+from .lists import DEFAULT_TEMPLATE, PARTS, Dataset, Item, make_dataset
+
+
+def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
+    """Writes the three lists as JSON, in the split format that few-shot research uses.
+
+    `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
+    "root", "template" and "classnames" beside them, "drawn" and "part" (`Dataset`); one picture a
+    line. Replaces the file at once.
+    Raises ValueError if it would lie in one of the data set's folders.
+    """
+    path, root = Path(path), dataset.root.resolve()
+    for folder in dataset.folders():
+        if path.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"split file {path}: expected a place outside the data folder {folder}"
+            )
+    described = {
+        "name": dataset.name,
+        "root": str(root),
+        "template": dataset.template,
+        "classnames": dataset.classnames,
+        "drawn": dataset.drawn,
+        "part": dataset.part,
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
+    for part in PARTS:
+        rows = (
+            [Path(os.path.relpath(item.path, dataset.root)).as_posix(), item.label, item.classname]
+            for item in getattr(dataset, part)
+        )
+        lines.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    with replacing(path) as unfinished:
+        unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def split_content(path: str | os.PathLike) -> dict[str, Any]:
+    """What a split file says, ours or a published one, types and labels checked.
+
+    "train", "val", "test": lists, perhaps empty, of [path, label, class name]; "classnames" by
+    label; perhaps "name", "root", "template", "drawn". Raises FileNotFoundError or ValueError.
+    """
+    where = f"split file {path}"
+    kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
+    kinds |= dict.fromkeys(("classnames", "drawn", *PARTS), list | None)
+    most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
+    content = entries(read_json(path, where, most), where, **kinds)
+    content |= {part: content.get(part) or [] for part in PARTS}
+    expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
+    named: dict[int, str] = {}
+    for part in PARTS:
+        for row in content[part]:
+            good = type(row) is list and list(map(type, row)) == [str, int, str]
+            if not good or named.setdefault(row[1], row[2]) != row[2]:
+                got = ", ".join(map(shown, row[:4])) if type(row) is list else shown(row)
+                raise ValueError(f"{expected}, one name for each label, got [{got}] in {part}")
+    names = content.get("classnames") or [named.get(label) for label in range(len(named))]
+    count = len(names)
+    wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
+    if wrong or not 1 <= count <= MAX_CLASSES:
+        got = f"label {wrong[0]}, {shown(named[wrong[0]])}, of " if wrong else ""
+        raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
+    content["classnames"] = [good_name(name, f"{where}, class {n}") for n, name in enumerate(names)]
+    return content
+
+
+@one_line_errors
+@collector_paused()
+def read_split(
+    path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
+) -> Dataset:
+    """The data set of a split file, ours or a published one.
+
+    `root` is the folder that its paths start from; None takes the one noted in the file. Raises
+    FileNotFoundError if the file, the folder or a listed picture is missing, and ValueError if the
+    file is not a split.
+    """
+    path, content = Path(path), split_content(path)
+    classnames, noted = content["classnames"], content.get("root") if root is None else root
+    shared = ((name, count) for name, count in Counter(classnames).items() if count > 1)
+    notes = [f"{count} classes are called '{name}'" for name, count in shared]
+    if noted is None or not os.path.isdir(noted):
+        raise FileNotFoundError(
+            f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"
+        )
+    root = os.path.realpath(noted) if root is None else root
+    start, listed = os.path.join(root, ""), {}
+    for part in PARTS:
+        listed[part] = [
+            Item(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
+            for file, label, name in content.pop(part)
+        ]
+    missing = missing_files(item.path for own in listed.values() for item in own)
+    if missing:
+        raise FileNotFoundError(
+            f"split file {path}: expected all its pictures in {root}, got {told(missing)}"
+        )
+    name = name or content.get("name") or path.stem
+    template = content.get("template") or DEFAULT_TEMPLATE
+    dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
+    drawn = tuple(content.get("drawn") or ()) or None
+    return replace(dataset, drawn=drawn, part=content.get("part") or "all")

@@ -1,0 +1,84 @@
+"""Where a command computes: the device, the precision on it, the memory of its tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+
+import torch
+
+from ..clip.network import CLIP
+from ..ranks import ALONE, Ranks
+from .precision import PRECISIONS
+
+ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
+
+
+def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+    """The named device, or the accelerator that torch offers here, if any; each rank has its own.
+
+    Raises ValueError if it is not there.
+    """
+    if name is None:
+        name = next((kind for kind in ACCELERATORS if is_there(torch.device(kind))), "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if ranks.size > 1 and device.type != "cpu":
+        if device.index is not None or device.type == "mps":
+            raise ValueError(
+                f"--device {name}: expected a device for each of {ranks.size} processes, got one: "
+                "pass --device cpu, or cuda without a number"
+            )
+        device = torch.device(device.type, ranks.local_rank)
+    if not is_there(device):
+        raise ValueError(
+            f"--device {name}: expected cpu, cuda or cuda:N, or what else this torch offers on "
+            f"this machine, there is no {device if device.type != 'meta' else name}: pass "
+            "--device cpu"
+        )
+    return device
+
+
+def is_there(device: torch.device) -> bool:
+    """Whether torch can have a tensor with values on the device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # by kind of device
+        return False
+    return device.type != "meta"
+
+
+def need_compiler(device: torch.device) -> None:
+    """ValueError if torch.compile would not find the C++ compiler that it calls for a CPU."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and sys.platform != "win32" and not shutil.which(compiler):
+        raise ValueError(
+            f"--compile: expected the C++ compiler {compiler}, found none: install it, name "
+            "another in the environment variable CXX, or leave --compile out"
+        )
+
+
+def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
+    """CLIP on the device, stored in the precision."""
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, 10 bits by default
+    else:
+        clip = clip.cast(PRECISIONS[precision])
+    return clip.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
+
+    By default it returns each large block to the system, which has to clear its pages before the
+    next tensor gets them: up to a fifth of a training step on a CPU. A step's peak is no higher.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)

@@ -1,0 +1,130 @@
+"""The line that shows how far a job is, what is said beside it, and times."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar, TextIO
+
+from ..files import printable
+
+AFTER = 2.0  # seconds that a job takes before anything is shown of it
+
+
+class Progress:
+    """How far a job is: one line on a terminal, rewritten in place; elsewhere one for each tenth.
+
+    what, total, unit: "epoch" of 100; without a total nothing is known of the time left.
+    after: seconds before anything is shown (None: `AFTER`); with some the line goes at the end.
+    done: what was done of it before.
+
+    The line is cut to the terminal's width and holds neither colours nor other escape sequences.
+    """
+
+    shown: ClassVar[Progress | None] = None  # whose line the cursor stands in
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str = "",
+        after: float | None = None,
+        done: int = 0,
+        stream: TextIO | None = None,
+    ):
+        self.what, self.total, self.unit = what, total, unit
+        self.after = AFTER if after is None else after
+        self.first, self.stream, self.length = done, stream or sys.stderr, 0
+        self.tenths = done * 10 // total if total else 0
+        self.started, self.told = time.monotonic(), -math.inf
+        self.rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, text: str = "") -> None:
+        """Tell that `done` is done, and what else is known."""
+        now = time.monotonic()
+        tenths = done * 10 // self.total if self.total else self.tenths
+        if now - self.started < self.after:
+            return
+        if self.rewritten:
+            if now - self.told > 0.1 or done == self.total or text:
+                self._rewrite(self._line(done, now - self.started, text))
+                self.told, Progress.shown = now, self
+        elif tenths > self.tenths:
+            self.tenths = tenths
+            say(self._line(done, now - self.started, text), stream=self.stream)
+
+    def _line(self, done: int, seconds: float, text: str) -> str:
+        scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
+        counts = [f"{count / scale:.0f}" for count in (done, self.total) if count is not None]
+        parts = [f"{self.what} {'/'.join(counts)}{unit}"]
+        if self.total:
+            left = seconds / max(done - self.first, 1) * max(self.total - done, 0)
+            parts.append(f"{clock(left)} left")
+        return " · ".join([*parts, text] if text else parts)
+
+    def _rewrite(self, line: str) -> None:
+        """Replace the line; the cursor stays out of the last column, where some terminals wrap."""
+        line = printable(line)[: max(columns(self.stream) - 1, 0)]
+        blank = " " * (self.length - len(line))
+        print(f"\r{line}{blank}", end="", file=self.stream, flush=True)
+        self.length = len(line)
+
+    @staticmethod
+    def leave() -> None:
+        """Make room for another line, if the cursor stands in one of these."""
+        if shown := Progress.shown:
+            Progress.shown = None
+            if shown.after:
+                shown._rewrite("")
+            print(end="\r" if shown.after else "\n", file=shown.stream, flush=True)
+            shown.length = 0
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the line, also when interrupted."""
+        if Progress.shown is self:
+            self.leave()
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the terminal that a stream writes to; 80 if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Timed:
+    """Iterates and adds up the seconds that whoever iterates has to wait."""
+
+    def __init__(self, iterable: Iterable):
+        self.iterator, self.waited = iter(iterable), 0.0
+
+    def __iter__(self) -> Timed:
+        return self
+
+    def __next__(self) -> Any:
+        started = time.monotonic()
+        try:
+            return next(self.iterator)
+        finally:
+            self.waited += time.monotonic() - started
+
+
+def say(*lines: object, stream=None) -> None:
+    """Print lines, now: names of files and classes in them may hold anything, even newlines."""
+    Progress.leave()
+    for line in lines:
+        print(printable(str(line)), file=stream, flush=True)

@@ -1,0 +1,48 @@
+"""What eval.py finds on other data, kept beside a run's own results for tables."""
+
+from __future__ import annotations
+
+from ..data.lists import Dataset
+from ..files import locked
+from .folders import CONFIG, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
+
+
+def note_transfer(
+    run: Run, dataset: Dataset, precision: str, zero_shot: float, result: float
+) -> None:
+    """Keep a result on other data beside the run's own, for tables; not what train.py tested.
+
+    Its "settings" are those that are not the run's: `read_results` keeps apart what differs there,
+    and the same test by other settings has an entry of its own.
+    """
+    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, root=str)["root"]
+    root = str(dataset.root.resolve())
+    settings = {
+        "tested in": (root, trained_root),
+        "tested by": (dataset.template, config.get("template")),
+        "tested in precision": (precision, config.get("precision")),
+    }
+    settings = {name: value for name, (value, own) in settings.items() if value != own}
+    tested = dataset.name in noted_tests(run)[0]
+    if tested and not settings:
+        return
+    with locked(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+        _, noted = noted_tests(run)
+        taken = tested and root != trained_root  # by other pictures of that name
+        entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
+        noted[entry] = {
+            "tested": f"{dataset.name} in {root}" if taken else dataset.name,
+            "zero_shot_accuracy": zero_shot,
+            "accuracy": result,
+            "test_images": len(dataset.test),
+            "root": root,
+            "template": dataset.template,
+            "settings": settings,
+        }
+        run.write_json(TRANSFER, noted)
+
+
+def noted_tests(run: Run) -> tuple[dict, dict]:
+    """What train.py has tested, and what eval.py has: name → result. Raises as `Run.read_json`."""
+    tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
+    return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}

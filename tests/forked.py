@@ -1,0 +1,90 @@
+"""What `python SCRIPT ...` does, in a process that is forked after the imports: seconds sooner.
+
+    python tests/forked.py SOCKET SCRIPT ...     # its streams, folder, environment, signals, status
+
+asks the process that listens at SOCKET (`scripts.forked` begins it); that forks for each such call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def ask(path: str, command: list[str]) -> None:
+    """Have the command run with this process's streams, and end as it does."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+        job = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ)}
+        socket.send_fds(server, [json.dumps(job).encode() + b"\n"], [0, 1, 2])
+        answers = server.makefile()
+        process = int(answers.readline())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(process, number))
+        status = int(answers.readline())
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+def serve(listener: socket.socket) -> list[str]:
+    """Fork for each call; returns, in a process of its own, the command that is to be run."""
+    parent = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    listener.settimeout(2)
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            if os.getppid() != parent:  # the tests are over
+                sys.exit()
+            continue
+        if not os.fork():
+            break
+        connection.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.setblocking(True)
+    message, streams = b"", []
+    while not message.endswith(b"\n"):
+        part, more, *_ = socket.recv_fds(connection, 2**16, 3)
+        message, streams = message + part, streams + more
+    job = json.loads(message)
+    if child := os.fork():
+        for stream in streams:
+            os.close(stream)
+        connection.sendall(b"%d\n" % child)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        connection.sendall(b"%d\n" % status)
+        os._exit(0)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    connection.close(), listener.close()
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # those there are know what they were opened on
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return job["command"]
+
+
+def main() -> None:
+    if sys.argv[1] != "--serve":
+        ask(sys.argv[1], sys.argv[2:])
+    import runpy
+
+    import scripts  # noqa: F401 (torch and the package)
+    import torch._dynamo  # noqa: F401 (which each process would import for its first optimizer)
+
+    sys.argv = serve(socket.socket(fileno=int(sys.argv[2])))
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What the tests of runs share, and only read: pictures, a CLIP, a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from scripts import SHORT, Result, process, save_clip
+from small_runs import COLOURS, PICTURES, Place, listing
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Place:
+    folder, rng = tmp_path_factory.mktemp("place"), random.Random(0)
+    for name, colour in COLOURS.items():
+        for number in range(PICTURES):
+            shade = tuple(value + rng.randrange(-40, 41) for value in colour)
+            picture = Image.new("RGB", (27, 23), shade)
+            for _ in range(60):
+                spot = rng.randrange(27), rng.randrange(23)
+                picture.putpixel(spot, tuple(rng.randrange(256) for _ in range(3)))
+            path = folder / "pictures" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    return Place(folder / "pictures", save_clip(folder / "little.pt"))
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
+    """A run of DPT in a process of its own. Only read it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    arguments = ("--data", place.data, "--model", place.clip, "--out", folder, *SHORT)
+    result = process(folder.parent, "train.py", *arguments)
+    before = listing(folder)
+    yield folder, result
+    assert listing(folder) == before

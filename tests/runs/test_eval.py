@@ -1,0 +1,320 @@
+"""`eval.py` as a user runs it: the test of a run, and classes of pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from image_folders import draw
+from scripts import ROOT, SCRIPTS, assert_one_line, environment, forked, inside, save_clip, summary
+from small_runs import CLASSNAMES, Place, learned, printed, train
+from tiny_models import DEEP
+
+import minidpt
+from minidpt import trained as trained_models
+
+# The test
+
+
+def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_path):
+    folder, _ = trained
+    content = summary(folder)
+    result = inside("eval.py", "--run", folder)
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        f"dpt accuracy {content['accuracy']:.2f} %, "
+        f"zero-shot {content['zero_shot_accuracy']:.2f} % on 12 test images "
+        f"({content['model']} on cpu in fp32)\n"
+    )
+    assert "." in f"{content['accuracy']}" and content["accuracy"] != content["zero_shot_accuracy"]
+
+
+def test_eval_tells_how_each_class_fares(trained):
+    folder, _ = trained
+    result = inside("eval.py", "--run", folder, "--per-class")
+    assert (result.status, result.err) == (0, "")
+    total, *lines, mean = result.out.splitlines()
+    found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
+    assert [match[1] for match in found] == CLASSNAMES
+    assert sum(int(match[4]) for match in found) == 12
+    right = sum(int(match[3]) for match in found)
+    assert f"accuracy {100 * right / 12:.2f} %" in total
+    for match in found:
+        right, count = int(match[3]), int(match[4])
+        assert match[2] == f"{100 * right / count:.2f}"
+        mistakes = [int(number) for number in re.findall(r" (\d+)(?:,|$)", match[5])]
+        assert (match[5] != "") == (right < count) and sum(mistakes) <= count - right
+    shares = [float(match[2]) for match in found]
+    assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
+
+    assert inside("eval.py", "--run", folder, "--per-class", "--csv", "classes.csv").status == 0
+    head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
+    assert head == ["class", "accuracy", "right", "total", "taken for"]
+    assert [row[0] for row in rows] == CLASSNAMES
+    assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in found]
+    assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in found]
+    for two in (["--run", folder, folder], ["--run", folder, "--dataset", "EuroSAT", "Food101"]):
+        result = inside("eval.py", *two, "--per-class", "--csv", "two.csv")
+        assert_one_line(result, "eval.py", "--csv", "one --run and one --dataset")
+
+
+def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
+    labels, predicted = torch.tensor([0] * 7 + [2]), torch.tensor([0, 1, 2, 2, 3, 4, 4, 2])
+    SCRIPTS["eval.py"].say_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
+    assert capsys.readouterr().out.splitlines() == [
+        "  ant        14.29 %  1 of 7, taken for crane fly 2, eel 2, bee 1",
+        "  bee            -    0 of 0",
+        "  crane fly 100.00 %  1 of 1",
+        "  dog            -    0 of 0",
+        "  eel            -    0 of 0",
+        "mean of 2 classes 57.14 %",
+    ]
+
+
+def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_path(
+    tmp_path, place, monkeypatch
+):
+    monkeypatch.chdir(place.clip.parent)
+    relative = Place(place.data.relative_to(place.clip.parent), Path(place.clip.name))
+    train(relative, tmp_path / "run", "--epochs", 1)
+    monkeypatch.chdir(tmp_path)
+    result = inside("eval.py", "--run", "run")
+    assert (result.status, result.err) == (0, "")
+
+
+def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained, tmp_path, place):
+    moved = shutil.copytree(place.data, tmp_path / "moved")
+    shutil.copytree(trained[0], tmp_path / "run")
+    split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
+    Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"), "--root")
+    clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
+    result = inside("eval.py", "--run", "run", "--root", moved, "--classes", "new")
+    assert_one_line(result, "eval.py", "--root", "--data")
+    result = inside("eval.py", "--run", "run", "--root", moved, "--model", clip)
+    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in result.out
+
+
+def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_computes(
+    trained, monkeypatch
+):
+    def export(model, path):  # what it writes: `test_exporting`
+        assert torch.equal(model.text_prompts.ctx, learned(trained[0])["text_prompts.ctx"])
+        Path(path).write_bytes(bytes(1_500_000))
+
+    monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
+    result = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
+        "(little on cpu in fp32)\n"
+    )
+    again = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    assert_one_line(again, "eval.py", "run.pt2", "new file")
+
+
+# Classes of pictures
+
+
+def test_images_are_classified_with_names_and_probabilities(trained, place):
+    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
+    result = inside("eval.py", "--run", trained[0], "--image", *images)
+    assert (result.status, result.err) == (0, "")
+    guesses = printed(result)
+    assert list(guesses) == [str(path) for path in images]
+    model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(place.clip)[0])
+    for path, predictions in zip(images, model.predict(images), strict=True):
+        names, percents = zip(*guesses[str(path)], strict=True)
+        assert sorted(names) == CLASSNAMES  # 4 classes, of which up to 5 are printed
+        assert list(names) == [p.classname for p in predictions]
+        assert percents == pytest.approx([100 * p.probability for p in predictions], abs=0.051)
+        assert sum(percents) == pytest.approx(100, abs=0.3)
+        assert list(percents) == sorted(percents, reverse=True)
+
+
+def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained, tmp_path, place):
+    draw(tmp_path / "mixed" / "b.PNG")
+    draw(tmp_path / "mixed" / "below" / "a.jpg")
+    (tmp_path / "mixed" / "notes.txt").write_text("no picture")
+    single = place.data / "gnu" / "0.png"
+    result = inside("eval.py", "--run", trained[0], "--top", 2, "--image", "mixed", single)
+    guesses = printed(result)
+    assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
+    assert all(len(names) == 2 for names in guesses.values())
+
+
+def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
+    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
+    command = ("eval.py", "--run", trained[0], "--top", 2, "--csv", "out.csv", "--image", *images)
+    result = inside(*command)
+    head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
+    assert head == ["image", "class", "probability"]
+    shown = [
+        (path, name, percent) for path, all in printed(result).items() for name, percent in all
+    ]
+    assert [(path, name, round(100 * float(share), 1)) for path, name, share in rows] == shown
+    assert_one_line(inside(*command), "eval.py", "--csv", "new file", "out.csv")
+
+
+def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
+    for number in range(40):
+        draw(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
+    options = ("--run", trained[0], "--image", "many", "--csv", "out.csv")
+    command = forked(ROOT / "eval.py", *options)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        assert len({row["image"] for row in csv.DictReader(file)}) == 40
+    assert sorted(os.listdir(tmp_path)) == ["many", "out.csv"]
+
+
+def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatch):
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
+    result = inside("eval.py", "--run", trained[0], "--image", "a.png", "b.png", "--csv", "o.csv")
+    assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
+    trained, tmp_path, monkeypatch, error, status
+):
+    predict, batches = minidpt.PromptedCLIP.predict, []
+
+    def stopped(model, images, *options):
+        batches.append(images)
+        if len(batches) == 3:
+            raise error
+        return predict(model, images, *options)
+
+    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
+    images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
+    options = ["--image", *images, "--csv", "out.csv", "--top", 1]
+    result = inside("eval.py", "--run", trained[0], *options)
+    assert result.status == status and "stopped early, it has 2 of 3 images\n" in result.err
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png"]
+
+
+def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
+    draw(tmp_path / "=1+1.png")
+    inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
+    assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_an_image_folder_is_read_as_class_folders_are(trained, place):
+    draw(Path("mixed/a.jpg"))
+    draw(Path("mixed/.hidden.jpg"))
+    draw(Path("mixed/.thumbnails/a.jpg"))
+    draw(Path("mixed/folder.jpg/b.png"))
+    draw(Path("elsewhere/c.png"))
+    Path("mixed/link").symlink_to(Path("elsewhere").resolve())
+    result = inside("eval.py", "--run", trained[0], "--image", "mixed")
+    assert (result.status, result.err) == (0, "")
+    assert list(printed(result)) == ["mixed/a.jpg", "mixed/folder.jpg/b.png", "mixed/link/c.png"]
+
+
+def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, place):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    good = place.data / "gnu" / "0.png"
+    result = inside("eval.py", "--run", trained[0], "--image", "broken.jpg", good, "missing.png")
+    assert result.status == 2
+    assert list(printed(result)) == [str(good)]
+    errors = result.err.splitlines()
+    assert len(errors) == 2 and "Traceback" not in result.err
+    assert "broken.jpg" in errors[0] and "missing.png" in errors[1]
+    assert all(line.startswith("eval.py: error: ") for line in errors)
+
+
+def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, tmp_path, place):
+    shutil.copytree(trained[0], tmp_path / "run")
+    split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
+    Path("run/split.json").write_text(json.dumps({**split, "root": "/gone"}))
+    result = inside("eval.py", "--run", "run", "--image", place.data / "gnu" / "0.png")
+    assert (result.status, len(printed(result))) == (0, 1)
+
+
+# Runs that cannot be tested
+
+
+def test_a_run_is_refused_with_another_clip(trained, tmp_path):
+    same_sizes = save_clip(tmp_path / "same_sizes.pt", seed=1)
+    other_sizes = save_clip(tmp_path / "other_sizes.pt", DEEP)
+    for other in (same_sizes, other_sizes):
+        result = inside("eval.py", "--run", trained[0], "--model", other)
+        assert_one_line(result, "eval.py", "model.pt", "little", other.stem)
+        assert result.out == ""
+
+
+@pytest.mark.parametrize("missing", ["config.json", "split.json", "model.pt"])
+def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp_path, missing):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / missing).unlink()
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "run", f"expected {missing}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.pt", b""),
+        ("model.pt", b"PK\x03\x04 damaged"),
+        ("config.json", b"{"),
+        ("config.json", b"{}"),
+        ("split.json", b"[]"),
+    ],
+)
+def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_path, file, content):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content)
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", file)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", '{"data": 5}'),
+        ("config.json", "[" * 100_000),
+        ("split.json", '{"root": "/", "train": [["a.png", NaN, "a"]]}'),
+        ("split.json", "[1]"),
+        ("split.json", '{"root": "/", "train": 5}'),
+        ("split.json", '{"root": "/", "train": [5]}'),
+        ("split.json", '{"root": "/", "train": [[1, 2, 3]]}'),
+        ("summary.json", "{}"),
+        ("summary.json", '{"tests": 5}'),
+        ("transfer.json", "5"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_before_a_test_on_other_data(
+    trained, place, file, content
+):
+    shutil.copytree(trained[0], "run")
+    Path("run", file).write_text(content)
+    result = inside("eval.py", "--run", "run", "--data", place.data)
+    assert_one_line(result, "eval.py", f"run/{file}", "expected")
+    assert result.out == ""
+
+
+def test_a_precision_that_a_run_cannot_have_is_refused(trained):
+    shutil.copytree(trained[0], "run")
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps({**config, "precision": "fp7"}))
+    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "config.json", "fp32", "fp7")

@@ -1,0 +1,108 @@
+"""The folder of a run: outside the data, nobody else's, its files whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from scripts import SHORT, assert_one_line, inside, summary
+from small_runs import listing, train
+
+from minidpt.runs import folders as runs
+
+
+def test_the_data_folder_is_only_read(trained, place):
+    before = listing(place.data)
+    train(place, "run", "--epochs", 1)
+    inside("eval.py", "--run", "run")
+    inside("eval.py", "--run", "run", "--image", place.data)
+    assert listing(place.data) == before
+
+
+@pytest.mark.parametrize("out", ["run", "Owl/run", None])
+def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
+    tmp_path, place, monkeypatch, out
+):
+    folder = shutil.copytree(place.data, tmp_path / "data")
+    before = listing(folder)
+    monkeypatch.chdir(folder)
+    where = ["--out", folder / out] if out else []  # without --out: runs/ in this folder
+    result = inside("train.py", "--data", ".", "--model", place.clip, *SHORT, *where)
+    assert_one_line(result, "train.py", "data folder")
+    assert listing(folder) == before
+
+
+def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(place):
+    lines = [f"{path},{path.parent.name}" for path in sorted(place.data.rglob("*.png"))]
+    Path("mine.csv").write_text("\n".join(lines))
+    command = ("--data", "mine.csv", "--model", place.clip, *SHORT, "--method", "zeroshot")
+    result = inside("train.py", *command)
+    assert result.status == 0, result.err
+    assert summary("runs/mine-zeroshot")["test_images"] == 12
+
+
+def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(place, monkeypatch):
+    pictures = shutil.copytree(place.data, Path("home/far/pictures"))
+    Path("home/lists").mkdir()
+    lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(pictures.glob("*/*.png"))]
+    Path("home/lists/labels.csv").write_text("\n".join(["path,label", *lines]))
+    command = ("--data", "home/lists/labels.csv", "--model", place.clip, *SHORT, "--epochs", 0)
+    for out in ("home/far/pictures/Owl/run", "home/far/pictures/run"):
+        result = inside("train.py", *command, "--out", out)
+        assert_one_line(result, "train.py", "outside the data folder")
+        assert not Path(out).exists()
+    for out in ("home/far/run", "home/lists/run"):
+        assert inside("train.py", *command, "--out", out).status == 0
+
+    # class folders and their list in the home folder: results lie below it, too
+    monkeypatch.setenv("HOME", str(Path("home/far/pictures").resolve()))
+    shutil.move("home/lists/labels.csv", "home/far/pictures/labels.csv")
+    command = ("--data", "home/far/pictures/labels.csv", *command[2:])
+    result = inside("train.py", *command, "--out", "home/far/pictures/Owl/run")
+    assert_one_line(result, "train.py", "outside the data folder")
+    assert inside("train.py", *command, "--out", "home/far/pictures/runs/one").status == 0
+
+
+def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, place):
+    shutil.copytree(trained[0], "run")
+    Path("files").mkdir()
+    Path("files", "notes.txt").write_text("mine")
+    for folder, held in {"run": "a finished run", "files": "other files"}.items():
+        before = listing(Path(folder))
+        result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", folder)
+        assert_one_line(result, "train.py", folder, held, "another --out")
+        assert listing(Path(folder)) == before
+    result = inside(
+        "train.py", "--data", place.data, "--model", place.clip, "--out", "files/notes.txt"
+    )
+    assert_one_line(result, "train.py", "notes.txt")
+    Path("empty").mkdir()
+    train(place, "empty", "--epochs", 0)
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
+    run = runs.Run(tmp_path / "deep" / "run")
+    run.create()
+    run.write_json("summary.json", {"accuracy": 1.5, "name": "é"})
+    assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+    with pytest.raises(TypeError):
+        run.write_json("summary.json", {"accuracy": object()})
+    assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+
+
+def test_runs_of_one_name_are_numbered(tmp_path):
+    names = []
+    for _ in range(3):
+        with runs.Run.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"]) as run:
+            run.create()
+            run.write_json("config.json", {})
+            names.append(run.folder.name)
+    assert names == ["a", "a-2", "a-3"]
+
+
+def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "runs").symlink_to("gone")
+    with pytest.raises(FileExistsError, match="runs"):
+        with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
+            pass

@@ -1,0 +1,292 @@
+"""`train.py` as a user runs it, on a small drawn data set and a tiny random CLIP.
+
+A run is a process of its own; the others call the same main in this one, which is faster.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, summary
+from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
+
+import minidpt
+from minidpt.clip import workers
+from minidpt.data import naming
+from minidpt.data.splits import read_split
+from minidpt.runs.precision import PRECISIONS
+
+
+def test_training_prints_what_it_does_and_both_accuracies(trained):
+    folder, result = trained
+    assert (result.status, result.err) == (0, "")
+    assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
+    lines = result.out.splitlines()
+    assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
+    assert lines.pop(1) == f"run folder {folder}"
+    assert "CLIP little on " in lines[1]
+    assert lines.pop(2).startswith("note: the quick GELU was taken")
+    count = sum(value.numel() for value in learned(folder).values())
+    assert lines[2] == f"dpt learns {count:,} numbers from 12 images"
+    content = summary(folder)
+    zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
+    assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
+    assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
+    assert lines[5] == str(folder / "report.html") and str(folder) in lines[6]
+    assert len(lines) == 7
+    assert accuracy >= zero_shot + 20  # the colours are easily told apart
+
+
+def test_a_run_folder_holds_its_files_and_nothing_else(trained):
+    assert sorted(path.name for path in trained[0].iterdir()) == [
+        *("config.json", "metrics.jsonl", "model.pt", "predictions.csv", "report.html"),
+        *("split.json", "summary.json", "words.json"),
+    ]
+
+
+def test_the_summary_says_what_was_run_and_what_came_out(trained, place):
+    content = summary(trained[0])
+    fixed = {"dataset": "pictures", "method": "dpt", "shots": 3, "seed": 1, "model": "little",
+             "epochs": 6, "classes": 4, "train_images": 12, "test_images": 12}  # fmt: skip
+    assert fixed.items() <= content.items()
+    for name in ("zero_shot_accuracy", "accuracy"):
+        right = content[name] * 12 / 100
+        assert right == pytest.approx(round(right), abs=1e-9)
+    assert content["seconds"] > 0
+    assert content["versions"]["torch"] == torch.__version__
+    assert {"python", "numpy", "pillow"} < content["versions"].keys()
+
+
+def test_the_config_holds_every_setting_as_it_was_used(trained, place):
+    content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
+    used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
+            "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
+            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
+            "workers": workers.default_workers()}  # fmt: skip
+    assert used.items() <= content.items()
+    assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
+    expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
+    assert vars(expected).items() <= content.items()
+
+
+def test_metrics_have_a_line_for_each_epoch(trained):
+    records = metrics(trained[0])
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    for epoch, record in enumerate(records):
+        rates = {"visual": minidpt.learning_rate(epoch, 0.01, 6, 1),
+                 "text": minidpt.learning_rate(epoch, 0.002, 6, 1)}  # fmt: skip
+        assert record["lr"] == pytest.approx(rates)
+        assert record["loss"] > 0 and record["images_per_second"] > 0
+        assert 0 < record["waited_for_images"] < 1
+        right = record["train_accuracy"] * 10 / 100  # 12 pictures, two batches of 5
+        assert right == pytest.approx(round(right), abs=1e-6)
+    # epochs 3 to 6: without the guidance stage, whose loss is another
+    assert records[5]["loss"] < records[2]["loss"]
+
+
+def test_the_split_lists_the_pictures_that_were_used(trained, place):
+    content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    assert content["classnames"] == CLASSNAMES
+    for part, each in {"train": 3, "val": 2, "test": 3}.items():
+        labels = [label for _, label, _ in content[part]]
+        assert sorted(labels) == sorted(list(range(4)) * each)
+        for path, label, name in content[part]:
+            assert (place.data / path).is_file()
+            assert name == CLASSNAMES[label]
+            assert naming.readable(path.split("/")[0]) == name
+    used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
+    assert len(set(used)) == len(used)
+    assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
+
+
+def test_the_model_file_is_small_and_predicts(trained, place):
+    file = trained[0] / "model.pt"
+    assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
+    assert torch.load(file, weights_only=True)["text_features"]["learned"].shape == (4, 37)
+    clip, _ = minidpt.load(place.clip)
+    model = minidpt.load_model(file, clip)
+    assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
+    dataset = read_split(trained[0] / "split.json")
+    predictions = model.predict([item.path for item in dataset.test], top=1)
+    right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
+    assert summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
+
+
+def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, place):
+    for number in (0, 3):
+        train(place, f"workers-{number}", "--workers", number)
+        assert_same_result(f"workers-{number}", trained[0])
+        ours, theirs = metrics(f"workers-{number}"), metrics(trained[0])
+        assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
+
+
+def test_another_seed_draws_other_pictures_and_prompts(trained, place):
+    train(place, "other", "--seed", 0)
+    assert not torch.equal(learned("other")["text_prompts.ctx"],
+                           learned(trained[0])["text_prompts.ctx"])  # fmt: skip
+    ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained[0]))
+    assert ours.train != theirs.train
+    assert ours.test == theirs.test  # one test set for all seeds
+
+
+@pytest.mark.parametrize("method", ["zeroshot", "coop", "vpt", "vlp"])
+def test_every_method_runs_and_says_what_it_learned(place, method):
+    result = train(place, "run", "--method", method, "--epochs", 2)
+    content, names = summary("run"), set(learned("run"))
+    assert content["method"] == method
+    assert f"{method} accuracy {content['accuracy']:.2f} %" in result.out
+    assert ("text_prompts.ctx" in names) == (method in ("coop", "vlp"))
+    assert ("visual_prompts.prompts" in names) == (method in ("vpt", "vlp"))
+    epochs = 0 if method == "zeroshot" else 2
+    assert content["epochs"] == epochs
+    assert (len(metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
+    if method == "zeroshot":
+        assert content["accuracy"] == content["zero_shot_accuracy"]
+    evaluated = inside("eval.py", "--run", "run")
+    assert (evaluated.status, evaluated.err) == (0, "")
+    assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained(
+    place, precision, monkeypatch
+):
+    result = train(place, "run", "--precision", precision, "--epochs", 3)
+    assert f"in {precision} (as asked)" in result.out
+    assert json.loads(Path("run/config.json").read_text())["precision"] == precision
+    assert all(value.dtype == torch.float32 for value in learned("run").values())
+    assert all(torch.isfinite(value).all() for value in learned("run").values())
+    assert all(0 < record["loss"] < 20 for record in metrics("run"))
+    cast_to = []
+    monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
+    evaluated = inside("eval.py", "--run", "run")
+    assert cast_to == [PRECISIONS[precision]]
+    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
+    assert evaluated.status == 0
+
+
+def spy(method: Callable, arguments: list) -> Callable:
+    """The same method, which also notes its argument."""
+
+    def noting(self, argument):
+        arguments.append(argument)
+        return method(self, argument)
+
+    return noting
+
+
+def test_the_options_of_prompts_reach_the_model(place):
+    train(place, "run", "--epochs", 0, "--ctx-init", "a photo of", "--csc", "--top-k", 1,
+          "--class-token-position", "front", "--n-visual", 3, "--class-aware-from", 2,
+          "--alpha", 0.5, "--template", "{} texture.")  # fmt: skip
+    model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
+    assert model.template == "{} texture."
+    assert model.config == minidpt.PromptConfig(
+        n_ctx=3, ctx_init="a photo of", csc=True, class_token_position="front", n_visual=3,
+        class_aware_from=2, alpha=0.5, top_k=1,
+    )  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in learned("run").items()}
+    assert shapes["text_prompts.ctx"] == (4, 3, 64)
+    assert shapes["visual_prompts.prompts"] == (1, 3, 128)
+    assert {name.split(".")[1] for name in shapes if name.startswith("class_aware")} == {"0", "1"}
+
+
+def test_options_of_the_model_reach_it_and_its_test(place):
+    options = ("--exact-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
+    said = train(place, "run", *options).out
+    assert "note: the exact GELU was taken" in said and "leave out --exact-gelu" in said
+    assert learned("run")["visual_prompts.prompts"].shape[0] == 1
+    result = inside("eval.py", "--run", "run")
+    assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
+    train(place, "all-at-once", *options, "--class-chunk", 0)
+    for name, value in learned("all-at-once").items():
+        torch.testing.assert_close(learned("run")[name], value, rtol=1e-4, atol=1e-6)
+    train(place, "quick", *options[1:])
+    assert summary("quick")["versions"]["minidpt"] == minidpt.__version__
+    ours, theirs = learned("run"), learned("quick")
+    assert not torch.equal(ours["text_prompts.ctx"], theirs["text_prompts.ctx"])
+
+
+def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatch):
+    steps, step = [], torch.optim.SGD.step
+
+    def diverging(self, *arguments):
+        step(self, *arguments)
+        steps.append(self)
+        if len(steps) == 6 * 2:  # the last: epochs of two batches
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][..., 0] = float("nan")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverging)
+    result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT)
+    assert_one_line(result, "train.py", "epoch 6", "not finite", "try lower learning rates")
+    assert len(steps) == 12 and not Path("run/summary.json").exists()
+    assert all(value.isfinite().all() for value in learned("run").values())  # of the epoch before
+
+
+def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
+    where = ("--data", place.data, "--model", place.clip, "--out", "run")
+    command = forked(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
+    # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(), encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    written = tmp_path / "run" / "metrics.jsonl"
+    while not written.exists() or written.read_text(encoding="utf-8").count("\n") < 3:
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate()
+    assert running.returncode == 130, err
+    assert "Traceback" not in err and len(err.splitlines()) <= 1
+    assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
+    epochs = [record["epoch"] for record in metrics("run")]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
+    result = inside("eval.py", "--run", "run")
+    assert (result.status, result.err) == (0, "")
+    assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
+
+
+def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(place):
+    command = ("--data", place.data, "--model", place.clip, *SHORT, "--epochs", 2)
+    few, none = (
+        ("--warmup-epochs", 2, "--guidance-epochs", 2),
+        "note: training steps after warm-up: 0;",
+    )
+    out = inside("train.py", *command, *few).out
+    assert none in out and "note: all 2 epochs are guidance" in out
+    out = inside("train.py", *command, *few, "--method", "vpt").out
+    assert none in out and "are guidance" not in out
+    out = inside("train.py", *command, *few, "--method", "coop").out
+    assert "note: training steps after warm-up: 2;" in out and "note: all" not in out
+    assert "note: all" not in inside("train.py", *command, "--guidance-epochs", 1).out
+
+
+def test_fewer_than_ten_steps_after_warm_up_are_said(place):
+    command = ("--data", place.data, "--model", place.clip, *SHORT)  # 2 steps an epoch
+    assert (
+        "note: training steps after warm-up: 8;" in inside("train.py", *command, "--epochs", 5).out
+    )
+    assert "training steps" not in inside("train.py", *command, "--epochs", 6).out
+    assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(place, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    command = ("--data", place.data, "--model", place.clip, "--out", "run", *SHORT, "--compile")
+    result = inside("train.py", *command, "--device", "cpu")
+    assert_one_line(result, "train.py", "--compile", "no-such-compiler", "CXX")
+    assert not Path("run").exists()

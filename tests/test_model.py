@@ -1,0 +1,292 @@
+"""The model of any method: its options, passes and gradients, and what evaluation keeps."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import assert_close
+from pairs import (
+    OF_METHOD,
+    TEMPLATE,
+    Pair,
+    assert_relative,
+    every_learning_method,
+    every_method,
+    labels_for,
+)
+from tiny_models import WIDE, clip_state
+
+import minidpt
+
+pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
+
+
+# Options and classes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cocoop"}, "cocoop.*zeroshot, coop, vpt, vlp, dpt"),
+        ({"class_token_position": "start"}, "start.*end, middle, front"),
+        ({"class_aware_from": 4}, "1 to 3"),
+        ({"class_aware_from": 0}, "class_aware_from.*0"),
+        ({"n_ctx": 0}, "n_ctx.*0"),
+        ({"top_k": 0}, "top_k.*0"),
+        ({"alpha": -0.1}, "alpha.*-0.1"),
+        ({"alpha": float("nan")}, "alpha.*nan"),
+        ({"alpha": 10**40}, "alpha: .* got a int"),
+        ({"n_ctx": 10**11}, "n_ctx: expected at least 1 and at most 1000, got 100000000000"),
+        ({"n_ctx": 78}, "n_ctx: 78 context vectors, but CLIP takes 77 tokens"),
+        ({"n_visual": 10**11}, "n_visual.*at most 1000"),
+        ({"top_k": np.int64(10**11)}, "top_k.*at most 1000000, got 100000000000"),
+        ({"csc": 1}, "csc.*bool"),
+        ({"ctx_init": 5}, "ctx_init.*5"),
+        ({"method": [["dpt"]]}, "method a list: expected one of zeroshot"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_with_what_is_expected(options, message):
+    with pytest.raises(ValueError, match=message):
+        Pair(OF_METHOD["dpt"] | options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"n_ctx": True}, {"n_ctx": "16"}, {"n_ctx": None}, {"n_visual": 2.0}, {"top_k": "5"},
+     {"class_aware_from": "2"}, {"visual_layers": False}, {"alpha": "0.3"}, {"alpha": True}],
+)  # fmt: skip
+def test_an_option_that_is_no_number_is_refused_by_name(option):
+    (name,) = option
+    with pytest.raises(TypeError, match=f"^{name}: expected a (whole )?number, got "):
+        minidpt.PromptConfig(**option)
+
+
+def test_more_prompted_layers_than_the_model_has_are_refused():
+    with pytest.raises(ValueError, match="visual_layers: expected 1 to 3 .* got 4"):
+        Pair({**OF_METHOD["vpt"], "visual_layers": 4})
+
+
+def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
+    with pytest.raises(ValueError, match="two class"):
+        Pair(OF_METHOD["coop"], classnames=["ox"])
+    with pytest.raises(ValueError, match="{}"):
+        Pair(OF_METHOD["coop"], template="a photo")
+
+
+def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monkeypatch):
+    config = OF_METHOD["vlp"]
+    clip = minidpt.build_clip(clip_state(WIDE))
+    names = [f"ox {n}" for n in range(200)]
+
+    def chunk(memory: int, dtype: torch.dtype = torch.float32) -> int | None:
+        monkeypatch.setattr(minidpt.model, "TEXT_MEMORY", memory)
+        options = minidpt.PromptConfig(**config)
+        return minidpt.build_model(clip.cast(dtype), names, TEMPLATE, options).class_chunk
+
+    assert chunk(10**9) is None
+    small, large = chunk(1_000_000), chunk(2_000_000)
+    assert 1 < small < large < 200 and large == pytest.approx(2 * small, abs=1)
+    assert chunk(1) == 1
+    half = chunk(1_000_000, torch.bfloat16)
+    assert half == pytest.approx(2 * small, abs=1)
+
+
+# Passes and gradients
+
+
+@every_learning_method
+def test_without_the_branches_the_rest_is_the_same_bit_for_bit(method):
+    pair = Pair(OF_METHOD[method])
+    images, labels = pair.images(), labels_for(pair, 4)
+    results = []
+    for branches in (True, False):
+        output = pair.model(images, branches=branches)
+        pair.model.zero_grad()
+        pair.model.loss(output, labels).backward()
+        results.append((output, pair.model.published(grad=True)))
+    (all_of_it, gradients), (output, same_gradients) = results
+    assert output.text_branch_logits is None and output.image_branch_logits is None
+    for field in ("logits", "top_classes", "class_aware_logits"):
+        value, expected = getattr(output, field), getattr(all_of_it, field)
+        assert value is expected is None or torch.equal(value, expected), field
+    for name, value in gradients.items():
+        assert torch.equal(value, same_gradients[name]), name
+
+
+def test_without_the_branches_vlp_makes_no_frozen_pass(monkeypatch):
+    pair = Pair(OF_METHOD["vlp"])
+    passes = []
+    encode = pair.clip.visual.encode
+    monkeypatch.setattr(pair.clip.visual, "encode", lambda x: passes.append(x) or encode(x))
+    pair.model(pair.images(), branches=False)
+    assert not passes
+    pair.model(pair.images())
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("method", ["vlp", "dpt"])
+def test_guidance_without_the_branches_is_refused(method):
+    pair = Pair(OF_METHOD[method])
+    output = pair.model(pair.images(), branches=False)
+    with pytest.raises(ValueError, match="branches=True"):
+        pair.model.loss(output, labels_for(pair, 4), guidance=True)
+
+
+@every_method
+def test_nothing_of_clip_gets_a_gradient_and_every_learned_tensor_does(method):
+    pair = Pair(OF_METHOD[method])
+    loss = pair.model.loss(pair.model(pair.images()), labels_for(pair, 4), guidance=True)
+    assert loss.requires_grad == (method != "zeroshot")
+    if method != "zeroshot":
+        loss.backward()
+    assert all(value.grad is None for value in pair.clip.parameters())
+    assert not any(value.requires_grad for value in pair.clip.parameters())
+    trained = [value for value in pair.model.parameters() if value.requires_grad]
+    assert all(value.grad is not None and value.grad.any() for value in trained)
+    assert sum(v.numel() for v in trained) == sum(v.numel() for v in pair.learned.values())
+    assert all(value.dtype == torch.float32 for value in trained)
+
+
+def test_logits_are_fp32_inside_autocast():
+    pair = Pair(OF_METHOD["dpt"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = pair.model(pair.images())
+    logits = [value for value in outputs if value is not None and value.is_floating_point()]
+    assert len(logits) == 4
+    assert all(value.dtype == torch.float32 for value in logits)
+
+
+def test_classes_are_selected_in_fp32_inside_autocast():
+    pair = Pair(OF_METHOD["dpt"])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # so close that half precision would not tell classes apart
+        pair.model.template_features[:] = pair.model.template_features[:1]
+        pair.model.template_features += 1e-4 * torch.randn(
+            pair.model.template_features.shape, generator=generator
+        )
+    frozen = pair.model.template_features[[0, 1, 1, 2]]
+    expected = pair.model(pair.images(), frozen).top_classes
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(pair.model(pair.images(), frozen).top_classes, expected)
+
+
+# What evaluation keeps
+
+
+def change_by_optimizer(pair: Pair) -> None:
+    groups = minidpt.parameter_groups(pair.model, visual_lr=0.5, text_lr=0.5)
+    optimizer = torch.optim.SGD(groups)
+    outputs = pair.model.train()(pair.images())
+    pair.model.loss(outputs, labels_for(pair, 4)).backward()
+    optimizer.step()
+
+
+def change_by_optimizer_in_eval_mode(pair: Pair) -> None:
+    change_by_optimizer(pair)
+    pair.model.eval()
+    with torch.no_grad():
+        pair.model(pair.images())
+    change_by_optimizer(pair)
+
+
+def change_by_loading(pair: Pair) -> None:
+    pair.model.load_published({name: value.flip(0) for name, value in pair.learned.items()})
+
+
+def change_in_place(pair: Pair) -> None:
+    with torch.no_grad():
+        for parameter in pair.model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(-1)
+
+
+def change_by_state_dict(pair: Pair) -> None:
+    state = pair.model.state_dict()
+    names = {name for name, value in pair.model.named_parameters() if value.requires_grad}
+    pair.model.load_state_dict({k: v.flip(0) if k in names else v for k, v in state.items()})
+
+
+CHANGES = [
+    change_by_optimizer,
+    change_by_optimizer_in_eval_mode,
+    change_by_loading,
+    change_in_place,
+    change_by_state_dict,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@every_learning_method
+def test_evaluation_follows_a_change_of_the_learned_tensors(method, change):
+    pair = Pair(OF_METHOD[method])
+    images = pair.images()
+    with torch.no_grad():
+        before = pair.model.eval()(images).logits
+        assert torch.equal(pair.model(images).logits, before)
+    change(pair)
+    learned = {name: value.double() for name, value in pair.model.published().items()}
+    with torch.no_grad():
+        after = pair.model.eval()(images).logits
+    assert_close(after, pair.reference(images, learned).logits, "logits after the change")
+    assert (after - before).abs().max() > 1e-3
+
+
+@every_learning_method
+def test_evaluation_mode_gives_gradients_where_they_are_asked_for(method):
+    pair = Pair(OF_METHOD[method])
+    pair.model.eval()
+    with torch.inference_mode():  # what this keeps must not stop the gradients below
+        pair.model(pair.images())
+    labels = labels_for(pair, 4)
+    pair.model.loss(pair.model(pair.images()), labels, guidance=True).backward()
+    in_evaluation = {name: value.clone() for name, value in pair.model.published(grad=True).items()}
+    pair.model.zero_grad()
+    pair.model.train()
+    pair.model.loss(pair.model(pair.images()), labels, guidance=True).backward()
+    expected = {name: value.double() for name, value in pair.model.published(grad=True).items()}
+    assert_relative(in_evaluation, expected)
+
+
+def test_a_copy_does_not_share_what_evaluation_keeps():
+    pair = Pair(OF_METHOD["dpt"])
+    with torch.no_grad():
+        before = pair.model.eval()(pair.images()).logits
+        other = copy.deepcopy(pair.model)
+        other.load_published({name: value.flip(0) for name, value in pair.learned.items()})
+        changed = other(pair.images()).logits
+        assert (changed - before).abs().max() > 1e-3
+        assert torch.equal(pair.model(pair.images()).logits, before)
+
+
+@pytest.mark.parametrize("how", ["a fused step", "writing into its data"])
+def test_a_changed_context_changes_what_is_predicted(how):
+    """Neither counts as a change in autograd's books (`_version`)."""
+    pair = Pair(OF_METHOD["coop"])
+    images, labels = pair.images(), labels_for(pair, 4)
+    ctx = pair.model.text_prompts.ctx
+    optimizer = torch.optim.SGD([ctx], lr=1.0, fused=True)
+    pair.model.loss(pair.model(images), labels).backward()
+    with torch.no_grad():  # after the gradient: the training accuracy, for example
+        before = pair.model.eval()(images).logits
+    if how == "a fused step":
+        optimizer.step()
+    else:
+        ctx.data.add_(1)
+    with torch.no_grad():
+        after = pair.model.eval()(images).logits
+        pair.model._kept = None
+        afresh = pair.model(images).logits
+    assert torch.equal(after, afresh) and not torch.equal(after, before)
+
+
+def test_evaluation_keeps_no_text_features_of_another_precision():
+    model = Pair(OF_METHOD["coop"]).model.eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model.text_features()
+        exact = model.text_features()
+        assert not torch.equal(rounded, exact)
+    assert torch.equal(exact, model.text_features().detach())

@@ -1,0 +1,374 @@
+"""A model with its classes: built, saved, loaded, predicting; the names of published tensors."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torchscript
+from pairs import (
+    OF_METHOD,
+    TEMPLATE,
+    UNEQUAL,
+    Pair,
+    every_learning_method,
+    every_method,
+    labels_for,
+)
+from PIL import Image
+from tiny_models import WIDE, clip_state, shared_clip
+
+import minidpt
+from minidpt import trained
+from minidpt.trained import learned_tensors as learned_tensors_of
+
+pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
+
+
+# Classes
+
+
+@pytest.mark.parametrize(
+    ("classnames", "message"),
+    [
+        ("ox", "two class names, .* got 'ox'"),
+        (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
+        (["ox", "x" * 1001], "up to 500 bytes, .* got 'xxx"),
+        (["ox", " _"], "a class's name, .* got ' _'"),
+        (["ox"] * 25_001, "at most 25,000, got 25,001"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(classnames, message):
+    with pytest.raises(ValueError, match=message) as error:
+        minidpt.build_model(minidpt.build_clip(clip_state(WIDE)), classnames, TEMPLATE)
+    assert len(str(error.value)) < 500
+
+
+def test_a_template_that_is_too_long_for_a_class_names_it():
+    clip = minidpt.build_clip(clip_state(WIDE))
+    with pytest.raises(ValueError, match="class 'long long.* tokens, CLIP takes 77: shorten the"):
+        minidpt.build_model(clip, ["ox", "long " * 80], TEMPLATE)
+
+
+# Model files
+
+
+@every_method
+def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
+    pair = Pair({**OF_METHOD[method], "class_token_position": "middle"})
+    pair.model.save(tmp_path / "model.pt")
+    loaded = minidpt.load_model(tmp_path / "model.pt", clip=pair.clip)
+    pair.model.eval(), loaded.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(pair.images()).logits, pair.model(pair.images()).logits)
+    for name, value in pair.model.published().items():
+        assert torch.equal(loaded.published()[name], value), name
+    assert loaded.published().keys() == pair.model.published().keys()
+
+
+@every_method
+def test_a_loaded_model_predicts_by_the_saved_text_features_without_encoding_a_text(
+    method, tmp_path, monkeypatch
+):
+    pair, path = Pair(OF_METHOD[method]), tmp_path / "model.pt"
+    predicted = pair.model.predict(pair.images())
+    pair.model.save(path)
+    monkeypatch.setattr(minidpt.CLIP, "encode_prompts", lambda *_: pytest.fail("a text is encoded"))
+    loaded = minidpt.load_model(path, pair.clip)
+    path.write_bytes(bytes(path.stat().st_size))  # what was read is no longer the mapped file
+    assert loaded.predict(pair.images()) == predicted
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "ctx", "names", "template", "position", "precision", "device"]
+)
+def test_saved_text_features_that_follow_from_anything_else_are_not_used(
+    change, tmp_path, monkeypatch
+):
+    pair, path, clip = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt", shared_clip(WIDE)
+    if change == "device":
+        computed_on = property(lambda clip: torch.device("cuda"))
+        monkeypatch.setattr(minidpt.CLIP, "device", computed_on)
+        fingerprint = trained.text_fingerprint(
+            clip, UNEQUAL, TEMPLATE, pair.model.config, pair.model.learned()
+        )
+        monkeypatch.undo()
+    pair.model.save(path)
+    content = torch.load(path, weights_only=True)
+    for name in ("template", "learned"):
+        content["text_features"][name] += 1  # a model that takes them shows it
+    if change == "ctx":
+        content["learned"]["text_prompts.ctx"][0, 0] += 1
+    elif change == "names":
+        content["classnames"].reverse()
+    elif change == "template":
+        content["template"] = "a sketch of a {}."
+    elif change == "position":
+        content["config"]["class_token_position"] = "front"
+    elif change == "precision":
+        clip = minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16)
+    elif change == "device":
+        content["text_features"]["fingerprint"] = fingerprint
+    torch.save(content, path)
+    loaded = minidpt.load_model(path, clip)
+    del content["text_features"]  # as earlier versions wrote it
+    torch.save(content, path)
+    expected = minidpt.load_model(path, clip)
+    computed = change != "nothing"
+    assert torch.equal(loaded.template_features, expected.template_features) is computed
+    with torch.no_grad():
+        assert torch.equal(loaded.text_features(), expected.text_features()) is computed
+
+
+def test_text_features_may_be_left_out_of_a_model_file(tmp_path):
+    Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt", text_features=False)
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert content["text_features"] == {"fingerprint": ""}
+
+
+def test_names_and_numbers_of_numpy_are_saved_as_pythons(tmp_path):
+    clip = minidpt.build_clip(clip_state(WIDE))
+    config = minidpt.PromptConfig(n_ctx=np.int64(3), top_k=np.int32(2), alpha=np.float64(0.2))
+    minidpt.build_model(clip, np.array(UNEQUAL), TEMPLATE, config).save(tmp_path / "model.pt")
+    loaded = minidpt.load_model(tmp_path / "model.pt", clip)
+    assert (loaded.classnames, loaded.config) == (list(UNEQUAL), config)
+    with pytest.raises(TypeError):
+        minidpt.PromptConfig(n_ctx=2.5)
+
+
+def test_other_classes_and_loading_leave_the_random_numbers_alone(tmp_path):
+    pair = Pair(OF_METHOD["dpt"])
+    pair.model.save(tmp_path / "model.pt")
+    state = torch.get_rng_state()
+    pair.model.for_classes(["ox", "owl"])
+    minidpt.load_model(tmp_path / "model.pt", clip=pair.clip)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_replaces_none(
+    tmp_path, monkeypatch
+):
+    pair, path = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt"
+    pair.model.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match="model.pt: cut short"):
+        minidpt.load_model(path)
+
+    def interrupted(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pair.model.save(path)
+    assert path.read_bytes() == whole[:-1000] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
+    Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt")
+    other = minidpt.build_clip(clip_state(WIDE, seed=1))
+    with pytest.raises(ValueError, match="CLIP"):
+        minidpt.load_model(tmp_path / "model.pt", clip=other)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], {"format": "minidpt 1"}, "text"])
+def test_a_file_of_another_kind_is_no_model(content, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected one that minidpt saved"):
+        minidpt.load_model(tmp_path / "model.pt")
+
+
+def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch):
+    """torch.load of 2.4 hands one to torch.jit.load, also with `weights_only`."""
+    with torchscript.still_used():
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)).save(str(tmp_path / "model.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(ValueError, match="expected one that minidpt saved"):
+        minidpt.load_model(tmp_path / "model.pt")
+
+
+CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("format", ["minidpt 1"], "'format' .*got a list"),
+        ("format", "minidpt 99\n" + "x" * 10**6, "format 'minidpt 99.nx"),
+        ("learned", 5, "learned: expected named entries, got 5"),
+        ("learned", {5: torch.zeros(1), "x": torch.zeros(1)}, "learned: expected named entries"),
+        (f"learned {CTX}", 5, f"{CTX} is 5, expected a tensor"),
+        (f"learned {CTX}", None, f"{CTX} is None, expected a tensor"),
+        (
+            f"learned {CTX}",
+            torch.zeros(16, 64, dtype=torch.int32),
+            f"{CTX} is torch.int32, expected",
+        ),
+        (f"learned {CTX}", NO_NUMBERS, f"{CTX} is not finite"),
+        (f"learned {CTX}", torch.zeros(15, 64), rf"{CTX} is \(15, 64\), expected \(16, 64\)"),
+        ("learned other", torch.zeros(1), "unknown other"),
+        ("classnames", ["ox", "owl", 5], "a class's name, .* got 5"),
+        ("classnames", "ox", "'classnames' .*got 'ox'"),
+        ("classnames", ["ox", "owl", ""], "a class's name, .* got ''"),
+        ("template", 5, "'template' .*got 5"),
+        ("template", "no place", "template 'no place'"),
+        ("config", None, "config: expected named entries, got None"),
+        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1000, got 50000000"),
+        ("config n_ctx", 17, r"is \(16, 64\), expected \(17, 64\)"),
+        ("config ctx_init", 5, "ctx_init.*5"),
+        ("config csc", True, r"is \(16, 64\), expected \(3, 16, 64\)"),
+        ("config alpha", float("nan"), "alpha: .*got nan"),
+        ("config n_visual", 1000, r"is \(2, 2, 128\), expected \(2, 1000, 128\)"),
+        ("config class_aware_from", 1, "missing class_aware"),
+        ("config visual_layers", 99, "visual_layers: expected 1 to 3 of this CLIP, got 99"),
+        ("config other", 1, "unexpected keyword argument 'other'"),
+        ("clip", [], "clip: expected named entries, got a list"),
+        ("clip fingerprint", None, "'fingerprint' .*got None"),
+        ("clip fingerprint", "0" * 64, "were learned with the weights of custom .000000000000…"),
+        ("clip name", 5, "'name' .*got 5"),
+        ("clip quick_gelu", 1, "'quick_gelu' .*got 1"),
+        ("text_features", None, "text_features: expected named entries, got None"),
+        ("text_features fingerprint", 5, "'fingerprint' .*got 5"),
+        (
+            "text_features template",
+            torch.zeros(3, 36),
+            r"template is \(3, 36\), expected \(3, 37\)",
+        ),
+        ("text_features learned", NO_NUMBERS, r"text features: learned is"),
+        ("text_features other", torch.zeros(1), "text features: unknown other"),
+    ],
+)
+def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(
+    tmp_path, entry, value, message
+):
+    clip, path = minidpt.build_clip(clip_state(WIDE)), tmp_path / "model.pt"
+    config = minidpt.PromptConfig(n_visual=2)
+    minidpt.build_model(clip, ["ox", "owl", "gnu"], TEMPLATE, config).save(path)
+    content = torch.load(path, weights_only=True)
+    *outer, last = entry.split()
+    (content[outer[0]] if outer else content)[last] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"model.pt: .*{message}") as error:
+        minidpt.load_model(path, clip)
+    assert len(str(error.value)) <= 500 and str(error.value).isprintable()
+
+
+def test_shapes_that_a_config_implies_are_those_that_it_learns():
+    for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), OF_METHOD):
+        config = minidpt.PromptConfig(method=method, csc=bool(csc), ctx_init=ctx_init)
+        clip = minidpt.build_clip(clip_state(WIDE))
+        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).learned()
+        expected = learned_tensors_of(clip, len(UNEQUAL), config)
+        assert {k: v.shape for k, v in learned.items()} == {k: v.shape for k, v in expected.items()}
+        assert all(value.is_meta for value in expected.values())
+
+
+# Published tensors
+
+
+@every_learning_method
+@pytest.mark.parametrize("class_aware_from", [1, 2])
+def test_published_tensors_come_back_as_they_were_loaded(method, class_aware_from):
+    pair = Pair({**OF_METHOD[method], "class_aware_from": class_aware_from})
+    published = {name: value for name, value in pair.model.published().items() if value.numel()}
+    assert published.keys() == pair.learned.keys()
+    for name, value in pair.learned.items():
+        assert torch.equal(published[name], value), name
+
+
+def test_class_aware_prompts_in_all_layers_load_with_and_without_an_empty_visual_tensor():
+    pair = Pair({**OF_METHOD["dpt"], "class_aware_from": 1, "n_visual": 2})
+    assert reference.VISUAL not in pair.learned
+    empty = torch.empty(0, 2, WIDE.vision_width)
+    pair.model.load_published({**pair.learned, reference.VISUAL: empty})
+    pair.assert_agree(pair.images(), labels_for(pair, 4))
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "nan", "integer", "none"])
+@every_learning_method
+def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method, fault):
+    pair = Pair(OF_METHOD[method])
+    for name in pair.learned:
+        tensors = {key: value + 1 for key, value in pair.learned.items()}
+        if fault == "missing":
+            del tensors[name]
+        elif fault == "unknown":
+            tensors[name + ".other"] = tensors[name]
+        elif fault == "nan":
+            tensors[name].view(-1)[-1] = torch.nan
+        elif fault == "integer":
+            tensors[name] = tensors[name].long()
+        elif fault == "none":
+            tensors[name] = None
+        else:
+            tensors[name] = tensors[name][..., :-1]
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            pair.model.load_published(tensors)
+    for name, value in pair.learned.items():
+        assert torch.equal(pair.model.published()[name], value), name
+
+
+# Predictions
+
+
+def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
+
+    pair = Pair(OF_METHOD["vlp"])
+    pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
+    at_once = pair.model.predict(pictures, top=2)
+    monkeypatch.setattr(trained, "PREDICT_BATCH", 2)
+    in_parts = pair.model.predict(pictures, top=2)
+    assert [[p.classname for p in row] for row in in_parts] == [
+        [p.classname for p in row] for row in at_once
+    ]
+    with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
+        pair.model.predict(pictures, top=0)
+
+
+def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
+    pair = Pair(OF_METHOD["vlp"])
+    picture = Image.new("RGB", (23, 29), (40, 90, 0))
+    picture.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    expected = pair.model.predict(picture)
+    sources = [str(tmp_path / "a.png"), io.BytesIO(content), picture, tmp_path / "a.png"]
+    for source in sources:
+        assert pair.model.predict(source) == expected
+    found = pair.model.predict(source for source in sources)
+    assert [[p.classname for p in row] for row in found] == [[p.classname for p in expected[0]]] * 4
+    for wrong in (content, np.asarray(picture), 5, [None]):
+        with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
+            pair.model.predict(wrong)
+    for shape, kind in [((3, 21, 21), torch.float32), ((1, 3, 21, 21), torch.uint8)]:
+        with pytest.raises(ValueError, match=r"expected floats \(B, 3, 21, 21\) from preprocess"):
+            pair.model.predict(torch.zeros(shape, dtype=kind))
+
+
+def test_the_white_of_a_model_is_kept_and_used_to_predict(tmp_path):
+    pair = Pair(OF_METHOD["vlp"])
+    noise = np.random.default_rng(0).integers(0, 4096, (23, 29)).astype(np.uint16)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    plain = pair.model.predict(tmp_path / "a.png")
+    pair.model.white = {"integer": 4095}
+    by_white = pair.model.predict(tmp_path / "a.png")
+    eight_bits = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
+    assert by_white == pair.model.predict(eight_bits) != plain
+    pair.model.save(tmp_path / "model.pt")
+    again = minidpt.load_model(tmp_path / "model.pt", pair.model.clip)
+    assert again.predict(tmp_path / "a.png") == by_white
+    assert again.for_classes(["ox", "owl"]).white == {"integer": 4095}
+
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    del content["white"]  # as earlier versions wrote it
+    torch.save(content, tmp_path / "old.pt")
+    assert minidpt.load_model(tmp_path / "old.pt", pair.model.clip).white is None
+    torch.save({**content, "white": {"integer": "bright"}}, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match="wrong.pt"):
+        minidpt.load_model(tmp_path / "wrong.pt", pair.model.clip)
