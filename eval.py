@@ -11,6 +11,7 @@ python eval.py --run RUN --export FILE.pt2    # a program for torch alone
 python eval.py --published OUT --data DATA    # prompts of the published code
 python eval.py --report DIR                   # report.html of a run or a sweep
 python eval.py --table DIR                    # all runs in a folder
+torchrun --nproc_per_node=2 -- eval.py --run RUN    # by 2 processes
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     python train.py                        # the demo: no download, a minute
     python train.py --data ./caltech101 --shots 16
     python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
+    torchrun --nproc_per_node=2 train.py --data ./caltech101    # by 2 processes
 
 Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folder
 (`minidpt.runs.folders.Run`) that eval.py reads. With several methods, numbers of shots, seeds or
@@ -237,6 +238,10 @@ def prepare(
     precision, reason = ranks.tell(
         choose_precision(args.precision, device, clip, noted) if ranks.first else None
     )[0]
+    earlier = args.resume or args.config
+    given = any(word.partition("=")[0] == "--precision" for word in sys.argv)
+    if earlier and args.precision == precision and not given:
+        reason = f"as {earlier} has it"
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
@@ -362,7 +367,7 @@ def train(
         with reporting(run.folder):
             say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
             say(run.path(REPORT))
-    say(f"{run.folder}: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
+    say(f"test it again: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
 
 
 @contextmanager

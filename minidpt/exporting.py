@@ -5,6 +5,7 @@ The text side is not in it, only its features: what cannot change any more is a 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -31,7 +32,9 @@ class ImageClassifier(PromptedModel):
         self.clip = nn.Module()
         self.clip.visual, self.clip.logit_scale = model.clip.visual, model.clip.logit_scale
         self.classnames, self.config = model.classnames, model.config
-        self.visual_prompts, self.class_aware = model.visual_prompts, model.class_aware
+        # copies, so that they are constants here and still learned there
+        learned = copy.deepcopy((model.visual_prompts, model.class_aware))
+        self.visual_prompts, self.class_aware = learned
         self.first_class_aware = model.first_class_aware
         prepared = model.prepared()
         self.register_buffer("template_features", model.template_features)
@@ -40,6 +43,7 @@ class ImageClassifier(PromptedModel):
         self.register_buffer("prompt_kv", None)
         if prepared.prompt_kv:
             self.prompt_kv = torch.stack(prepared.prompt_kv)  # (layers, P, 2, H, d)
+        self.requires_grad_(False)  # CLIP's weights are frozen anyway
 
     def prepared(self) -> Prepared:
         """Constants."""

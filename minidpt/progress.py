@@ -29,6 +29,11 @@ def watched_by(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
+def is_watched() -> bool:
+    """Whether anybody is told."""
+    return _watch.get() is not _unwatched
+
+
 def job(what: str, total: int | None, unit: str = "") -> AbstractContextManager[Tell]:
     """A long job as a context; it tells how much of `total` (None: unknown) is done by then."""
     return _watch.get()(what, total, unit)

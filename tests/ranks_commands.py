@@ -4,7 +4,8 @@
 
 Prints a JSON list: of each command the exit statuses by rank, and what all printed. Like torchrun,
 when a process ends with an error it ends the others (SIGTERM). `kill`: the rank that is to end by
-SIGKILL, once `when`, a file in the folder, is there.
+SIGKILL, once `when`, a file in the folder, is there. `stop`: after how many epochs of a run each
+process gets SIGTERM, as by torchrun. `copy`: of which folder the command's is to be a copy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -31,11 +33,24 @@ from minidpt.runs import command_line  # noqa: E402
 LIMIT = 60  # seconds
 
 
-def begin(main: Any, job: dict, rank: int, port: int) -> int:
+def stopped_after(epochs: int, train_epoch: Any) -> Any:
+    """The function with a signal to its own process in the first step after some epochs."""
+
+    def signalled(state: Any, *arguments: Any) -> Any:
+        if state.epoch == epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_epoch(state, *arguments)
+
+    return signalled
+
+
+def begin(script: Any, job: dict, rank: int, port: int) -> int:
     """Fork a process of a command; its id."""
     if child := os.fork():
         return child
     os.chdir(job["folder"])
+    if "stop" in job:
+        script.train_epoch = stopped_after(job["stop"], script.train_epoch)
     size = job["processes"]
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
@@ -47,7 +62,7 @@ def begin(main: Any, job: dict, rank: int, port: int) -> int:
     sys.argv = job["arguments"]
     status = 1
     try:
-        command_line.run_command(main)
+        command_line.run_command(script.main)
     except SystemExit as end:
         status = end.code or 0
     except BaseException:
@@ -56,8 +71,12 @@ def begin(main: Any, job: dict, rank: int, port: int) -> int:
         os._exit(status)
 
 
-def run(main: Any, job: dict) -> dict:
+def run(script: Any, job: dict) -> dict:
     """A command, to its end."""
+    if "copy" in job:
+        shutil.copytree(job["copy"], job["folder"])
+        for name in ("out.txt", "err.txt"):
+            (Path(job["folder"]) / name).unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +84,7 @@ def run(main: Any, job: dict) -> dict:
     os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     options = dict(is_master=True, wait_for_workers=False)
     store = torch.distributed.TCPStore("127.0.0.1", port, None, **options)
-    running = {begin(main, job, rank, port): rank for rank in range(job["processes"])}
+    running = {begin(script, job, rank, port): rank for rank in range(job["processes"])}
     statuses, began = {}, time.monotonic()
     while running:
         if "kill" in job and (Path(job["folder"]) / job["when"]).exists():
@@ -96,7 +115,7 @@ def main() -> None:
         sys.modules[spec.name] = scripts[name]
         spec.loader.exec_module(scripts[name])
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    json.dump([run(scripts[job["arguments"][0]].main, job) for job in jobs], sys.stdout)
+    json.dump([run(scripts[job["arguments"][0]], job) for job in jobs], sys.stdout)
 
 
 if __name__ == "__main__":

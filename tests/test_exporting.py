@@ -37,7 +37,9 @@ warnings.simplefilter("ignore")  # torch 2.4 warns of its own torch.load
 import torch
 images, extra = torch.load("images", weights_only=True), {"minidpt.json": ""}
 program = torch.export.load("a.pt2", extra_files=extra).module()
-results = [program(images[:count]).tolist() for count in (1, 2, 7)]
+results = [program(images[:count]) for count in (1, 2, 7)]
+assert not any(result.requires_grad for result in results)
+results = [result.tolist() for result in results]
 assert not any(name.split(".")[0] in ("minidpt", "PIL", "ftfy") for name in sys.modules)
 print(json.dumps([results, json.loads(extra["minidpt.json"])]))
 """
@@ -72,6 +74,7 @@ def test_torch_alone_predicts_as_the_model_for_any_number_of_images(tmp_path):
     model, images = model_of(OF_METHOD["dpt"]), random_images(SMALL, 7)
     torch.save(images, tmp_path / "images")
     minidpt.export(model, tmp_path / "a.pt2")
+    assert all(value.requires_grad for value in model.learned().values())  # of the model, still
     command = [sys.executable, "-I", "-c", READER]
     results, about = json.loads(subprocess.check_output(command, cwd=tmp_path))
     expected = probabilities(model, images)

@@ -44,6 +44,7 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
+COMPILED = "_orig_mod"  # a module of torch.compile around another one, anywhere in a name
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 FOREIGN = {  # pieces of names, with a dot before them → parts of models that we do not have
     ".logit_bias": "SigLIP's logit_bias",
@@ -67,14 +68,18 @@ class FoundCLIP(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_clip(tensors: Mapping[str, Tensor]) -> FoundCLIP:
+def find_clip(named: Mapping[str, Tensor]) -> FoundCLIP:
     """The one CLIP among a file's tensors, from their names as `read_state_dict` joins them.
 
-    Left out is only what is beside it: what is inside its encoders goes along, known or not.
+    Left out is only what is beside it: what is inside its encoders goes along, known or not. Names
+    may have `COMPILED` in them.
 
     Raises ValueError if there is none, saying what there is; if there are two, saying where; and if
     it has a part that no OpenAI-shaped ViT has.
     """
+    tensors = {uncompiled(name): value for name, value in named.items()}
+    if len(tensors) < len(named):
+        raise ValueError(f"expected each tensor once, got some with and without '{COMPILED}'")
     places = {
         name.removesuffix(anchor): origin
         for name in tensors
@@ -100,12 +105,19 @@ def find_clip(tensors: Mapping[str, Tensor]) -> FoundCLIP:
     notes = [f"'{prefix}' was taken off the names of CLIP's tensors"] if prefix else []
     if beside:
         notes.append(f"tensors beside CLIP's that were left out: {listed(beside)}")
+    if tensors.keys() != named.keys():
+        notes.append(f"'{COMPILED}', torch.compile's, was taken out of names")
     if origin == HUGGING_FACE:
         own = translated(own)
     scale = own.get("logit_scale")
     if isinstance(scale, Tensor) and scale.shape == (1,):
         own["logit_scale"] = scale[0]
     return FoundCLIP(own, origin, tuple(notes))
+
+
+def uncompiled(name: str) -> str:
+    """A tensor's name without torch.compile's modules."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def translated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ this code, in the folder that MINIDPT_WEIGHTS names, and where OpenAI's package 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ from ..clip.network import CLIP
 from ..clip.state_dict import build_clip
 from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
-from ..progress import job
+from ..progress import is_watched, job
 from .formats import find_clip
 from .repository import WEIGHTS, Config, read_config, read_weights, weights_in
 
@@ -39,6 +40,7 @@ BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 LEAST_BYTES = 300_000_000  # of OpenAI's files
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
+logger = logging.getLogger(__name__)
 
 
 @one_line_errors
@@ -56,7 +58,8 @@ def load(
         name_or_path: one of `NAMES`, or an OpenAI archive, a state dict or safetensors file of
             OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
-            is downloaded (338 MB for ViT-B/32) if no folder holds the file.
+            is downloaded (338 MB for ViT-B/32) if no folder holds the file, of which this package's
+            logger has a warning unless a progress line shows it.
         quick_gelu, exact_gelu: as in `build_clip`; OpenAI's weights need the quick one.
         head_width: as in `build_clip`. This and the activation are for files without a
             configuration; with one they may only agree with it.
@@ -250,6 +253,9 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # the whole file comes, as it does from a server without ranges
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
+        if not is_watched():
+            size = f"{total / 1e6:,.0f} MB" if total else "of unknown size"
+            logger.warning("downloading %s (%s) to %s, once", part.stem, size, part.parent)
         with open(part, "ab" if have else "wb") as file, job(part.stem, total, "bytes") as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)

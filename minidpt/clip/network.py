@@ -9,12 +9,14 @@ not carry on, and can compute only the outputs that are read.
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..progress import Tell, job
 from .attention import MultiheadAttention, attention
 from .packing import PackedPrompts, pack, packed_attention, split
 from .transforms import CLIP_MEAN, CLIP_STD, normalize
@@ -284,22 +286,30 @@ class CLIP(nn.Module):
         not kept but computed again when its turn comes in the backward pass: equal gradients in
         the memory of one chunk, for half as much time again.
         """
-        if chunk is None or chunk >= len(layout.ends):
-            features = self._encode_prompts(x, layout)
-        else:
+        count = len(layout.ends)
+        # In training this is a part of each step, of which its own line tells.
+        with nullcontext() if torch.is_grad_enabled() else job("texts encoded", count) as tell:
+            if chunk is None or chunk >= count:
+                return self._encode_prompts(x, layout, tell)[layout.places]
+
             from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
-            features = torch.cat([
-                checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
-                for rows, piece in split(layout, chunk)
-            ])  # fmt: skip
-        return features[layout.places]
+            features, done = [], 0
+            for rows, piece in split(layout, chunk):
+                own = checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
+                features.append(own)
+                done += len(own)
+                if tell:
+                    tell(done)
+            return torch.cat(features)[layout.places]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell | None = None) -> Tensor:
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
-        for block in blocks:
+        for number, block in enumerate(blocks, start=1):
             x = block.forward_packed(x, layout)
+            if tell:  # all are as far as this layer
+                tell(len(layout.ends) * number // (len(blocks) + 1))
         x = last.forward_packed(x, layout, ends=True)
         return self.ln_final(x.float()) @ self.text_projection.float()
 

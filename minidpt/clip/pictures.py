@@ -126,13 +126,15 @@ def in_rgb(image: Image.Image, white: White | None, orientation: int):
 def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     """The picture in a file, its header read; an error of the block is one that names the file."""
     is_path = isinstance(source, (str, os.PathLike))
-    where = f"image {source if is_path else getattr(source, 'name', 'file object')}"
+    name = source if is_path else getattr(source, "name", "file object")
+    where = f"image {name or repr('')}"
     fix = "replace or remove it"
     expected = f"{where}: expected a readable picture ({', '.join(formats())})"
     try:
         status = os.stat(source) if is_path else None
-        if status and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            # would be waited for; a folder raises of itself
+        if status and stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"{where}: expected a picture, got a folder: pass its pictures")
+        if status and not stat.S_ISREG(status.st_mode):  # would be waited for
             raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
         small = status and status.st_size < 2**21  # and so is what its header can do
         with (

@@ -14,7 +14,15 @@ from ..files import collector_paused, one_line_errors, read_json, read_text
 from .csv_file import LABELS, lists_pictures, open_csv
 from .folders import assemble, open_folder, parts_of_classes
 from .layouts import LAYOUTS, Layout, layout_of, plain
-from .listing import images_in, missing_files, part_folders, sub_folders, told, unread_note
+from .listing import (
+    images_in,
+    loose_notes,
+    missing_files,
+    part_folders,
+    sub_folders,
+    told,
+    unread_note,
+)
 from .lists import PARTS, Dataset
 from .naming import Naming, imagenet_classnames, read_classnames
 from .recognition import (
@@ -203,7 +211,8 @@ def _open_parts(place: Place, seed: int) -> Dataset:
         )
         layout = replace(layout, name=own_name(layout, folder, classes))
     dataset = assemble(images, parts_of_classes(folders, layout), layout, how, seed)
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    loose = loose_notes(images, *folders.values())
+    return replace(dataset, notes=(*dataset.notes, *notes, *loose))
 
 
 def _open_class_folders(place: Place, seed: int) -> Dataset:
@@ -272,7 +281,8 @@ def _open_nested(place: Place, seed: int) -> Dataset:
         raise incomplete(place.layout, place.folder)
     how, order = f"class folders in {place.images}", _in_order(place, files)
     dataset = assemble(place.images, {"all": files}, place.layout, how, seed, order)
-    return replace(dataset, notes=(*dataset.notes, *filter(None, [unread_note(pictures.unread)])))
+    unread = filter(None, [unread_note(pictures.unread)])
+    return replace(dataset, notes=(*dataset.notes, *unread, *loose_notes(place.images)))
 
 
 def _in_order(place: Place, files: dict[str, list[str]]) -> list[str]:

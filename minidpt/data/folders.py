@@ -9,11 +9,13 @@ from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
+from ..progress import counted
 from .listing import (
     Pictures,
     contents,
     image_suffixes,
     images_in,
+    loose_notes,
     of_systems,
     part_folders,
     sub_folders,
@@ -36,7 +38,8 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     folders = part_folders(root)
     if not folders:
         how = f"class folders in {root}"
-        return assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
+        dataset = assemble(root, {"all": class_folders(root, naming)}, naming, how, seed)
+        return replace(dataset, notes=(*dataset.notes, *loose_notes(root)))
 
     others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
     read = [f"{folders[part].name}/" for part in PARTS if part in folders]
@@ -56,6 +59,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
+    notes += loose_notes(root, *folders.values())
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
@@ -139,7 +143,8 @@ def class_folders(folder: Path, naming: Naming, at_least: int = 2) -> dict[str, 
             f"data folder {folder}: expected at least {at_least} class folders, got only "
             f"'{found[0].name}': add a class, or pass the folder of the classes"
         )
-    pictures = {class_folder.name: images_in(class_folder) for class_folder in found}
+    listed = counted(found, "class folders listed", len(found))
+    pictures = {class_folder.name: images_in(class_folder) for class_folder in listed}
     for own in list(pictures.values())[:1]:  # it tells of what lies beside the classes, too
         own.unread += of_systems(folder)
     return pictures

@@ -124,6 +124,24 @@ def unread_note(unread: Counter[str]) -> str:
     return f"not read: {named} (convert or rename pictures)" if named else ""
 
 
+def loose_notes(*folders: Path) -> tuple[str, ...]:
+    """A note of pictures beside class folders, which are in no class: how many, and the first.
+
+    folders: those that hold class folders, or hold these, the data folder first.
+    """
+    suffixes, loose = tuple(image_suffixes()), []
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            loose += sorted(
+                os.path.relpath(entry.path, folders[0])
+                for entry in entries
+                if _is_shown(entry.name) and entry.is_file()
+                if entry.name.lower().endswith(suffixes) or _passed_over(entry)
+            )
+    many = f"{len(loose)} picture{'s' * (len(loose) > 1)}"
+    return (f"not read: {many} in no class folder, first {loose[0]}",) if loose else ()
+
+
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino

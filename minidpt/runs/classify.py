@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import BinaryIO, TextIO
@@ -25,7 +26,7 @@ MAX_LINE = 2**16  # bytes of a path
 GRACE = 0.001  # seconds to wait for one more path before those that are there are classified
 
 Result = list[Prediction] | ValueError | OSError
-Output = Callable[[str, Result], None]  # what is done with a path and its result
+Output = Callable[[str, Result, Path | None], None]  # takes path, result, file that explains it
 
 
 def classify(
@@ -36,7 +37,7 @@ def classify(
     table: str | None = None,
     lines: str | None = None,
     stdout: TextIO | None = None,
-    explain: Callable[[str], object] | None = None,
+    explain: Callable[[str], Path] | None = None,
     ranks: Ranks = ALONE,
 ) -> int:
     """Print the likeliest classes of each picture, and write them into new files.
@@ -44,7 +45,8 @@ def classify(
     table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
         more; and when it ends early, with the images so far.
     lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
-    explain: called with the path of each picture that could be read.
+    explain: called with the path of each picture that could be read; the file it returns is named
+        beside the classes, and in JSON.
     ranks: share a list of pictures; the first prints and writes, and the others return 0.
 
     Returns 2 if a picture could not be read, after the others.
@@ -70,17 +72,18 @@ def classify(
         results = stack.enter_context(closing(each))
         try:
             for number, (path, result) in enumerate(results, start=1):
+                explained = None
                 if isinstance(result, Exception):
                     status = 2
                     report(result)
                 elif explain:
-                    explain(path)
+                    explained = explain(path)
                 for output in outputs:
-                    output(path, result)
+                    output(path, result, explained)
                 count += not isinstance(result, Exception)
                 try:
                     if not pipe:
-                        show(path, result)
+                        show(path, result, explained)
                 except BrokenPipeError as error:
                     if not outputs:
                         raise
@@ -139,15 +142,18 @@ def classified_by_all(
                 yield path, result
 
 
-def print_classes(path: str, result: Result) -> None:
+def print_classes(path: str, result: Result, explained: Path | None) -> None:
     """A line of text; none for a picture that was not read."""
     if not isinstance(result, Exception):
         guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result)
-        say(f"{path}: {guesses}")
+        say(f"{path}: {guesses}" + (f" -> {explained}" if explained else ""))
 
 
-def print_json(file: TextIO, path: str, result: Result) -> None:
-    """A line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" in their place."""
+def print_json(file: TextIO, path: str, result: Result, explained: Path | None) -> None:
+    """A line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" in their place.
+
+    With "explained": the file that explains them, if there is one.
+    """
     entry = {"image": path}
     if isinstance(result, Exception):
         entry["error"] = str(result)
@@ -155,6 +161,8 @@ def print_json(file: TextIO, path: str, result: Result) -> None:
         entry["predictions"] = [
             {"class": name, "probability": round(share, 6)} for name, share in result
         ]
+    if explained:
+        entry["explained"] = str(explained)
     print(json.dumps(entry, allow_nan=False), file=file, flush=True)
 
 
@@ -163,7 +171,7 @@ def csv_table(path: str) -> Iterator[Output]:
     """A new CSV file with a row for each class of a picture; see `writing_rows`."""
     with writing_rows(path, ("image", "class", "probability")) as write:
 
-        def output(picture: str, result: Result) -> None:
+        def output(picture: str, result: Result, explained: Path | None) -> None:
             for name, share in () if isinstance(result, Exception) else result:
                 write((picture, name, f"{share:.6f}"))
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from ..config import METHODS
+from ..config import METHODS, PromptConfig
 from ..files import entries, good_name, one_line, one_line_errors, shown
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
@@ -22,6 +23,10 @@ from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Options that runs of earlier versions did not have: as if they had not been given.
 LATER = {"image_size": None, "head_width": None}
+# Options of the training as published, beside those that depend on the data set (`_usual`).
+PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
+    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
+}  # fmt: skip
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -54,6 +59,7 @@ class Row(NamedTuple):
     """Results that differ in their seed only. Accuracies in percent, by seed.
 
     variant: the settings that tell it from rows that are otherwise of the same kind, or "".
+    unusual: options of the training that are not as published and not in `variant`.
     """
 
     dataset: str
@@ -65,6 +71,7 @@ class Row(NamedTuple):
     variant: str
     zero_shot_accuracy: float
     accuracies: dict[int, float]
+    unusual: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -145,20 +152,32 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         names = differences([json.loads(settings) for settings in variants])
         names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
         for own in variants.values():
-            settings = next(iter(own.values())).settings
+            first = next(iter(own.values()))
+            settings, usual = first.settings, _usual(first)
             name = ", ".join(named(name, settings[name]) for name in names if name in settings)
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
-            rows.append(Row(*kind, name, zero_shot, accuracies))
+            unusual = tuple(
+                f"--{option.replace('_', '-')}" + f" {one_line(value, 200)}" * (value is not True)
+                for option, value in settings.items()
+                if option not in names and usual.get(option, value) != value
+            )
+            rows.append(Row(*kind, name, zero_shot, accuracies, unusual))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
 def _across(result: Result) -> dict[str, Any]:
     """The settings by which runs on several data sets differ: not in each one's own, or usual."""
-    epochs = default_epochs(result.method, result.shots, result.dataset)
-    usual = {"epochs": epochs, "warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
     own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
-    return own | {name: "usual" for name, value in usual.items() if own.get(name) == value}
+    usual = _usual(result).items()
+    return own | {name: "usual" for name, value in usual if name in own and own[name] == value}
+
+
+def _usual(result: Result) -> dict[str, Any]:
+    """The options of the training of a run as published."""
+    epochs = default_epochs(result.method, result.shots, result.dataset)
+    warmup = 1 if result.dataset == "ImageNet" else 10
+    return {**PUBLISHED_OPTIONS, "epochs": epochs, "warmup_epochs": warmup}
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -39,12 +39,29 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def over(rows: Sequence[Row]) -> str:
-    """What the cells of tables are: over how many seeds; "" if nothing was learned."""
-    seeds = sorted({len(row.accuracies) for row in rows if row.method != "zeroshot"})
+    """What the cells of tables are: over how many seeds, and by which options, if not by those that
+    are published; "" if nothing was learned.
+    """
+    learned = [row for row in rows if row.method != "zeroshot"]
+    seeds = sorted({len(row.accuracies) for row in learned})
     if not seeds:
         return ""
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"Accuracy in percent, mean ± standard deviation over seeds ({count})."
+    said = f"mean ± standard deviation over seeds ({count})" if seeds != [1] else "one seed"
+    return " ".join([f"Accuracy in percent, {said}.", *_unpublished(learned)])
+
+
+def _unpublished(learned: Sequence[Row]) -> Iterator[str]:
+    """A sentence for the options that all rows have and that are not published, and for others."""
+    labels: dict[str, dict[str, None]] = {}  # option -> of which rows
+    for option, label in ((option, row.label) for row in learned for option in row.unusual):
+        labels.setdefault(option, {})[label] = None
+    everywhere = len({row.label for row in learned})
+    options: dict[str, list[str]] = {}
+    for option, own in labels.items():
+        options.setdefault("" if len(own) == everywhere else ", ".join(own), []).append(option)
+    for whose, own in options.items():
+        yield f"Not as published: {whose}{': ' * bool(whose)}{' '.join(own)}."
 
 
 def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -172,7 +189,10 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     seeds = sorted({seed for row in rows for seed in row.accuracies})
     header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     header += [f"seed {seed}" for seed in seeds]
-    lines = [(row, row.zero_shot_accuracy, row.accuracy, row.std) for row in rows]
+    lines = [
+        (row, row.zero_shot_accuracy, row.accuracy, row.std if len(row.accuracies) > 1 else "")
+        for row in rows
+    ]
     for base, new, mean in base_to_new(rows):
         zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
         means = {

@@ -55,6 +55,8 @@ def parse_arguments(text: str) -> Namespace:
         help="new run folder, or folder of a sweep; without it in runs/")
     add("--resume", type=path_option, metavar="DIR",
         help="go on with the interrupted run or sweep in this folder, by its own settings")
+    add("--config", type=path_option, metavar="FILE",
+        help="settings of an earlier run, its config.json; options beside it go before")
     add("--template", help="zero-shot prompt, {} is the class; without it the data set's")
     add("--device", help="cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one")
 
@@ -106,8 +108,6 @@ def parse_arguments(text: str) -> Namespace:
         "for long runs; on a CPU it needs a C++ compiler")
 
     add = parser.add_argument_group("output").add_argument
-    add("--config", type=path_option, metavar="FILE",
-        help="settings of an earlier run, its config.json; options beside it go before")
     add("--no-report", action="store_true", help="leave report.html out")
     # fmt: on
     args = parser.parse_args()

@@ -68,7 +68,7 @@ def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]
         (lambda state: {"epoch": 3, "state_dict": state}, "state_dict."),
         (lambda state: {"net": {"model_state_dict": state}}, "net.model_state_dict."),
         (lambda state: prefixed("module.", state), "module."),
-        (lambda state: {"any": prefixed("_orig_mod.clip_model.", state)}, "any._orig_mod.clip_mo"),
+        (lambda state: {"any": prefixed("_orig_mod.clip_model.", state)}, "any.clip_model."),
         (lambda state: prefixed("clip.visual.", state), "clip.visual."),
     ],
 )
@@ -79,6 +79,21 @@ def test_a_clip_is_found_where_it_lies_and_the_place_is_said(wrap, place, names,
     assert torch.equal(features(clip), features(plain()))
     assert clip.notes[0].startswith(f"'{place}")
     assert clip.fingerprint() == plain().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("piece", "prefix"), [("visual.", ""), ("visual.conv1.", ""), ("transformer.", "module.")]
+)
+def test_names_of_modules_that_were_compiled_are_understood(piece, prefix, tmp_path):
+    """As torch.compile names the tensors of a part of a model."""
+    state = {f"{prefix}{name}".replace(piece, f"{piece}_orig_mod."): v for name, v in STATE.items()}
+    assert any("._orig_mod." in name for name in state)
+    clip = load(prefixed("_orig_mod.", state), tmp_path)
+    assert clip.fingerprint() == plain().fingerprint()
+    assert "'_orig_mod', torch.compile's, was taken out of names" in clip.notes
+    twice = state | {n.replace("_orig_mod.", ""): v.clone() for n, v in state.items()}
+    with pytest.raises(ValueError, match="each tensor once, got some with and without '_orig_mod'"):
+        load(twice, tmp_path)
 
 
 def test_a_head_beside_is_left_out_and_said(tmp_path):

@@ -386,7 +386,7 @@ def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
 
 
 def test_who_watches_a_download_is_told_of_all_its_bytes_and_nothing_is_printed(
-    server, home, capsys
+    server, home, capsys, caplog
 ):
     told = []
 
@@ -402,4 +402,14 @@ def test_who_watches_a_download_is_told_of_all_its_bytes_and_nothing_is_printed(
     job, *done = told
     assert job == ("a.pt", 2_000_000, "bytes")
     assert done[-1] == 2_000_000 and done == sorted(done) and done[0] > 500_000
+    assert capsys.readouterr() == ("", "") and not caplog.records
+
+
+def test_of_a_download_that_nobody_watches_the_logger_has_one_line(server, home, capsys, caplog):
+    server.content = bytes(2_000_000)
+    for _ in range(2):  # the second time it is there
+        pretrained.download(server.url, home / "a.pt", sha256(server.content))
+    (record,) = caplog.records
+    assert record.name.split(".")[0] == "minidpt" and record.levelname == "WARNING"
+    assert record.getMessage() == f"downloading a.pt (2 MB) to {home}, once"
     assert capsys.readouterr() == ("", "")

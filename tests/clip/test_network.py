@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 
 import pytest
 import reference
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 
 import minidpt
 from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock
+from minidpt.clip.packing import pack
 from minidpt.clip.state_dict import infer_sizes
+from minidpt.progress import watched_by
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
 BLOCK = "visual.transformer.resblocks.1"
@@ -426,3 +429,21 @@ def test_the_mlp_in_bf16_rounds_a_large_residual_once(exact_gelu):
     rounded = mlp(x, residual)
     expected = mlp.double()(x.double(), residual.double())
     assert (rounded.double() - expected).abs().mean() < 0.14
+
+
+@pytest.mark.parametrize(("chunk", "done"), [(None, [2, 4]), (3, [3, 6, 7])])
+def test_who_watches_is_told_how_many_texts_are_encoded_unless_they_are_a_step_s(chunk, done):
+    clip, told = minidpt.build_clip(clip_state(WIDE)), []
+
+    @contextmanager
+    def watch(*job):
+        told.append(job)
+        yield told.append
+
+    layout = pack([[49406, *range(1000 * n, 1000 * n + 30), 49407] for n in range(1, 8)])
+    with watched_by(watch):
+        with torch.no_grad():
+            expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
+        assert told == [("texts encoded", 7, ""), *done]
+        features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
+        assert len(told) == 1 + len(done) and torch.equal(features, expected)

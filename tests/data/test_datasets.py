@@ -318,6 +318,9 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
     draw_classes(tmp_path / "paths" / "SUN397", {"a/abbey": 3, "c/cathedral/indoor": 3})
     nested = open_dataset(tmp_path / "paths" / "SUN397")
     assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
+    draw(tmp_path / "paths" / "SUN397" / "b.png")
+    loose = "not read: 1 picture in no class folder, first b.png"
+    assert loose in open_dataset(tmp_path / "paths" / "SUN397").notes
 
 
 @pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])
@@ -437,6 +440,8 @@ def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
     shutil.rmtree(tmp_path / "test")
     draw(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
     assert sizes(open_dataset(tmp_path)) == (8, 0, 4)
+    draw(tmp_path / "train" / "a.JPEG")
+    assert open_dataset(tmp_path).notes[-1].startswith("not read: 1 picture in no class folder")
 
 
 @pytest.mark.parametrize("listed", [True, False])

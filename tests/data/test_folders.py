@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.shots import few_shot
 from minidpt.data.splits import write_split
+from minidpt.progress import watched_by
 
 
 def files(items, root) -> list[str]:
@@ -120,7 +122,8 @@ def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["a", "b", "recycler", "temporary items"]
-    (note,) = dataset.notes
+    note, loose = dataset.notes
+    assert loose == "not read: 1 picture in no class folder, first loose.png"
     assert note.startswith("not read: 2 #recycle/, 2 $RECYCLE.BIN/, 2 @eaDir/, 2 ")
     assert sorted(f for f in files(everything(dataset), tmp_path) if f.startswith("a/")) == [
         "a/deep/er/UPPER.JPG",
@@ -223,6 +226,40 @@ def test_folders_beside_train_and_test_are_said(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"]
     assert dataset.notes == ("read: train/, test/; not read: unlabelled/",)
+
+
+@pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
+def test_pictures_beside_class_folders_are_said(tmp_path, parts):
+    for part in parts:
+        draw_classes(tmp_path / part, {"dog": 3, "cat": 3})
+        for name in ("x.png", "b.CR2", ".hidden.png", "notes.txt"):
+            (tmp_path / part / name).write_bytes(b"")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    count = 1 + 2 * len(parts)
+    expected = f"not read: {count} pictures in no class folder, first a.jpg"
+    assert open_dataset(tmp_path).notes[-1] == expected
+
+
+def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
+    draw_classes(tmp_path / "train", {"dog": 3, "cat": 3})
+    draw_classes(tmp_path / "test", {"dog": 3, "cat": 3})
+    draw(tmp_path / "val" / "a.png")
+    (note,) = open_dataset(tmp_path).notes
+    assert note == f"not read: 1 picture in no class folder, first {Path('val/a.png')}"
+
+
+def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
+    draw_classes(tmp_path, {"dog": 3, "cat": 3, "owl": 3})
+    told = []
+
+    @contextmanager
+    def watch(*job):
+        told.append(job)
+        yield told.append
+
+    with watched_by(watch):
+        open_dataset(tmp_path)
+    assert told == [("class folders listed", 3, ""), 1, 2, 3]
 
 
 # ---- CSV files

@@ -202,19 +202,21 @@ def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, mo
     good, other = pictures(2)
     expected = one_by_one(model, [good, other], top=1)
     answers = []
-    for path in (good, "gone.png", other):
+    for path in (good, "gone.png", "", "many", other):
         print(path, file=service.stdin, flush=True)
         answers.append(json.loads(service.stdout.readline()))  # or waits for ever
-    assert [answer["image"] for answer in answers] == [good, "gone.png", other]
-    for answer, (prediction,) in zip(answers[::2], expected):
+    assert [answer["image"] for answer in answers] == [good, "gone.png", "", "many", other]
+    for answer, (prediction,) in zip(answers[::4], expected):
         ((share, name),) = [(p["probability"], p["class"]) for p in answer["predictions"]]
         assert name == prediction.classname and share == pytest.approx(prediction.probability)
     assert "gone.png: expected a picture" in answers[1]["error"]
+    assert answers[2]["error"] == "image '': expected a picture, got nothing there"
+    assert answers[3]["error"] == "image many: expected a picture, got a folder: pass its pictures"
     service.stdin.close()
     assert service.stdout.read() == ""
-    assert service.wait() == 2  # one could not be read
-    (error,) = service.stderr.read().splitlines()
-    assert error.startswith("eval.py: error: image gone.png")
+    assert service.wait() == 2  # some could not be read
+    errors = service.stderr.read().splitlines()
+    assert errors == [f"eval.py: error: {answer['error']}" for answer in answers[1:4]]
 
 
 def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):

@@ -158,6 +158,7 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
     lines = inside(script, "--help").out.splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 80
     assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
+    assert sum(line.strip().startswith("torchrun --nproc_per_node=") for line in lines) == 1
     groups = [line for line in lines if re.fullmatch(r"\w.*:", line) and "usage" not in line]
     assert groups[0].startswith("what most people need")
     known = ("data:", "method:", "optimisation:", "output:")

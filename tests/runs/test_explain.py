@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(place, tmp_pat
         with Image.open(path) as drawn:
             assert (drawn.format, drawn.mode, drawn.width) == ("PNG", "RGB", WIDTH)
             drawn.load()
+
+
+def test_each_picture_s_line_names_its_png_and_so_does_its_json(place, tmp_path):
+    image = [place.data / "red" / "0.png", place.data / "blue" / "0.png", "gone.png"]
+    options = ("--run", place.run, "--image", *image, "--json", tmp_path / "o.jsonl")
+    done = inside("eval.py", *options, "--explain", tmp_path / "new")
+    pngs = [str(tmp_path / "new" / name) for name in ("0.png", "0-2.png")]
+    assert [line.partition(" -> ")[2] for line in done.out.splitlines()] == pngs
+    entries = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [entry.get("explained") for entry in entries] == [*pngs, None]
 
 
 def test_a_number_does_not_take_the_name_of_a_later_picture(place, tmp_path):

@@ -68,12 +68,21 @@ def classify(place: Path, table: str) -> list[str]:
 def done(place, tmp_path_factory) -> dict[str, Done]:
     folder = tmp_path_factory.mktemp("processes")
     dpt = command(place, "pictures", "--out", "run")
+    sweep = command(place, "pictures", *SWEEP, "--out", "all")
+    resumed = ["train.py", "--resume", "run"]
     jobs = {
         "two": {"processes": 2, "arguments": dpt},
         "three": {"processes": 3, "arguments": command(place, "few", "--out", "run")},
-        "sweep": {"processes": 2, "arguments": command(place, "pictures", *SWEEP, "--out", "all")},
+        "sweep": {"processes": 2, "arguments": sweep},
         "killed": {"processes": 2, "arguments": dpt, "kill": 1, "when": "run/state.pt"},
-        "resumed": {"processes": 2, "arguments": ["train.py", "--resume", "run"]},
+        "resumed": {"processes": 2, "arguments": resumed},
+        "two stopped": {"processes": 2, "arguments": dpt, "stop": 3},
+        "two, then three": {"processes": 3, "arguments": resumed, "copy": "two stopped"},
+        "one stopped": {"processes": 1, "arguments": dpt, "stop": 3},
+        "one, then two": {"processes": 2, "arguments": resumed, "copy": "one stopped"},
+        "sweep stopped": {"processes": 1, "arguments": sweep, "stop": 2},
+        "sweep, then two": {"processes": 2, "arguments": sweep, "copy": "sweep stopped"},
+        "shared sweep stopped": {"processes": 2, "arguments": sweep, "stop": 2},
         "broken": {"processes": 2, "arguments": command(place, "broken", "--out", "run")},
         "no data": {"processes": 2, "arguments": command(place, "none", "--out", "run")},
         "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
@@ -83,7 +92,10 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
     at = {"resumed": "killed", "eval": "two", "images": "two"}
     for name, job in jobs.items():
         job["folder"] = str(folder / at.get(name, name))
-        Path(job["folder"]).mkdir(exist_ok=True)
+        if "copy" in job:
+            job["copy"] = str(folder / job["copy"])
+        else:
+            Path(job["folder"]).mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
     script = forked(ROOT / "tests/ranks_commands.py", folder / "jobs.json")
     ended = subprocess.run(script, env=environment(), stdout=subprocess.PIPE, timeout=200)
@@ -92,6 +104,12 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         name: Done(Path(job["folder"]), **result)
         for (name, job), result in zip(jobs.items(), json.loads(ended.stdout), strict=True)
     }
+
+
+@pytest.fixture(scope="module")
+def whole(place, tmp_path_factory) -> Path:
+    """The run that one process makes, uninterrupted."""
+    return alone(tmp_path_factory.mktemp("whole"), command(place, "pictures", "--out", "run"))
 
 
 def alone(tmp_path: Path, arguments: list[str]) -> Path:
@@ -170,10 +188,47 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bit
     assert losses(done["killed"].folder / "run") == losses(done["two"].folder / "run")
 
 
-def test_a_run_that_two_processes_began_goes_on_alone(done, place, tmp_path):
-    """From a copy that stands where the two began."""
-    shutil.copytree(done["two"].folder / "run", tmp_path / "run")
-    assert "is finished" in inside("train.py", "--resume", tmp_path / "run").out
+def test_several_processes_that_are_stopped_end_with_one_line_to_go_on(done):
+    """Behind it torchrun, which has had the signal, too, writes a traceback of its own."""
+    assert done["two stopped"].statuses == [143, 143]
+    (line,) = done["two stopped"].errors
+    again = "torchrun --nproc_per_node=2 train.py --resume run"
+    assert line == f"train.py: error: interrupted; to go on: {again}"
+    assert done["two stopped"].err.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize("name", ["two, then three", "one, then two", "two, then one"])
+def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
+    name, done, whole, tmp_path
+):
+    if name == "two, then one":
+        run = Path(shutil.copytree(done["two stopped"].folder / "run", tmp_path / "run"))
+        result = inside("train.py", "--resume", run)
+        statuses, out = [result.status], result.out
+    else:
+        run, (statuses, out) = done[name].folder / "run", done[name][1:3]
+    assert set(statuses) == {0} and "going on after epoch 3 of 6" in out
+    assert_equal_runs(run, whole)
+    assert not (run / "state.pt").exists()
+
+
+def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits(
+    done, place, tmp_path
+):
+    alone = tmp_path / "all"
+    shutil.copytree(done["shared sweep stopped"].folder / "all", alone)
+    assert done["shared sweep stopped"].statuses == [143, 143]
+    assert list(alone.glob("pictures-*/state.pt"))
+    result = inside("train.py", "--resume", alone)
+    assert result.status == 0 and "going on after epoch 2 of 3" in result.out
+    assert done["sweep, then two"].statuses == [0, 0]
+    assert "going on after epoch 2 of 3" in done["sweep, then two"].out
+    uninterrupted = done["sweep"].folder / "all"
+    for folder in (alone, done["sweep, then two"].folder / "all"):
+        assert (folder / "table.csv").read_text() == (uninterrupted / "table.csv").read_text()
+        for run in ("pictures-coop-3shots-seed1", "pictures-vpt-3shots-seed2"):
+            for name, value in learned(uninterrupted / run).items():
+                assert torch.equal(learned(folder / run)[name], value)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from minidpt.data import lists as data
 from minidpt.data.layouts import LAYOUTS
 from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs
+from minidpt.runs.train_options import parse_arguments
 
 NAMES = [layout.name for layout in LAYOUTS]
 TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
@@ -679,6 +680,29 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise(usual)
     assert [row.variant for row in rows] == ["", ""]
     assert "coop      | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
+
+
+def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
+    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, visual_lr=0.01)
+    said = tables.over(results.summarise([result(**short), result(method="coop", **short)]))
+    assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
+    usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
+    said = tables.over(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    assert said.endswith("one seed. Not as published: dpt: --epochs 6 --csc.")
+    both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
+    rows = results.summarise(both)  # in the row's name it is said already
+    assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
+    assert tables.over(rows) == (
+        "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
+        "Not as published: --csc."
+    )
+
+
+def test_published_options_are_the_defaults_of_train_py(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    defaults = vars(parse_arguments(""))
+    for name, value in results.PUBLISHED_OPTIONS.items():
+        assert defaults[name] == ([value] if name == "method" else value), name
 
 
 def test_unfinished_runs_are_counted_below_the_tables(sweep):
