@@ -238,10 +238,6 @@ def prepare(
     precision, reason = ranks.tell(
         choose_precision(args.precision, device, clip, noted) if ranks.first else None
     )[0]
-    earlier = args.resume or args.config
-    given = any(word.partition("=")[0] == "--precision" for word in sys.argv)
-    if earlier and args.precision == precision and not given:
-        reason = f"as {earlier} has it"
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]

@@ -1,4 +1,4 @@
-"""The precision of the frozen CLIP: as asked, what is usual on the device, or the faster one.
+"""The precision of the frozen CLIP: as set, what is usual on the device, or the faster one.
 
 How fast a CPU computes in bf16 is measured, not looked up: up to several times as fast as in fp32
 where the processor has it, many times slower where not. Nearly all of a training step is products
@@ -37,7 +37,7 @@ def choose_precision(
 ) -> tuple[str, str]:
     """The precision the frozen CLIP is stored and computed in, and the reason for it.
 
-    name: as asked; None for the usual one; "auto" for the `noted` one of earlier runs if there are
+    name: as set; None for the usual one; "auto" for the `noted` one of earlier runs if there are
         any, else on a CPU the faster one for `clip`, on a GPU the usual one.
     """
     if name == AUTO and noted is not None:
@@ -46,7 +46,7 @@ def choose_precision(
         times = ProductTimes.of(clip)
         return ("bf16" if times.ratio >= WORTH_IT else "fp32"), str(times)
     if name not in (None, AUTO):
-        return name, "as asked"
+        return name, "as set"
     if device.type != "cuda":
         return "fp32", "the processor's plain precision"
     if torch.cuda.get_device_capability(device)[0] >= 8:

@@ -57,7 +57,7 @@ def clock(monkeypatch):
 
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
     assert precision.choose_precision(None, CPU)[0] == "fp32"
-    assert precision.choose_precision("bf16", CPU) == ("bf16", "as asked")
+    assert precision.choose_precision("bf16", CPU) == ("bf16", "as set")
 
 
 @pytest.mark.parametrize(("bf16", "taken"), [(0.008, "bf16"), (0.0081, "fp32"), (0.5, "fp32")])

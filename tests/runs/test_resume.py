@@ -272,20 +272,6 @@ def test_options_beside_a_config_go_before_it(whole):
     assert different == {"seed", "name"} and after["seed"] == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [((), "as run/config.json has it"), (("--precision=fp32",), "as asked"),
-     (("--precision", "fp32"), "as asked")],
-)  # fmt: skip
-def test_the_precision_of_an_earlier_run_is_said_to_be_its_own(options, reason, whole):
-    shutil.copytree(whole, "run")
-    again = ("train.py", "--config", "run/config.json", "--epochs", 0, *options)
-    assert f"in fp32 ({reason})\n" in inside(*again, "--out", "other").out
-    Path("run/summary.json").unlink()
-    shutil.copy("run/model.pt", "run/state.pt")  # no state, but there
-    assert "in fp32 (as run has it)\n" in inside("train.py", "--resume", "run").out
-
-
 def test_a_config_states_each_option_once(whole):
     config = json.loads((whole / "config.json").read_text())
     assert "prompts" not in config and "out" not in config

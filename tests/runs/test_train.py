@@ -159,7 +159,7 @@ def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained
     place, precision, monkeypatch
 ):
     result = train(place, "run", "--precision", precision, "--epochs", 3)
-    assert f"in {precision} (as asked)" in result.out
+    assert f"in {precision} (as set)" in result.out
     assert json.loads(Path("run/config.json").read_text())["precision"] == precision
     assert all(value.dtype == torch.float32 for value in learned("run").values())
     assert all(torch.isfinite(value).all() for value in learned("run").values())
