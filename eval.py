@@ -58,7 +58,7 @@ from minidpt.runs.folders import (
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
-from minidpt.runs.progress_line import say
+from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
 from minidpt.runs.sources import sources_of, tests_of
 from minidpt.runs.tables import write_tables
@@ -141,7 +141,8 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
     for dataset, numbers in tests:
         test = TestSet(dataset.test, clip, workers=args.workers, ranks=ranks)
         if other:
-            say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+            say(dataset.source)
+            say_notes(dataset.notes)
         for number in numbers:
             run, model = runs[number], models[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
@@ -166,7 +167,7 @@ def classify_images(
         return classify(model, paths, *options, ranks=ranks)
     root = split_content(run.path(SPLIT)).get("root")
     data = map(Path, [*args.image, *([root] if root else [])])
-    say(*(f"note: {note}" for note in font_notes(model.classnames)))
+    say_notes(font_notes(model.classnames))
     with Explanations.new(args.explain, data, model, args.top) as explanations:
         return classify(model, paths, *options, explanations.write)
 
@@ -217,13 +218,14 @@ def test_published(args: Namespace) -> int:
                    head_width=args.head_width, image_size=args.image_size)  # fmt: skip
     precision, _ = choose_precision(args.precision, device, clip)
     clip = place(clip, device, precision)
-    say(*(f"note: {note}" for note in clip.notes))
+    say_notes(clip.notes)
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
     config = PromptConfig(**inferred.config, top_k=args.top_k or PromptConfig.top_k,
                           class_token_position=args.class_token_position or "end")  # fmt: skip
     say(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
     for dataset in datasets:
-        say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+        say(dataset.source)
+        say_notes(dataset.notes)
         if inferred.classes not in (None, len(dataset.classnames)):
             raise ValueError(
                 f"--published {args.published}: its prompts belong to {inferred.classes} classes, "
@@ -232,7 +234,7 @@ def test_published(args: Namespace) -> int:
         model = build_model(clip, dataset.classnames, dataset.template, config).eval()
         model.load_published(tensors)
         test = TestSet(dataset.test, clip, workers=args.workers)
-        say(*(f"note: {note}" for note in shown_by({}, test)))
+        say_notes(shown_by({}, test))
         model.white = test.white
         test_model(f"{dataset.name}: ", model, test, f"on {device} in {precision}", args)
     return 0

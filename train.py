@@ -75,7 +75,7 @@ from minidpt.runs.precision import (
 )
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
-from minidpt.runs.progress_line import Progress, Timed, clock, say
+from minidpt.runs.progress_line import Progress, Timed, clock, say, say_notes
 from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import read_results, summarise, tested_on
 from minidpt.runs.state import TrainingState
@@ -160,7 +160,8 @@ def jobs_on(folder: Path, args: Namespace, device: str) -> list[Job]:
     subsets = ("base", "new") if args.classes == "base" else (args.classes,)
     for name in dict.fromkeys(layout_of(name).name for name in args.dataset or []) or [None]:
         dataset = open_dataset(folder, name, classnames=args.classnames, template=args.template)
-        say(dataset.source, *(f"note: {note}" for note in dataset.notes))
+        say(dataset.source)
+        say_notes(dataset.notes)
         subsets_of = {subset: select_classes(dataset, subset) for subset in subsets}
         if set(args.method) != {"zeroshot"}:
             few_shot(dataset, args.shots[0], args.seed[0])
@@ -250,14 +251,14 @@ def prepare(
     else:
         goes_on = "goes on" if run.path(STATE).is_file() else "begins anew"
         say(f"run folder {run.folder}" + f", which {goes_on}" * bool(held_in(run.folder)))
-    say(*(f"note: {note}" for note in (sweep or run).notes))
+    say_notes((sweep or run).notes)
     kinds = {(prompts_of(job.settings), job.settings.template): job for job in todo}
     for (config, template), job in kinds.items():
         build_model(clip, job.dataset.classnames[:2], template, config)
     if todo:
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
-        say(*(f"note: {note}" for note in clip.notes))
+        say_notes(clip.notes)
         if sweep and ranks.first:
             sweep.create({**vars(args), "data": todo[0].settings.data})
     return clip, todo
@@ -361,7 +362,7 @@ def train(
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
     if not (in_sweep or settings.no_report):
         with reporting(run.folder):
-            say(*(f"note: {note}" for note in write_report(run.folder, lambda: model)))
+            say_notes(write_report(run.folder, lambda: model))
             say(run.path(REPORT))
     say(f"test it again: {shlex.join([*command_of('eval'), '--run', str(run.folder)])}")
 
@@ -382,7 +383,7 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
     if settings.method == "zeroshot":
         return replace(whole, train=[], val=[])
     drawn = few_shot(dataset, settings.shots, settings.seed)
-    say(*(f"note: {note}" for note in drawn.notes[len(dataset.notes) :]))
+    say_notes(drawn.notes[len(dataset.notes) :])
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
@@ -436,7 +437,7 @@ def read_images(
     white = white_of(deep, workers=workers, ranks=ranks)
     model.white = white = white_of(deep_tests, white, workers, ranks)
     kinds = chain.from_iterable(ranks.tell(list((deep | deep_tests).values())))
-    say(*(f"note: {note}" for note in white_notes(white, kinds)))
+    say_notes(white_notes(white, kinds))
     store.fill(paths, workers, white, others=test_paths)
     for _, test in tests.values():
         test.show_by(white)

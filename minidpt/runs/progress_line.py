@@ -128,3 +128,8 @@ def say(*lines: object, stream=None) -> None:
     Progress.leave()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
+
+
+def say_notes(notes: Iterable[object]) -> None:
+    """Print notes, a line each."""
+    say(*(f"note: {note}" for note in notes))
