@@ -18,7 +18,7 @@ from scripts import forked
 
 from minidpt import ranks
 from minidpt.data.batches import train_batches
-from minidpt.data.lists import Item
+from minidpt.data.items import Item
 from minidpt.ranks import ALONE, NO_LABEL, Ranks
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm

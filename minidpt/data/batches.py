@@ -24,7 +24,7 @@ from ..files import one_line, one_line_errors
 from ..progress import counted
 from ..ranks import ALONE, NO_LABEL, Ranks
 from .crops import random_view
-from .lists import Item
+from .items import Item
 
 IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded pictures that are kept, unless told otherwise
 

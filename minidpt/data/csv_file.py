@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ..files import MAX_CLASSES
 from .folders import Parts, assemble
+from .items import Dataset
 from .listing import IMAGE_SUFFIXES, IN_ORDER, PART_NAMES, missing_files, told
-from .lists import Dataset
 from .naming import Naming, read_rows
 
 LABELS = "labels.csv"  # in a folder: lists its pictures

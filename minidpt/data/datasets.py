@@ -13,6 +13,7 @@ from pathlib import Path
 from ..files import collector_paused, one_line_errors, read_json, read_text
 from .csv_file import LABELS, lists_pictures, open_csv
 from .folders import assemble, open_folder, parts_of_classes
+from .items import PARTS, Dataset
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .listing import (
     images_in,
@@ -23,7 +24,6 @@ from .listing import (
     told,
     unread_note,
 )
-from .lists import PARTS, Dataset
 from .naming import Naming, imagenet_classnames, read_classnames
 from .recognition import (
     Place,

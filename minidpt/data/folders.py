@@ -10,6 +10,7 @@ from itertools import repeat
 from pathlib import Path
 
 from ..progress import counted
+from .items import PARTS, Dataset, Item, make_dataset
 from .listing import (
     Pictures,
     contents,
@@ -21,7 +22,6 @@ from .listing import (
     sub_folders,
     unread_note,
 )
-from .lists import PARTS, Dataset, Item, make_dataset
 from .naming import Naming
 
 # part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .lists import PARTS
+from .items import PARTS
 from .naming import Naming
 
 

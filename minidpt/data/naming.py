@@ -13,7 +13,7 @@ from pathlib import Path
 import regex
 
 from ..files import MAX_PICTURES, MAX_TEXT, good_name, one_line_errors, read_json, read_text, shown
-from .lists import DEFAULT_TEMPLATE, Dataset
+from .items import DEFAULT_TEMPLATE, Dataset
 
 MAX_ROW = 1_000_000  # characters of a row of a CSV file
 _WORDNET_ID = re.compile(r"n\d{8}")

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-from .lists import PARTS, Dataset, Item
+from .items import PARTS, Dataset, Item
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:

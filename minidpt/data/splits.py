@@ -18,8 +18,8 @@ from ..files import (
     replacing,
     shown,
 )
+from .items import DEFAULT_TEMPLATE, PARTS, Dataset, Item, make_dataset
 from .listing import missing_files, told
-from .lists import DEFAULT_TEMPLATE, PARTS, Dataset, Item, make_dataset
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:

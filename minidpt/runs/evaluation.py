@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..clip.network import CLIP
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
-from ..data.lists import Item
+from ..data.items import Item
 from ..files import locked, replacing
 from ..progress import job
 from ..ranks import ALONE, Ranks

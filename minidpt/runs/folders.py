@@ -16,8 +16,8 @@ import PIL
 import torch
 
 from .. import __version__
+from ..data.items import Dataset
 from ..data.layouts import LAYOUTS, plain
-from ..data.lists import Dataset
 from ..files import entries, locked, one_line_errors, read_json, replacing
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"

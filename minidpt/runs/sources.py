@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..data.datasets import open_dataset
 from ..data.demo import is_demo
-from ..data.lists import Dataset
+from ..data.items import Dataset
 from ..data.shots import select_classes
 from ..data.splits import read_split
 from .eval_options import is_elsewhere

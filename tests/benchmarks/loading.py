@@ -114,7 +114,7 @@ def picture_rates(count: int, threads: list[int], runs: int) -> None:
     from predicting import write_pictures
 
     from minidpt.data.batches import ImageStore, test_batches, train_batches
-    from minidpt.data.lists import Item
+    from minidpt.data.items import Item
 
     with tempfile.TemporaryDirectory() as folder:
         paths, store = write_pictures(Path(folder), count), ImageStore()

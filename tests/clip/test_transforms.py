@@ -16,7 +16,7 @@ from PIL import Image
 from minidpt.clip import pictures, transforms
 from minidpt.clip.white import checked_white, white_level
 from minidpt.data import batches, crops
-from minidpt.data import lists as data
+from minidpt.data import items as data
 
 
 def pattern() -> Image.Image:

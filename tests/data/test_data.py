@@ -22,8 +22,8 @@ from minidpt.clip.pictures import open_image
 from minidpt.clip.white import white_notes
 from minidpt.data import batches as batching
 from minidpt.data.datasets import open_dataset
+from minidpt.data.items import Dataset, Item
 from minidpt.data.listing import missing_files
-from minidpt.data.lists import Dataset, Item
 from minidpt.data.shots import few_shot, select_classes
 from minidpt.data.splits import read_split, split_content, write_split
 

@@ -11,7 +11,7 @@ import pytest
 from image_folders import draw, draw_classes
 from miniatures import CLASSES, draw_class_folders, draw_miniature, write_split
 
-from minidpt.data import lists as data
+from minidpt.data import items as data
 from minidpt.data import naming
 from minidpt.data.datasets import open_dataset
 from minidpt.data.layouts import LAYOUTS, layout_of

@@ -9,8 +9,8 @@ import pytest
 from image_folders import draw, draw_classes
 
 from minidpt.clip import pictures
+from minidpt.data import items as data
 from minidpt.data import listing, naming
-from minidpt.data import lists as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.shots import few_shot
 from minidpt.data.splits import write_split

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.lists import PARTS
+from minidpt.data.items import PARTS
 from minidpt.data.naming import read_classnames
 from minidpt.data.splits import read_split
 from minidpt.runs.evaluation import FeatureCache

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import minidpt
 from minidpt.clip.transforms import Preprocess, normalize
 from minidpt.data import batches, copies
-from minidpt.data import lists as data
+from minidpt.data import items as data
 from minidpt.progress import watched_by
 from minidpt.runs import evaluation
 
