@@ -146,8 +146,11 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
         for number in numbers:
             run, model = runs[number], models[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
-            for note in [*seen_notes(learned_from[number], test), *shown_by(model.white, test)]:
-                say(f"note: {name}{note}")
+            notes = [*seen_notes(learned_from[number], test), *show_by_white(model.white, test)]
+            if args.classes == "new" and args.data is None and args.dataset is None:
+                if configs[number].get("classes") != "base":
+                    notes.append("the run has learned from these classes, too: they are not new")
+            say_notes(f"{name}{note}" for note in notes)
             if other:
                 name = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
@@ -174,15 +177,14 @@ def classify_images(
 
 def seen_notes(learned_from: set[str], test: TestSet) -> Iterator[str]:
     """What of the test pictures was trained on, by name or as a copy."""
-    files = [os.path.realpath(item.path) for item in test.items]
-    if seen := sum(file in learned_from for file in files):
+    if seen := sum(file in learned_from for file in test.files):
         yield f"{seen} of the test images were trained on"
-    others = [file for file in files if file not in learned_from]
+    others = [file for file in test.files if file not in learned_from]
     if test.ranks.first and (note := copies_note(learned_from, others)):
         yield note
 
 
-def shown_by(white: White | None, test: TestSet) -> list[str]:
+def show_by_white(white: White | None, test: TestSet) -> list[str]:
     """Show the test pictures by a model's white level, completed by their own; returns notes."""
     if white is None:  # of runs of earlier versions
         test.show_by(None)
@@ -234,7 +236,7 @@ def test_published(args: Namespace) -> int:
         model = build_model(clip, dataset.classnames, dataset.template, config).eval()
         model.load_published(tensors)
         test = TestSet(dataset.test, clip, workers=args.workers)
-        say_notes(shown_by({}, test))
+        say_notes(show_by_white({}, test))
         model.white = test.white
         test_model(f"{dataset.name}: ", model, test, f"on {device} in {precision}", args)
     return 0

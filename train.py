@@ -112,9 +112,8 @@ def main() -> int:
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
     args.model = args.model or ("tiny" if args.data is None else "ViT-B/32")
     jobs = jobs_on(folder, args, str(device) if ranks.size == 1 else device.type)
-    data = {folder: None}
-    for job in jobs:
-        data.update(dict.fromkeys(folders_of(job.dataset)))
+    datasets = {id(job.dataset): job.dataset for job in jobs}.values()
+    data = [folder, *chain.from_iterable(map(folders_of, datasets))]
 
     # Where the results go: a folder for the one run, or a folder with a folder for each.
     if len(jobs) == 1 and not (args.out and Sweep.is_in(args.out)):
@@ -282,9 +281,11 @@ def tabulate(sweep: Sweep, with_report: bool) -> bool:
 def longest_first(job: Job) -> tuple[int, str, int]:
     """Order in which runs are dealt out, so that the last of them end together, about.
 
-    Those on one data set stay together, as its pictures are read once.
+    Those on one data set stay together, as its pictures are read once. A step of a method takes
+    longer than one of those before it in `METHODS`.
     """
-    training = job.settings.epochs * job.settings.shots * METHODS.index(job.settings.method)
+    settings = job.settings
+    training = settings.epochs * settings.shots * METHODS.index(settings.method)
     return -len(job.dataset.classnames), job.dataset.name, -training
 
 
@@ -398,7 +399,8 @@ def build(
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
     count = sum(parameter.numel() for parameter in model.learned().values())
-    say(f"{settings.method} learns {count:,} numbers from {len(drawn.train)} images")
+    if count:
+        say(f"{settings.method} learns {count:,} numbers from {len(drawn.train)} images")
 
     epochs = settings.epochs if count else 0
     longest = settings.warmup_epochs if model.config.learns_image else TEXT_WARMUP

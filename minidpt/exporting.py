@@ -5,12 +5,13 @@ The text side is not in it, only its features: what cannot change any more is a 
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import io
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,9 +33,7 @@ class ImageClassifier(PromptedModel):
         self.clip = nn.Module()
         self.clip.visual, self.clip.logit_scale = model.clip.visual, model.clip.logit_scale
         self.classnames, self.config = model.classnames, model.config
-        # copies, so that they are constants here and still learned there
-        learned = copy.deepcopy((model.visual_prompts, model.class_aware))
-        self.visual_prompts, self.class_aware = learned
+        self.visual_prompts, self.class_aware = model.visual_prompts, model.class_aware
         self.first_class_aware = model.first_class_aware
         prepared = model.prepared()
         self.register_buffer("template_features", model.template_features)
@@ -43,7 +42,6 @@ class ImageClassifier(PromptedModel):
         self.register_buffer("prompt_kv", None)
         if prepared.prompt_kv:
             self.prompt_kv = torch.stack(prepared.prompt_kv)  # (layers, P, 2, H, d)
-        self.requires_grad_(False)  # CLIP's weights are frozen anyway
 
     def prepared(self) -> Prepared:
         """Constants."""
@@ -77,12 +75,24 @@ def export(model: PromptedModel, path: str | os.PathLike) -> None:
     )
     images = torch.zeros(2, 3, size, size, device=model.clip.device)  # 1 would be taken for fixed
     batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(
-        ImageClassifier(model), (images,), dynamic_shapes=(batch,), strict=False
-    )
-    content = WRITERS[path.suffix](program, about)
+    with frozen(classifier := ImageClassifier(model)):
+        program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
+        content = WRITERS[path.suffix](program, about)
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """In the block no parameter learns, so that what is exported has no gradient."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def torch_program(program: torch.export.ExportedProgram, about: str) -> bytes:

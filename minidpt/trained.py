@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.published import from_published, to_published
 from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, write_model
-from .clip.network import CLIP
+from .clip.network import CLIP, numerics
 from .clip.pictures import Picture
 from .clip.state_dict import check_tensors
 from .clip.transforms import test_pixels
@@ -316,7 +316,7 @@ def text_fingerprint(
     learned: Mapping[str, Tensor],
 ) -> str:
     """SHA-256 of all that text features follow from: CLIP, where and how it computes, the texts."""
-    where = (clip.fingerprint(), str(computing_dtype(clip)), clip.device.type)
+    where = (clip.fingerprint(), numerics(computing_dtype(clip)), clip.device.type)
     texts = json.dumps([where, list(classnames), template, asdict(config)])
     digest = hashlib.sha256(texts.encode())
     if config.learns_text:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 
 def ask(path: str, command: list[str]) -> None:
@@ -56,14 +58,18 @@ def serve(listener: socket.socket) -> list[str]:
     if child := os.fork():
         for stream in streams:
             os.close(stream)
-        connection.sendall(b"%d\n" % child)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        connection.sendall(b"%d\n" % status)
+        with suppress(BrokenPipeError):  # who asked has been killed
+            connection.sendall(b"%d\n" % child)
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+                if select.select([connection], [], [], 0.01)[0]:  # it says no more: its end
+                    os.kill(child, signal.SIGKILL)
+            connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
         os._exit(0)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    connection.close(), listener.close()
+    connection.close()
+    listener.close()
     sys.stdin, sys.stdout = open(0), open(1, "w")  # those there are know what they were opened on
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")
     os.chdir(job["folder"])

@@ -73,8 +73,11 @@ def test_torch_alone_predicts_as_the_model_for_any_number_of_images(tmp_path):
     """DPT has every part that a method can have; `benchmarks/exporting.py` tries all of them."""
     model, images = model_of(OF_METHOD["dpt"]), random_images(SMALL, 7)
     torch.save(images, tmp_path / "images")
+    model.clip.visual.ln_post.requires_grad_(True)  # by a user who trains it
     minidpt.export(model, tmp_path / "a.pt2")
     assert all(value.requires_grad for value in model.learned().values())  # of the model, still
+    assert model.clip.visual.ln_post.weight.requires_grad
+    model.clip.visual.ln_post.requires_grad_(False)
     command = [sys.executable, "-I", "-c", READER]
     results, about = json.loads(subprocess.check_output(command, cwd=tmp_path))
     expected = probabilities(model, images)

@@ -196,7 +196,10 @@ class VisionTransformer(nn.Module):
         return x
 
     def features_of(self, x: Tensor) -> Tensor:
-        """The class token after the last layer (B, D) → image features (B, E), in fp32."""
+        """The class token after the last layer (B, D) → image features (B, E).
+
+        In fp32, whatever the network's precision; inside autocast in its own.
+        """
         return self.ln_post(x.float()) @ self.proj.float()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -288,7 +291,8 @@ class CLIP(nn.Module):
         """
         count = len(layout.ends)
         # In training this is a part of each step, of which its own line tells.
-        with nullcontext() if torch.is_grad_enabled() else job("texts encoded", count) as tell:
+        untold = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        with nullcontext() if untold else job("texts encoded", count) as tell:
             if chunk is None or chunk >= count:
                 return self._encode_prompts(x, layout, tell)[layout.places]
 
@@ -378,3 +382,11 @@ class CLIP(nn.Module):
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def numerics(dtype: torch.dtype) -> str:
+    """How a network in `dtype` computes features: by this, features that were kept are told apart.
+
+    Before 0.2.0 those in bf16 and fp16 were rounded to it.
+    """
+    return str(dtype) if dtype == torch.float32 else f"{dtype}, features in fp32"

@@ -127,7 +127,7 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     """The picture in a file, its header read; an error of the block is one that names the file."""
     is_path = isinstance(source, (str, os.PathLike))
     name = source if is_path else getattr(source, "name", "file object")
-    where = f"image {name or repr('')}"
+    where = f"image {name if name != '' else repr('')}"
     fix = "replace or remove it"
     expected = f"{where}: expected a readable picture ({', '.join(formats())})"
     try:

@@ -130,7 +130,7 @@ def loose_notes(*folders: Path) -> tuple[str, ...]:
     folders: those that hold class folders, or hold these, the data folder first.
     """
     suffixes, loose = tuple(image_suffixes()), []
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         with os.scandir(folder) as entries:
             loose += sorted(
                 os.path.relpath(entry.path, folders[0])

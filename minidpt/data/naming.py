@@ -43,8 +43,9 @@ def imagenet_classnames() -> dict[str, str]:
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Folder or label -> class name, from a file of such pairs.
 
-    Lines of "n01440764 tench" (.txt and others; the name may have spaces), of "n01440764,tench"
-    (.csv), or one JSON object (.json). Raises FileNotFoundError or ValueError (names the line).
+    Lines of "n01440764 tench" (.txt and others; the name may have spaces, the folder before a tab,
+    too), of "n01440764,tench" (.csv), or one JSON object (.json). Raises FileNotFoundError or
+    ValueError (names the line).
     """
     path = Path(path)
     where = f"class names {path}"
@@ -57,7 +58,8 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
         pairs = read_rows(path, where)
     else:
         lines = enumerate(read_text(path, where).split("\n"), start=1)
-        pairs = ((number, line.split(maxsplit=1)) for number, line in lines if line.strip())
+        tabs = ((number, line, "\t" if "\t" in line.strip() else None) for number, line in lines)
+        pairs = ((number, line.split(tab, 1)) for number, line, tab in tabs if line.strip())
 
     names = {}
     for line, pair in pairs:
@@ -123,6 +125,8 @@ class Naming:
     def credited(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
         """The data set with a word in `source` on how many of its `keys` the caller has named.
 
+        Where some are not named, a note tells of names that are no key's.
+
         Raises ValueError if there are names but for none of them.
         """
         if not self.given:
@@ -135,7 +139,13 @@ class Naming:
             )
         file = Path(self.given_in).name
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        return replace(dataset, source=source)
+        notes, others = list(dataset.notes), [key for key in self.given if key not in keys]
+        if others and count < len(keys):
+            notes.append(
+                f"names in {file} that no class has: {len(others)}, first '{others[0]}' (a folder "
+                "with spaces in its name stands before a tab)"
+            )
+        return replace(dataset, source=source, notes=tuple(notes))
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:

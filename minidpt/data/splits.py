@@ -101,8 +101,9 @@ def read_split(
     shared = ((name, count) for name, count in Counter(classnames).items() if count > 1)
     notes = [f"{count} classes are called '{name}'" for name, count in shared]
     if noted is None or not os.path.isdir(noted):
+        got = "got none" if noted is None else f"{noted} is not there"
         raise FileNotFoundError(
-            f"split file {path}: expected its image folder, got {noted}: name it (eval.py: --root)"
+            f"split file {path}: expected its image folder, {got}: name it (eval.py: --root)"
         )
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}
@@ -114,7 +115,8 @@ def read_split(
     missing = missing_files(item.path for own in listed.values() for item in own)
     if missing:
         raise FileNotFoundError(
-            f"split file {path}: expected all its pictures in {root}, got {told(missing)}"
+            f"split file {path}: expected all its pictures in {root}, got {told(missing)}: put "
+            "them back, or name the folder that has them (eval.py: --root)"
         )
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE

@@ -93,8 +93,10 @@ def parse_arguments(text: str) -> Namespace:
     task = next(name for name in TASKS if getattr(args, name))
     for name in sorted(parser.given & GOES_WITH.keys()):
         if not {task, *["per_class"] * args.per_class} & {*GOES_WITH[name]}:
-            others = " or ".join(flag(other) for other in GOES_WITH[name] if other != name)
-            parser.error(f"{flag(name)}: expected with {others}, got {flag(task)}")
+            others = [flag(other) for other in GOES_WITH[name] if other != name]
+            if args.run and "run" in GOES_WITH[name] or len(others) > 2:
+                parser.error(f"{flag(name)}: expected without {flag(task)}")
+            parser.error(f"{flag(name)}: expected with {' or '.join(others)}, got {flag(task)}")
     if task in ("image", "export") and len(args.run or []) != 1:
         parser.error(f"--{task}: expected one --run to classify with")
     if args.image and "-" in args.image[:-1] + args.image[1:]:

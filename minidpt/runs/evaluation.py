@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip.network import CLIP
+from ..clip.network import CLIP, numerics
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.items import Item
@@ -54,7 +54,12 @@ class FeatureCache:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
-            "clip": [clip.fingerprint(), not clip.exact_gelu, str(clip.dtype), clip.device.type],
+            "clip": [
+                clip.fingerprint(),
+                not clip.exact_gelu,
+                numerics(clip.dtype),
+                clip.device.type,
+            ],
             "resolution": clip.visual.resolution,
             "white": white,
             "pictures": [
@@ -143,6 +148,11 @@ class TestSet:
             self.white = white
             self._kept: list[Batch] = []
             self._features: Tensor | None = None
+
+    @functools.cached_property
+    def files(self) -> list[str]:
+        """The files of all its pictures, links resolved."""
+        return [os.path.realpath(item.path) for item in self.items]
 
     @functools.cached_property
     def deep(self) -> dict[str, str]:

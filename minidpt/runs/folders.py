@@ -84,9 +84,10 @@ class Run:
         run = cls(folder)
         for name in (CONFIG, SPLIT, MODEL):
             if not (run.folder / name).is_file():
+                within = next(run.folder.glob(f"*/{CONFIG}"), None)
+                fix = f"a run in it, such as {within.parent}" if within else "a folder of train.py"
                 raise FileNotFoundError(
-                    f"run folder {folder}: expected {name} in it, got none: "
-                    "pass the folder that train.py printed"
+                    f"run folder {folder}: expected {name} in it, got none: pass {fix}"
                 )
         return run
 
@@ -226,9 +227,10 @@ def claimed(
         if held and not may_hold(held):
             kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
             got = next((kind for name, kind in kinds.items() if name in held), "other files")
+            ours = ", or one that this command goes on with" if option == "--out" else ""
             raise FolderTaken(
-                f"output folder {folder}: expected a new or empty one, or one that this command "
-                f"goes on with, got one with {got}: pass another {option} or remove it"
+                f"output folder {folder}: expected a new or empty one{ours}, got one with {got}: "
+                f"pass another {option} or remove it"
             )
 
     check_outside(folder, data, option=option)

@@ -53,6 +53,8 @@ class Progress:
             return
         if self.rewritten:
             if now - self.told > 0.1 or done == self.total or text:
+                if Progress.shown not in (None, self):
+                    self.leave()  # another's line
                 self._rewrite(self._line(done, now - self.started, text))
                 self.told, Progress.shown = now, self
         elif tenths > self.tenths:

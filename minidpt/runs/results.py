@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
@@ -23,10 +22,12 @@ from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Options that runs of earlier versions did not have: as if they had not been given.
 LATER = {"image_size": None, "head_width": None}
-# Options of the training as published, beside those that depend on the data set (`_usual`).
-PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
-    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
-}  # fmt: skip
+# Options of the training as published, by what a method must have to read them.
+OF_TEXT = {"n_ctx": 16, "ctx_init": None, "csc": False, "class_token_position": "end",
+           "text_lr": 0.002}  # fmt: skip
+OF_IMAGE = {"n_visual": 10, "visual_layers": None, "visual_lr": 0.01}
+OF_CLASS_AWARE = {"class_aware_from": None, "top_k": 10, "alpha": 0.3}
+OPTIONS = {*OF_TEXT, *OF_IMAGE, *OF_CLASS_AWARE, "warmup_epochs", "guidance_epochs"}
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -138,7 +139,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     Of runs that differ in nothing, not even the seed, the last counts.
     """
     kinds: dict[tuple, dict[str, dict[int, Result]]] = {}  # kind → settings → seed → result
-    for result in results:
+    for result in map(_as_read, results):
         variants = kinds.setdefault(result[:6], {})
         settings = json.dumps(result.settings, sort_keys=True)
         variants.setdefault(settings, {})[result.seed] = result
@@ -166,6 +167,13 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
+def _as_read(result: Result) -> Result:
+    """Without the options of the training that its method does not read."""
+    read = _usual(result)
+    settings = {k: v for k, v in result.settings.items() if k not in OPTIONS or k in read}
+    return result._replace(settings=settings)
+
+
 def _across(result: Result) -> dict[str, Any]:
     """The settings by which runs on several data sets differ: not in each one's own, or usual."""
     own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
@@ -174,10 +182,17 @@ def _across(result: Result) -> dict[str, Any]:
 
 
 def _usual(result: Result) -> dict[str, Any]:
-    """The options of the training of a run as published."""
+    """The options that the training of a run reads, as published."""
+    config = PromptConfig(result.method)
     epochs = default_epochs(result.method, result.shots, result.dataset)
-    warmup = 1 if result.dataset == "ImageNet" else 10
-    return {**PUBLISHED_OPTIONS, "epochs": epochs, "warmup_epochs": warmup}
+    warmup = {"warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
+    return {
+        "batch_size": 32, "epochs": epochs,
+        **(OF_TEXT if config.learns_text else {}),
+        **(OF_IMAGE | warmup if config.learns_image else {}),
+        **({"guidance_epochs": 30} if config.guided else {}),
+        **(OF_CLASS_AWARE if config.method == "dpt" else {}),
+    }  # fmt: skip
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:

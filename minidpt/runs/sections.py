@@ -177,7 +177,8 @@ def sweep_report(rows: Sequence[Row], begun: int) -> tuple[str, list[Markup], li
             figures.append(tag("figure", tag("h3", heading), *by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {over(rows)}", class_="soft")]
     if figures:
-        about = "Mean over seeds; bars are one standard deviation to each side."
+        several = any(len(row.accuracies) > 1 for row in rows)
+        about = "Mean over seeds; bars are one standard deviation to each side." * several
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid wide")))
     parts += [section("Tables", ""), *tables_of(rows)]
     return title, parts, [f"{begun} runs have no result yet: they are not in it."] if begun else []

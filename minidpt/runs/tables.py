@@ -52,16 +52,31 @@ def over(rows: Sequence[Row]) -> str:
 
 
 def _unpublished(learned: Sequence[Row]) -> Iterator[str]:
-    """A sentence for the options that all rows have and that are not published, and for others."""
-    labels: dict[str, dict[str, None]] = {}  # option -> of which rows
-    for option, label in ((option, row.label) for row in learned for option in row.unusual):
-        labels.setdefault(option, {})[label] = None
-    everywhere = len({row.label for row in learned})
+    """Which options are not as published; of which rows, if not of all."""
+    owners: dict[str, set[tuple[str, int]]] = {}  # option → label and shots of its rows
+    for row in learned:
+        for option in row.unusual:
+            owners.setdefault(option, set()).add((row.label, row.shots))
     options: dict[str, list[str]] = {}
-    for option, own in labels.items():
-        options.setdefault("" if len(own) == everywhere else ", ".join(own), []).append(option)
+    for option, own in owners.items():
+        options.setdefault(_whose(own, learned), []).append(option)
     for whose, own in options.items():
-        yield f"Not as published: {whose}{': ' * bool(whose)}{' '.join(own)}."
+        yield f"Not as published{whose}: {' '.join(own)}."
+
+
+def _whose(own: set[tuple[str, int]], rows: Sequence[Row]) -> str:
+    """ " (dpt, coop with 16 shots)" for some of the rows, nothing for all of them."""
+    shots: dict[str, set[int]] = {}
+    for row in rows:
+        shots.setdefault(row.label, set()).add(row.shots)
+    names = []
+    for label, counts in shots.items():
+        having = sorted(count for count in counts if (label, count) in own)
+        if len(having) == len(counts):
+            names.append(label)
+        elif having:
+            names.append(f"{label} with {' and '.join(map(str, having))} shots")
+    return "" if names == list(shots) else f" ({', '.join(names)})"
 
 
 def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:

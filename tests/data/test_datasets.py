@@ -320,6 +320,9 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
     assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
     draw(tmp_path / "paths" / "SUN397" / "b.png")
     loose = "not read: 1 picture in no class folder, first b.png"
+    draw_classes(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
+    draw(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
+    assert loose in open_dataset(tmp_path / "imagenet-r").notes
     assert loose in open_dataset(tmp_path / "paths" / "SUN397").notes
 
 

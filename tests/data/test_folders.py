@@ -228,6 +228,17 @@ def test_folders_beside_train_and_test_are_said(tmp_path):
     assert dataset.notes == ("read: train/, test/; not read: unlabelled/",)
 
 
+def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
+    draw_classes(tmp_path / "data", {"sea horse": 2, "ox": 2, "road sign": 2})
+    names = tmp_path / "names.txt"
+    names.write_text("sea horse\tfish\nroad sign traffic sign\n")
+    dataset = open_dataset(tmp_path / "data", classnames=names)
+    assert dataset.classnames == ["ox", "road sign", "fish"]
+    (note,) = [note for note in dataset.notes if "names.txt" in note]
+    assert note.startswith("names in names.txt that no class has: 1, first 'road'")
+    assert "1 of 3 class names from names.txt" in dataset.source
+
+
 @pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
 def test_pictures_beside_class_folders_are_said(tmp_path, parts):
     for part in parts:

@@ -70,3 +70,18 @@ def test_times_are_written_as_on_a_clock():
     assert [progress_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
         *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
     ]
+
+
+def test_a_job_within_a_job_leaves_nothing_of_the_others_line():
+    how = dict(after=1e-9, stream=Terminal())
+    with progress_line.Progress("many pictures", 9, **how) as outer:
+        outer(1)
+        with progress_line.Progress("texts", 2, **how) as inner:
+            inner(1)
+        outer(9)
+    shown = [""]
+    for line in how["stream"].getvalue().split("\r"):
+        shown.append(line + shown[-1][len(line) :])  # what stood further right stays
+    assert [line.rstrip() for line in shown if line.strip()] == [
+        "many pictures 1/9 · 0:00 left", "texts 1/2 · 0:00 left", "many pictures 9/9 · 0:00 left",
+    ]  # fmt: skip

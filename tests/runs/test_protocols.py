@@ -677,9 +677,11 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
     usual = [result("DTD", "coop", epochs=200, warmup_epochs=10),
              result("ImageNet", "coop", epochs=50, warmup_epochs=1, accuracy=80.0)]  # fmt: skip
-    rows = results.summarise(usual)
+    rows = results.summarise(usual)  # which CoOp does not read
     assert [row.variant for row in rows] == ["", ""]
     assert "coop      | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
+    rows = results.summarise([one._replace(method="vlp") for one in usual])
+    assert [row.variant for row in rows] == ["epochs 200", "epochs 50"]
 
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
@@ -688,7 +690,11 @@ def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
     said = tables.over(results.summarise([result(**short), usual, result(method="zeroshot")]))
-    assert said.endswith("one seed. Not as published: dpt: --epochs 6 --csc.")
+    assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
+    # by shots, and only what a method reads
+    rows = [result(method="coop", epochs=50, n_visual=3)._replace(shots=n) for n in (1, 16)]
+    said = tables.over(results.summarise(rows))
+    assert said.endswith("one seed. Not as published (coop with 16 shots): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
@@ -701,8 +707,9 @@ def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
 def test_published_options_are_the_defaults_of_train_py(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     defaults = vars(parse_arguments(""))
-    for name, value in results.PUBLISHED_OPTIONS.items():
-        assert defaults[name] == ([value] if name == "method" else value), name
+    usual = results._usual(result())
+    assert usual.pop("warmup_epochs") == 10 and usual.pop("epochs") == 100
+    assert usual == {name: defaults[name] for name in usual} and len(usual) == 13
 
 
 def test_unfinished_runs_are_counted_below_the_tables(sweep):
