@@ -1,6 +1,6 @@
 """Learn prompts for CLIP from a few images a class, and test them.
 
-    python train.py                        # the demo: no download, a minute
+    python train.py                        # the demo: no download, two minutes
     python train.py --data ./caltech101 --shots 16
     python train.py --data ./caltech101 --method coop dpt --shots 1 4 --seed 1 2
     torchrun --nproc_per_node=2 train.py --data ./caltech101    # by 2 processes

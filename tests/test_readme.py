@@ -46,6 +46,7 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
         parsers[words[0]](words[0])
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4's own
 def test_the_python_examples_run(monkeypatch, tmp_path, capsys):
     """With a tiny random CLIP in place of ViT-B/32."""
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
