@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain
@@ -55,6 +55,7 @@ from minidpt.runs.folders import (
     SUMMARY,
     Run,
     check_outside,
+    folders_of,
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
@@ -109,11 +110,11 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
     if args.image or args.export:
         noted = configs[0]["data"], split_content(runs[0].path(SPLIT)).get("root") or ""
         data = [Path(place) for place in (*(args.image or []), *noted) if place]
-        for option, file in new_files(args).items():
-            check_outside(Path(file), data, "file", option)
     else:
         tests = tests_of(args, runs, configs)
+        data = chain.from_iterable(folders_of(dataset) for dataset, _ in tests)
         learned_from = [train_images(run, args.root) for run in runs]
+    check_new_files(args, data)
     if other:
         for run in runs:
             noted_tests(run)
@@ -158,6 +159,14 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
             if other and ranks.first:
                 note_transfer(run, dataset, precision, zero_shot, result)
     return 0
+
+
+def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
+    """ValueError if a file is to be written into one of the data folders."""
+    files = new_files(args)
+    data = list(data) if files else []
+    for option, file in files.items():
+        check_outside(Path(file), data, "file", option)
 
 
 def classify_images(
@@ -216,6 +225,7 @@ def test_published(args: Namespace) -> int:
     device = choose_device(args.device)
     sources = sources_of(args, {})
     datasets = [source.open() for source in sources]
+    check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip, _ = load(args.model or "ViT-B/32", exact_gelu=bool(args.exact_gelu),
                    head_width=args.head_width, image_size=args.image_size)  # fmt: skip
     precision, _ = choose_precision(args.precision, device, clip)

@@ -75,7 +75,8 @@ def export(model: PromptedModel, path: str | os.PathLike) -> None:
     )
     images = torch.zeros(2, 3, size, size, device=model.clip.device)  # 1 would be taken for fixed
     batch = {0: torch.export.Dim("batch")}
-    with frozen(classifier := ImageClassifier(model)):
+    own_precision = torch.autocast(model.clip.device.type, enabled=False)
+    with own_precision, frozen(classifier := ImageClassifier(model)):
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
         content = WRITERS[path.suffix](program, about)
     with replacing(path) as unfinished:

@@ -243,6 +243,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):
+            if unfinished.is_symlink():  # nothing is written to where it leads
+                unfinished.unlink()
             yield unfinished
             _sync(unfinished, os.O_RDWR)
             os.replace(unfinished, path)

@@ -26,7 +26,7 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
 def random_parameter(*shape: int) -> nn.Parameter:
     """N(0, 0.02²); on the meta device nothing is drawn, for which torch would import for long."""
-    parameter = nn.Parameter(torch.empty(*shape))
+    parameter = nn.Parameter(torch.empty(*shape, dtype=torch.float32))  # whatever the default
     return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
 
 
@@ -65,7 +65,8 @@ class TextPrompts(nn.Module):
         super().__init__()
         vocabulary, width = clip.token_embedding.weight.shape
         if ctx_init is None:
-            ctx = torch.empty(n_ctx, width)  # drawn on the CPU: a seed means the same everywhere
+            # Drawn on the CPU: a seed means the same everywhere.
+            ctx = torch.empty(n_ctx, width, dtype=torch.float32)
         else:
             phrase = words_of(ctx_init)
             n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()
@@ -212,6 +213,7 @@ class ClassAwarePrompts(nn.Module):
         self.ln_class = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, classes, bias=False)
         self.ln_prompt = nn.LayerNorm(width)
+        self.float()  # whatever torch's default
 
     def forward(self, x: Tensor, class_features: Tensor) -> ClassAware:
         """Prompts for the layer that `x` enters.

@@ -226,6 +226,8 @@ def build_model(
 
 def check_texts(classnames: Sequence[str], template: str) -> None:
     """ValueError unless names and template are those of a classifier."""
+    if not isinstance(classnames, Sequence | np.ndarray):
+        raise ValueError(f"classnames: expected a list of names, got {shown(classnames)}")
     if isinstance(classnames, str) or not 2 <= len(classnames) <= MAX_CLASSES:
         got = shown(classnames) if isinstance(classnames, str) else f"{len(classnames):,}"
         raise ValueError(f"expected at least two class names, at most {MAX_CLASSES:,}, got {got}")

@@ -21,7 +21,7 @@ from pairs import (
     labels_for,
 )
 from PIL import Image
-from tiny_models import WIDE, clip_state, shared_clip
+from tiny_models import DEEP, WIDE, clip_state, random_images, shared_clip
 
 import minidpt
 from minidpt import trained
@@ -37,6 +37,8 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
     ("classnames", "message"),
     [
         ("ox", "two class names, .* got 'ox'"),
+        (None, "a list of names, got None"),
+        ({"ox", "gnu"}, "a list of names, got"),  # in another order each time
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
         (["ox", "x" * 1001], "up to 500 bytes, .* got 'xxx"),
         (["ox", " _"], "a class's name, .* got ' _'"),
@@ -53,6 +55,16 @@ def test_a_template_that_is_too_long_for_a_class_names_it():
     clip = minidpt.build_clip(clip_state(WIDE))
     with pytest.raises(ValueError, match="class 'long long.* tokens, CLIP takes 77: shorten the"):
         minidpt.build_model(clip, ["ox", "long " * 80], TEMPLATE)
+
+
+def test_prompts_are_fp32_whatever_torchs_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = minidpt.build_model(minidpt.build_clip(clip_state(DEEP)), ["ox", "gnu"], TEMPLATE)
+        assert all(value.dtype == torch.float32 for value in model.learned().values())
+        model.loss(model(random_images(DEEP, 2).float()), torch.tensor([0, 1]), guidance=True).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # Model files

@@ -9,6 +9,7 @@ not carry on, and can compute only the outputs that are read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -323,6 +324,12 @@ class CLIP(nn.Module):
         text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
         return logits_per_image, logits_per_image.t()
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIP:
+        """What `.to`, `.half` and the like call: the fingerprint is that of what was loaded."""
+        if function(self.logit_scale.detach()).dtype != self.logit_scale.dtype:
+            self.fingerprint()
+        return super()._apply(function, recurse)
 
     def cast(self, dtype: torch.dtype) -> CLIP:
         """Store the network in `dtype` and compute in it.

@@ -69,6 +69,8 @@ def _has_columns_first() -> bool:
 
 def _short_side_at(size: tuple[int, int], short: int) -> tuple[int, int]:
     width, height = size
+    if not width * height:
+        raise ValueError(f"expected a picture with pixels, got one of {width} x {height}")
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short

@@ -110,7 +110,9 @@ def parse_arguments(text: str) -> Namespace:
             parser.error(f"{option}: expected a new file, got {path}, which exists")
         if not os.path.isdir(os.path.dirname(path) or "."):
             parser.error(f"{option}: expected a file in a folder that exists, got {path}")
-    if args.csv and args.csv == args.json:
+    files = [os.path.realpath(f"{path}{part}") for path in new_files(args).values()
+             for part in ("", ".part")]  # fmt: skip
+    if len(set(files)) < len(files):
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
     if args.root and is_elsewhere(args):
         parser.error("--root: expected for the run's own test alone; elsewhere pass --data")

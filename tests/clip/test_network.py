@@ -400,6 +400,7 @@ def test_a_fingerprint_is_that_of_the_weights_in_any_precision():
     clip.fingerprint()
     assert clip.cast(torch.bfloat16).fingerprint() == fingerprint
     assert clip.to("cpu").fingerprint() == fingerprint
+    assert build().bfloat16().fingerprint() == fingerprint
 
 
 @pytest.mark.parametrize("name", ["logit_scale", "ln_final.bias", "token_embedding.weight"])

@@ -330,6 +330,8 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
         (["--image", "many", "--json", "taken"], ["--json", "new file", "taken"]),
         (["--image", "many", "--json", "nodir/o"], ["--json", "folder that exists"]),
         (["--image", "many", "--json", "o", "--csv", "o"], ["--json", "another file than --csv"]),
+        (["--image", "many", "--json", "./o", "--csv", "o"], ["--json", "another file than --csv"]),
+        (["--per-class", "--csv", "DATA/o"], ["outside the data folder", "--csv"]),
         (["--image", "many", "--json", "many/o"], ["file many/o", "data folder", "--json"]),
         (["--image", "many", "--csv", "many/o"], ["file many/o", "data folder", "--csv"]),
         (["--image", "a.png", "--json", "DATA/o"], ["outside the data folder", "--json"]),

@@ -9,6 +9,7 @@ import pytest
 from scripts import SHORT, assert_one_line, inside, summary
 from small_runs import listing, train
 
+from minidpt import files
 from minidpt.runs import folders as runs
 
 
@@ -79,6 +80,15 @@ def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is
     assert_one_line(result, "train.py", "notes.txt")
     Path("empty").mkdir()
     train(place, "empty", "--epochs", 0)
+
+
+def test_what_is_being_written_goes_through_no_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a.part").symlink_to(tmp_path / "precious")
+    with files.replacing(tmp_path / "a") as unfinished:
+        unfinished.write_text("new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
