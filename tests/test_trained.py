@@ -62,7 +62,8 @@ def test_prompts_are_fp32_whatever_torchs_default_is():
     try:
         model = minidpt.build_model(minidpt.build_clip(clip_state(DEEP)), ["ox", "gnu"], TEMPLATE)
         assert all(value.dtype == torch.float32 for value in model.learned().values())
-        model.loss(model(random_images(DEEP, 2).float()), torch.tensor([0, 1]), guidance=True).backward()
+        output = model(random_images(DEEP, 2).float())
+        model.loss(output, torch.tensor([0, 1]), guidance=True).backward()
     finally:
         torch.set_default_dtype(torch.float32)
 
