@@ -58,11 +58,12 @@ def test_a_template_that_is_too_long_for_a_class_names_it():
 
 
 def test_prompts_are_fp32_whatever_torchs_default_is():
+    clip, images = minidpt.build_clip(clip_state(DEEP)), random_images(DEEP, 2)
     torch.set_default_dtype(torch.float64)
     try:
-        model = minidpt.build_model(minidpt.build_clip(clip_state(DEEP)), ["ox", "gnu"], TEMPLATE)
+        model = minidpt.build_model(clip, ["ox", "gnu"], TEMPLATE)
         assert all(value.dtype == torch.float32 for value in model.learned().values())
-        output = model(random_images(DEEP, 2).float())
+        output = model(images)
         model.loss(output, torch.tensor([0, 1]), guidance=True).backward()
     finally:
         torch.set_default_dtype(torch.float32)
