@@ -237,9 +237,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     It is on the disk before it does, so that also after a power cut one of the two is whole. If the
     block raises, also when interrupted, what was there stays and the unfinished file goes. Of a
-    process that was killed it stays, as `path` with ".part" behind it.
+    process that was killed it stays, as `path` with ".part" behind it. Raises IsADirectoryError
+    if `path` is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to replace, got a folder: move it away")
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from scripts import SHORT, assert_one_line, inside, summary
 from small_runs import listing, train
 
+from minidpt.checkpoints.saved import write_checkpoint
 from minidpt.runs import folders as runs
 
 
@@ -89,6 +91,13 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         run.write_json("summary.json", {"accuracy": object()})
     assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(IsADirectoryError, match="model.pt: expected a file .* got a folder"):
+        write_checkpoint(tmp_path / "model.pt", {})
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 def test_runs_of_one_name_are_numbered(tmp_path):
