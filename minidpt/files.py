@@ -135,6 +135,11 @@ def parse_json(text: str, where: str) -> Any:
             raise ValueError(f"{number[:60]} is no finite number")
         return float(number)
 
+    def whole(number: str) -> int:
+        if len(number) > 300:
+            finite(number)
+        return int(number)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(content := dict(pairs)) < len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)
@@ -142,8 +147,8 @@ def parse_json(text: str, where: str) -> Any:
         return content
 
     try:
-        hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
-        return json.loads(text, **hooks)
+        hooks = dict(parse_float=finite, parse_int=whole, parse_constant=finite)
+        return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
     except ValueError as error:
