@@ -205,5 +205,5 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
 def named(setting: str, value: Any) -> str:
     """A setting as tables show it; of a fingerprint, its beginning."""
     if setting in FINGERPRINTS:
-        return f"{FINGERPRINTS[setting]} {str(value)[:8]}"
+        return f"{FINGERPRINTS[setting]} fingerprint {str(value)[:8]}"
     return f"{setting} {one_line(value, 200)}"
