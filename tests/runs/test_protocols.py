@@ -729,6 +729,25 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
     assert_one_line(result, "eval.py", "finished runs", "got 9 unfinished")
 
 
+def test_what_is_no_run_is_left_out_of_the_tables(sweep):
+    shutil.copytree(sweep[0], "again")
+    out = succeed("eval.py", "--table", "again").out
+    foreign = Path("again/a clip")  # the first in any order
+    foreign.mkdir()
+    for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
+        (foreign / "config.json").write_text(content)
+        assert succeed("eval.py", "--table", "again").out == out
+        (foreign / "summary.json").write_text("{}")
+        assert succeed("eval.py", "--table", "again").out == out
+        (foreign / "summary.json").unlink()
+        result = inside("eval.py", "--run", "again")
+        assert_one_line(result, "eval.py", "a run in it, such as again/")
+        assert "a clip" not in result.err
+    damaged = next(Path("again").glob("*-dpt-*/config.json"))
+    damaged.write_text("{")
+    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(damaged), "JSON")
+
+
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
     rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
                               result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
