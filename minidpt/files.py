@@ -135,6 +135,11 @@ def parse_json(text: str, where: str) -> Any:
             raise ValueError(f"{number[:60]} is no finite number")
         return float(number)
 
+    def whole(number: str) -> int:
+        if len(number) > 300:
+            finite(number)
+        return int(number)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(content := dict(pairs)) < len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)
@@ -142,8 +147,8 @@ def parse_json(text: str, where: str) -> Any:
         return content
 
     try:
-        hooks = dict(parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
-        return json.loads(text, **hooks)
+        hooks = dict(parse_float=finite, parse_int=whole, parse_constant=finite)
+        return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
     except ValueError as error:
@@ -237,9 +242,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     It is on the disk before it does, so that also after a power cut one of the two is whole. If the
     block raises, also when interrupted, what was there stays and the unfinished file goes. Of a
-    process that was killed it stays, as `path` with ".part" behind it.
+    process that was killed it stays, as `path` with ".part" behind it. Raises IsADirectoryError
+    if `path` is a folder, FileExistsError if it is a device or a pipe.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to replace, got a folder: move it away")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: expected a file to replace, got a device or a pipe")
     unfinished = path.with_name(path.name + ".part")
     try:
         with naming(path):

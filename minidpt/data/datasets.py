@@ -17,6 +17,7 @@ from .items import PARTS, Dataset
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .listing import (
     images_in,
+    in_no_class,
     loose_notes,
     missing_files,
     part_folders,
@@ -276,13 +277,13 @@ def _open_nested(place: Place, seed: int) -> Dataset:
     files: dict[str, list[str]] = {}
     for file in (pictures := images_in(place.images)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
-    files.pop("", None)  # pictures outside all folders
+    loose = [file[start:] for file in files.pop("", [])]
     if len(files) < 2:
         raise incomplete(place.layout, place.folder)
     how, order = f"class folders in {place.images}", _in_order(place, files)
     dataset = assemble(place.images, {"all": files}, place.layout, how, seed, order)
     unread = filter(None, [unread_note(pictures.unread)])
-    return replace(dataset, notes=(*dataset.notes, *unread, *loose_notes(place.images)))
+    return replace(dataset, notes=(*dataset.notes, *unread, *in_no_class(loose)))
 
 
 def _in_order(place: Place, files: dict[str, list[str]]) -> list[str]:

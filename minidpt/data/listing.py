@@ -138,6 +138,11 @@ def loose_notes(*folders: Path) -> tuple[str, ...]:
                 if _is_shown(entry.name) and entry.is_file()
                 if entry.name.lower().endswith(suffixes) or _passed_over(entry)
             )
+    return in_no_class(loose)
+
+
+def in_no_class(loose: list[str]) -> tuple[str, ...]:
+    """A note of pictures by their paths, if there are any."""
     many = f"{len(loose)} picture{'s' * (len(loose) > 1)}"
     return (f"not read: {many} in no class folder, first {loose[0]}",) if loose else ()
 

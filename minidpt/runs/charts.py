@@ -65,7 +65,7 @@ def line_chart(
     x the background is another.
     """
     xs = [x for one in series for x, _ in one.points] or [0.0]
-    ys = [y for one in series for y in _extent(one)]
+    ys = [y for one in series for y in _extent(one)] or [0.0]
     steps = ticks(min(ys), max(ys))
     if bounds:
         steps = [step for step in steps if bounds[0] <= step <= bounds[1]] or list(bounds)

@@ -219,14 +219,17 @@ def picture_paths(given: list[str]) -> list[str] | Iterator[str]:
 def arriving(stream: BinaryIO) -> Iterator[str]:
     """The lines of a stream, which are paths, as they come; `PAUSE` when there are no more by now.
 
-    Each line is a path, also an empty one, so that whoever asks gets an answer to each.
+    Each line is a path, also an empty one, so that whoever asks gets an answer to each. Of one
+    longer than any path the beginning is, and its rest is not kept.
     """
     arrived: Queue[str | OSError | None] = Queue(2 * PREDICT_BATCH)
 
     def read() -> None:
         try:
             for line in iter(lambda: stream.readline(MAX_LINE), b""):
-                arrived.put(os.fsdecode(line.rstrip(b"\r\n")))
+                arrived.put(os.fsdecode(line.removesuffix(b"\n").removesuffix(b"\r")))
+                while len(line) == MAX_LINE and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE)
             arrived.put(None)
         except OSError as error:
             arrived.put(error)

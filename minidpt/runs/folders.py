@@ -26,6 +26,7 @@ SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
 PREDICTIONS, WORDS, REPORT = "predictions.csv", "words.json", "report.html"
 RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, PREDICTIONS, WORDS, REPORT, TRANSFER,
              TRANSFER_LOCK, CONFIG)  # fmt: skip
+OF_ALL = {"data", "model", "method"}  # settings that config.json of every run has
 SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
@@ -84,8 +85,8 @@ class Run:
         run = cls(folder)
         for name in (CONFIG, SPLIT, MODEL):
             if not (run.folder / name).is_file():
-                within = next(run.folder.glob(f"*/{CONFIG}"), None)
-                fix = f"a run in it, such as {within.parent}" if within else "a folder of train.py"
+                within = next((each for each in run.folder.glob("*") if is_run(each)), None)
+                fix = f"a run in it, such as {within}" if within else "a folder of train.py"
                 raise FileNotFoundError(
                     f"run folder {folder}: expected {name} in it, got none: pass {fix}"
                 )
@@ -193,6 +194,14 @@ class Sweep:
     def run(self, name: str) -> Run:
         """The run of that name."""
         return Run(self.folder / name)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it is a run's: config.json of others, Hugging Face's say, lies in many folders."""
+    try:
+        return entries(read_json(folder / CONFIG, CONFIG), CONFIG).keys() >= OF_ALL
+    except (OSError, ValueError):
+        return (folder / SPLIT).is_file()  # of a run, and damaged
 
 
 def held_in(folder: Path) -> set[str]:

@@ -6,8 +6,6 @@ earlier version, is left out, and a note says so.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..clip.pictures import open_image
 from ..clip.transforms import central_view, to_uint8
 from ..clip.white import checked_white
 from ..data.splits import split_content
-from ..files import entries, one_line, one_line_errors, read_json, read_text, replacing
+from ..files import entries, one_line, one_line_errors, parse_json, read_json, read_text, replacing
 from ..maps import attention_maps
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
@@ -44,6 +42,9 @@ from .sections import (
 MISTAKES = 24  # most pictures
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
 SIDE = 144  # pixels of a thumbnail
+NUMBERS = ("epoch", "loss", "train_accuracy")  # of a line of metrics.jsonl
+LARGEST = torch.finfo(torch.float32).max  # of them
+SIDES = {"visual": ("image side", "c0"), "text": ("text side", "c1")}  # as "lr" calls them
 
 
 @one_line_errors
@@ -88,8 +89,7 @@ class RunReport:
         self.run, self.model, self.root = run, model, root
         self.config = run.read_json(CONFIG, method=str, versions=dict | None)
         self.split = split_content(run.path(SPLIT))
-        kinds = {"seconds": int | float | None}
-        self.summary = run.read_json(SUMMARY, **kinds) if run.path(SUMMARY).is_file() else {}
+        self.summary: dict[str, Any] = {}  # until `accuracy` has read it
         self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
         self.title = f"{self.method} on {one_line(self.split.get('name') or 'pictures', 80)}"
         self.notes: list[str] = []
@@ -97,7 +97,8 @@ class RunReport:
     def content(self) -> list[Markup]:
         """All parts that can be made."""
         learns_text = self.config["method"] in ("coop", "vlp", "dpt")
-        parts = [self.header(), self._made("Accuracy", self.accuracy)]
+        accuracy = self._made("Accuracy", self.accuracy)
+        parts = [self.header(), accuracy]
         if self.config["method"] != "zeroshot":
             parts.append(self._made("Curves", self.curves))
         predictions = None
@@ -151,11 +152,12 @@ class RunReport:
 
     def accuracy(self) -> Markup:
         """The result beside zero-shot CLIP's; tables of what else was tested."""
-        if not self.summary:
+        if not self.run.path(SUMMARY).is_file():
             raise ValueError(f"the training was stopped before its end, {SUMMARY} is not there")
+        kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy"), int | float)
+        said = self.run.read_json(SUMMARY, seconds=int | float | None, **kinds)
         rows = summarise(read_results(self.run.folder))
-        said = entries(self.summary, SUMMARY, accuracy=int | float, zero_shot_accuracy=int | float)
-        result, zero_shot = said["accuracy"], said["zero_shot_accuracy"]
+        self.summary, result, zero_shot = said, said["accuracy"], said["zero_shot_accuracy"]
         tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", "")]
         if self.config["method"] != "zeroshot":
             tiles.insert(0, (f"{result:.2f} %", f"{self.method}, test accuracy", "learned"))
@@ -167,27 +169,16 @@ class RunReport:
 
     def curves(self) -> Markup:
         """Loss, accuracy on training views and learning rates of each epoch."""
-        path = self.run.path(METRICS)
-        kinds = {"epoch": int, "loss": int | float, "train_accuracy": int | float, "lr": dict}
-        lines = read_text(path, str(path)).splitlines()
-        records = [entries(json.loads(line), str(path), **kinds) for line in lines]
-        if not records:
-            raise ValueError(f"{path}: expected a line for each epoch, got none")
+        records = self._epochs()
+        config = entries(self.config, str(self.run.path(CONFIG)), guidance_epochs=int | None)
+        shaded = config.get("guidance_epochs") if config["method"] in ("vlp", "dpt") else None
 
-        def series(title: str, style: str, value: Callable[[dict], float]) -> Series:
-            points = ((record["epoch"], value(record)) for record in records)
-            return Series(title, style, [(x, y) for x, y in points if math.isfinite(y)])
+        def series(title: str, style: str, name: str) -> Series:
+            return Series(title, style, [(record["epoch"], record[name]) for record in records])
 
-        guided = self.config["method"] in ("vlp", "dpt")
-        shaded = self.config.get("guidance_epochs") if guided else None
-        sides = {"visual": ("image side", "c0"), "text": ("text side", "c1")}
-        rates = [
-            series(*sides[side], lambda record, side=side: float(record["lr"][side]))
-            for side in records[0]["lr"]
-            if side in sides
-        ]
-        loss = series("loss", "c0", lambda record: record["loss"])
-        right = series("accuracy", "c0", lambda record: record["train_accuracy"])
+        rates = [series(*SIDES[side], side) for side in SIDES if side in records[0]]
+        loss = series("loss", "c0", "loss")
+        right = series("accuracy", "c0", "train_accuracy")
         charts = [
             tag("figure", line_chart("training loss (cross-entropy, nats)", "epoch", [loss],
                                      shaded=shaded)),
@@ -202,6 +193,23 @@ class RunReport:
                 " Shaded is the guidance stage, where the loss is another: that of both branches."
             )
         return section("Training", about, tag("div", *charts, class_="grid"))
+
+    def _epochs(self) -> list[dict[str, float]]:
+        """Of each line the `NUMBERS`, and the learning rates of the `SIDES` that the first has."""
+        path, records = str(self.run.path(METRICS)), []
+        for number, line in enumerate(read_text(path, path).splitlines(), start=1):
+            where, kinds = f"{path}, line {number}", dict.fromkeys(NUMBERS, int | float)
+            said = entries(parse_json(line, where), where, lr=dict, **kinds)
+            sides = [side for side in SIDES if side in (records or [said["lr"]])[0]]
+            rates = entries(said["lr"], f"{where}, lr", **dict.fromkeys(sides, int | float))
+            record = {name: said[name] for name in NUMBERS} | {side: rates[side] for side in sides}
+            if wrong := [what for what, value in record.items() if abs(value) > LARGEST]:
+                got = f"{record[wrong[0]]:g}"
+                raise ValueError(f"{where}: expected {wrong[0]} as fp32 can be, got {got}")
+            records.append(record)
+        if not records:
+            raise ValueError(f"{path}: expected a line for each epoch, got none")
+        return records
 
     def mistakes(self, predictions: Predictions) -> Markup:
         """The surest mistakes, with maps of attention where the model is to be had."""
@@ -273,7 +281,7 @@ class RunReport:
                 ]
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}: expected words and distances: {error}") from error
-            if said["class"] is not None:
+            if said.get("class") is not None:
                 parts.append(tag("h3", name(said["class"])))
             parts.append(
                 table(("vector", "nearest", "2nd", "3rd", "4th", "5th"), rows, class_="words")

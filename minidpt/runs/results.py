@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..config import METHODS, PromptConfig
 from ..files import entries, good_name, one_line, one_line_errors, shown
 from ..training import default_epochs
-from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run
+from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run, is_run
 
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
@@ -102,7 +102,8 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     Raises FileNotFoundError if there is none, ValueError if one is damaged.
     """
     results = []
-    for path in sorted(Path(folder).rglob(SUMMARY), key=lambda path: (path.stat().st_mtime, path)):
+    found = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
+    for path in sorted(found, key=lambda path: (path.stat().st_mtime, path)):
         one = Run(path.parent)
         run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
         transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
@@ -130,7 +131,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
 def unfinished(folder: str | os.PathLike) -> list[Path]:
     """The runs in a folder and below that have no result: stopped, or still learning."""
     begun = sorted(path.parent for path in Path(folder).rglob(CONFIG))
-    return [run for run in begun if not (run / SUMMARY).is_file()]
+    return [run for run in begun if not (run / SUMMARY).is_file() and is_run(run)]
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
@@ -205,5 +206,5 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
 def named(setting: str, value: Any) -> str:
     """A setting as tables show it; of a fingerprint, its beginning."""
     if setting in FINGERPRINTS:
-        return f"{FINGERPRINTS[setting]} {str(value)[:8]}"
+        return f"{FINGERPRINTS[setting]} fingerprint {str(value)[:8]}"
     return f"{setting} {one_line(value, 200)}"

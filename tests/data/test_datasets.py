@@ -323,7 +323,9 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
     draw_classes(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
     draw(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
     assert loose in open_dataset(tmp_path / "imagenet-r").notes
-    assert loose in open_dataset(tmp_path / "paths" / "SUN397").notes
+    (tmp_path / "paths" / "SUN397" / "c.psd").touch()  # told of once
+    found = [n for n in open_dataset(tmp_path / "paths" / "SUN397").notes if "not read" in n]
+    assert found == ["not read: 1 .psd (convert or rename pictures)", loose]
 
 
 @pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])

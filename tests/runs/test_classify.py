@@ -173,6 +173,25 @@ def test_lines_are_paths_as_they_come():
         assert list(paths) == ["last"]
 
 
+@pytest.mark.parametrize("more", [0, 1, classify.MAX_LINE, 5 * classify.MAX_LINE + 7])
+@pytest.mark.parametrize("filling", [b"a", b"\r"])
+def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, filling):
+    class Bounded(io.BytesIO):
+        def readline(self, size):
+            assert size == classify.MAX_LINE
+            return super().readline(size)
+
+    (good,) = pictures(1)
+    long = good.encode() + filling * (classify.MAX_LINE + more - len(good))
+    for end, after in ((b"\n", good), (b"\r\n", good), (b"", None)):
+        stream = Bounded(long + end + (after or "").encode())
+        (path, error), *others = model.predict_each(classify.arriving(stream), top=1)
+        assert type(error) in (OSError, ValueError, FileNotFoundError)
+        assert len(path) <= classify.MAX_LINE
+        assert [path for path, _ in others] == [after] * bool(after)
+        assert all(isinstance(found, list) for _, found in others)
+
+
 def test_a_stream_that_cannot_be_read_is_an_error():
     class Broken(io.BytesIO):
         def readline(self, *_):

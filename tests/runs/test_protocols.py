@@ -233,7 +233,8 @@ def test_a_run_of_before_the_fingerprints_is_tested_but_not_gone_on_with(sweep, 
     succeed("eval.py", "--table", "again")  # where it has a row of its own
     variants = {row["variant"] for row in read_csv("again/table.csv") if row["method"] == "dpt"}
     clip_hash, data_hash = config["clip_fingerprint"][:8], config["data_fingerprint"][:8]
-    assert "" in variants and f"CLIP {clip_hash}, data {data_hash}" in variants
+    prints = f"CLIP fingerprint {clip_hash}, data fingerprint {data_hash}"
+    assert "" in variants and prints in variants
     result = inside("train.py", *command, "--out", "again")
     assert_one_line(result, "train.py", "the same", "fingerprint None")
 
@@ -654,7 +655,8 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
 
 
 @pytest.mark.parametrize(
-    ("setting", "shown"), [("data_fingerprint", "data"), ("clip_fingerprint", "CLIP")]
+    ("setting", "shown"),
+    [("data_fingerprint", "data fingerprint"), ("clip_fingerprint", "CLIP fingerprint")],
 )
 def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, shown):
     first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
@@ -725,6 +727,25 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
         path.unlink()
     result = inside("eval.py", "--table", "again")
     assert_one_line(result, "eval.py", "finished runs", "got 9 unfinished")
+
+
+def test_what_is_no_run_is_left_out_of_the_tables(sweep):
+    shutil.copytree(sweep[0], "again")
+    out = succeed("eval.py", "--table", "again").out
+    foreign = Path("again/a clip")  # the first in any order
+    foreign.mkdir()
+    for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
+        (foreign / "config.json").write_text(content)
+        assert succeed("eval.py", "--table", "again").out == out
+        (foreign / "summary.json").write_text("{}")
+        assert succeed("eval.py", "--table", "again").out == out
+        (foreign / "summary.json").unlink()
+        result = inside("eval.py", "--run", "again")
+        assert_one_line(result, "eval.py", "a run in it, such as again/")
+        assert "a clip" not in result.err
+    damaged = next(Path("again").glob("*-dpt-*/config.json"))
+    damaged.write_text("{")
+    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(damaged), "JSON")
 
 
 def test_the_csv_has_a_value_for_each_seed(tmp_path):

@@ -212,6 +212,53 @@ def test_damaged_predictions_are_one_note(run, content):
     assert note.startswith("Classes and mistakes: left out: ") and len(note) <= 500
 
 
+HUGE = f"1{'0' * 400}"
+
+
+@pytest.mark.parametrize(("name", "part", "other", "said"), [
+    ("metrics.jsonl", r'"lr": {[^}]*}(?=.*\n\Z)', '"lr": {}', "Curves: .*, line 6, lr: .*'visual'"),
+    ("metrics.jsonl", r'"visual": [^,}]+', '"visual": null', "Curves: .*, line 1, lr: .*got None"),
+    ("metrics.jsonl", r'"loss": [^,]+', f'"loss": {HUGE}', "Curves: .*, line 1: .* no finite"),
+    ("metrics.jsonl", r'"epoch": 2', f'"epoch": {HUGE}', "Curves: .*, line 2: .* no finite"),
+    ("metrics.jsonl", r'"loss": [^,]+', '"loss": NaN', "Curves: .*, line 1: .*NaN is no finite"),
+    ("metrics.jsonl", r'"loss": [^,]+', '"loss": 1e300', "Curves: .*, line 1: .*fp32.*1e[+]300"),
+    ("config.json", r'"guidance_epochs": 2', '"guidance_epochs": "x"', "Curves: .*guidance_epochs"),
+    ("summary.json", r'"seconds": [\d.]+', f'"seconds": {HUGE}', "Accuracy: .* no finite"),
+    ("summary.json", r'"accuracy": [\d.]+', '"accuracy": "x"', "Accuracy: .* 'accuracy'"),
+    ("words.json", r"\d+\.\d+", HUGE, "Words: .* no finite"),
+])  # fmt: skip
+def test_of_a_damaged_file_a_note_says_what_is_wrong_and_the_rest_is_reported(
+    run, name, part, other, said
+):
+    text, count = re.subn(part, other, (run / name).read_text(), count=1)
+    assert count == 1
+    (run / name).write_text(text)
+    note, maps = sorted(write_report(run), key=lambda note: note.startswith("Maps"))
+    assert re.match(said, note) and str(run / name) in note, note
+    for heading in ("All settings", "Surest mistakes", note, maps):
+        assert heading in page_of(run).text
+    assert ("training loss" in page_of(run).text) == (not said.startswith("Curves"))
+    assert "Euclidean" in page_of(run).text or said.startswith("Words")
+
+
+def test_a_context_without_a_class_and_no_learning_rate_leave_nothing_out(run):
+    for name, part, other in (("words.json", r'"class": null,', ""),
+                              ("metrics.jsonl", r'"lr": {[^}]*}', '"lr": {}')):  # fmt: skip
+        text, count = re.subn(part, other, (run / name).read_text())
+        assert count
+        (run / name).write_text(text)
+    (maps,) = write_report(run)
+    assert maps.startswith("Maps of attention") and "Euclidean" in page_of(run).text
+
+
+def test_a_folder_in_the_reports_place_is_one_line(run):
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    result = inside("eval.py", "--report", run)
+    assert_one_line(result, "eval.py", f"{run}/report.html: expected a file", "got a folder")
+    assert not (run / "report.html.part").exists()
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     result = inside("eval.py", "--report", tmp_path)
     assert_one_line(result, "eval.py", "expected finished runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from scripts import SHORT, assert_one_line, inside, summary
 from small_runs import listing, train
 
 from minidpt import files
+from minidpt.checkpoints.saved import write_checkpoint
 from minidpt.runs import folders as runs
 
 
@@ -91,6 +93,14 @@ def test_what_is_being_written_goes_through_no_link(tmp_path):
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe: expected a file to replace, got a device"):
+        with files.replacing(tmp_path / "pipe") as unfinished:
+            unfinished.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
     run = runs.Run(tmp_path / "deep" / "run")
     run.create()
@@ -99,6 +109,13 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         run.write_json("summary.json", {"accuracy": object()})
     assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(IsADirectoryError, match="model.pt: expected a file .* got a folder"):
+        write_checkpoint(tmp_path / "model.pt", {})
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 def test_runs_of_one_name_are_numbered(tmp_path):
