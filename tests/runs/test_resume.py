@@ -298,9 +298,34 @@ def test_a_config_of_an_earlier_version_is_read_and_its_sweep_gone_on_with(comma
 
 @pytest.mark.parametrize(
     "content, words",
-    [("{", ["expected JSON"]), ('{"epochs": "many"}', ["--epochs", "many"]),
-     ('{"shots": -1}', ["--shots", "-1"]), ('{"method": {"a": 1}}', ["--method"])],
-)  # fmt: skip
+    [
+        ("{", ["expected JSON"]),
+        ("{}", ["expected the settings of a run, got none"]),
+        ('{"versions": {}}', ["expected the settings of a run, got none"]),
+        ('{"epochs": "many"}', ["--epochs: expected a whole number, got 'many': correct"]),
+        ('{"epochs": 3.0}', ["--epochs: expected a whole number, got 3.0"]),
+        ('{"epochs": true}', ["--epochs: expected a whole number, got True"]),
+        ('{"epochs": [3]}', ["--epochs: expected a whole number, got a list"]),
+        ('{"visual_lr": "5"}', ["--visual-lr: expected a number, got '5'"]),
+        ('{"visul_lr": 5}', ["expected options of train.py, got 'visul_lr'"]),
+        ('{"help": true}', ["expected options of train.py, got 'help'"]),
+        ('{"csc": 1}', ["--csc: expected true or false, got 1"]),
+        ('{"csc": "true"}', ["--csc: expected true or false, got 'true'"]),
+        ('{"csc": null}', ["--csc: expected true or false, got None"]),
+        ('{"template": 5}', ["--template: expected a text, got 5"]),
+        ('{"seed": ["1", "--csc"]}', ["--seed: expected a whole number, or a list", "got '1'"]),
+        ('{"dataset": ["pets", "--csc"]}', ["--dataset: expected a text", "got '--csc'"]),
+        ('{"method": null}', ["--method: expected a text, or a list of them, got None"]),
+        ('{"method": {"a": 1}}', ["--method: expected a text", "got a dict"]),
+        ('{"method": "--csc"}', ["--method", "invalid choice: '--csc'"]),
+        ('{"seed": []}', ["--seed: expected at least one"]),
+        ('{"shots": -1}', ["--shots", "-1"]),
+    ],
+)
 def test_a_config_that_cannot_be_is_refused(content, words):
     Path("config.json").write_text(content)
     assert_one_line(inside("train.py", "--config", "config.json"), "train.py", *words)
+    path = Path("sweep/sweep.json")
+    notes = {"prompts": {}, "resume": None, "config": None, "no_report": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **notes}))
+    assert "2 of them finished" in inside("train.py", "--resume", "sweep").out
