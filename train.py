@@ -54,6 +54,7 @@ from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, re
 from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
 from minidpt.runs.evaluation import FeatureCache, TestSet, percent_correct, predicted, zero_shot
 from minidpt.runs.folders import (
+    ANEW,
     CONFIG,
     METRICS,
     MODEL,
@@ -133,7 +134,7 @@ def main() -> int:
 def is_finished(folder: str) -> bool:
     """Whether the run that --resume names has its result, which is said, or runs are to be made.
 
-    Raises ValueError if it was begun by a version that left nothing to go on with.
+    Raises ValueError if there is nothing to go on with, such as in one of an earlier version.
     """
     run = Run(folder)
     if Sweep.is_in(folder):
@@ -143,10 +144,7 @@ def is_finished(folder: str) -> bool:
         say(f"run {folder} is finished: {command}")
         return True
     if run.path(METRICS).is_file() and not run.path(STATE).is_file():
-        raise ValueError(
-            f"--resume {folder}: expected {STATE} in it, got a run of an earlier version without: "
-            "begin it anew with --config and --out"
-        )
+        raise ValueError(f"--resume {folder}: expected {STATE} in it, got a run without: {ANEW}")
     return False
 
 
@@ -240,7 +238,8 @@ def prepare(
     )[0]
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
-    todo = [job for job in jobs if not job.run.finished(config_of(job.settings))]
+    fix = [ANEW] * bool(args.resume)
+    todo = [job for job in jobs if not job.run.finished(config_of(job.settings), *fix)]
     if ranks.size > 1:
         todo.sort(key=longest_first)
     run = jobs[0].run
@@ -459,7 +458,7 @@ def learn(
     fused = device.type != "cpu" and settings.precision != "fp16"
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    state = TrainingState(model.train(), optimizer, scaler)
+    state = TrainingState(model.train(), optimizer, scaler, config_of(settings))
     if run.path(STATE).is_file():
         state.load(run)
         say(f"going on after epoch {state.epoch} of {epochs}")

@@ -35,6 +35,7 @@ class Ranks:
     rank, size: its number, from 0, and how many there are.
     local_rank, local_size: the same among those on this machine.
     store: torch's, which all of them read and write; needed by those that are not alone.
+    parent: the id of the process that began this one, torchrun's; without it nobody minds its end.
     """
 
     rank: int = 0
@@ -42,6 +43,7 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
+    parent: int | None = field(default=None, compare=False, repr=False)
     _told: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # a count
 
     @property
@@ -52,6 +54,22 @@ class Ranks:
     def alone(self) -> Ranks:
         """The same process with a run of its own, beside the others on this machine."""
         return replace(self, rank=0, size=1)
+
+    def check(self) -> None:
+        """Raises LostRank if the parent was killed: nobody would end this process any more."""
+        if self.parent not in (None, os.getppid()):
+            raise LostRank("torchrun, which began this process, has ended")
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        self.check()
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRank(
+                "another of the processes has ended, or has not answered for "
+                f"{PATIENCE.seconds} s: see its own message"
+            ) from error
 
     def share(self, whole: Whole) -> Whole:
         """This rank's part of a list or of a tensor's rows: one after the other they are all.
@@ -80,13 +98,14 @@ class Ranks:
         if self.size == 1:
             return tensor
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _exchange():
+        with self._exchange():
             distributed.all_reduce(total)
         return total
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of parameters over all ranks, in one message."""
+        """Sum the gradients of parameters over all ranks, in one message; raises as `check`."""
+        self.check()  # also one that has a run of its own
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters]
@@ -109,13 +128,13 @@ class Ranks:
 
     def put(self, name: str, content: Any) -> None:
         """Lay something that JSON can hold where all ranks find it."""
-        with _exchange():
+        with self._exchange():
             self.store.set(name, json.dumps(content))
 
     def take(self, name: str) -> Any:
         """What a rank has `put` there, or will have."""
         pause = 0.001
-        with _exchange():
+        with self._exchange():
             while not self.store.check([name]):  # and not wait(), during which no signal is heard
                 time.sleep(pause)
                 pause = min(2 * pause, 0.1)
@@ -127,7 +146,7 @@ class Ranks:
             yield from range(count)
             return
         while True:
-            with _exchange():
+            with self._exchange():
                 number = self.store.add("dealt", 1) - 1
             if number >= count:
                 return
@@ -145,7 +164,7 @@ class _Gathered(torch.autograd.Function):
         padded = part.new_zeros(max(lengths), *part.shape[1:])  # messages of one size
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in lengths]
-        with _exchange():
+        with ranks._exchange():
             distributed.all_gather(parts, padded)
         return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
 
@@ -158,17 +177,6 @@ class LostRank(ConnectionError):
     """Another process has ended. go_on: the command that goes on with what was begun, if known."""
 
     go_on = ""
-
-
-@contextmanager
-def _exchange() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise LostRank(
-            "another of the processes has ended, or has not answered for "
-            f"{PATIENCE.seconds} s: see its own message"
-        ) from error
 
 
 def started() -> Ranks:
@@ -204,7 +212,7 @@ def join(device: torch.device) -> Ranks:
         )
     if device.type != "cpu":
         getattr(torch, device.type).set_device(device)
-    with _exchange():
+    with ranks._exchange():
         store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
         distributed.init_process_group(
             store=distributed.PrefixStore("group", store),
@@ -212,7 +220,7 @@ def join(device: torch.device) -> Ranks:
             world_size=ranks.size,
             timeout=PATIENCE,
         )
-    return replace(ranks, store=distributed.PrefixStore("minidpt", store))
+    return replace(ranks, store=distributed.PrefixStore("minidpt", store), parent=os.getppid())
 
 
 def leave() -> None:

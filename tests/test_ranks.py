@@ -19,7 +19,7 @@ from scripts import forked
 from minidpt import ranks
 from minidpt.data.batches import train_batches
 from minidpt.data.items import Item
-from minidpt.ranks import ALONE, NO_LABEL, Ranks
+from minidpt.ranks import ALONE, NO_LABEL, LostRank, Ranks
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
 
@@ -122,6 +122,49 @@ def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp
         parts = [share[number] for share in shares]
         assert sorted(row for part in parts for row in part if row[0] != NO_LABEL) == expected
         assert all(len(part) == 1 for part in parts if part[0][0] == NO_LABEL)
+
+
+ORPHANS = """
+import os, signal, time
+from minidpt.ranks import LostRank, Ranks
+
+told, tell = os.pipe()
+if not os.fork():
+    if os.fork():  # as torchrun, which is killed when its processes train
+        os.read(told, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    own = Ranks(0, 2, parent=os.getppid()).alone()  # of a sweep; what is shared asks the same
+    own.add_gradients([])
+    os.write(tell, b"x")
+    until = time.monotonic() + 10
+    try:
+        while time.monotonic() < until:
+            own.add_gradients([])
+    except LostRank as lost:
+        print(lost, flush=True)
+"""
+
+
+def test_a_process_ends_when_torchrun_is_killed(tmp_path):
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    ended = subprocess.run(
+        forked(tmp_path / "orphans.py"), stdout=subprocess.PIPE, text=True, timeout=20
+    )
+    assert ended.stdout == "torchrun, which began this process, has ended\n"
+
+
+@pytest.mark.parametrize(
+    "meeting",
+    [
+        lambda ranks: ranks.add(torch.ones(1)),
+        lambda ranks: ranks.gather(torch.ones(1, 2), 2),
+        lambda ranks: ranks.tell(),
+        lambda ranks: next(ranks.dealt(1)),
+    ],
+)
+def test_processes_meet_no_more_when_torchrun_has_ended(meeting):
+    with pytest.raises(LostRank, match="torchrun"):
+        meeting(Ranks(0, 2, parent=-1))
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

@@ -170,6 +170,7 @@ class TestSet:
         )
         with job(what, len(self.own)) as tell:
             for batch in batches:
+                self.ranks.check()
                 if self.keep:
                     kept.append(batch)
                 yield batch

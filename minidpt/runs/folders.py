@@ -16,8 +16,10 @@ import PIL
 import torch
 
 from .. import __version__
-from ..data.items import Dataset
+from ..data.items import PARTS, Dataset
 from ..data.layouts import LAYOUTS, plain
+from ..data.listing import missing_files, told
+from ..data.splits import split_content
 from ..files import entries, locked, one_line_errors, read_json, replacing
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -36,7 +38,14 @@ NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile"
 MAY_MOVE = ("data", "model", "name")
 # What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
-BUSY = "output folder {}: another process writes to it: wait for its end, or pass another --out"
+BUSY = "output folder {}: another process writes to it: wait for its end"
+ANEW = "begin it anew with --config and --out"  # instead of --resume
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that decide its result."""
+    no_matter = NOT_COMPARED + MAY_MOVE
+    return {name: value for name, value in settings.items() if name not in no_matter}
 
 
 class Run:
@@ -100,33 +109,46 @@ class Run:
             self.path(f"{name}.part").unlink(missing_ok=True)
 
     @one_line_errors
-    def finished(self, settings: dict[str, Any]) -> bool:
+    def finished(
+        self, settings: dict[str, Any], fix: str = "pass another --out, or remove it"
+    ) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
-        Raises ValueError if what it holds is another run, a damaged one, or none.
+        Raises ValueError, which `fix` ends, if it holds another run, a damaged one, or none.
         """
         if not held_in(self.folder):
             return False
         if not self.path(CONFIG).is_file():
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
         there = self.read_json(CONFIG)
-        for name, value in settings.items():
-            if name in NOT_COMPARED + MAY_MOVE or there.get(name) == value:
+        for name, value in decisive(settings).items():
+            if there.get(name) == value:
                 continue
-            wanted, got, fix = f"{name} {value}", f"{there.get(name)}", ""
+            wanted, got = f"{name} {value}", f"{there.get(name)}"
             if type(there.get(name)) in (str, int, float) and name not in FINGERPRINTS:  # no bool
-                fix = f"pass --{name.replace('_', '-')} {got}, or "
+                fix = f"pass --{name.replace('_', '-')} {got}, or {fix}"
             if name in FINGERPRINTS:
                 wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
                 got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"
+            if name == "data_fingerprint" and (gone := self._missing_pictures()):
+                got, fix = f"{got}, {told(gone)}", f"put back what is missing, or {fix}"
             raise ValueError(
                 f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
-                f"{fix}pass another --out, or remove it"
+                f"{fix}"
             )
         if not self.path(SUMMARY).is_file():
             return False
         self.path(STATE).unlink(missing_ok=True)  # of a process that was killed just then
         return bool(self.read_json(SUMMARY, tests=dict))
+
+    def _missing_pictures(self) -> list[str]:
+        """Those of split.json that are not in its folder, if that is still there."""
+        with suppress(ValueError, OSError):
+            split = split_content(self.path(SPLIT))
+            if os.path.isdir(root := split.get("root") or ""):
+                rows = chain.from_iterable(split[part] for part in PARTS)
+                return missing_files(os.path.join(root, path) for path, *_ in rows)
+        return []
 
     def path(self, name: str) -> Path:
         """The file of that name in the folder."""

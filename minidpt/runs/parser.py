@@ -11,7 +11,7 @@ import torch
 
 from ..clip.network import MAX_RESOLUTION
 from ..config import BOUNDS as OF_PROMPTS
-from ..files import one_line
+from ..files import one_line, shown
 
 # The least and the greatest value of each option of the scripts: more is a slip of the hand, and
 # would end in want of memory, of threads or of bits.
@@ -82,17 +82,36 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
         return args
 
-    def command_line(self, settings: Mapping[str, Any]) -> list[str]:
-        """The arguments that say these settings; what has the name of no option is left out."""
+    def command_line(self, settings: Mapping[str, Any], where: str) -> list[str]:
+        """The arguments that say these settings.
+
+        Raises ValueError, which `where` begins, for a name that no option has, and for a value of
+        another type than the option's.
+        """
+        options = {one.dest: one for one in self._actions if one.dest != "help"}
+        kinds = {bool: ("true or false", bool), int: ("a whole number", int),
+                 finite: ("a number", int, float)}  # fmt: skip
         said = []
-        for action in self._actions:
-            flag, value = action.option_strings[-1], settings.get(action.dest)
-            if isinstance(value, list):
+        for name, value in settings.items():
+            if name not in options:
+                got = f"{shown(name)}, which is none: correct or remove it"
+                raise ValueError(f"{where}: expected options of {self.prog}, got {got}")
+            action, listed = options[name], isinstance(value, list)
+            flag, several = action.option_strings[-1], action.nargs == "+"
+            if value is None and action.default is None:
+                continue
+            kind = bool if action.nargs == 0 else action.type
+            expected, *types = kinds.get(kind, ("a text", str))
+            for one in value if listed and several else [value]:
+                option = listed and type(one) is str and one.startswith("-")
+                if type(one) not in types or option:
+                    expected += ", or a list of them" * several
+                    got = f"{shown(one)}: correct or remove it"
+                    raise ValueError(f"{where}: {flag}: expected {expected}, got {got}")
+            if listed:
                 said += [flag, *map(str, value)]
-            elif action.nargs == 0:
-                said += [flag] * (value is True)
-            elif value is not None:
-                said.append(f"{flag}={value}")
+            else:
+                said += [flag] * value if kind is bool else [f"{flag}={value}"]
         return said
 
     def error(self, message: str) -> NoReturn:

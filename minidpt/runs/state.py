@@ -14,9 +14,9 @@ from torch import Tensor
 from ..checkpoints.reader import read_checkpoint
 from ..checkpoints.saved import write_checkpoint
 from ..clip.state_dict import check_tensors
-from ..files import entries, one_line_errors, shown
+from ..files import entries, one_line_errors, parse_json, shown
 from ..trained import PromptedCLIP
-from .folders import METRICS, MODEL, STATE, Run
+from .folders import ANEW, METRICS, MODEL, STATE, Run, decisive
 
 FORMAT = "minidpt state 1"
 
@@ -25,12 +25,14 @@ FORMAT = "minidpt state 1"
 class TrainingState:
     """All that changes from epoch to epoch.
 
+    settings: the run's, of which those that decide its result are written beside it.
     epoch: the number of those that are finished; metrics: their lines of metrics.jsonl.
     """
 
     model: PromptedCLIP
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
+    settings: dict[str, Any]
     epoch: int = 0
     metrics: str = ""
 
@@ -45,6 +47,7 @@ class TrainingState:
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
+            "settings": decisive(self.settings),
             "epoch": self.epoch,
             "learned": on_cpu(learned),
             "momentum": on_cpu(momentum),
@@ -58,31 +61,50 @@ class TrainingState:
 
     @one_line_errors
     def load(self, run: Run) -> None:
-        """Take over what `save` has written; ValueError if it is damaged or of another model."""
+        """Take over what `save` has written; ValueError if it is damaged or of another run."""
         path = run.path(STATE)
         try:
-            content = entries(read_checkpoint(path), "content", format=str)
-            if content["format"] != FORMAT:
-                raise ValueError(f"expected {FORMAT}, got {shown(content['format'])}")
-            kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-            entries(content, "content", epoch=int, metrics=Tensor, **kinds)
-            learned, momentum = self.model.learned(), content["momentum"]
-            check_tensors(content["learned"], learned, "learned prompts")
-            moving = {name: learned[name] for name in momentum if name in learned}
-            check_tensors(momentum, moving, "momentum")
-            self.scaler.load_state_dict(content["scaler"])
-            for name, generator in self._generators().items():
-                if name in content["generators"]:  # else it is gone on with on another device
-                    generator.set_rng_state(content["generators"][name].clone())
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            fix = "begin the run anew in another --out"
-            raise ValueError(f"{path}: not the state of this run, {error}: {fix}") from error
+            content = read_checkpoint(path)
+        except ValueError as error:  # its advice is for a checkpoint, which can be had again
+            raise ValueError(f"{path}: expected a whole file, got a damaged one: {ANEW}") from error
+        try:
+            self._take(entries(content, "content", format=str))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: not the state of this run, {error}: {ANEW}") from error
+
+    def _take(self, content: dict[str, Any]) -> None:
+        if content["format"] != FORMAT:
+            raise ValueError(f"expected {FORMAT}, got {shown(content['format'])}")
+        kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
+        entries(content, "content", epoch=int, metrics=Tensor, settings=dict | None, **kinds)
+        noted = content.get("settings") or {}  # none of an earlier version
+        for name, value in decisive(self.settings).items():
+            if name in noted and noted[name] != value:
+                got = f"one with {name} {shown(noted[name])}"
+                raise ValueError(f"expected {name} {shown(value)}, got {got}")
+        epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.learned()
+        if not 0 <= epoch <= epochs:
+            raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")
+        metrics = lines_of(content["metrics"], epoch)
+
+        momentum, generators = content["momentum"], self._generators()
+        # fp16's scaler may have left out all steps so far.
+        begun = epoch and (momentum or not self.scaler.is_enabled())
+        check_tensors(content["learned"], learned, "learned prompts")
+        check_tensors(momentum, learned if begun else {}, "momentum")
+        of_scaler = {name: type(value) for name, value in self.scaler.state_dict().items()}
+        entries(content["scaler"], "scaler", **of_scaler)
+        entries(content["generators"], "generators", **dict.fromkeys(generators, Tensor | None))
+
+        for name, generator in generators.items():
+            if (drawn := content["generators"].get(name)) is not None:  # else on another device
+                generator.set_rng_state(drawn.clone())
+        self.scaler.load_state_dict(content["scaler"])
         self.model.set_learned(content["learned"])
         for name, value in momentum.items():
             parameter = learned[name]
             self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter, copy=True)
-        self.epoch = content["epoch"]
-        self.metrics = bytes(content["metrics"].tolist()).decode()
+        self.epoch, self.metrics = epoch, metrics
 
     def _generators(self) -> dict[str, Any]:
         """By kind of device, the module of torch that has its random numbers."""
@@ -93,3 +115,15 @@ class TrainingState:
 def on_cpu(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """Those that are there, without gradient."""
     return {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
+
+
+def lines_of(metrics: Tensor, epochs: int) -> str:
+    """The text of metrics.jsonl from its bytes; ValueError unless it has a line for each epoch."""
+    if metrics.dtype != torch.uint8 or metrics.ndim != 1:
+        raise ValueError(f"metrics: expected bytes, got {metrics.dtype}, {tuple(metrics.shape)}")
+    text = bytes(metrics.tolist()).decode()
+    *lines, rest = text.split("\n")
+    told = [entries(parse_json(line, "metrics"), "metrics", epoch=int)["epoch"] for line in lines]
+    if rest or told != list(range(1, epochs + 1)):
+        raise ValueError(f"metrics: expected a line for each of {epochs} epochs, got {len(lines)}")
+    return text

@@ -20,7 +20,7 @@ from ..data.items import Dataset
 from ..data.layouts import LAYOUTS
 from ..files import entries, read_json
 from ..training import default_epochs
-from .folders import CONFIG, SWEEP, Sweep, versions
+from .folders import CONFIG, FINGERPRINTS, SWEEP, Sweep, versions
 from .parser import Parser, finite, path_option
 from .precision import AUTO, PRECISIONS
 
@@ -30,6 +30,7 @@ LEARNING = {  # options that zero-shot CLIP has no use for
     "text_lr", "warmup_epochs",
 }  # fmt: skip
 OF_THE_COMMAND = {"out", "resume", "config", "no_report"}  # options that are no settings
+NO_OPTIONS = {"name", "versions", "white", "prompts", *FINGERPRINTS}  # what else is noted, or was
 MOVABLE = {  # beside --resume
     "resume", "data", "model", "device", "workers", "class_chunk", "no_report",
 }  # fmt: skip
@@ -139,7 +140,7 @@ def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
         path /= SWEEP if Sweep.is_in(path) else CONFIG
         if not path.is_file():
             parser.error(f"--resume: expected a run folder, with {CONFIG}, got {args.resume}")
-    noted = parser.command_line(noted_options(path))
+    noted = parser.command_line(noted_options(path), str(path))
     given, earlier = parser.given, parser.parse_args(noted)
     merged = parser.parse_args([*noted, *sys.argv[1:]])
     if args.resume:
@@ -156,10 +157,13 @@ def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
 def noted_options(path: Path) -> dict[str, Any]:
     """The options that a config.json or sweep.json states, also one of an earlier version."""
     noted = entries(read_json(path, str(path)), str(path))
-    dropped = OF_THE_COMMAND
+    dropped = OF_THE_COMMAND | NO_OPTIONS
     if noted.get("method") == "zeroshot":  # which has neither, and notes 0
         dropped = dropped | {"shots", "seed"}
-    return {name: value for name, value in noted.items() if name not in dropped}
+    options = {name: value for name, value in noted.items() if name not in dropped}
+    if not options:
+        raise ValueError(f"{path}: expected the settings of a run, got none: pass its {CONFIG}")
+    return options
 
 
 def runs_on(dataset: Dataset, args: Namespace) -> list[Namespace]:

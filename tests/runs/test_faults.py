@@ -135,7 +135,7 @@ def test_without_room_no_demo_is_drawn(monkeypatch):
 
 def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
     command = (*place, *SCHEDULE, "--method", "zeroshot", "coop", "vpt", "--out", "sweep")
-    with room(9500):  # for all but the state of VPT
+    with room(12_000):  # for all but the state of VPT
         result = inside("train.py", *command)
     assert result.status == 2 and "| zero-shot" in result.out and "| coop" in result.out
     failed, last = result.err.splitlines()
