@@ -30,7 +30,7 @@ COMMANDS = [
 def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     """The commands need data or weights that are not here: they are read by their own parser."""
     (tmp_path / "RUN").mkdir()
-    (tmp_path / "RUN" / "config.json").write_text("{}")
+    (tmp_path / "RUN" / "config.json").write_text('{"n_ctx": 16}')
     monkeypatch.chdir(tmp_path)
     parsers = {"train.py": train_options.parse_arguments, "eval.py": eval_options.parse_arguments}
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
