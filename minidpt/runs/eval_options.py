@@ -8,7 +8,7 @@ from argparse import Namespace
 from ..clip.pictures import MAX_PIXELS
 from ..clip.workers import default_workers
 from ..config import CLASS_TOKEN_POSITIONS, PromptConfig
-from .parser import Parser, path_option
+from .parser import Parser, flag, path_option
 from .precision import AUTO, PRECISIONS
 
 TASKS = ("table", "report", "published", "image", "export", "run")  # the first that is given
@@ -121,11 +121,6 @@ def parse_arguments(text: str) -> Namespace:
             parser.error(f"--{name}: expected with --data, --dataset or --classes: the run's own "
                          "test has the run's")  # fmt: skip
     return args
-
-
-def flag(name: str) -> str:
-    """As it is typed."""
-    return f"--{name.replace('_', '-')}"
 
 
 def new_files(args: Namespace) -> dict[str, str]:

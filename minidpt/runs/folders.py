@@ -21,6 +21,7 @@ from ..data.layouts import LAYOUTS, plain
 from ..data.listing import missing_files, told
 from ..data.splits import split_content
 from ..files import entries, locked, one_line_errors, read_json, replacing
+from .parser import flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, STATE, TRANSFER = "split.json", "model.pt", "state.pt", "transfer.json"
@@ -126,7 +127,7 @@ class Run:
                 continue
             wanted, got = f"{name} {value}", f"{there.get(name)}"
             if type(there.get(name)) in (str, int, float) and name not in FINGERPRINTS:  # no bool
-                fix = f"pass --{name.replace('_', '-')} {got}, or {fix}"
+                fix = f"pass {flag(name)} {got}, or {fix}"
             if name in FINGERPRINTS:
                 wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
                 got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"

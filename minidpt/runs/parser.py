@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
             for value in given if isinstance(given, list) else [given]:
                 if value is not None and not least <= value <= most:
                     bound = f"least {least}" if value < least else f"most {most:,}"
-                    self.error(f"--{name.replace('_', '-')}: expected at {bound}, got {value}")
+                    self.error(f"{flag(name)}: expected at {bound}, got {value}")
         return args
 
     def command_line(self, settings: Mapping[str, Any], where: str) -> list[str]:
@@ -117,6 +117,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists all options)\n")
+
+
+def flag(name: str) -> str:
+    """An option as it is typed, of the name that its value has."""
+    return f"--{name.replace('_', '-')}"
 
 
 def path_option(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
@@ -17,17 +18,21 @@ from ..config import METHODS, PromptConfig
 from ..files import entries, good_name, one_line, one_line_errors, shown
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run, is_run
+from .parser import flag
 
 # What config.json says beside settings: it is in a `Result` already, or changes no result.
 NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
 # Options that runs of earlier versions did not have: as if they had not been given.
 LATER = {"image_size": None, "head_width": None}
-# Options of the training as published, by what a method must have to read them.
-OF_TEXT = {"n_ctx": 16, "ctx_init": None, "csc": False, "class_token_position": "end",
-           "text_lr": 0.002}  # fmt: skip
-OF_IMAGE = {"n_visual": 10, "visual_layers": None, "visual_lr": 0.01}
-OF_CLASS_AWARE = {"class_aware_from": None, "top_k": 10, "alpha": 0.3}
-OPTIONS = {*OF_TEXT, *OF_IMAGE, *OF_CLASS_AWARE, "warmup_epochs", "guidance_epochs"}
+# Options of the training, by what a method must have to read them, and what is published: of two,
+# by method and data set (`_usual`).
+OF_TEXT = {"n_ctx", "ctx_init", "csc", "class_token_position", "text_lr"}
+OF_IMAGE = {"n_visual", "visual_layers", "visual_lr", "warmup_epochs"}
+OF_CLASS_AWARE = {"class_aware_from", "top_k", "alpha"}
+OF_SOME = OF_TEXT | OF_IMAGE | OF_CLASS_AWARE | {"guidance_epochs"}
+PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
+    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
+}  # fmt: skip
 # Settings that each data set has its own of.
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
@@ -160,7 +165,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
             unusual = tuple(
-                f"--{option.replace('_', '-')}" + f" {one_line(value, 200)}" * (value is not True)
+                flag(option) + f" {one_line(value, 200)}" * (value is not True)
                 for option, value in settings.items()
                 if option not in names and usual.get(option, value) != value
             )
@@ -171,7 +176,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
 def _as_read(result: Result) -> Result:
     """Without the options of the training that its method does not read."""
     read = _usual(result)
-    settings = {k: v for k, v in result.settings.items() if k not in OPTIONS or k in read}
+    settings = {k: v for k, v in result.settings.items() if k not in OF_SOME or k in read}
     return result._replace(settings=settings)
 
 
@@ -185,15 +190,16 @@ def _across(result: Result) -> dict[str, Any]:
 def _usual(result: Result) -> dict[str, Any]:
     """The options that the training of a run reads, as published."""
     config = PromptConfig(result.method)
-    epochs = default_epochs(result.method, result.shots, result.dataset)
-    warmup = {"warmup_epochs": 1 if result.dataset == "ImageNet" else 10}
-    return {
-        "batch_size": 32, "epochs": epochs,
-        **(OF_TEXT if config.learns_text else {}),
-        **(OF_IMAGE | warmup if config.learns_image else {}),
-        **({"guidance_epochs": 30} if config.guided else {}),
-        **(OF_CLASS_AWARE if config.method == "dpt" else {}),
-    }  # fmt: skip
+    published = PUBLISHED_OPTIONS | {
+        "epochs": default_epochs(result.method, result.shots, result.dataset),
+        "warmup_epochs": 1 if result.dataset == "ImageNet" else 10,
+    }
+    read = {"batch_size", "epochs"}
+    read |= OF_TEXT if config.learns_text else set()
+    read |= OF_IMAGE if config.learns_image else set()
+    read |= {"guidance_epochs"} if config.guided else set()
+    read |= OF_CLASS_AWARE if config.method == "dpt" else set()
+    return {name: published[name] for name in read}
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from ..data.layouts import LAYOUTS
 from ..files import entries, read_json
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, SWEEP, Sweep, versions
-from .parser import Parser, finite, path_option
+from .parser import Parser, finite, flag, path_option
 from .precision import AUTO, PRECISIONS
 
 LEARNING = {  # options that zero-shot CLIP has no use for
@@ -147,7 +147,7 @@ def with_earlier_settings(parser: Parser, args: Namespace) -> Namespace:
         others = given - MOVABLE
         changed = [name for name in others if vars(merged)[name] != vars(earlier)[name]]
         if changed:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed))
+            options = ", ".join(map(flag, sorted(changed)))
             parser.error(f"{options}: expected the run's own settings with --resume: leave them "
                          "out, or begin another run with --config")  # fmt: skip
         merged.out = merged.resume = args.resume
