@@ -119,7 +119,7 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
         for run in runs:
             noted_tests(run)
     clip, _ = load(settings.pop("model"), **settings)
-    precision, reason = ranks.tell(choose_precision(precision, device, clip))[0]
+    precision, reason = choose_precision(precision, device)
     if args.precision == AUTO:
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
@@ -228,7 +228,7 @@ def test_published(args: Namespace) -> int:
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip, _ = load(args.model or "ViT-B/32", exact_gelu=bool(args.exact_gelu),
                    head_width=args.head_width, image_size=args.image_size)  # fmt: skip
-    precision, _ = choose_precision(args.precision, device, clip)
+    precision, _ = choose_precision(args.precision, device)
     clip = place(clip, device, precision)
     say_notes(clip.notes)
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
@@ -259,7 +259,7 @@ def model_of(run: Run, args: Namespace) -> PromptedCLIP:
     if name in NAMES and not is_here(name):
         raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
     clip, _ = load(name, **settings)
-    precision, _ = choose_precision(precision, device, clip)
+    precision, _ = choose_precision(precision, device)
     return load_model(run.path(MODEL), place(clip, device, precision))
 
 

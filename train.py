@@ -20,7 +20,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -48,11 +48,10 @@ from minidpt.data.items import Dataset
 from minidpt.data.layouts import layout_of
 from minidpt.data.shots import few_shot, select_classes
 from minidpt.data.splits import write_split
-from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
-from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
-from minidpt.runs.evaluation import FeatureCache, TestSet, percent_correct, predicted, zero_shot
+from minidpt.runs.devices import choose_device, keep_freed_memory, place
+from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot
 from minidpt.runs.folders import (
     ANEW,
     CONFIG,
@@ -68,12 +67,7 @@ from minidpt.runs.folders import (
     held_in,
     versions,
 )
-from minidpt.runs.precision import (
-    AUTO,
-    choose_precision,
-    noted_precision,
-    slow_note,
-)
+from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of, of_the_first, telling
 from minidpt.runs.progress_line import Progress, Timed, clock, say, say_notes
@@ -108,8 +102,6 @@ def main() -> int:
     keep_freed_memory()
     device = choose_device(args.device, started())
     ranks = join(device)
-    if args.compile:
-        need_compiler(device)
     folder = draw_demo("runs") if args.data is None else Path(args.data).expanduser()
     args.model = args.model or ("tiny" if args.data is None else "ViT-B/32")
     jobs = jobs_on(folder, args, str(device) if ranks.size == 1 else device.type)
@@ -184,12 +176,11 @@ def make_runs(
     sharing = ranks.alone() if sweep else ranks
     store, failed = ImageStore(IMAGE_MEMORY // ranks.local_size), []
     tests, opened = {}, None  # of the data set that was tested last
-    cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number in ranks.dealt(len(todo)) if sweep else range(len(todo)):
         job = todo[number]
         try:
             if job.dataset is not opened:
-                options = dict(workers=args.workers, cache=cache, ranks=sharing)
+                options = dict(workers=args.workers, ranks=sharing)
                 tests = {
                     subset: (tested, TestSet(tested.test, clip, **options))
                     for subset, tested in job.subsets.items()
@@ -231,11 +222,7 @@ def prepare(
     """
     options = dict(head_width=args.head_width, image_size=args.image_size)
     clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
-    noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
-    # What is measured is measured by the first rank, and holds for all.
-    precision, reason = ranks.tell(
-        choose_precision(args.precision, device, clip, noted) if ranks.first else None
-    )[0]
+    precision, reason = choose_precision(args.precision, device)
     for job in jobs:
         job.settings.clip_fingerprint, job.settings.precision = clip.fingerprint(), precision
     fix = [ANEW] * bool(args.resume)
@@ -306,8 +293,7 @@ def train(
     subset, (_, test) = next(iter(tests.items()))
     drawn = draw(settings, dataset, tests[subset][0], subset)
     torch.manual_seed(settings.seed)
-    tested = sum(len(test) for _, test in tests.values())
-    model = build(settings, drawn, clip, tested, ranks)
+    model = build(settings, drawn, clip, ranks)
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(settings, drawn, tests, model, store)
@@ -387,13 +373,8 @@ def draw(settings: Namespace, dataset: Dataset, whole: Dataset, subset: str) -> 
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
-def build(
-    settings: Namespace, drawn: Dataset, clip: CLIP, tested: int, ranks: Ranks
-) -> PromptedCLIP:
-    """The model to train; prints notes where its settings leave too little training, or take long.
-
-    tested: the number of test images.
-    """
+def build(settings: Namespace, drawn: Dataset, clip: CLIP, ranks: Ranks) -> PromptedCLIP:
+    """The model to train; prints notes where its settings leave too little training."""
     model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings), ranks)
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
@@ -413,9 +394,6 @@ def build(
     if model.config.guided and 0 < epochs <= settings.guidance_epochs:
         say(f"note: all {epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {epochs * 3 // 10}")  # fmt: skip
-    seen = epochs * min(each * settings.batch_size, len(drawn.train))
-    if note := slow_note(model, epochs * each, seen // ranks.size, tested // ranks.size):
-        say(f"note: {note}")
     return model
 
 
@@ -463,10 +441,6 @@ def learn(
         state.load(run)
         say(f"going on after epoch {state.epoch} of {epochs}")
     state.save(run)
-    forward = model
-    if settings.compile:
-        torch.compiler.reset()  # runs of a sweep would add up to torch's limit of recompilations
-        forward = torch.compile(model)
     progress = Progress("epoch", epochs, after=0, done=state.epoch)
     with progress, AfterTheStep() as stop:
         while state.epoch < epochs:
@@ -480,7 +454,7 @@ def learn(
             ))  # fmt: skip
             guidance = state.epoch < settings.guidance_epochs
             batch_size = min(settings.batch_size, len(drawn.train))
-            record = train_epoch(state, forward, batches, batch_size, guidance, stop)
+            record = train_epoch(state, batches, batch_size, guidance, stop)
             check_finite(settings, state, record["loss"], run)
             state.metrics += json.dumps(record) + "\n"
             state.save(run)
@@ -500,7 +474,6 @@ def learn(
 
 def train_epoch(
     state: TrainingState,
-    forward: Callable[..., ModelOutput],
     batches: Timed,
     batch_size: int,
     guidance: bool,
@@ -508,7 +481,6 @@ def train_epoch(
 ) -> dict[str, Any]:
     """One epoch; returns its line of metrics.jsonl.
 
-    forward: the model or a faster form of it.
     batches: this rank's share of them.
     batch_size: images of a batch on all ranks, whose parts of the loss and of the gradients add up.
     """
@@ -520,7 +492,7 @@ def train_epoch(
         stop.check()
         images = state.model.clip.normalize(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
-        output = forward(images, branches=guidance)
+        output = state.model(images, branches=guidance)
         loss = state.model.loss(output, labels, guidance)
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()

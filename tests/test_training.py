@@ -138,25 +138,6 @@ def test_chunks_of_classes_save_memory(method):
     assert chunked < everything / 2, (chunked, everything)
 
 
-@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
-def test_a_compiled_model_computes_the_same():
-    """As `--compile` does, with a backend that needs no C++ compiler."""
-    torch.manual_seed(0)
-    sizes = WIDE._replace(vision_layers=2, text_layers=2)  # the compiler takes each on its own
-    clip = minidpt.build_clip(clip_state(sizes))
-    config = minidpt.PromptConfig(n_ctx=3, n_visual=2, top_k=3)
-    model = minidpt.build_model(clip, ["ox", "owl", "gnu", "red fox"], "a {}.", config).train()
-    images, labels = random_images(WIDE, 3), torch.arange(3)
-    results = []
-    for forward in (model, torch.compile(model, backend="aot_eager")):
-        model.zero_grad()
-        output = forward(images)
-        model.loss(output, labels, guidance=True).backward()
-        gradients = {name: value.grad.clone() for name, value in model.learned().items()}
-        results.append((output.logits.detach(), gradients))
-    torch.testing.assert_close(results[0], results[1])
-
-
 @pytest.mark.parametrize(
     ("config", "rates"),
     [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import sys
 
 import torch
@@ -50,16 +48,6 @@ def is_there(device: torch.device) -> bool:
     except (RuntimeError, AssertionError, ImportError):  # by kind of device
         return False
     return device.type != "meta"
-
-
-def need_compiler(device: torch.device) -> None:
-    """ValueError if torch.compile would not find the C++ compiler that it calls for a CPU."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and sys.platform != "win32" and not shutil.which(compiler):
-        raise ValueError(
-            f"--compile: expected the C++ compiler {compiler}, found none: install it, name "
-            "another in the environment variable CXX, or leave --compile out"
-        )
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:

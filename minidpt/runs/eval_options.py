@@ -68,7 +68,7 @@ def parse_arguments(text: str) -> Namespace:
 
     add = parser.add_argument_group("method").add_argument
     add("--precision", choices=[*PRECISIONS, AUTO],
-        help="of the frozen CLIP; without it the run's; auto: measured, as train.py does")
+        help="of the frozen CLIP; without it the run's; auto: as of train.py")
     add("--top-k", type=int, help="of --published: classes that make class-aware prompts; without "
         f"it {PromptConfig.top_k}")
     add("--class-token-position", choices=CLASS_TOKEN_POSITIONS, metavar="WHERE",

@@ -7,101 +7,22 @@ Zero-shot and CoOp need only that feature; VPT, VLP and DPT need one pass with t
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import math
 import os
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip.network import CLIP, numerics
+from ..clip.network import CLIP
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.items import Item
-from ..files import locked, replacing
 from ..progress import job
 from ..ranks import ALONE, Ranks
 from ..trained import PromptedCLIP
-
-_HEADER = re.compile(  # of np.save for float32 (N, E)
-    rb"\x93NUMPY\x01\x00v\x00\{'descr': '<f4', 'fortran_order': False, 'shape': "
-    rb"\((\d{1,9}), (\d{1,9})\), \} *\n"
-)
-
-
-class FeatureCache:
-    """Frozen features of test sets as files in a folder, for the next process.
-
-    The key of a file: CLIP's weights and activation, its precision and kind of device, the size it
-    takes, the level of white, and each picture's path, size and time of last change. Files take at
-    most `max_bytes` (default 1 GiB; 50,000 pictures on ViT-B/32 take 0.1); the least recently used
-    give way.
-    """
-
-    def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
-        self.folder, self.max_bytes = Path(folder), max_bytes
-
-    def file(self, clip: CLIP, items: list[Item], white: White | None = None) -> Path:
-        """Where the features of these pictures belong."""
-        stats = [os.stat(item.path) for item in items]
-        key = {
-            "clip": [
-                clip.fingerprint(),
-                not clip.exact_gelu,
-                numerics(clip.dtype),
-                clip.device.type,
-            ],
-            "resolution": clip.visual.resolution,
-            "white": white,
-            "pictures": [
-                [os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns]
-                for item, stat in zip(items, stats, strict=True)
-            ],
-        }
-        return self.folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".npy")
-
-    def read(self, file: Path) -> Tensor | None:
-        """Features (N, E) that were written there; None if none were, or not all of them.
-
-        Only what `np.save` makes of such features is taken; nothing in the file is interpreted.
-        """
-        try:
-            content = bytearray(file.read_bytes() if file.is_file() else b"")
-            os.utime(file)  # used now
-        except OSError:
-            return None
-        header = _HEADER.fullmatch(content, 0, 128)
-        shape = tuple(map(int, header.groups())) if header else (0, 0)
-        if len(content) <= 128 or len(content) != 128 + 4 * math.prod(shape):
-            return None
-        features = torch.frombuffer(content, dtype=torch.float32, offset=128).view(shape)
-        return features if features.isfinite().all() else None
-
-    def write(self, file: Path, features: Tensor) -> None:
-        """Keep features (N, E); older files make room, one that is too large is not kept."""
-        size = features.numel() * features.element_size()
-        if size > self.max_bytes:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        others = []
-        for other in self.folder.glob("*.npy"):
-            with suppress(FileNotFoundError):  # another process makes room, too
-                others.append((other.stat().st_mtime, other.stat().st_size, other))
-        for _, own, other in sorted(others, reverse=True):  # newest first
-            size += own
-            if size > self.max_bytes:
-                other.unlink(missing_ok=True)
-        with replacing(file) as unfinished, unfinished.open("wb") as stream:
-            np.save(stream, features.cpu().numpy())
 
 
 class TestBatch(NamedTuple):
@@ -128,13 +49,12 @@ class TestSet:
         batch_size: int = 100,
         workers: int | None = None,
         max_bytes: int = 2 * 1024**3,
-        cache: FeatureCache | None = None,
         white: White | None = None,
         ranks: Ranks = ALONE,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
-        self.items, self.clip, self.cache = items, clip, cache
+        self.items, self.clip = items, clip
         self.own, self.ranks = ranks.share(items), ranks
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
@@ -185,30 +105,14 @@ class TestSet:
         Raises ValueError or FileNotFoundError that names all pictures that cannot be read.
         """
         if self._features is None:
-            if self.cache:
-                file = self.cache.file(self.clip, self.own, self.white)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with locked(file.with_suffix(".lock")):  # of several processes one computes them
-                    features = self.cache.read(file)
-                    if features is None or features.shape != self._shape():
-                        features = self._encoded()
-                        self.cache.write(file, features)
-            else:
-                features = self._encoded()
-            self._features = features.to(self.clip.device)
+            device = self.clip.device
+            parts = [torch.empty(0, self.clip.visual.proj.shape[1], device=device)]
+            with naming_all_broken([item.path for item in self.own], self.workers):
+                for images, _ in self.pixels("test images through zero-shot CLIP"):
+                    images = self.clip.normalize(images.to(device))
+                    parts.append(self.clip.encode_image(images).float())
+            self._features = F.normalize(torch.cat(parts), dim=-1)
         return self._features
-
-    def _shape(self) -> tuple[int, int]:
-        return len(self.own), self.clip.visual.proj.shape[1]
-
-    def _encoded(self) -> Tensor:
-        device = self.clip.device
-        with naming_all_broken([item.path for item in self.own], self.workers):
-            batches = self.pixels("test images through zero-shot CLIP")
-            parts = [self.clip.encode_image(self.clip.normalize(images.to(device))).float()
-                     for images, _ in batches]  # fmt: skip
-        features = torch.cat(parts) if parts else torch.empty(self._shape(), device=device)
-        return F.normalize(features, dim=-1)
 
     def batches(self, images: bool) -> Iterator[TestBatch]:
         """Its `own` pictures in order, with or without `images`, on CLIP's device."""

@@ -33,7 +33,7 @@ OF_ALL = {"data", "model", "method"}  # settings that config.json of every run h
 SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
 # Settings that change no more than the last digits of a result, and what is no setting or follows
 # from the pictures; runs of earlier versions lack some of them.
-NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "compile", "max_pixels",
+NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "max_pixels",
                 "white", "prompts")  # fmt: skip
 # Where CLIP and the pictures are, and what follows from it: fingerprints tell if they are the same.
 MAY_MOVE = ("data", "model", "name")
@@ -177,8 +177,7 @@ class Run:
 class Sweep:
     """A folder of runs that can be stopped and continued.
 
-    sweep.json: what was asked for last; table.md, table.csv, report.html: all results; features/:
-    what the frozen CLIP makes of the test pictures.
+    sweep.json: what was asked for last; table.md, table.csv, report.html: all results.
     """
 
     notes: tuple[str, ...] = ()
@@ -205,8 +204,6 @@ class Sweep:
         """Note what was asked for, and remove what a killed process has left unfinished."""
         for name in SWEEP_FILES:
             (self.folder / f"{name}.part").unlink(missing_ok=True)
-        for path in self.folder.glob("features/*.npy.part"):
-            path.unlink()
         Run(self.folder).write_json(SWEEP, settings)
 
     @staticmethod

@@ -102,11 +102,9 @@ def parse_arguments(text: str) -> Namespace:
     add("--warmup-epochs", type=int,
         help="of the image side, without it 10 (ImageNet: 1); the text side has 1")
     add("--precision", choices=[*PRECISIONS, AUTO], help="of the frozen CLIP; without it fp32 on a "
-        "CPU; auto: there bf16, if it computes 1.5 times as fast in it, which is measured")
+        "CPU; auto: there bf16, if the processor computes in it")
     add("--class-chunk", type=int, help="encode N classes at a time, and again in the "
         "backward pass; without it only where all would take more than 3 GB; 0: all at once")
-    add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps; "
-        "for long runs; on a CPU it needs a C++ compiler")
 
     add = parser.add_argument_group("output").add_argument
     add("--no-report", action="store_true", help="leave report.html out")

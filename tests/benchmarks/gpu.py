@@ -107,13 +107,6 @@ def auxiliary_loss(class_logits, top_classes, labels):
     return (terms * counted.flatten()).sum() / counted.sum().clamp(min=1)
 
 
-def compiled(count: int, precision: str, device: torch.device) -> Ours:
-    """minidpt with torch.compile, as `train.py --compile`."""
-    side = Ours(count, precision, device)
-    side.forward = torch.compile(side.model)
-    return side
-
-
 def build(device: Device, ways: dict, count: int, precision: str, images, labels):
     """The sides that fit, and the peak GB of each one's first step, CLIP's weights included."""
     sides, gigabytes = {}, {}
@@ -147,21 +140,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--profile", action="store_true", help="also print what a step consists of")
     args = parser.parse_args()
     device = Device(args.device)
     print(f"{device.name()}, torch {torch.__version__}, batch {args.batch}\n")
     print("| classes | precision | way | step | images/s | of the card's throughput | peak GB | "
           "ratio |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
-    ways = {"published way": Published, "minidpt": Ours, "minidpt, compiled": compiled}
-    if args.no_compile:
-        del ways["minidpt, compiled"]
+    ways = {"published way": Published, "minidpt": Ours}
     for precision in args.precision:
         best = device.throughput(PRECISIONS[precision])
         for count in args.classes:
             torch.manual_seed(0)
-            torch.compiler.reset()
             images = torch.randn(args.batch, 3, 224, 224, device=device.device)
             labels = torch.randint(0, count, (args.batch,), device=device.device)
             sides, gigabytes = build(device, ways, count, precision, images, labels)

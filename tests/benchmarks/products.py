@@ -2,10 +2,8 @@
 
     python tests/benchmarks/products.py --classes 10 100
 
-shows that a whole training step follows a few products, by which `--precision auto` goes
-(`minidpt/runs/precision.py`): how many times as fast as in fp32 both are in bf16 (DPT, ViT-B/32,
-random weights), steps in turns, medians; and how long a step would take by the operations that are
-reckoned for it and the rate of these products, beside how long it takes.
+prints how many times as fast as in fp32 a training step is in bf16 (DPT, ViT-B/32, random weights),
+steps in turns, medians.
 """
 
 from __future__ import annotations
@@ -56,38 +54,20 @@ def main() -> None:
     """Measure and print a Markdown table."""
     from steps import Ours  # which imports this file
 
-    from minidpt.runs.precision import (
-        product_operations,
-        product_seconds,
-        weight_operations,
-        widths_of,
-    )
-
-    parser = argparse.ArgumentParser(description="A step in bf16 and fp32, and a few products.")
+    parser = argparse.ArgumentParser(description="A step in bf16 and fp32.")
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     print(f"batch {args.batch}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| classes | step fp32 | bf16 | times as fast | products fp32 | bf16 | times as fast "
-          "| step reckoned |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
+    print("| classes | step fp32 | bf16 | times as fast |\n|---|---|---|---|")
     for count in args.classes:
         torch.manual_seed(0)
         sides = [Ours(count, precision) for precision in ("fp32", "bf16")]
         batch = torch.randn(args.batch, 3, 224, 224), torch.randint(0, count, (args.batch,))
         turns = [[timed(side.train, *batch) for side in sides] for _ in range(args.runs + 1)]
         fp32, bf16 = map(statistics.median, zip(*turns[1:], strict=True))
-        widths = widths_of(sides[0].model.clip)
-        alone = [product_seconds(widths, dtype) for dtype in (torch.float32, torch.bfloat16)]
-        rate = product_operations(widths) / alone[0]
-        reckoned = weight_operations(sides[0].model, 1, args.batch, 0) / rate
-        print(
-            f"| {count} | {fp32:.2f} s | {bf16:.2f} s | {fp32 / bf16:.2f} "
-            f"| {1e3 * alone[0]:.1f} ms | {1e3 * alone[1]:.1f} ms | {alone[0] / alone[1]:.2f} "
-            f"| {reckoned:.2f} s |",
-            flush=True,
-        )
+        print(f"| {count} | {fp32:.2f} s | {bf16:.2f} s | {fp32 / bf16:.2f} |", flush=True)
 
 
 def timed(step, *arguments) -> float:

@@ -5,7 +5,6 @@ python tests/data/test_fuzz_texts.py [COUNT] [SEED]      # more of them: 50,000 
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import sys
@@ -15,14 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.items import PARTS
 from minidpt.data.naming import read_classnames
 from minidpt.data.splits import read_split
-from minidpt.runs.evaluation import FeatureCache
 from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
 from minidpt.runs.tables import write_tables
 
@@ -85,12 +82,6 @@ class Kind(NamedTuple):
     reader: Callable
 
 
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
 def opened(*arguments: object) -> None:
     """What a data set must be for all that comes after."""
     dataset = open_dataset(*arguments)
@@ -133,9 +124,6 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("names.json", pairs, lambda path: opened(folder / "split.json", None, 1, path)),
         Kind("food-101/meta/train.json", listed, lambda _: opened(food)),
         *(Kind(f"run/{name}", files[name], read_run) for name in (CONFIG, SUMMARY, TRANSFER)),
-        Kind("f.npy", npy(np.ones((3, 5), np.float32)), FeatureCache(folder).read),
-        Kind("g.npy", npy(np.ones((3, 5), np.float64)), FeatureCache(folder).read),
-        Kind("h.npy", npy(np.array([[{}]], dtype=object)), FeatureCache(folder).read),
     ]
 
 
@@ -176,7 +164,7 @@ def test_damaged_texts_and_features_end_in_a_value_or_one_line():
 
 def test_the_fuzzer_sees_what_a_reader_does_wrong(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "read_split", lambda path, folder: {}["x"])
-    failures = run(28, seed=1)
+    failures = run(22, seed=1)
     assert len(failures) == 2 and all("zhou.json" in failure for failure in failures)
 
 

@@ -1,9 +1,7 @@
-"""Accuracy, test sets whose pixels and frozen features are kept, and the cache of features."""
+"""Accuracy, test sets whose pixels and frozen features are kept."""
 
 from __future__ import annotations
 
-import io
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -140,86 +138,6 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
     assert sum(len(part.labels) for part in test.pixels()) == 7
 
 
-# The cache of features
-
-
-def npy(array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def cached(folder: Path, items, clip, **settings) -> torch.Tensor:
-    cache = evaluation.FeatureCache(folder, **settings)
-    return evaluation.TestSet(items, clip, workers=0, cache=cache).features()
-
-
-def test_another_process_reads_features_instead_of_pictures(tmp_path, clip, items, decoded):
-    first = cached(tmp_path / "features", items, clip)
-    del decoded[:]
-    assert torch.equal(cached(tmp_path / "features", items, clip), first)
-    assert decoded == []
-
-
-def test_changed_pictures_or_weights_or_precision_are_other_features(
-    tmp_path, clip, items, decoded
-):
-    folder = tmp_path / "features"
-    cached(folder, items, clip)
-    others = [minidpt.build_clip(clip_state(WIDE, seed=1)),
-              minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16),
-              minidpt.build_clip(clip_state(WIDE), exact_gelu=True)]  # fmt: skip
-    for other in others:
-        expected = evaluation.TestSet(items, other, workers=0).features()
-        assert torch.equal(cached(folder, items, other), expected)
-    Image.new("RGB", (30, 30), (250, 0, 0)).save(items[0].path)
-    assert torch.equal(
-        cached(folder, items, clip), evaluation.TestSet(items, clip, workers=0).features()
-    )
-    assert len(list(folder.iterdir())) == 5
-
-
-def test_damaged_features_are_computed_again(tmp_path, clip, items):
-    folder = tmp_path / "features"
-    first = cached(folder, items, clip)
-    (file,) = folder.iterdir()
-    whole, size = file.read_bytes(), first.shape[1]
-    odd = [np.full_like(first, np.nan), first[1:].numpy(), first.double().numpy(), first.numpy().T]
-    odd += [np.array([[{}]], dtype=object), np.zeros((7, size), "f4,f4"), first.numpy()[None]]
-    contents = [b"", whole[:200], whole + b"\0", b"PK\x03\x04", whole[:9] + whole[8:]]
-    for content in [*contents, *map(npy, odd)]:
-        file.write_bytes(content)
-        assert torch.equal(cached(folder, items, clip), first)
-
-
-def test_features_that_claim_to_be_huge_are_computed_again(tmp_path, clip, items):
-    first = cached(tmp_path / "features", items, clip)
-    (file,) = (tmp_path / "features").iterdir()
-    head = f"(7, {first.shape[1]}), }}".encode()
-    huge = b"(999999999, 999999999), }"
-    content = file.read_bytes()
-    assert head in content
-    padding = len(huge) - len(head)
-    file.write_bytes(content.replace(head + b" " * padding, huge))
-    assert torch.equal(cached(tmp_path / "features", items, clip), first)
-
-
-def test_the_least_recently_used_features_make_room(tmp_path, clip, items):
-    folder, size = tmp_path / "features", 3 * clip.visual.proj.shape[1] * 4
-    parts = [items[:3], items[1:4], items[2:5]]
-    files = [evaluation.FeatureCache(folder).file(clip, part) for part in parts]
-    cached(folder, parts[0], clip)
-    cached(folder, parts[1], clip)
-    os.utime(files[0], (1, 1))
-    os.utime(files[1], (2, 2))
-    cached(folder, parts[0], clip)  # used again
-    room = 2 * size + 300  # files are a little larger than their numbers
-    cached(folder, parts[2], clip, max_bytes=room)
-    assert sorted(folder.iterdir()) == sorted([files[0], files[2]])
-    cached(folder, items, clip, max_bytes=size)
-    assert not evaluation.FeatureCache(folder).file(clip, items).exists()  # too large
-
-
 # Pictures of more than 8 bits, and copies
 
 
@@ -235,10 +153,6 @@ def test_another_white_is_another_test(tmp_path, clip):
     assert test.deep == {items[0].path: "integer"}
     test.show_by({"integer": 65535})
     assert not torch.equal(test.features(), first)
-    for white in (None, {"integer": 4095}, {"integer": 65535}):  # files of their own
-        cache = evaluation.FeatureCache(tmp_path / "features")
-        evaluation.TestSet(items, clip, white=white, cache=cache).features()
-    assert len(list((tmp_path / "features").iterdir())) == 3
 
 
 def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):

@@ -284,9 +284,3 @@ def test_fewer_than_ten_steps_after_warm_up_are_said(place):
     assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
 
 
-def test_compiling_without_a_compiler_is_refused_before_anything_is_written(place, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    command = ("--data", place.data, "--model", place.clip, "--out", "run", *SHORT, "--compile")
-    result = inside("train.py", *command, "--device", "cpu")
-    assert_one_line(result, "train.py", "--compile", "no-such-compiler", "CXX")
-    assert not Path("run").exists()
