@@ -14,14 +14,76 @@ Layers are counted from 1, as in the paper.
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
 
-from .files import entries, shown
+from .files import shown
 
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
-BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
-          "class_aware_from": (1, 1000), "top_k": (1, 10**6), "alpha": (0, 1e30)}  # fmt: skip
+COMMON, METHOD = "what most people need", "method"  # groups of options in --help
+KINDS = {
+    "bool": (bool, "true or false"),
+    "int": (numbers.Integral, "a whole number"),
+    "float": (numbers.Real, "a number"),
+    "str": (str, "a text"),
+}
+
+
+class Option(NamedTuple):
+    """What the program asks about an option, beside its name, type and default.
+
+    help, group, metavar: how `--help` shows it.
+    bounds: the least and the greatest number.
+    choices: the values that there are.
+    read_by: the part of a method that reads it: "text", "image", "class-aware", "guidance", or
+        "training" (any but zero-shot); "" for all methods. The default of such an option is the
+        published value.
+    decides_result: another value makes another run.
+    can_move: `--resume` takes another value.
+    is_grid: several values make a sweep.
+    is_path: a file or folder.
+    commands: the subcommands of eval.py that take it, too.
+    """
+
+    help: str
+    group: str
+    metavar: str | None = None
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    read_by: str = ""
+    decides_result: bool = True
+    can_move: bool = False
+    is_grid: bool = False
+    is_path: bool = False
+    commands: tuple[str, ...] = ()
+
+
+def option(default: Any, help: str, group: str, **more: Any) -> Any:
+    """Declare a dataclass field that is an option, see `Option`."""
+    return field(default=default, metadata={"option": Option(help, group, **more)})
+
+
+def check_option(about: Field, value: object) -> Any:
+    """Return an option's value, numbers of NumPy as Python's.
+
+    Raises TypeError for a value of another type than the field's, ValueError for one that is not
+    among its choices or outside its bounds.
+    """
+    name, limits = about.name, about.metadata["option"]
+    if value is None and about.type.endswith("| None"):
+        return None
+    kind, expected = KINDS[about.type.removesuffix(" | None")]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+    if kind in (numbers.Integral, numbers.Real):
+        value = int(value) if kind is numbers.Integral else float(value)
+        least, greatest = limits.bounds
+        if not least <= value <= greatest:  # nor NaN
+            bound = f"least {least}" if value < least else f"most {greatest:,}"
+            raise ValueError(f"{name}: expected at {bound}, got {shown(value)}")
+    if limits.choices and value not in limits.choices:
+        raise ValueError(f"{name} {shown(value)}: expected one of {', '.join(limits.choices)}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -31,48 +93,44 @@ class PromptConfig:
     method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
     n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
     n_visual: visual prompts per layer; 0 for none.
+    visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
+        shallow.
     class_aware_from: the first layer with class-aware prompts; None for the last layer only.
     top_k: classes that class-aware prompts are made from; more than there are means all.
     alpha: weight of the auxiliary loss of the class-aware prompts.
-    visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
-        shallow.
 
-    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a number that is none, or
-    no whole one.
+    Raises as `check_option`.
     """
 
-    method: str = "dpt"
-    n_ctx: int = 16
-    ctx_init: str | None = None
-    csc: bool = False
-    class_token_position: str = "end"
-    n_visual: int = 10
-    class_aware_from: int | None = None
-    top_k: int = 10
-    alpha: float = 0.3
-    visual_layers: int | None = None
+    # fmt: off
+    method: str = option("dpt", "what is learned", COMMON, choices=METHODS, is_grid=True)
+    n_ctx: int = option(16, "text context vectors", METHOD, bounds=(1, 1000), read_by="text")
+    ctx_init: str | None = option(
+        None, "start the context from a phrase; the number of its words replaces --n-ctx", METHOD,
+        metavar="PHRASE", read_by="text")
+    csc: bool = option(False, "a context for each class", METHOD, read_by="text")
+    class_token_position: str = option(
+        "end", "where the class name stands", METHOD, metavar="WHERE",
+        choices=("end", "middle", "front"), read_by="text", commands=("published",))
+    n_visual: int = option(
+        10, "visual prompts per layer", METHOD, bounds=(0, 1000), read_by="image")
+    visual_layers: int | None = option(
+        None, "visual prompts in the first N layers only; 1 = shallow", METHOD,
+        bounds=(1, 1000), read_by="image")
+    class_aware_from: int | None = option(
+        None, "first layer, from 1, with class-aware prompts; without it the last", METHOD,
+        bounds=(1, 1000), read_by="class-aware")
+    top_k: int = option(
+        10, "classes that make class-aware prompts", METHOD,
+        bounds=(1, 10**6), read_by="class-aware", commands=("published",))
+    alpha: float = option(
+        0.3, "weight of the auxiliary loss", "optimisation",
+        bounds=(0, 1e30), read_by="class-aware")
+    # fmt: on
 
     def __post_init__(self):
-        entries(vars(self), "PromptConfig", csc=bool, ctx_init=str | None)
-        choices = {"method": METHODS, "class_token_position": CLASS_TOKEN_POSITIONS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                got = shown(getattr(self, name))
-                raise ValueError(f"{name} {got}: expected one of {', '.join(known)}")
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if value is None and name in ("class_aware_from", "visual_layers"):
-                continue
-            kind = numbers.Real if name == "alpha" else numbers.Integral
-            if not isinstance(value, kind) or isinstance(value, bool):
-                whole = "" if name == "alpha" else "whole "
-                raise TypeError(f"{name}: expected a {whole}number, got {shown(value)}")
-            # A NumPy number becomes Python's, which is what a saved model can hold.
-            value = int(value) if isinstance(value, numbers.Integral) else float(value)
-            if not least <= value <= most:  # nor NaN
-                got = shown(value)
-                raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
-            object.__setattr__(self, name, float(value) if name == "alpha" else value)
+        for each in fields(self):
+            object.__setattr__(self, each.name, check_option(each, getattr(self, each.name)))
 
     @property
     def learns_text(self) -> bool:
@@ -88,3 +146,14 @@ class PromptConfig:
     def guided(self) -> bool:
         """Whether training begins with general-knowledge guidance (both sides learn)."""
         return self.learns_text and self.learns_image
+
+    def reads(self, about: Option) -> bool:
+        """Whether an option changes anything for this method."""
+        return {
+            "": True,
+            "training": self.method != "zeroshot",
+            "text": self.learns_text,
+            "image": self.learns_image,
+            "guidance": self.guided,
+            "class-aware": self.method == "dpt",
+        }[about.read_by]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .model import PromptedModel
 
@@ -40,9 +38,22 @@ def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -
     return base_lr / 2 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number in them is infinite or NaN. Waits for the device once."""
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+def check_finite(
+    loss: float, model: PromptedModel, epoch: int, saved: str, precision: str = "fp32"
+) -> None:
+    """Raise ValueError if the loss or a learned number is infinite or NaN.
+
+    saved: the file that holds the prompts of the epoch before.
+    """
+    learned = model.learned().values()
+    if math.isfinite(loss) and torch.stack([value.isfinite().all() for value in learned]).all():
+        return
+    prompts = ", the prompts after it are not finite" if math.isfinite(loss) else ""
+    lower = "" if precision == "fp32" else "--precision fp32 or "
+    raise ValueError(
+        f"epoch {epoch}: the loss is {loss}{prompts}; {saved} is of the epoch before: try {lower}"
+        "lower learning rates"
+    )
 
 
 def default_epochs(method: str, shots: int, dataset: str = "") -> int:

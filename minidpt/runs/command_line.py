@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from .progress_line import Progress, say
 
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # new in 2.5
 TORCHRUN_SEES = 6  # seconds after which torchrun has seen that a process has ended
+
+Item = TypeVar("Item")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,6 +52,12 @@ class AfterTheStep:
         """Raises Interrupted if there was a signal."""
         if self.caught is not None:
             raise Interrupted(self.caught)
+
+    def check_before(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the same items, each after a `check`."""
+        for item in items:
+            self.check()
+            yield item
 
     def __exit__(self, kind: type | None, *error: object) -> None:
         for number, handler in self._before.items():

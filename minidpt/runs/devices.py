@@ -7,8 +7,10 @@ import sys
 
 import torch
 
+from ..checkpoints.pretrained import load
 from ..clip.network import CLIP
 from ..ranks import ALONE, Ranks
+from .config import RunConfig
 from .precision import PRECISIONS
 
 ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
@@ -70,3 +72,10 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
+
+
+def load_clip(config: RunConfig, model: str | None = None) -> CLIP:
+    """Load the CLIP of a run, or the one at `model` as it does; raises as `load`."""
+    options = dict(head_width=config.head_width, image_size=config.image_size)
+    clip, _ = load(model or config.model, quick_gelu=config.quick_gelu, **options)
+    return clip

@@ -1,27 +1,22 @@
-"""Folders of runs and of sweeps: what lies in them, and whose they are."""
+"""Folders of runs and of sweeps: what lies in them, and who writes to them."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import torch
-
-from .. import __version__
 from ..data.items import PARTS, Dataset
 from ..data.layouts import LAYOUTS, plain
 from ..data.listing import missing_files, told
 from ..data.splits import split_content
-from ..files import entries, locked, one_line_errors, read_json, replacing
-from .parser import flag
+from ..files import entries, locked, read_json, replacing
+from .config import FIELDS, RunConfig, RunRecord, flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SPLIT, MODEL, STATE, TRANSFER = "split.json", "model.pt", "state.pt", "transfer.json"
@@ -29,35 +24,22 @@ SWEEP, LOCK, TRANSFER_LOCK = "sweep.json", ".minidpt.lock", f"{TRANSFER}.lock"
 PREDICTIONS, WORDS, REPORT = "predictions.csv", "words.json", "report.html"
 RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, PREDICTIONS, WORDS, REPORT, TRANSFER,
              TRANSFER_LOCK, CONFIG)  # fmt: skip
-OF_ALL = {"data", "model", "method"}  # settings that config.json of every run has
 SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
-# Settings that change no more than the last digits of a result, and what is no setting or follows
-# from the pictures; runs of earlier versions lack some of them.
-NOT_COMPARED = ("out", "workers", "versions", "device", "class_chunk", "max_pixels",
-                "white", "prompts")  # fmt: skip
-# Where CLIP and the pictures are, and what follows from it: fingerprints tell if they are the same.
-MAY_MOVE = ("data", "model", "name")
-# What config.json says of the frozen CLIP's weights and of the lists of pictures, and of what.
+RECORD = "record"  # beside the options in config.json
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end"
 ANEW = "begin it anew with --config and --out"  # instead of --resume
 
 
-def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of a run's settings that decide its result."""
-    no_matter = NOT_COMPARED + MAY_MOVE
-    return {name: value for name, value in settings.items() if name not in no_matter}
-
-
-class Run:
+class RunFolder:
     """A run's folder.
 
-    config.json: all settings, and fingerprints of CLIP and of the data; split.json: the pictures
-    used; state.pt: what going on needs (`state.TrainingState`), after each epoch, and from it
-    model.pt: the learned prompts, metrics.jsonl: a line for each epoch; predictions.csv: what each
-    test picture is taken for; words.json: the nearest words of the learned context; summary.json:
-    the result, written last, when state.pt goes; report.html: all of it to look at; transfer.json:
-    results of eval.py on other data.
+    config.json: all options, and what the run found out (`RunRecord`); split.json: the images used;
+    state.pt: what resuming needs (`state.TrainingState`), after each epoch, and from it model.pt:
+    the learned prompts, metrics.jsonl: a line for each epoch; predictions.csv: the classes
+    predicted for each test image; words.json: the nearest words of the learned context;
+    summary.json: the result, written last, when state.pt goes; report.html: all of it to look at;
+    transfer.json: results of eval.py on other data.
     """
 
     notes: tuple[str, ...] = ()
@@ -67,10 +49,11 @@ class Run:
 
     @classmethod
     @contextmanager
-    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Iterator[Run]:
-        """A run to be written to a folder: a new or empty one, or of a run without a result.
+    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Iterator[RunFolder]:
+        """Lock a folder to write a run to: a new or empty one, or of a run without a result.
 
-        Raises as `claimed`. What is in the folder is compared by `finished`, removed by `create`.
+        Raises as `claimed`. What is in the folder is compared by `is_finished`, removed by
+        `create`.
         """
         run, begun = cls(folder), lambda held: CONFIG in held and SUMMARY not in held
         with claimed(run.folder, data, begun) as run.notes:
@@ -78,8 +61,8 @@ class Run:
 
     @classmethod
     @contextmanager
-    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Iterator[Run]:
-        """A run to be written to this folder, or with -2, -3, … behind it if that is taken."""
+    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Iterator[RunFolder]:
+        """Lock this folder to write a run to, or with -2, -3, … behind it if that is taken."""
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
         for run in map(cls, chain([folder], numbered)):
             with ExitStack() as claim, suppress(FolderTaken, BlockingIOError):
@@ -90,8 +73,8 @@ class Run:
             yield run
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> Run:
-        """A finished or interrupted run. Raises FileNotFoundError if the folder holds none."""
+    def open(cls, folder: str | os.PathLike) -> RunFolder:
+        """Return a finished or interrupted run. Raises FileNotFoundError if there is none."""
         run = cls(folder)
         for name in (CONFIG, SPLIT, MODEL):
             if not (run.folder / name).is_file():
@@ -102,16 +85,23 @@ class Run:
                 )
         return run
 
-    def create(self) -> None:
-        """Make the folder, without what an interrupted run has left in it."""
+    def create(self, config: RunConfig, record: RunRecord) -> None:
+        """Make the folder, without what an interrupted run has left, unless it can be resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:  # it is a run to the last
-            self.path(name).unlink(missing_ok=True)
-            self.path(f"{name}.part").unlink(missing_ok=True)
+        if not self.path(STATE).is_file():
+            for name in RUN_FILES:  # it is a run to the last
+                self.path(name).unlink(missing_ok=True)
+                self.path(f"{name}.part").unlink(missing_ok=True)
+        self.write_json(CONFIG, {**config.to_dict(), RECORD: asdict(record)})
 
-    @one_line_errors
-    def finished(
-        self, settings: dict[str, Any], fix: str = "pass another --out, or remove it"
+    def read_config(self) -> tuple[RunConfig, RunRecord]:
+        """Return the run's settings. Raises ValueError if config.json is damaged."""
+        options, record = read_options(self.path(CONFIG))
+        where = str(self.path(CONFIG))
+        return RunConfig.from_dict(options, where), RunRecord.from_dict(record, where)
+
+    def is_finished(
+        self, config: RunConfig, record: RunRecord, fix: str = "pass another --out, or remove it"
     ) -> bool:
         """Whether the folder holds a run of these settings, and its result.
 
@@ -121,28 +111,32 @@ class Run:
             return False
         if not self.path(CONFIG).is_file():
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
-        there = self.read_json(CONFIG)
-        for name, value in decisive(settings).items():
-            if there.get(name) == value:
-                continue
-            wanted, got = f"{name} {value}", f"{there.get(name)}"
-            if type(there.get(name)) in (str, int, float) and name not in FINGERPRINTS:  # no bool
-                fix = f"pass {flag(name)} {got}, or {fix}"
-            if name in FINGERPRINTS:
-                wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
-                got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"
-            if name == "data_fingerprint" and (gone := self._missing_pictures()):
-                got, fix = f"{got}, {told(gone)}", f"put back what is missing, or {fix}"
-            raise ValueError(
-                f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
-                f"{fix}"
-            )
+        there = [each.result_settings() for each in self.read_config()]
+        self._compare(config.result_settings() | record.result_settings(), there[0] | there[1], fix)
         if not self.path(SUMMARY).is_file():
             return False
         self.path(STATE).unlink(missing_ok=True)  # of a process that was killed just then
         return bool(self.read_json(SUMMARY, tests=dict))
 
-    def _missing_pictures(self) -> list[str]:
+    def _compare(self, wanted: dict[str, Any], got: dict[str, Any], fix: str) -> None:
+        """Raise ValueError at the first setting that differs."""
+        for name, value in wanted.items():
+            if got.get(name) == value:
+                continue
+            expected, there = f"{name} {value}", f"{name} {got.get(name)}"
+            if name in FINGERPRINTS:
+                expected = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
+                there = f"other {FINGERPRINTS[name]} (fingerprint {got[name][:8]})"
+                if name == "data_fingerprint" and (gone := self._missing_images()):
+                    there, fix = f"{there}, {told(gone)}", f"put back what is missing, or {fix}"
+            elif name in FIELDS and type(got.get(name)) in (str, int, float):  # no bool
+                fix = f"pass {flag(name)} {got[name]}, or {fix}"
+            raise ValueError(
+                f"run folder {self.folder}: expected to resume a run with {expected}, got one with "
+                f"{there}: {fix}"
+            )
+
+    def _missing_images(self) -> list[str]:
         """Those of split.json that are not in its folder, if that is still there."""
         with suppress(ValueError, OSError):
             split = split_content(self.path(SPLIT))
@@ -164,7 +158,6 @@ class Run:
         with replacing(self.path(name)) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
 
-    @one_line_errors
     def read_json(self, name: str, **needed: Any) -> dict[str, Any]:
         """Read a JSON file of the run.
 
@@ -174,10 +167,10 @@ class Run:
         return entries(read_json(where, where), where, **needed)
 
 
-class Sweep:
+class SweepFolder:
     """A folder of runs that can be stopped and continued.
 
-    sweep.json: what was asked for last; table.md, table.csv, report.html: all results.
+    sweep.json: the options asked for last; table.md, table.csv, report.html: all results.
     """
 
     notes: tuple[str, ...] = ()
@@ -189,8 +182,8 @@ class Sweep:
     @contextmanager
     def new(
         cls, folder: str | os.PathLike, data: Iterable[Path], runs: Iterable[str]
-    ) -> Iterator[Sweep]:
-        """A sweep of runs of these names in a new or empty folder, or one to go on with.
+    ) -> Iterator[SweepFolder]:
+        """Lock a folder for runs of these names: a new or empty one, or a sweep to continue.
 
         Raises as `claimed`, and ValueError if another process writes to one of the runs.
         """
@@ -200,27 +193,37 @@ class Sweep:
                 check_free(sweep.folder / name)
             yield sweep
 
-    def create(self, settings: dict[str, Any]) -> None:
-        """Note what was asked for, and remove what a killed process has left unfinished."""
+    def create(self, options: dict[str, Any]) -> None:
+        """Write what was asked for, and remove what a killed process has left unfinished."""
         for name in SWEEP_FILES:
             (self.folder / f"{name}.part").unlink(missing_ok=True)
-        Run(self.folder).write_json(SWEEP, settings)
+        RunFolder(self.folder).write_json(SWEEP, options)
 
     @staticmethod
     def is_in(folder: str | os.PathLike) -> bool:
         """Whether the folder holds a sweep."""
         return (Path(folder) / SWEEP).is_file()
 
-    def run(self, name: str) -> Run:
-        """The run of that name."""
-        return Run(self.folder / name)
+
+def read_options(path: Path) -> tuple[dict[str, Any], Any]:
+    """Return the options that a config.json or sweep.json holds, and the record of a run, if any.
+
+    Raises ValueError if it is damaged, or was not written by this version or a later one.
+    """
+    options = entries(read_json(path, str(path)), str(path))
+    if path.name == CONFIG and RECORD not in options:
+        raise ValueError(
+            f"{path}: expected the settings of a run of minidpt 1.0, got those of an earlier "
+            "version, or of another program: make the run again"
+        )
+    return options, options.pop(RECORD, None)
 
 
 def is_run(folder: Path) -> bool:
     """Whether it is a run's: config.json of others, Hugging Face's say, lies in many folders."""
     try:
-        return entries(read_json(folder / CONFIG, CONFIG), CONFIG).keys() >= OF_ALL
-    except (OSError, ValueError):
+        return RECORD in read_json(folder / CONFIG, CONFIG)
+    except (OSError, ValueError, TypeError):
         return (folder / SPLIT).is_file()  # of a run, and damaged
 
 
@@ -314,14 +317,3 @@ def folders_of(dataset: Dataset) -> list[Path]:
                 folder = folder.parent  # dtd/ of torchvision's dtd/dtd/images/
             found.append(folder)
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {
-        "minidpt": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }

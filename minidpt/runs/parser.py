@@ -1,46 +1,26 @@
-"""The parser of the command lines: options within bounds, a short --help, errors of one line."""
+"""The command lines: options of runs as `config.py` declares them, errors of one line."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Mapping
+from dataclasses import Field
 from typing import Any, NoReturn
 
 import torch
 
-from ..clip.network import MAX_RESOLUTION
-from ..config import BOUNDS as OF_PROMPTS
+from ..config import KINDS, check_option
 from ..files import one_line, shown
-
-# The least and the greatest value of each option of the scripts: more is a slip of the hand, and
-# would end in want of memory, of threads or of bits.
-BOUNDS = {
-    "shots": (1, 10**6), "seed": (0, 2**63 - 1), "epochs": (0, 10**6), "batch_size": (1, 10**5),
-    "class_chunk": (0, 10**6), "workers": (0, 1000), "max_pixels": (1, 10**12), "top": (1, 10**6),
-    "guidance_epochs": (0, 10**6), "warmup_epochs": (0, 10**6), "visual_lr": (0, math.inf),
-    "text_lr": (0, math.inf), "image_size": (1, MAX_RESOLUTION), "head_width": (1, 10**4),
-    **OF_PROMPTS,
-}  # fmt: skip
+from .config import FIELDS, GROUPS, OPTIONS, flag
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Short: one column of options, choices and defaults behind what an option is."""
+    """Shows options in one column, and `N ...` for an option with several values."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=26)
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said, default = action.help, action.default
-        if action.choices:
-            said = f"{said}: {', '.join(action.choices)}"
-        if default in (None, False, argparse.SUPPRESS):
-            return said
-        default = " ".join(map(str, default)) if isinstance(default, list) else default
-        return f"{said} (default: {default})"
-
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        name = action.metavar or ("N" if action.type is int else default_metavar)
+        name = action.metavar or default_metavar
         return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
@@ -48,95 +28,92 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows `BOUNDS`, and whose errors are one line.
+    """Parses a script's command line; options that were not given are not in its result.
 
-    text: a script's docstring; its first lines and examples are shown by --help.
-    given: the names of the options that the last command line had.
+    text: the description; of a script, its docstring, of which the first lines are shown.
     """
 
-    def __init__(self, text: str):
-        about = "\n\n".join(text.split("\n\n")[:2])
+    def __init__(self, text: str = "", **settings: Any):
         super().__init__(
-            usage="%(prog)s [options]",
-            description=about,
+            description="\n\n".join(text.split("\n\n")[:2]),
             formatter_class=HelpFormatter,
             allow_abbrev=False,
             add_help=False,
+            argument_default=argparse.SUPPRESS,
+            **settings,
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-        self.given: set[str] = set()
+        self.groups: dict[str, Any] = {}
 
-    def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """The options; exits as `error` if a number is out of bounds."""
-        defaults = {one.dest: one.default for one in self._actions if one.dest != "help"}
-        absent = object()
-        args = super().parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, absent)))
-        self.given = {name for name, value in vars(args).items() if value is not absent}
-        for name in defaults.keys() - self.given:
-            setattr(args, name, defaults[name])
-        for name, (least, most) in BOUNDS.items():
-            given = getattr(args, name, None)
-            for value in given if isinstance(given, list) else [given]:
-                if value is not None and not least <= value <= most:
-                    bound = f"least {least}" if value < least else f"most {most:,}"
-                    self.error(f"{flag(name)}: expected at {bound}, got {value}")
-        return args
+    def group(self, title: str) -> Any:
+        """Return the group of options with this title."""
+        if title not in self.groups:
+            self.groups[title] = self.add_argument_group(title)
+        return self.groups[title]
 
-    def command_line(self, settings: Mapping[str, Any], where: str) -> list[str]:
-        """The arguments that say these settings.
+    def add_run_options(self, command: str | None = None, **changes: dict[str, Any]) -> None:
+        """Add the options of runs: all for train.py, for eval.py those of a subcommand.
 
-        Raises ValueError, which `where` begins, for a name that no option has, and for a value of
-        another type than the option's.
+        changes: by option, what `add_argument` is to be told otherwise.
         """
-        options = {one.dest: one for one in self._actions if one.dest != "help"}
-        kinds = {bool: ("true or false", bool), int: ("a whole number", int),
-                 finite: ("a number", int, float)}  # fmt: skip
-        said = []
-        for name, value in settings.items():
-            if name not in options:
-                got = f"{shown(name)}, which is none: correct or remove it"
-                raise ValueError(f"{where}: expected options of {self.prog}, got {got}")
-            action, listed = options[name], isinstance(value, list)
-            flag, several = action.option_strings[-1], action.nargs == "+"
-            if value is None and action.default is None:
+        for name, about in sorted(OPTIONS.items(), key=lambda item: GROUPS.index(item[1].group)):
+            if command is not None and command not in about.commands:
                 continue
-            kind = bool if action.nargs == 0 else action.type
-            expected, *types = kinds.get(kind, ("a text", str))
-            for one in value if listed and several else [value]:
-                option = listed and type(one) is str and one.startswith("-")
-                if type(one) not in types or option:
-                    expected += ", or a list of them" * several
-                    got = f"{shown(one)}: correct or remove it"
-                    raise ValueError(f"{where}: {flag}: expected {expected}, got {got}")
-            if listed:
-                said += [flag, *map(str, value)]
+            default = FIELDS[name].default
+            text = about.help
+            if about.choices:
+                text += f": {', '.join(about.choices)}"
+            if command is None and default not in (None, False):
+                text += f" (default: {default})"
+            settings: dict[str, Any] = {"help": text}
+            kind = FIELDS[name].type.removesuffix(" | None")
+            if FIELDS[name].type == "bool":
+                settings["action"] = "store_true"
+            elif kind == "bool":
+                settings["action"] = argparse.BooleanOptionalAction
             else:
-                said += [flag] * value if kind is bool else [f"{flag}={value}"]
-        return said
+                settings["type"] = value_type(FIELDS[name])
+                settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
+                settings["choices"] = about.choices or None
+                settings["nargs"] = "+" if about.is_grid else None
+            self.group(about.group).add_argument(flag(name), **settings | changes.get(name, {}))
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {one_line(message)} (--help lists all options)\n")
+        script = self.prog.partition(" ")[0]
+        message = message.removeprefix("argument ")
+        self.exit(2, f"{script}: error: {one_line(message)} (--help lists all options)\n")
 
 
-def flag(name: str) -> str:
-    """An option as it is typed, of the name that its value has."""
-    return f"--{name.replace('_', '-')}"
+def value_type(about: Field) -> Any:
+    """Return the function that makes an option's value of its text, for argparse."""
+    limits, (_, expected) = about.metadata["option"], KINDS[about.type.removesuffix(" | None")]
+
+    def value(text: str) -> Any:
+        if limits.is_path:
+            return path_option(text)
+        convert = {"a whole number": int, "a number": finite}.get(expected, str)
+        try:
+            return check_option(about, convert(text))
+        except ValueError as error:
+            message = str(error).removeprefix(f"{about.name}: ")
+            if not message.startswith("expected"):
+                message = f"expected {expected}, got {shown(text)}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return value
 
 
 def path_option(text: str) -> str:
-    """The type of an option that takes a path: no empty one, such as an unset variable gives."""
+    """Return the text of an option that takes a path; an unset variable gives an empty one."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
     return text
 
 
 def finite(text: str) -> float:
-    """The type of an option that takes a number, finite in fp32; float takes nan and inf, too."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
+    """Return the number of a text; ValueError if it is not finite in fp32."""
+    value = float(text)
     if not abs(value) <= torch.finfo(torch.float32).max:
-        raise argparse.ArgumentTypeError(f"expected a finite number, got '{text}'")
+        raise ValueError(f"expected a finite number, got {shown(text)}")
     return value

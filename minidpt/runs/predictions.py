@@ -6,14 +6,17 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ..data.items import Dataset
 from ..files import MAX_PICTURES, cell, one_line_errors, read_text, write_rows
 from .evaluation import Predicted
-from .folders import PREDICTIONS, SPLIT, Run
+from .folders import PREDICTIONS, SPLIT, RunFolder
+from .progress_line import say
 
 HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
 
@@ -51,7 +54,7 @@ class Predictions(NamedTuple):
         return wrong[np.argsort(-self.learned_probability[wrong], kind="stable")][:most].tolist()
 
 
-def write_predictions(run: Run, dataset: Dataset, learned: Predicted, zero_shot: Predicted) -> None:
+def write_predictions(run: RunFolder, dataset: Dataset, learned: Predicted, zero_shot: Predicted) -> None:
     """A line for each test picture, in the order of split.json."""
     columns = [
         column.tolist()
@@ -68,7 +71,7 @@ def write_predictions(run: Run, dataset: Dataset, learned: Predicted, zero_shot:
 
 
 @one_line_errors
-def read_predictions(run: Run, classnames: Sequence[str]) -> Predictions:
+def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
     """What `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
     content = read_text(path, str(path), most=8 * MAX_PICTURES)
@@ -87,3 +90,26 @@ def read_predictions(run: Run, classnames: Sequence[str]) -> Predictions:
         raise ValueError(f"{path}: {expected}, got {error}") from None
     label, learned, zero_shot = labels
     return Predictions(list(classnames), label, learned, shares[0], zero_shot, shares[1])
+
+
+def say_classes(
+    classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor, table: str | None = None
+) -> None:
+    """A line for each class: its accuracy, and the three that it is mistaken for most often.
+
+    Then the mean of the classes' accuracies. `table`: a CSV file for it, with all mistakes.
+    """
+    width, rows, shares = max(map(len, classnames)), [], []
+    for label, name in enumerate(classnames):
+        counts = predicted[labels == label].bincount(minlength=len(classnames)).tolist()
+        right, total = counts[label], sum(counts)
+        wrong = sorted((-count, i) for i, count in enumerate(counts) if count and i != label)
+        mistakes = [f"{classnames[i]} {-count}" for count, i in wrong]
+        shares += [100 * right / total] if total else []
+        share = f"{shares[-1]:6.2f} %" if total else "     -  "
+        taken = f", taken for {', '.join(mistakes[:3])}" if wrong else ""
+        say(f"  {name:{width}} {share}  {right} of {total}{taken}")
+        rows.append((name, shares[-1] if total else "", right, total, ", ".join(mistakes)))
+    say(f"mean of {len(shares)} classes {fmean(shares):.2f} %")
+    if table:
+        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..maps import attention_maps
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
 from .charts import Series, legend, line_chart
-from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, Run
+from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, joined, name, page, section, table, tag
 from .predictions import Predictions, read_predictions
 from .results import read_results, summarise, unfinished
@@ -61,7 +62,7 @@ def write_report(
     """
     folder = Path(folder)
     if (folder / CONFIG).is_file():
-        report = RunReport(Run(folder), model, root)
+        report = RunReport(RunFolder(folder), model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
         rows = summarise(read_results(folder))
@@ -74,7 +75,7 @@ def write_report(
     return notes
 
 
-def write_words(run: Run, model: PromptedCLIP) -> None:
+def write_words(run: RunFolder, model: PromptedCLIP) -> None:
     """words.json: the nearest words of each vector of the context, or of each class's."""
     ctx = model.text_prompts.ctx.detach()
     own = zip(model.classnames, ctx[:CONTEXTS]) if ctx.dim() == 3 else [(None, ctx)]
@@ -85,9 +86,10 @@ def write_words(run: Run, model: PromptedCLIP) -> None:
 class RunReport:
     """The parts of a run's report; `notes` says which were left out, and why."""
 
-    def __init__(self, run: Run, model: Callable[[], PromptedCLIP] | None, root: str | None):
+    def __init__(self, run: RunFolder, model: Callable[[], PromptedCLIP] | None, root: str | None):
         self.run, self.model, self.root = run, model, root
-        self.config = run.read_json(CONFIG, method=str, versions=dict | None)
+        config, record = run.read_config()
+        self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
         self.summary: dict[str, Any] = {}  # until `accuracy` has read it
         self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
@@ -219,7 +221,7 @@ class RunReport:
         chosen = predictions.surest_mistakes(MISTAKES)
         if not chosen:
             return section("Mistakes", "There are none.")
-        root, white = self.root or self.split.get("root") or "", self.config.get("white")
+        root, white = self.root or self.split.get("root") or "", self.config["white_level"]
         model = self._model()
         size = SIDE if model is None else model.clip.visual.resolution
         opened: dict[int, tuple[Image.Image, np.ndarray]] = {}  # small views: a picture may be huge

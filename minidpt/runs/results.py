@@ -9,32 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from ..config import METHODS, PromptConfig
+from ..config import METHODS
 from ..files import entries, good_name, one_line, one_line_errors, shown
-from ..training import default_epochs
-from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run, is_run
-from .parser import flag
+from .config import OPTIONS, RunConfig, RunRecord, flag
+from .folders import CONFIG, FINGERPRINTS, SUMMARY, TRANSFER, RunFolder, is_run
 
-# What config.json says beside settings: it is in a `Result` already, or changes no result.
-NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
-# Options that runs of earlier versions did not have: as if they had not been given.
-LATER = {"image_size": None, "head_width": None}
-# Options of the training, by what a method must have to read them, and what is published: of two,
-# by method and data set (`_usual`).
-OF_TEXT = {"n_ctx", "ctx_init", "csc", "class_token_position", "text_lr"}
-OF_IMAGE = {"n_visual", "visual_layers", "visual_lr", "warmup_epochs"}
-OF_CLASS_AWARE = {"class_aware_from", "top_k", "alpha"}
-OF_SOME = OF_TEXT | OF_IMAGE | OF_CLASS_AWARE | {"guidance_epochs"}
-PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
-    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
-}  # fmt: skip
 # Settings that each data set has its own of.
-OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
+OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float, "tested": str | None,
            "settings": dict | None}  # fmt: skip
@@ -56,6 +41,7 @@ class Result(NamedTuple):
     method: str
     shots: int
     settings: dict[str, Any]
+    config: RunConfig
     seed: int
     zero_shot_accuracy: float
     accuracy: float
@@ -109,12 +95,11 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     results = []
     found = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
     for path in sorted(found, key=lambda path: (path.stat().st_mtime, path)):
-        one = Run(path.parent)
-        run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
+        one = RunFolder(path.parent)
+        run, (config, record) = one.read_json(SUMMARY, **OF_RUN), one.read_config()
         transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
-        config = LATER | config
-        settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-        trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
+        settings = compared_settings(config, record)
+        trained = tested_on(good_name(run["dataset"], str(path), folder=True), config.classes)
         for name, test in {**transfer, **run["tests"]}.items():
             where = f"{path.parent}, test {name[:60]!r}"
             said = run | entries(test, where, **OF_TEST)
@@ -124,7 +109,7 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
                 raise ValueError(f"{where}: expected the result of a run of train.py, got {got}")
             results.append(Result(
                 run["dataset"], trained, test.get("tested") or name, run["model"], run["method"],
-                run["shots"], settings | (test.get("settings") or {}), run["seed"],
+                run["shots"], settings | (test.get("settings") or {}), config, run["seed"],
                 float(test["zero_shot_accuracy"]), float(test["accuracy"]),
             ))  # fmt: skip
     if not results:
@@ -145,7 +130,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     Of runs that differ in nothing, not even the seed, the last counts.
     """
     kinds: dict[tuple, dict[str, dict[int, Result]]] = {}  # kind → settings → seed → result
-    for result in map(_as_read, results):
+    for result in results:
         variants = kinds.setdefault(result[:6], {})
         settings = json.dumps(result.settings, sort_keys=True)
         variants.setdefault(settings, {})[result.seed] = result
@@ -160,7 +145,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
         for own in variants.values():
             first = next(iter(own.values()))
-            settings, usual = first.settings, _usual(first)
+            settings, usual = first.settings, first.config.published_settings(first.dataset)
             name = ", ".join(named(name, settings[name]) for name in names if name in settings)
             zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
             accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
@@ -173,33 +158,21 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def _as_read(result: Result) -> Result:
-    """Without the options of the training that its method does not read."""
-    read = _usual(result)
-    settings = {k: v for k, v in result.settings.items() if k not in OF_SOME or k in read}
-    return result._replace(settings=settings)
+def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
+    """Return the settings by which rows are told apart, beside what a `Result` says by itself."""
+    settings = config.result_settings() | record.result_settings()
+    return {
+        name: value
+        for name, value in settings.items()
+        if not (name in OPTIONS and OPTIONS[name].is_grid) and name != "classes"
+    }
 
 
 def _across(result: Result) -> dict[str, Any]:
     """The settings by which runs on several data sets differ: not in each one's own, or usual."""
     own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
-    usual = _usual(result).items()
+    usual = result.config.published_settings(result.dataset).items()
     return own | {name: "usual" for name, value in usual if name in own and own[name] == value}
-
-
-def _usual(result: Result) -> dict[str, Any]:
-    """The options that the training of a run reads, as published."""
-    config = PromptConfig(result.method)
-    published = PUBLISHED_OPTIONS | {
-        "epochs": default_epochs(result.method, result.shots, result.dataset),
-        "warmup_epochs": 1 if result.dataset == "ImageNet" else 10,
-    }
-    read = {"batch_size", "epochs"}
-    read |= OF_TEXT if config.learns_text else set()
-    read |= OF_IMAGE if config.learns_image else set()
-    read |= {"guidance_epochs"} if config.guided else set()
-    read |= OF_CLASS_AWARE if config.method == "dpt" else set()
-    return {name: published[name] for name in read}
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
+from ..data.copies import copies_note
 from ..data.datasets import open_dataset
 from ..data.demo import is_demo
 from ..data.items import Dataset
 from ..data.shots import select_classes
-from ..data.splits import read_split
-from .eval_options import is_elsewhere
-from .folders import SPLIT, Run
+from ..data.splits import read_split, split_content
+from .config import RunConfig
+from .eval_options import evaluates_other_data
+from .evaluation import TestSet
+from .folders import SPLIT, RunFolder
 from .results import tested_on
 
 
 def tests_of(
-    args: Namespace, runs: list[Run], configs: list[dict]
+    args: Namespace, runs: list[RunFolder], configs: list[RunConfig]
 ) -> list[tuple[Dataset, list[int]]]:
     """Data sets to test on, and the numbers of the runs to test on each."""
     tests = {}
-    if not is_elsewhere(args):
+    if not evaluates_other_data(args):
         for number, run in enumerate(runs):
-            dataset = read_split(run.path(SPLIT), args.root)
+            dataset = read_split(run.path(SPLIT), args.image_root)
             tests.setdefault(tuple(dataset.test), (dataset, []))[1].append(number)
         return list(tests.values())
     for number, config in enumerate(configs):
-        if args.dataset and args.data is None and is_demo(config["data"]):
+        if args.dataset and args.data is None and is_demo(config.data):
             raise ValueError(
                 "--dataset: expected --data, the folder it lies in: "
                 f"{runs[number].folder} was trained on the demo's drawings"
@@ -57,15 +63,37 @@ class Source(NamedTuple):
         return replace(dataset, name=tested_on(dataset.name, self.classes))
 
 
-def sources_of(args: Namespace, config: dict) -> list[Source]:
+def sources_of(args: Namespace, config: RunConfig) -> list[Source]:
     """What the command line names, completed by where and what a run was trained on."""
-    data = config["data"] if args.data is None else args.data
+    data = config.data if args.data is None else args.data
     classes = args.classes or "all"
     if args.data is not None or args.dataset:
         return [
             Source(data, name, args.classnames, args.template, classes)
             for name in args.dataset or [None]
         ]
-    classnames = args.classnames or config.get("classnames")
-    template = args.template or config.get("template")
-    return [Source(data, config.get("dataset"), classnames, template, classes)]
+    classnames = args.classnames or config.classnames
+    template = args.template or config.template
+    return [Source(data, config.dataset, classnames, template, classes)]
+
+
+def data_folders(run: RunFolder) -> list[Path]:
+    """Return the folders that the run's images are in."""
+    places = run.read_config()[0].data, split_content(run.path(SPLIT)).get("root")
+    return [Path(place) for place in places if place]
+
+
+def train_images(run: RunFolder, root: str | None) -> set[str]:
+    """Return the files that a run has learned from, links resolved, in `root` if they moved."""
+    split = split_content(run.path(SPLIT))
+    files = (os.path.join(root or split.get("root") or "", file) for file, _, _ in split["train"])
+    return set(map(os.path.realpath, files))
+
+
+def seen_notes(learned_from: set[str], eval_set: TestSet) -> Iterator[str]:
+    """Yield what of the test images was trained on, by name or as a copy."""
+    if seen := sum(file in learned_from for file in eval_set.files):
+        yield f"{seen} of the test images were trained on"
+    others = [file for file in eval_set.files if file not in learned_from]
+    if eval_set.ranks.first and (note := copies_note(learned_from, others)):
+        yield note

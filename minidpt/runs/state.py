@@ -14,18 +14,18 @@ from torch import Tensor
 from ..checkpoints.reader import read_checkpoint
 from ..checkpoints.saved import write_checkpoint
 from ..clip.state_dict import check_tensors
-from ..files import entries, one_line_errors, parse_json, shown
+from ..files import entries, parse_json, shown
 from ..trained import PromptedCLIP
-from .folders import ANEW, METRICS, MODEL, STATE, Run, decisive
+from .folders import ANEW, METRICS, MODEL, STATE, RunFolder
 
-FORMAT = "minidpt state 1"
+FORMAT = "minidpt state 2"
 
 
 @dataclass
 class TrainingState:
     """All that changes from epoch to epoch.
 
-    settings: the run's, of which those that decide its result are written beside it.
+    settings: those that decide the result of the run, which are written beside it.
     epoch: the number of those that are finished; metrics: their lines of metrics.jsonl.
     """
 
@@ -36,7 +36,7 @@ class TrainingState:
     epoch: int = 0
     metrics: str = ""
 
-    def save(self, run: Run) -> None:
+    def save(self, run: RunFolder) -> None:
         """Write state.pt, which counts, and then what it makes anew: model.pt, metrics.jsonl.
 
         Of several ranks, which have the same state, the first does.
@@ -47,7 +47,7 @@ class TrainingState:
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
-            "settings": decisive(self.settings),
+            "settings": self.settings,
             "epoch": self.epoch,
             "learned": on_cpu(learned),
             "momentum": on_cpu(momentum),
@@ -59,8 +59,7 @@ class TrainingState:
         self.model.save(run.path(MODEL), text_features=False)
         run.write_text(METRICS, self.metrics)
 
-    @one_line_errors
-    def load(self, run: Run) -> None:
+    def load(self, run: RunFolder) -> None:
         """Take over what `save` has written; ValueError if it is damaged or of another run."""
         path = run.path(STATE)
         try:
@@ -76,12 +75,10 @@ class TrainingState:
         if content["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {shown(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-        entries(content, "content", epoch=int, metrics=Tensor, settings=dict | None, **kinds)
-        noted = content.get("settings") or {}  # none of an earlier version
-        for name, value in decisive(self.settings).items():
-            if name in noted and noted[name] != value:
-                got = f"one with {name} {shown(noted[name])}"
-                raise ValueError(f"expected {name} {shown(value)}, got {got}")
+        entries(content, "content", epoch=int, metrics=Tensor, settings=dict, **kinds)
+        for name, value in self.settings.items():
+            if (there := content["settings"].get(name)) != value:
+                raise ValueError(f"expected {name} {shown(value)}, got one with {shown(there)}")
         epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.learned()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")

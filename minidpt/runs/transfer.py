@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from ..data.items import Dataset
 from ..files import locked
-from .folders import CONFIG, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, Run
+from .folders import SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, RunFolder
 
 
 def note_transfer(
-    run: Run, dataset: Dataset, precision: str, zero_shot: float, result: float
+    run: RunFolder, dataset: Dataset, precision: str, zero_shot: float, result: float
 ) -> None:
     """Keep a result on other data beside the run's own, for tables; not what train.py tested.
 
     Its "settings" are those that are not the run's: `read_results` keeps apart what differs there,
     and the same test by other settings has an entry of its own.
     """
-    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, root=str)["root"]
+    (config, record), trained_root = run.read_config(), run.read_json(SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
-        "tested by": (dataset.template, config.get("template")),
-        "tested in precision": (precision, config.get("precision")),
+        "tested by": (dataset.template, config.template),
+        "tested in precision": (precision, record.precision),
     }
     settings = {name: value for name, (value, own) in settings.items() if value != own}
     tested = dataset.name in noted_tests(run)[0]
@@ -42,7 +42,7 @@ def note_transfer(
         run.write_json(TRANSFER, noted)
 
 
-def noted_tests(run: Run) -> tuple[dict, dict]:
-    """What train.py has tested, and what eval.py has: name → result. Raises as `Run.read_json`."""
+def noted_tests(run: RunFolder) -> tuple[dict, dict]:
+    """What train.py has tested, and what eval.py has: name → result. Raises as `RunFolder.read_json`."""
     tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
     return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}

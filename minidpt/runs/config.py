@@ -1,0 +1,267 @@
+"""All settings of a run, each option once: parsers, config.json, --resume and tables follow it.
+
+`PromptConfig` has the options of the method; all others are here. What a run finds out later, such
+as fingerprints, is a `RunRecord`.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from .. import __version__
+from ..checkpoints.pretrained import NAMES
+from ..clip.network import MAX_RESOLUTION
+from ..clip.pictures import MAX_PIXELS
+from ..config import COMMON, METHOD, Option, PromptConfig, check_option, option
+from ..data.layouts import LAYOUTS
+from ..files import entries, shown
+from ..training import default_epochs
+from .precision import AUTO, PRECISIONS
+
+DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
+GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help
+TESTS = ("test", "published")  # subcommands of eval.py
+ON_A_DEVICE = (*TESTS, "predict", "report", "export")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of one run. Raises as `check_option`.
+
+    data: None for the demo's pictures, until they are drawn.
+    epochs, warmup_epochs, template, model: None for what is usual, until `resolve`.
+    """
+
+    # fmt: off
+    data: str | None = option(
+        None, "Caltech101, any folder of class folders, train/ val/ test/ of them, a CSV of "
+        "path,label[,split], a run's split.json, or a folder of known data sets; without it the "
+        "demo's own pictures", COMMON,
+        metavar="DIR", is_path=True, decides_result=False, can_move=True, commands=TESTS)
+    prompts: PromptConfig = PromptConfig()
+    shots: int = option(
+        16, "training images per class", COMMON, bounds=(1, 10**6), read_by="training",
+        is_grid=True)
+    seed: int = option(
+        1, "of the few-shot draw and the training", COMMON, bounds=(0, 2**63 - 1),
+        read_by="training", is_grid=True)
+    model: str | None = option(
+        None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; without it ViT-B/32, and "
+        "tiny for the demo", COMMON,
+        is_path=True, decides_result=False, can_move=True, commands=ON_A_DEVICE)
+    epochs: int | None = option(
+        None, "without it the published number: CoOp 50 (1 shot), 100 (2-4) or 200, others 60 (1 "
+        "shot) or 100; with few, lower --warmup-epochs and --guidance-epochs", COMMON,
+        bounds=(0, 10**6), read_by="training")
+    template: str | None = option(
+        None, "zero-shot prompt, {} is the class; without it the data set's", COMMON,
+        commands=TESTS)
+    device: str | None = option(
+        None, "cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one", COMMON,
+        decides_result=False, can_move=True, commands=ON_A_DEVICE)
+    dataset: str | None = option(
+        None, "which of the known data sets lies there: "
+        + ", ".join(layout.name for layout in LAYOUTS), DATA,
+        metavar="NAME", is_grid=True, commands=TESTS)
+    classes: str = option(
+        "all", "base: train on the first half of the classes, test on both halves", DATA,
+        choices=("all", "base", "new"), commands=("test",))
+    classnames: str | None = option(
+        None, "renames classes: a line 'folder name' for each", DATA,
+        metavar="FILE", is_path=True, commands=TESTS)
+    workers: int | None = option(
+        None, "threads that read images; without it one for each processor", DATA,
+        bounds=(0, 1000), decides_result=False, can_move=True, commands=(*TESTS, "predict"))
+    max_pixels: int = option(
+        MAX_PIXELS, "of an image that is read", DATA,
+        bounds=(1, 10**12), decides_result=False, commands=(*TESTS, "predict"))
+    quick_gelu: bool | None = option(
+        None, "the activation of the checkpoint, where it does not say: OpenAI's need the quick "
+        "GELU, most others the exact one", METHOD, commands=("published",))
+    head_width: int | None = option(
+        None, "of attention heads on the image side, for a checkpoint without a configuration "
+        "where they are not 64 wide", METHOD, bounds=(1, 10**4), commands=("published",))
+    image_size: int | None = option(
+        None, "pixels a side, a multiple of the patch's: positional embeddings are interpolated; "
+        "without it the checkpoint's", METHOD, bounds=(1, MAX_RESOLUTION), commands=("published",))
+    batch_size: int = option(
+        32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
+    guidance_epochs: int = option(
+        30, "length of the guidance stage (VLP, DPT)", OPTIMISATION,
+        bounds=(0, 10**6), read_by="guidance")
+    visual_lr: float = option(
+        0.01, "learning rate of the image side", OPTIMISATION,
+        bounds=(0, math.inf), read_by="image")
+    text_lr: float = option(
+        0.002, "learning rate of the text context", OPTIMISATION,
+        bounds=(0, math.inf), read_by="text")
+    warmup_epochs: int | None = option(
+        None, "of the image side, without it 10 (ImageNet: 1); the text side has 1", OPTIMISATION,
+        bounds=(0, 10**6), read_by="image")
+    precision: str | None = option(
+        None, "of the frozen CLIP; without it fp32 on a CPU; auto: there bf16, if the processor "
+        "computes in it", OPTIMISATION,
+        choices=(*PRECISIONS, AUTO), decides_result=False, commands=ON_A_DEVICE)
+    class_chunk: int | None = option(
+        None, "encode N classes at a time, and again in the backward pass; without it only where "
+        "all would take more than 3 GB; 0: all at once", OPTIMISATION,
+        bounds=(0, 10**6), decides_result=False, can_move=True)
+    no_report: bool = option(
+        False, "leave report.html out", OUTPUT, decides_result=False, can_move=True)
+    # fmt: on
+
+    def __post_init__(self):
+        for each in fields(self):
+            if each.name != "prompts":
+                object.__setattr__(self, each.name, check_option(each, getattr(self, each.name)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "options") -> RunConfig:
+        """Return the config with these values, by the names of options, and defaults.
+
+        Raises ValueError, which `where` begins, for an unknown name or a value that is not allowed.
+        """
+        if unknown := [name for name in values if name not in OPTIONS]:
+            raise ValueError(f"{where}: expected options, got {shown(unknown[0])}: remove it")
+        prompts = {name: value for name, value in values.items() if name in PROMPT_OPTIONS}
+        others = {name: value for name, value in values.items() if name not in PROMPT_OPTIONS}
+        try:
+            return cls(prompts=PromptConfig(**prompts), **others)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name; of zero-shot CLIP those that it reads."""
+        values = {**vars(self), **vars(self.prompts)}
+        skip_unread = self.prompts.method == "zeroshot"
+        return {
+            name: values[name]
+            for name, about in OPTIONS.items()
+            if not skip_unread or self.prompts.reads(about)
+        }
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the options that decide the result of this run, by name."""
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if OPTIONS[name].decides_result and self.prompts.reads(OPTIONS[name])
+        }
+
+    def published_settings(self, dataset: str) -> dict[str, Any]:
+        """Return the options that the training of this run reads, with their published values."""
+        usual = self.from_dict({"method": self.prompts.method, "shots": self.shots})
+        usual = usual.resolve(dataset, self.template).to_dict()
+        return {
+            name: usual[name]
+            for name, about in OPTIONS.items()
+            if about.read_by and not about.is_grid and self.prompts.reads(about)
+        }
+
+    def resolve(self, dataset: str, template: str | None) -> RunConfig:
+        """Return the config with what is usual on a data set in place of None."""
+        epochs, warmup_epochs = self.epochs, self.warmup_epochs
+        if epochs is None:
+            epochs = default_epochs(self.prompts.method, self.shots, dataset)
+        if warmup_epochs is None:
+            warmup_epochs = 1 if dataset == "ImageNet" else 10
+        return replace(self, epochs=epochs, warmup_epochs=warmup_epochs, template=template)
+
+    def run_name(self, dataset: str) -> str:
+        """Return the name of the run's folder, which tells it from others of a sweep."""
+        name = f"{dataset}-{self.prompts.method}"
+        if self.prompts.method != "zeroshot":
+            name += f"-{self.shots}shots-seed{self.seed}"
+        return name if self.classes == "all" else f"{name}-{self.classes}"
+
+
+def option_fields() -> dict[str, Field]:
+    """Return the dataclass fields of all options by name, those of the method in their place."""
+    found = {}
+    for each in fields(RunConfig):
+        for inner in fields(PromptConfig) if each.name == "prompts" else (each,):
+            found[inner.name] = inner
+    return found
+
+
+FIELDS = option_fields()
+OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
+PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
+
+
+def flag(name: str) -> str:
+    """Return an option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunConfig]:
+    """Return a config for each combination of the options that have several values.
+
+    Zero-shot CLIP has neither shots nor seeds: it is one run. Raises as `RunConfig.from_dict`.
+    """
+    lists = {name: value for name, value in options.items() if isinstance(value, list)}
+    if fixed := [name for name in lists if name in OPTIONS and not OPTIONS[name].is_grid]:
+        raise ValueError(f"{where}: {flag(fixed[0])}: expected one value, got a list")
+    configs = {}
+    for values in product(*lists.values()):
+        config = RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)
+        if config.prompts.method == "zeroshot":
+            config = replace(config, shots=RunConfig.shots, seed=RunConfig.seed)
+        configs[config] = None
+    return list(configs)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run finds out beyond its settings, kept with them in config.json.
+
+    clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of pictures and classes.
+    device, precision: those it computes in.
+    white_level: of images of more than 8 bits, by kind.
+    """
+
+    clip_fingerprint: str
+    data_fingerprint: str
+    device: str
+    precision: str
+    white_level: dict[str, float] | None = None
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    @classmethod
+    def from_dict(cls, values: object, where: str) -> RunRecord:
+        """Return the record that a config.json holds. Raises ValueError for anything else."""
+        kinds = dict.fromkeys((each.name for each in fields(cls)), str)
+        kinds |= {"white_level": dict | None, "versions": dict}
+        record = cls(**{name: entries(values, where, **kinds).get(name) for name in kinds})
+        if record.precision not in PRECISIONS:
+            got = f"got precision {shown(record.precision)}"
+            raise ValueError(f"{where}: expected one of {', '.join(PRECISIONS)}, {got}")
+        return record
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return what of it decides the result, by name."""
+        return {
+            "clip_fingerprint": self.clip_fingerprint,
+            "data_fingerprint": self.data_fingerprint,
+            "precision": self.precision,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    return {
+        "minidpt": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }

@@ -1,0 +1,309 @@
+"""The runs of a train.py command: planned, made one after the other or dealt out, tabulated.
+
+One run, or those of a sweep, share CLIP, data sets and test images.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..clip.network import CLIP
+from ..config import METHODS
+from ..data.batches import IMAGE_MEMORY, ImageStore
+from ..data.datasets import open_dataset
+from ..data.demo import draw_demo
+from ..data.items import Dataset
+from ..data.layouts import layout_of
+from ..data.shots import few_shot, select_classes
+from ..ranks import LostRank, Ranks
+from ..trained import build_model
+from .command_line import Interrupted, is_expected, report
+from .config import RunConfig, RunRecord, expand_grid
+from .devices import load_clip, place
+from .evaluation import TestSet
+from .folders import (
+    ANEW,
+    CONFIG,
+    METRICS,
+    REPORT,
+    STATE,
+    SUMMARY,
+    RunFolder,
+    SweepFolder,
+    folders_of,
+    held_in,
+)
+from .precision import choose_precision
+from .processes import command_of, of_the_first, telling
+from .progress_line import say, say_notes
+from .report import write_report
+from .results import read_results, summarise
+from .tables import markdown, write_tables
+from .train_options import TrainCommand
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to be made: its settings, its data set, and by name the subsets of the classes.
+
+    The first subset is the one to train on. folder: where it goes, once that is locked.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    subsets: dict[str, Dataset]
+    folder: RunFolder | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.config.run_name(self.dataset.name)
+
+
+class Shared(NamedTuple):
+    """What the runs of a command share.
+
+    clip: on its device, in its precision; record: what is known of a run before it begins.
+    eval_sets: by subset of the classes, the test images of the data set of the run.
+    images: decoded training images. world: the processes that share a run.
+    """
+
+    clip: CLIP
+    record: RunRecord
+    eval_sets: dict[str, TestSet]
+    images: ImageStore
+    world: Ranks
+    workers: int | None
+    is_sweep: bool
+
+
+RunOnce = Callable[[PlannedRun, Shared], None]
+
+
+def is_finished(folder: str) -> bool:
+    """Whether the run that --resume names has its result, which is printed.
+
+    Raises ValueError if there is nothing to resume.
+    """
+    run = RunFolder(folder)
+    if SweepFolder.is_in(folder):
+        return False
+    if run.path(SUMMARY).is_file():
+        command = shlex.join([*command_of("eval"), "test", folder])
+        say(f"run {folder} is finished: {command}")
+        return True
+    if run.path(METRICS).is_file() and not run.path(STATE).is_file():
+        raise ValueError(f"--resume {folder}: expected {STATE} in it, got a run without: {ANEW}")
+    return False
+
+
+def plan_runs(command: TrainCommand) -> list[PlannedRun]:
+    """Open the data sets and return the runs on them; what cannot be drawn is an error now."""
+    configs = expand_grid(command.options, command.source)
+    folder = Path(configs[0].data or draw_demo("runs")).expanduser()
+    model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
+    planned, datasets = {}, {}
+    for config in configs:
+        name = config.dataset and layout_of(config.dataset).name
+        if name not in datasets:
+            datasets[name] = open_subsets(folder, name, config)
+        dataset, subsets = datasets[name]
+        config = replace(config, data=str(folder.resolve()), dataset=name, model=model)
+        run = PlannedRun(config.resolve(dataset.name, dataset.template), dataset, subsets)
+        if config.prompts.method != "zeroshot":
+            few_shot(dataset, config.shots, config.seed)
+        planned[run.name] = run
+    order = list(datasets)
+    return sorted(planned.values(), key=lambda run: order.index(run.config.dataset))
+
+
+def open_subsets(
+    folder: Path, name: str | None, config: RunConfig
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """Open and print a data set; return it, and by name the subsets of classes to test on."""
+    dataset = open_dataset(folder, name, classnames=config.classnames, template=config.template)
+    say(dataset.source)
+    say_notes(dataset.notes)
+    subsets = ("base", "new") if config.classes == "base" else (config.classes,)
+    return dataset, {subset: select_classes(dataset, subset) for subset in subsets}
+
+
+@contextmanager
+def open_output(
+    command: TrainCommand, runs: list[PlannedRun], world: Ranks
+) -> Iterator[tuple[list[PlannedRun], SweepFolder | None]]:
+    """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
+    datasets = {run.dataset.name: run.dataset for run in runs}.values()
+    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders_of, datasets))]
+    out = command.out
+    if len(runs) == 1 and not (out and SweepFolder.is_in(out)):
+        numbered = RunFolder.new_numbered(Path("runs") / runs[0].name, data)
+        lock = RunFolder.new(out, data) if out else numbered
+        with of_the_first(world, lock, RunFolder) as folder:
+            yield [replace(runs[0], folder=folder)], None
+        return
+    out = out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep"
+    lock = SweepFolder.new(out, data, [run.name for run in runs])
+    with of_the_first(world, lock, SweepFolder) as sweep:
+        folders = [RunFolder(sweep.folder / run.name) for run in runs]
+        yield [replace(run, folder=folder) for run, folder in zip(runs, folders)], sweep
+
+
+def make_runs(
+    command: TrainCommand, device: torch.device, world: Ranks, run_once: RunOnce
+) -> int:
+    """Make every run that has no result yet, with one frozen CLIP; then the table of a sweep.
+
+    Several processes share one run; of a sweep each makes whole runs, dealt out as they become
+    free. Returns 2 if runs of the sweep failed, or its table could not be written.
+    """
+    planned = plan_runs(command)
+    with open_output(command, planned, world) as (runs, sweep):
+        todo, clip, records = prepare(command, runs, sweep, device, world)
+        world.tell()  # all have seen what is there, before any of them writes
+        failed = []
+        images = ImageStore(IMAGE_MEMORY // world.local_size)
+        sharing = world.alone() if sweep else world
+        opened, eval_sets = None, {}  # of the data set that was tested last
+        for number in world.dealt(len(todo)) if sweep else range(len(todo)):
+            run = todo[number]
+            with telling(run.name, world) if sweep else nullcontext():
+                if sweep:
+                    say(f"[{number + 1}/{len(todo)}] {run.name}")
+                try:
+                    if run.dataset is not opened:
+                        workers = run.config.workers
+                        eval_sets = {
+                            subset: TestSet(tested.test, clip, workers=workers, ranks=sharing)
+                            for subset, tested in run.subsets.items()
+                        }
+                        opened = run.dataset
+                    shared = Shared(
+                        clip, records[run.dataset.name], eval_sets, images, sharing,
+                        run.config.workers, bool(sweep),
+                    )  # fmt: skip
+                    run_once(run, shared)
+                except (Interrupted, LostRank) as stop:
+                    stop.go_on = resume_command(run, sweep, world)
+                    raise
+                except Exception as error:
+                    if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
+                        raise
+                    report(error, f"{run.name}: " if world.size == 1 else "")
+                    failed.append(run.name)
+        failed = list(chain.from_iterable(world.tell(failed)))
+        if not world.first:
+            return 0
+        no_report = runs[0].config.no_report
+        tabulated = not sweep or len(failed) == len(runs) or tabulate(sweep, not no_report)
+        if failed:
+            report(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+        return 0 if tabulated and not failed else 2
+
+
+def resume_command(run: PlannedRun, sweep: SweepFolder | None, world: Ranks) -> str:
+    """Return the command that resumes what was begun; "" if there is nothing left to do."""
+    again = command_of("train", world)
+    if sweep or not run.folder.path(CONFIG).is_file():
+        return shlex.join([*again, *sys.argv[1:]])
+    if run.folder.path(SUMMARY).is_file():
+        return ""
+    no_report = ["--no-report"] if run.config.no_report else []
+    return shlex.join([*again, "--resume", str(run.folder.folder), *no_report])
+
+
+def prepare(
+    command: TrainCommand,
+    runs: list[PlannedRun],
+    sweep: SweepFolder | None,
+    device: torch.device,
+    world: Ranks,
+) -> tuple[list[PlannedRun], CLIP, dict[str, RunRecord]]:
+    """Return the runs that have no result yet in order, CLIP on its device, records by data set.
+
+    Runs of other weights, or of other data, are not resumed: that is a ValueError, as is what
+    this CLIP cannot take.
+    """
+    config = runs[0].config
+    clip = load_clip(config)
+    precision, reason = choose_precision(config.precision, device)
+    where = str(device) if world.size == 1 else device.type
+    records = {
+        run.dataset.name: RunRecord(
+            clip.fingerprint(), run.dataset.fingerprint(), where, precision
+        )
+        for run in runs
+    }
+    fix = [ANEW] if command.resume else []
+    todo = [
+        run
+        for run in runs
+        if not run.folder.is_finished(run.config, records[run.dataset.name], *fix)
+    ]
+    if world.size > 1:
+        todo.sort(key=longest_first)
+    if sweep:
+        count, finished = len(runs), len(runs) - len(todo)
+        plural = "s" if count > 1 else ""
+        say(f"{count} run{plural} in {sweep.folder}, {finished} of them finished")
+    else:
+        folder = runs[0].folder
+        resumed = "resumed" if folder.path(STATE).is_file() else "begun anew"
+        say(f"run folder {folder.folder}" + (f", {resumed}" if held_in(folder.folder) else ""))
+    say_notes((sweep or runs[0].folder).notes)
+    kinds = {(run.config.prompts, run.config.template): run for run in runs}
+    for (prompts, template), run in kinds.items():
+        build_model(clip, run.dataset.classnames[:2], template, prompts)
+    if todo:
+        clip = place(clip, device, precision)
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        say_notes(clip.notes)
+        if sweep and world.first:
+            sweep.create({**command.options, "data": config.data})
+    return todo, clip, records
+
+
+def tabulate(sweep: SweepFolder, with_report: bool) -> bool:
+    """Print the table of a sweep and write it, and its report; False if it can't be written."""
+    try:
+        text, written = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv", True
+    except OSError as error:
+        report(error)
+        text, written = markdown(summarise(read_results(sweep.folder))), False
+    say("", *text.splitlines())
+    if with_report:
+        with optional_output(sweep.folder):
+            write_report(sweep.folder)
+            say(sweep.folder / REPORT)
+    return written
+
+
+@contextmanager
+def optional_output(folder: Path) -> Iterator[None]:
+    """Print an error of the block, which writes what is to be looked at: it fails no run."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        report(f"{folder}: the report is left out: {error or type(error).__name__}")
+
+
+def longest_first(run: PlannedRun) -> tuple[int, str, int]:
+    """Return the place of a run in the order of dealing out, so that the last end together.
+
+    Those on one data set stay together, as its images are read once. A step of a method takes
+    longer than one of those before it in `METHODS`.
+    """
+    config = run.config
+    training = config.epochs * config.shots * METHODS.index(config.prompts.method)
+    return -len(run.dataset.classnames), run.dataset.name, -training
