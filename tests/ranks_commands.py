@@ -11,6 +11,7 @@ process gets SIGTERM, as by torchrun. `copy`: of which folder the command's is t
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -33,13 +34,15 @@ from minidpt.runs import command_line  # noqa: E402
 LIMIT = 60  # seconds
 
 
-def stopped_after(epochs: int, train_epoch: Any) -> Any:
+def stopped_after(epochs: int, train_one_epoch: Any) -> Any:
     """The function with a signal to its own process in the first step after some epochs."""
 
-    def signalled(state: Any, *arguments: Any) -> Any:
-        if state.epoch == epochs:
+    calls = itertools.count()
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == epochs:
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_epoch(state, *arguments)
+        return train_one_epoch(*arguments, **options)
 
     return signalled
 
@@ -50,7 +53,7 @@ def begin(script: Any, job: dict, rank: int, port: int) -> int:
         return child
     os.chdir(job["folder"])
     if "stop" in job:
-        script.train_epoch = stopped_after(job["stop"], script.train_epoch)
+        script.train_one_epoch = stopped_after(job["stop"], script.train_one_epoch)
     size = job["processes"]
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),

@@ -30,9 +30,9 @@ COMMANDS = [
 def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     """The commands need data or weights that are not here: they are read by their own parser."""
     (tmp_path / "RUN").mkdir()
-    (tmp_path / "RUN" / "config.json").write_text('{"n_ctx": 16}')
+    (tmp_path / "RUN" / "config.json").write_text('{"n_ctx": 16, "record": {}}')
     monkeypatch.chdir(tmp_path)
-    parsers = {"train.py": train_options.parse_arguments, "eval.py": eval_options.parse_arguments}
+    parsers = {"train.py": train_options.parse_train_command, "eval.py": eval_options.parse_arguments}
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
     scripts = [words[1:] for words in commands if words[0] == "python" and words[1] in parsers]
     assert len(scripts) >= 5
@@ -108,5 +108,5 @@ def test_the_command_that_the_demo_prints_repeats_its_accuracy(demo, monkeypatch
 
     monkeypatch.chdir(folder)
     picture = next(Path().glob("runs/demo-v*/test/fish/*.png"))
-    guesses = inside(script, *options, "--image", picture)
+    guesses = inside(script, "predict", options[1], picture)
     assert re.fullmatch(rf"{re.escape(str(picture))}: (\w+ [\d.]+ %(, )?){{5}}\n", guesses.out)

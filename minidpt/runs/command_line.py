@@ -128,7 +128,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as stop:
         status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
         if ranks.first:
-            report("interrupted" + (go_on and f"; to go on: {go_on}"))
+            report("interrupted" + (go_on and f"; to resume: {go_on}"))
     except Exception as error:
         if not is_expected(error):
             raise
@@ -137,7 +137,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TORCHRUN_SEES)
         go_on = getattr(error, "go_on", "")
-        report(f"{error}; to go on: {go_on}" if go_on else error)
+        report(f"{error}; to resume: {go_on}" if go_on else error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()

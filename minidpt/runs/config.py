@@ -131,7 +131,10 @@ class RunConfig:
         Raises ValueError, which `where` begins, for an unknown name or a value that is not allowed.
         """
         if unknown := [name for name in values if name not in OPTIONS]:
-            raise ValueError(f"{where}: expected options, got {shown(unknown[0])}: remove it")
+            raise ValueError(
+                f"{where}: expected options of train.py, got {shown(unknown[0])}, which is none, or "
+                "of an earlier version: remove it"
+            )
         prompts = {name: value for name, value in values.items() if name in PROMPT_OPTIONS}
         others = {name: value for name, value in values.items() if name not in PROMPT_OPTIONS}
         try:
@@ -210,7 +213,9 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
     """
     lists = {name: value for name, value in options.items() if isinstance(value, list)}
     if fixed := [name for name in lists if name in OPTIONS and not OPTIONS[name].is_grid]:
-        raise ValueError(f"{where}: {flag(fixed[0])}: expected one value, got a list")
+        raise ValueError(f"{where}: {fixed[0]}: expected one value, got a list")
+    if empty := [name for name, values in lists.items() if not values]:
+        raise ValueError(f"{where}: {empty[0]}: expected at least one value, got none")
     configs = {}
     for values in product(*lists.values()):
         config = RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)

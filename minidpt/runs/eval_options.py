@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from typing import Any
 
 from .config import OPTIONS, RunConfig, flag
@@ -114,9 +114,10 @@ EVERYWHERE = dict(csv=None, per_class=False, classes=None, image_root=None, max_
 
 def positive(text: str) -> int:
     """Return a whole number from 1 on, for argparse."""
-    value = int(text)
+    value = int(text) if text.isdecimal() and len(text) < 20 else 0
     if not 1 <= value <= 10**6:
-        raise ValueError
+        bound = "most 1,000,000" if value else "least 1"
+        raise ArgumentTypeError(f"expected at {bound}, got {text[:60]}")
     return value
 
 

@@ -47,7 +47,7 @@ class Explanations:
         def unfinished(held: set[str]) -> bool:  # what a killed process has left
             return all(name.endswith(".png.part") for name in held)
 
-        with claimed(Path(folder), data, unfinished, "--explain"):
+        with claimed(Path(folder), data, unfinished, "--attention-maps"):
             yield cls(Path(folder), model, top)
 
     def write(self, path: str | os.PathLike) -> Path:

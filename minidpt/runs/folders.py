@@ -98,6 +98,11 @@ class RunFolder:
         """Return the run's settings. Raises ValueError if config.json is damaged."""
         options, record = read_options(self.path(CONFIG))
         where = str(self.path(CONFIG))
+        if record is None:
+            raise ValueError(
+                f"{where}: expected the settings of a run of minidpt 1.0, got those of an earlier "
+                "version, or of another program: make the run again"
+            )
         return RunConfig.from_dict(options, where), RunRecord.from_dict(record, where)
 
     def is_finished(
@@ -208,14 +213,9 @@ class SweepFolder:
 def read_options(path: Path) -> tuple[dict[str, Any], Any]:
     """Return the options that a config.json or sweep.json holds, and the record of a run, if any.
 
-    Raises ValueError if it is damaged, or was not written by this version or a later one.
+    Raises ValueError if it is damaged.
     """
     options = entries(read_json(path, str(path)), str(path))
-    if path.name == CONFIG and RECORD not in options:
-        raise ValueError(
-            f"{path}: expected the settings of a run of minidpt 1.0, got those of an earlier "
-            "version, or of another program: make the run again"
-        )
     return options, options.pop(RECORD, None)
 
 

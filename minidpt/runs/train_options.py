@@ -43,6 +43,8 @@ def parse_train_command(text: str) -> TrainCommand:
     source = parser.prog
     if resume and config:
         parser.error("--config: expected another run's without --resume, which has its own")
+    if resume and out:
+        parser.error("--out: expected without --resume, which writes to its own folder")
     if resume or config:
         source, earlier = read_earlier(config, resume)
         if resume:
@@ -68,6 +70,8 @@ def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str,
         if not path.is_file():
             raise ValueError(f"--resume: expected a run folder, with {CONFIG}, got {resume}")
     options, record = read_options(path)
+    if not options:
+        raise ValueError(f"{path}: expected the settings of a run, got none: pass its {CONFIG}")
     if resume and isinstance(record, dict):
         options["precision"] = record.get("precision")
     expand_grid(options, str(path))  # raises ValueError for what are no options

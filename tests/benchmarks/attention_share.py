@@ -33,7 +33,7 @@ from minidpt.data.demo import SEED, demo_files
 from minidpt.data.scenes import STREET_STYLE, draw_scene_and_mask
 from minidpt.data.splits import read_split
 from minidpt.maps import AttentionMaps
-from minidpt.runs.folders import MODEL, SPLIT, Run
+from minidpt.runs.folders import MODEL, SPLIT, RunFolder
 from minidpt.trained import PromptedCLIP
 
 BATCH = 96
@@ -108,7 +108,7 @@ def shares(maps: AttentionMaps, thing: Tensor, labels: Tensor) -> dict[str, Tens
     return found
 
 
-def measured(run: Run, clip: minidpt.CLIP, masks: dict[str, Image.Image]) -> dict[str, float]:
+def measured(run: RunFolder, clip: minidpt.CLIP, masks: dict[str, Image.Image]) -> dict[str, float]:
     """Column → the mean over the test pictures."""
     model, test = minidpt.load_model(run.path(MODEL), clip), read_split(run.path(SPLIT)).test
     resolution, values = clip.visual.resolution, defaultdict(list)
@@ -133,7 +133,7 @@ def main() -> None:
     found = sorted(path.parent for path in [*folder.glob(MODEL), *folder.glob(f"*/{MODEL}")])
     clip, masks, rows = minidpt.load("tiny")[0], main_things(), defaultdict(list)
     for run in found:
-        rows[re.sub(r"-seed\d+$", "", run.name)].append(measured(Run.open(run), clip, masks))
+        rows[re.sub(r"-seed\d+$", "", run.name)].append(measured(RunFolder.open(run), clip, masks))
     print(f"| share of attention, % | seeds | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for name, results in rows.items():

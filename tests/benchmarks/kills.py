@@ -27,9 +27,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
 from image_folders import draw_classes  # noqa: E402
-from scripts import SCRIPTS, SHORT, inside, save_clip  # noqa: E402
+from scripts import SHORT, inside, save_clip  # noqa: E402
 
 from minidpt.checkpoints.reader import read_checkpoint  # noqa: E402
+from minidpt.runs import devices  # noqa: E402
 
 TIMES = ("images_per_second", "waited_for_images")
 
@@ -82,8 +83,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     os.chdir(folder)
     draw_classes(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
-    clip = SCRIPTS["train.py"].load(save_clip(folder / "little.pt"))
-    SCRIPTS["train.py"].load = lambda *_, **__: clip
+    clip = devices.load(save_clip(folder / "little.pt"))
+    devices.load = lambda *_, **__: clip
     common = ("--data", "pictures", "--model", "little.pt", "--no-report", *SHORT)
     kinds = {
         "coop": ("--method", "coop"),

@@ -20,7 +20,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.items import PARTS
 from minidpt.data.naming import read_classnames
 from minidpt.data.splits import read_split
-from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, Run
+from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, RunFolder
 from minidpt.runs.tables import write_tables
 
 SPLIT_ROWS = {
@@ -97,7 +97,7 @@ def kinds(folder: Path) -> list[Kind]:
         Image.new("RGB", (3, 3)).save(folder / f"{letter}.png")
     described = {"name": "pets", "root": str(folder), "template": "a {}.", "classnames": ["a", "b"]}
     pairs = {"a": "ox", "b": "red owl"}
-    food, run = folder / "food-101", Run(folder / "run")
+    food, run = folder / "food-101", RunFolder(folder / "run")
     for name in ("apple_pie/1.jpg", "waffles/1.jpg"):
         (food / "images" / name).parent.mkdir(parents=True)
         (food / "images" / name).write_bytes(b"")

@@ -61,7 +61,7 @@ def as_published(place: Path, run: Path) -> Path:
 def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, said, place):
     run = train(place, *options)
     published = as_published(place, run)
-    command = ("--published", published, "--data", place / "data", "--model", place / "clip.pt")
+    command = ("published", published, "--data", place / "data", "--model", place / "clip.pt")
     if "dpt" in options:
         command += ("--top-k", 3, "--class-token-position", "front")
     result = inside("eval.py", *command, "--per-class")
@@ -79,23 +79,23 @@ def test_prompts_that_belong_to_other_classes_are_refused(place):
     for name in ("ant", "bee", "cat"):
         for number in range(4):
             draw(Path(f"other/{name}/{number}.png"), (27, 23), (1, 2, number))
-    command = ("--published", published, "--data", "other", "--model", place / "clip.pt")
+    command = ("published", published, "--data", "other", "--model", place / "clip.pt")
     assert_one_line(inside("eval.py", *command), "eval.py", "belong to 4 classes", "other has 3")
 
 
 def test_prompts_of_maple_are_refused_by_name(place):
     (Path("out") / "MultiModalPromptLearner").mkdir(parents=True)
-    result = inside("eval.py", "--published", "out", "--data", place / "data")
+    result = inside("eval.py", "published", "out", "--data", place / "data")
     assert_one_line(result, "eval.py", "expected CoOp's or DPT's prompts, got MaPLe's")
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("--published", "out"), ("--published", "expected --data")),
-        (("--run", "run", "--top-k", 3), ("--top-k", "expected with --published")),
-        (("--run", "run", "--image-size", 28), ("--image-size", "expected with --published")),
-        (("--table", "run", "--exact-gelu"), ("--exact-gelu", "expected with --published")),
+        (("published", "out"), ("required", "--data")),
+        (("test", "run", "--top-k", 3), ("unrecognized", "--top-k")),
+        (("test", "run", "--image-size", 28), ("unrecognized", "--image-size")),
+        (("table", "run", "--quick-gelu"), ("unrecognized", "--quick-gelu")),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(command, words):
@@ -107,10 +107,10 @@ def test_options_that_do_not_go_together_are_refused(command, words):
 def test_a_run_at_another_image_size_is_tested_again_at_it(place):
     run = train(place, "--method", "vpt", "--image-size", 35)
     assert json.loads((run / "config.json").read_text())["image_size"] == 35
-    result = inside("eval.py", "--run", run)
+    result = inside("eval.py", "test", run)
     assert result.status == 0, result.err
     assert f"vpt accuracy {summary(run)['accuracy']:.2f} %" in result.out
-    again = inside("eval.py", "--run", run, "--image", place / "data/ox/1.png")
+    again = inside("eval.py", "predict", run, place / "data/ox/1.png")
     assert again.status == 0, again.err
 
 
@@ -128,6 +128,6 @@ def test_a_run_of_an_earlier_version_without_these_settings_is_tested(place):
     saved = torch.load(run / "model.pt", weights_only=False)
     assert saved["clip"].pop("image_size") is None
     torch.save(saved, run / "model.pt")
-    result = inside("eval.py", "--run", run)
+    result = inside("eval.py", "test", run)
     assert f"coop accuracy {summary(run)['accuracy']:.2f} %" in result.out, result.err
-    assert inside("eval.py", "--table", ".").status == 0
+    assert inside("eval.py", "table", ".").status == 0

@@ -207,7 +207,7 @@ def test_a_stream_that_cannot_be_read_is_an_error():
 @pytest.fixture
 def service(run):
     """Begins `eval.py --image - --json -` in a process of its own."""
-    command = forked(ROOT / "eval.py", "--run", run, "--image", "-", "--json", "-", "--top", 1)
+    command = forked(ROOT / "eval.py", "predict", run, "-", "--json", "-", "--top", 1)
     with subprocess.Popen(
         command, env=environment(), encoding="utf-8",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -251,12 +251,12 @@ def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
 def test_paths_from_standard_input_are_classified_as_given_ones(run):
     paths = pictures(5)
     Path("list").write_text("\n".join(paths))
-    given = inside("eval.py", "--run", run, "--csv", "a.csv", "--image", *paths)
+    given = inside("eval.py", "predict", run, "--csv", "a.csv", *paths)
     before = os.dup(0)
     with open("list", "rb") as file:
         os.dup2(file.fileno(), 0)
     try:
-        read = inside("eval.py", "--run", run, "--csv", "b.csv", "--image", "-")
+        read = inside("eval.py", "predict", run, "--csv", "b.csv", "-")
     finally:
         os.dup2(before, 0)
         os.close(before)
@@ -267,7 +267,7 @@ def test_paths_from_standard_input_are_classified_as_given_ones(run):
 
 def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
     paths = pictures(3)
-    result = inside("eval.py", "--run", run, "--json", "o.jsonl", "--image", *paths, "gone.png")
+    result = inside("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
     assert result.status == 2
     *found, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
     assert [entry["image"] for entry in found] == paths
@@ -283,7 +283,7 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     """Also where there are notes: here of files that are not read."""
     pictures(2)
     Path("many/a.heics").write_bytes(b"")
-    result = inside("eval.py", "--run", run, "--json", "-", "--image", "many")
+    result = inside("eval.py", "predict", run, "--json", "-", "many")
     assert result.status == 0 and "note: many: not read: 1 .heics" in result.err
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
@@ -291,7 +291,7 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
 def test_json_keeps_names_of_files_that_are_no_text(run):
     name = os.fsdecode(b"caf\xe9\n\x1b.png")
     draw(Path(name))
-    out = inside("eval.py", "--run", run, "--json", "-", "--image", name).out
+    out = inside("eval.py", "predict", run, "--json", "-", name).out
     assert out.isascii() and json.loads(out)["image"] == name
 
 
@@ -305,7 +305,7 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", noting)
-    inside("eval.py", "--run", run, "--json", "o.jsonl", "--image", *pictures(3))
+    inside("eval.py", "predict", run, "--json", "o.jsonl", *pictures(3))
     assert sizes == [0, 1, 2]
 
 
@@ -320,13 +320,13 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
-    options = ["--run", run, "--csv", "o.csv", "--json", "o.jsonl", "--image", *pictures(4)]
+    options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
     result = inside("eval.py", *options)
     assert result.status == 130
     assert "error: o.csv and o.jsonl: stopped early, it has 2 of 4 images\n" in result.err
     assert Path("o.jsonl").read_text().count("\n") == 2
     assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
-    result = inside("eval.py", "--run", run, "--json", "new.jsonl", "--image", "many")
+    result = inside("eval.py", "predict", run, "--json", "new.jsonl", "many")
     assert result.status == 130 and not Path("new.jsonl").exists()  # it would have no line
 
 
@@ -334,33 +334,32 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
     monkeypatch.setattr(progress_line, "AFTER", 0.0)
-    result = inside("eval.py", "--run", run, "--image", *pictures(5), "gone.png")
+    result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted == ["images 2/6", "images 4/6", "images 6/6"]
     assert result.err.startswith("eval.py: error: image gone.png")
-    assert inside("eval.py", "--run", run, "--image", "many/000.png").progress == ""
+    assert inside("eval.py", "predict", run, "many/000.png").progress == ""
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("command", "words"),
     [
-        (["--image", "-", "a.png"], ["--image", "'-' alone"]),
-        (["--json", "o.jsonl"], ["--json", "expected with --image"]),
-        (["--image", "many", "--json", "taken"], ["--json", "new file", "taken"]),
-        (["--image", "many", "--json", "nodir/o"], ["--json", "folder that exists"]),
-        (["--image", "many", "--json", "o", "--csv", "o"], ["--json", "another file than --csv"]),
-        (["--image", "many", "--json", "./o", "--csv", "o"], ["--json", "another file than --csv"]),
-        (["--per-class", "--csv", "DATA/o"], ["outside the data folder", "--csv"]),
-        (["--image", "many", "--json", "many/o"], ["file many/o", "data folder", "--json"]),
-        (["--image", "many", "--csv", "many/o"], ["file many/o", "data folder", "--csv"]),
-        (["--image", "a.png", "--json", "DATA/o"], ["outside the data folder", "--json"]),
+        ("predict RUN - a.png", ["IMAGE", "'-' alone"]),
+        ("predict RUN many --json taken", ["--json", "new file", "taken"]),
+        ("predict RUN many --json nodir/o", ["--json", "folder that exists"]),
+        ("predict RUN many --json o --csv o", ["--json", "another file than --csv"]),
+        ("predict RUN many --json ./o --csv o", ["--json", "another file than --csv"]),
+        ("predict RUN many --json many/o", ["file many/o", "data folder", "--json"]),
+        ("predict RUN many --csv many/o", ["file many/o", "data folder", "--csv"]),
+        ("predict RUN a.png --json DATA/o", ["outside the data folder", "--json"]),
+        ("test RUN --per-class --csv DATA/o", ["outside the data folder", "--csv"]),
+        ("export RUN DATA/o.pt2", ["outside the data folder", "FILE"]),
     ],
-    ids=lambda value: " ".join(value),
 )
-def test_a_place_for_results_that_makes_no_sense_is_refused(run, options, words):
+def test_a_place_for_results_that_makes_no_sense_is_refused(run, command, words):
     pictures(1)
     Path("taken").touch()
     data = str(run.parent / "data")
-    options = [option.replace("DATA", data) for option in options]
-    assert_one_line(inside("eval.py", "--run", run, *options), "eval.py", *words)
+    options = command.replace("RUN", str(run)).replace("DATA", data).split()
+    assert_one_line(inside("eval.py", *options), "eval.py", *words)
     assert sorted(os.listdir()) == ["many", "taken"] and os.listdir("many") == ["000.png"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, forked, 
 from small_runs import Place, train
 
 import minidpt
-from minidpt.runs import command_line
+from minidpt.runs import command_line, eval_options
 
 # Bad input
 
@@ -25,7 +26,7 @@ from minidpt.runs import command_line
 def test_a_mistake_is_one_line_and_status_2_without_a_traceback(tmp_path):
     for script, result in {
         "train.py": process(tmp_path, "train.py", "--data", "nowhere"),
-        "eval.py": inside("eval.py", "--run", "nowhere"),
+        "eval.py": inside("eval.py", "test", "nowhere"),
     }.items():
         assert_one_line(result, script, "nowhere", "expected")
         assert result.out == ""
@@ -80,7 +81,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--workers", str(10**9)], ["--workers", "at most"]),
         (["--class-chunk", "-1"], ["--class-chunk", "at least 0"]),
         (["--n-visual", "100000000000"], ["--n-visual", "at most"]),
-        (["--n-visual", "9" * 5000], ["--n-visual", "invalid int"]),
+        (["--n-visual", "9" * 5000], ["--n-visual", "a whole number"]),
         (["--visual-layers", "5"], ["visual_layers", "1 to"]),
         (["--alpha", "1e39"], ["--alpha", "finite"]),
         (["--ctx-init", "word " * 200], ["200 context vectors", "77"]),
@@ -102,53 +103,56 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(pla
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("command", "words"),
     [
-        ([], ["--run"]),
-        (["--image", "empty"], ["empty", "expected images"]),
-        (["--image", "picture.png", "--top", "0"], ["--top", "at least 1"]),
-        (["--image", "picture.png", "--top", "-1"], ["--top", "at least 1"]),
-        (["--image", "picture.png", "--top", str(10**12)], ["--top", "at most"]),
-        (["--workers", str(10**9)], ["--workers", "at most"]),
-        (["--workers", "-1"], ["workers"]),
-        (["--model", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
-        (["--device", "cuda:99"], ["cuda:99"]),
-        (["--template", "a {}."], ["--template", "--data"]),
-        (["--classnames", "names.txt"], ["--classnames", "--data"]),
-        (["--image", "picture.png", "--data", "."], ["--data", "--image"]),
-        (["--image", "picture.png", "--classes", "new"], ["--classes", "--image"]),
-        (["--image", "picture.png", "--root", "."], ["--root", "--image"]),
-        (["--image", ""], ["--image", "expected a path"]),
-        (["--root", ""], ["--root", "expected a path"]),
-        (["--csv", "out.csv"], ["--csv", "--image"]),
-        (["--image", "picture.png", "--csv", "nodir/o.csv"], ["--csv", "folder that exists"]),
-        (["--per-class", "--image", "picture.png"], ["--per-class", "--image"]),
-        (["--export", "a.pt2", "--image", "picture.png"], ["--export", "--image"]),
-        (["--export", "a.pt2", "--csv", "a.csv"], ["--csv", "--image"]),
-        (["--export", "a.pt2", "--data", "."], ["--data", "--export"]),
-        (["--export", "a.pt2", "--per-class"], ["--per-class", "--export"]),
-        (["--export", "nodir/a.pt2"], ["nodir/a.pt2", "folder that exists"]),
-        (["--export", "a.pth"], ["a.pth", ".pt2 or .onnx"]),
+        ("", ["COMMAND"]),
+        ("predict RUN", ["IMAGE"]),
+        ("predict RUN empty", ["empty", "expected images"]),
+        ("predict RUN picture.png --top 0", ["--top", "at least 1"]),
+        ("predict RUN picture.png --top 1000000000000", ["--top", "at most"]),
+        ("predict RUN picture.png --data .", ["--data"]),
+        ("predict RUN picture.png --per-class", ["--per-class"]),
+        ("predict RUN picture.png --csv nodir/o.csv", ["--csv", "folder that exists"]),
+        ("predict RUN ''", ["IMAGE", "expected a path"]),
+        ("test ''", ["RUN", "expected a path"]),
+        ("test RUN --workers 1000000000", ["--workers", "at most"]),
+        ("test RUN --workers -1", ["--workers", "at least 0"]),
+        ("test RUN --model ViT-B/64", ["ViT-B/64", "ViT-B/32"]),
+        ("test RUN --device cuda:99", ["cuda:99"]),
+        ("test RUN --template 'a {}.'", ["--template", "--data"]),
+        ("test RUN --classnames names.txt", ["--classnames", "--data"]),
+        ("test RUN --image-root ''", ["--image-root", "expected a path"]),
+        ("test RUN --image-root . --data .", ["--image-root", "--data"]),
+        ("test RUN --csv out.csv", ["--csv", "--per-class"]),
+        ("export RUN a.pt2 --csv a.csv", ["--csv"]),
+        ("export RUN nodir/a.pt2", ["nodir/a.pt2", "folder that exists"]),
+        ("export RUN a.pth", ["a.pth", ".pt2 or .onnx"]),
+        ("table", ["DIR"]),
+        ("table . --precision bf16", ["--precision"]),
+        ("published out", ["--data"]),
     ],
-    ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
-def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, options, words):
+def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, command, words):
     (tmp_path / "empty").mkdir()
     draw(tmp_path / "picture.png")
-    run = ["--run", trained[0]] if options else []
-    assert_one_line(inside("eval.py", *run, *options), "eval.py", *words)
+    arguments = [trained[0] if word == "RUN" else word for word in shlex.split(command)]
+    assert_one_line(inside("eval.py", *arguments), "eval.py", *words)
 
 
 # Help and output
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains_every_option(script):
-    result = inside(script, "--help")
+COMMANDS = [["train.py"], *(["eval.py", name] for name in eval_options.COMMANDS)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_explains_every_option(command):
+    result = inside(*command, "--help")
     assert (result.status, result.err) == (0, "")
+    assert result.out.startswith(f"usage: {' '.join(command)} ")
     options = re.findall(r"^  (--[\w-]+).*(?:\n {10,}.*)*", result.out, re.MULTILINE)
     explained = re.findall(r"^  (--[\w-]+)[^\n]*(?:  +|\n {10,})\w", result.out, re.MULTILINE)
-    assert options and options == explained
+    assert options == explained and bool(options) == (command[-1] != "table")
     assert "default: None" not in result.out
 
 
@@ -159,15 +163,14 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
     assert len(lines) <= 100 and max(map(len, lines)) <= 80
     assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
     assert sum(line.strip().startswith("torchrun --nproc_per_node=") for line in lines) == 1
-    groups = [line for line in lines if re.fullmatch(r"\w.*:", line) and "usage" not in line]
-    assert groups[0].startswith("what most people need")
-    known = ("data:", "method:", "optimisation:", "output:")
-    assert groups[1:] == [group for group in known if group in groups]
+    groups = [line for line in lines if re.fullmatch(r"\w[^.]*:", line) and "usage" not in line]
+    known = ["what most people need:", "data:", "method:", "optimisation:", "output:"]
+    assert groups == (known if script == "train.py" else ["commands:"])
 
 
 def test_a_reader_that_has_had_enough_is_no_error(trained):
     shutil.copytree(trained[0], "run")
-    command = forked(ROOT / "eval.py", "--table", "run")
+    command = forked(ROOT / "eval.py", "table", "run")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
@@ -181,7 +184,7 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
     train(Place(folder, place.clip), "runs/one", "--epochs", 0)
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdout", printed)
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--table", "runs"])
+    monkeypatch.setattr(sys, "argv", ["eval.py", "table", "runs"])
     with pytest.raises(SystemExit) as ended:
         command_line.run_command(SCRIPTS["eval.py"].main)
     printed.flush()
@@ -193,12 +196,12 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
 
 def test_names_cannot_command_the_terminal_or_begin_a_line(trained, place):
     shutil.copy(place.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
-    result = inside("eval.py", "--run", trained[0], "--image", "a\x1b[31m\nb: cat 99 %.png")
+    result = inside("eval.py", "predict", trained[0], "a\x1b[31m\nb: cat 99 %.png")
     assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
-    result = inside("eval.py", "--run", trained[0], "--image", "gone\x1b[2J\n.png")
+    result = inside("eval.py", "predict", trained[0], "gone\x1b[2J\n.png")
     assert_one_line(result, "eval.py", "gone")
     assert "\x1b" not in result.err
-    result = inside("eval.py", "--runs\x1b[2J", "x")
+    result = inside("eval.py", "runs\x1b[2J", "x")
     assert_one_line(result, "eval.py")
     assert "\x1b" not in result.err
 

@@ -20,6 +20,7 @@ from tiny_models import DEEP
 
 import minidpt
 from minidpt import trained as trained_models
+from minidpt.runs import predictions
 
 # The test
 
@@ -27,7 +28,7 @@ from minidpt import trained as trained_models
 def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_path):
     folder, _ = trained
     content = summary(folder)
-    result = inside("eval.py", "--run", folder)
+    result = inside("eval.py", "test", folder)
     assert (result.status, result.err) == (0, "")
     assert result.out == (
         f"dpt accuracy {content['accuracy']:.2f} %, "
@@ -39,7 +40,7 @@ def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_
 
 def test_eval_tells_how_each_class_fares(trained):
     folder, _ = trained
-    result = inside("eval.py", "--run", folder, "--per-class")
+    result = inside("eval.py", "test", folder, "--per-class")
     assert (result.status, result.err) == (0, "")
     total, *lines, mean = result.out.splitlines()
     found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
@@ -55,20 +56,20 @@ def test_eval_tells_how_each_class_fares(trained):
     shares = [float(match[2]) for match in found]
     assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
 
-    assert inside("eval.py", "--run", folder, "--per-class", "--csv", "classes.csv").status == 0
+    assert inside("eval.py", "test", folder, "--per-class", "--csv", "classes.csv").status == 0
     head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["class", "accuracy", "right", "total", "taken for"]
     assert [row[0] for row in rows] == CLASSNAMES
     assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in found]
     assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in found]
-    for two in (["--run", folder, folder], ["--run", folder, "--dataset", "EuroSAT", "Food101"]):
+    for two in (["test", folder, folder], ["test", folder, "--dataset", "EuroSAT", "Food101"]):
         result = inside("eval.py", *two, "--per-class", "--csv", "two.csv")
-        assert_one_line(result, "eval.py", "--csv", "one --run and one --dataset")
+        assert_one_line(result, "eval.py", "--csv", "one run and one --dataset")
 
 
 def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
     labels, predicted = torch.tensor([0] * 7 + [2]), torch.tensor([0, 1, 2, 2, 3, 4, 4, 2])
-    SCRIPTS["eval.py"].say_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
+    predictions.say_classes(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
     assert capsys.readouterr().out.splitlines() == [
         "  ant        14.29 %  1 of 7, taken for crane fly 2, eel 2, bee 1",
         "  bee            -    0 of 0",
@@ -86,7 +87,7 @@ def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_pat
     relative = Place(place.data.relative_to(place.clip.parent), Path(place.clip.name))
     train(relative, tmp_path / "run", "--epochs", 1)
     monkeypatch.chdir(tmp_path)
-    result = inside("eval.py", "--run", "run")
+    result = inside("eval.py", "test", "run")
     assert (result.status, result.err) == (0, "")
 
 
@@ -95,11 +96,11 @@ def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained,
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
-    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", str(tmp_path / "gone"), "--root")
+    assert_one_line(inside("eval.py", "test", "run"), "eval.py", str(tmp_path / "gone"), "--image-root")
     clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
-    result = inside("eval.py", "--run", "run", "--root", moved, "--classes", "new")
-    assert_one_line(result, "eval.py", "--root", "--data")
-    result = inside("eval.py", "--run", "run", "--root", moved, "--model", clip)
+    result = inside("eval.py", "test", "run", "--image-root", moved, "--classes", "new")
+    assert_one_line(result, "eval.py", "--image-root", "--data")
+    result = inside("eval.py", "test", "run", "--image-root", moved, "--model", clip)
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in result.out
 
 
@@ -111,13 +112,13 @@ def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_comput
         Path(path).write_bytes(bytes(1_500_000))
 
     monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
-    result = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    result = inside("eval.py", "export", trained[0], "run.pt2")
     assert (result.status, result.err) == (0, "")
     assert result.out == (
         "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
         "(little on cpu in fp32)\n"
     )
-    again = inside("eval.py", "--run", trained[0], "--export", "run.pt2")
+    again = inside("eval.py", "export", trained[0], "run.pt2")
     assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
@@ -126,7 +127,7 @@ def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_comput
 
 def test_images_are_classified_with_names_and_probabilities(trained, place):
     images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
-    result = inside("eval.py", "--run", trained[0], "--image", *images)
+    result = inside("eval.py", "predict", trained[0], *images)
     assert (result.status, result.err) == (0, "")
     guesses = printed(result)
     assert list(guesses) == [str(path) for path in images]
@@ -145,7 +146,7 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
     draw(tmp_path / "mixed" / "below" / "a.jpg")
     (tmp_path / "mixed" / "notes.txt").write_text("no picture")
     single = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "--run", trained[0], "--top", 2, "--image", "mixed", single)
+    result = inside("eval.py", "predict", trained[0], "--top", 2, "mixed", single)
     guesses = printed(result)
     assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
     assert all(len(names) == 2 for names in guesses.values())
@@ -153,7 +154,7 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
 
 def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
     images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
-    command = ("eval.py", "--run", trained[0], "--top", 2, "--csv", "out.csv", "--image", *images)
+    command = ("eval.py", "predict", trained[0], "--top", 2, "--csv", "out.csv", *images)
     result = inside(*command)
     head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["image", "class", "probability"]
@@ -167,7 +168,7 @@ def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
 def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
     for number in range(40):
         draw(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
-    options = ("--run", trained[0], "--image", "many", "--csv", "out.csv")
+    options = ("predict", trained[0], "many", "--csv", "out.csv")
     command = forked(ROOT / "eval.py", *options)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path
@@ -188,7 +189,7 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
-    result = inside("eval.py", "--run", trained[0], "--image", "a.png", "b.png", "--csv", "o.csv")
+    result = inside("eval.py", "predict", trained[0], "a.png", "b.png", "--csv", "o.csv")
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
@@ -207,8 +208,8 @@ def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
     monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
-    options = ["--image", *images, "--csv", "out.csv", "--top", 1]
-    result = inside("eval.py", "--run", trained[0], *options)
+    options = [*images, "--csv", "out.csv", "--top", 1]
+    result = inside("eval.py", "predict", trained[0], *options)
     assert result.status == status and "stopped early, it has 2 of 3 images\n" in result.err
     with open("out.csv", newline="", encoding="utf-8") as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png"]
@@ -216,7 +217,7 @@ def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
 
 def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
     draw(tmp_path / "=1+1.png")
-    inside("eval.py", "--run", trained[0], "--image", "=1+1.png", "--csv", "out.csv")
+    inside("eval.py", "predict", trained[0], "=1+1.png", "--csv", "out.csv")
     assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
 
 
@@ -227,7 +228,7 @@ def test_an_image_folder_is_read_as_class_folders_are(trained, place):
     draw(Path("mixed/folder.jpg/b.png"))
     draw(Path("elsewhere/c.png"))
     Path("mixed/link").symlink_to(Path("elsewhere").resolve())
-    result = inside("eval.py", "--run", trained[0], "--image", "mixed")
+    result = inside("eval.py", "predict", trained[0], "mixed")
     assert (result.status, result.err) == (0, "")
     assert list(printed(result)) == ["mixed/a.jpg", "mixed/folder.jpg/b.png", "mixed/link/c.png"]
 
@@ -235,7 +236,7 @@ def test_an_image_folder_is_read_as_class_folders_are(trained, place):
 def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, place):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     good = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "--run", trained[0], "--image", "broken.jpg", good, "missing.png")
+    result = inside("eval.py", "predict", trained[0], "broken.jpg", good, "missing.png")
     assert result.status == 2
     assert list(printed(result)) == [str(good)]
     errors = result.err.splitlines()
@@ -248,7 +249,7 @@ def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, t
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": "/gone"}))
-    result = inside("eval.py", "--run", "run", "--image", place.data / "gnu" / "0.png")
+    result = inside("eval.py", "predict", "run", place.data / "gnu" / "0.png")
     assert (result.status, len(printed(result))) == (0, 1)
 
 
@@ -259,7 +260,7 @@ def test_a_run_is_refused_with_another_clip(trained, tmp_path):
     same_sizes = save_clip(tmp_path / "same_sizes.pt", seed=1)
     other_sizes = save_clip(tmp_path / "other_sizes.pt", DEEP)
     for other in (same_sizes, other_sizes):
-        result = inside("eval.py", "--run", trained[0], "--model", other)
+        result = inside("eval.py", "test", trained[0], "--model", other)
         assert_one_line(result, "eval.py", "model.pt", "little", other.stem)
         assert result.out == ""
 
@@ -268,7 +269,7 @@ def test_a_run_is_refused_with_another_clip(trained, tmp_path):
 def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp_path, missing):
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "run" / missing).unlink()
-    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "run", f"expected {missing}")
+    assert_one_line(inside("eval.py", "test", "run"), "eval.py", "run", f"expected {missing}")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp
 def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_path, file, content):
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(content)
-    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", file)
+    assert_one_line(inside("eval.py", "test", "run"), "eval.py", file)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_a_damaged_file_of_a_run_is_named_before_a_test_on_other_data(
 ):
     shutil.copytree(trained[0], "run")
     Path("run", file).write_text(content)
-    result = inside("eval.py", "--run", "run", "--data", place.data)
+    result = inside("eval.py", "test", "run", "--data", place.data)
     assert_one_line(result, "eval.py", f"run/{file}", "expected")
     assert result.out == ""
 
@@ -317,4 +318,4 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
     shutil.copytree(trained[0], "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "precision": "fp7"}))
-    assert_one_line(inside("eval.py", "--run", "run"), "eval.py", "config.json", "fp32", "fp7")
+    assert_one_line(inside("eval.py", "test", "run"), "eval.py", "config.json", "fp32", "fp7")

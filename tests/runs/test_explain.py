@@ -54,7 +54,7 @@ def names_in(folder: Path) -> list[str]:
 
 def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(place, tmp_path):
     image = [place.data / "red" / "0.png", place.data / "blue" / "0.png", place.data / "red/1.png"]
-    done = inside("eval.py", "--run", place.run, "--image", *image, "--explain", tmp_path / "new")
+    done = inside("eval.py", "predict", place.run, *image, "--attention-maps", tmp_path / "new")
     assert done.status == 0 and done.out.count("\n") == 3, done
     assert names_in(tmp_path / "new") == ["0-2.png", "0.png", "1.png"]
     for path in (tmp_path / "new").iterdir():
@@ -65,8 +65,8 @@ def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(place, tmp_pat
 
 def test_each_picture_s_line_names_its_png_and_so_does_its_json(place, tmp_path):
     image = [place.data / "red" / "0.png", place.data / "blue" / "0.png", "gone.png"]
-    options = ("--run", place.run, "--image", *image, "--json", tmp_path / "o.jsonl")
-    done = inside("eval.py", *options, "--explain", tmp_path / "new")
+    options = ("predict", place.run, *image, "--json", tmp_path / "o.jsonl")
+    done = inside("eval.py", *options, "--attention-maps", tmp_path / "new")
     pngs = [str(tmp_path / "new" / name) for name in ("0.png", "0-2.png")]
     assert [line.partition(" -> ")[2] for line in done.out.splitlines()] == pngs
     entries = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
@@ -88,7 +88,7 @@ def test_a_number_does_not_take_the_name_of_a_later_picture(place, tmp_path):
 @pytest.mark.parametrize("where", ["filled", "pictures/new", "unreadable"])
 def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(place, tmp_path, where):
     folder, image = tmp_path / where, place.data / "red" / "0.png"
-    words = ["--explain"]
+    words = ["--attention-maps"]
     if where == "filled":
         folder.mkdir()
         (folder / "mine.txt").write_text("kept")
@@ -99,21 +99,16 @@ def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(place
     else:
         folder.write_text("a file")
     before = names_in(place.data)
-    done = inside("eval.py", "--run", place.run, "--image", image, "--explain", folder)
+    done = inside("eval.py", "predict", place.run, image, "--attention-maps", folder)
     assert_one_line(done, "eval.py", *words)
     assert done.out == "" and names_in(place.data) == before
     assert where != "filled" or names_in(folder) == ["mine.txt"]
 
 
-def test_explain_is_for_images(place, tmp_path):
-    done = inside("eval.py", "--run", place.run, "--explain", tmp_path / "new")
-    assert_one_line(done, "eval.py", "--explain", "--image")
-
-
 def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(place, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     image = [tmp_path / "broken.png", place.data / "red" / "0.png"]
-    done = inside("eval.py", "--run", place.run, "--image", *image, "--explain", tmp_path / "new")
+    done = inside("eval.py", "predict", place.run, *image, "--attention-maps", tmp_path / "new")
     assert_one_line(done, "eval.py", "broken.png")
     assert names_in(tmp_path / "new") == ["0.png"]
 

@@ -104,14 +104,14 @@ def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, 
     Path("run/transfer.json").write_text("{}\n")
     before = contents("run")
     with room(100):
-        result = inside("eval.py", "--run", "run", "--data", "other")
+        result = inside("eval.py", "test", "run", "--data", "other")
     assert_one_line(result, "eval.py", "run/transfer.json", "room")
     assert contents("run") == before
 
 
 def test_without_room_there_is_no_table_of_classes(trained):
     with room(10):
-        result = inside("eval.py", "--run", trained, "--per-class", "--csv", "classes.csv")
+        result = inside("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
     assert_one_line(result, "eval.py", "classes.csv", "room")
     assert contents(".") == {}
 
@@ -142,7 +142,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
-    command = forked(ROOT / "eval.py", "--table", trained)
+    command = forked(ROOT / "eval.py", "table", trained)
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
@@ -153,7 +153,7 @@ def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
 def test_closed_streams_are_no_error(trained, monkeypatch, closed):
     for name in closed:
         monkeypatch.setattr(sys, name, None)  # as Python has it after >&-
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--table", str(trained)])
+    monkeypatch.setattr(sys, "argv", ["eval.py", "table", str(trained)])
     with pytest.raises(SystemExit) as ended:
         command_line.run_command(SCRIPTS["eval.py"].main)
     assert not ended.value.code
@@ -167,11 +167,12 @@ FORKS = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, TESTS)
-from scripts import SCRIPTS, inside
+from minidpt.runs import devices
+from scripts import inside
 
 arguments = sys.argv[1:]
-clip = SCRIPTS["train.py"].load(arguments[3])
-SCRIPTS["train.py"].load = lambda *_, **__: clip
+clip = devices.load(arguments[3])
+devices.load = lambda *_, **__: clip
 inside("train.py", *arguments, "--out", "first")  # for all that torch imports on its way
 
 def start(*more, steps=(), kill=0):  # in a process of its own, which dies at the n-th of the steps
@@ -342,7 +343,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
 
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "locked", refused)
-        assert inside("eval.py", "--run", "run", "--data", place[1]).status == 0
+        assert inside("eval.py", "test", "run", "--data", place[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed
     result = inside("train.py", *place, *SCHEDULE, "--epochs", 0, "--out", "left")

@@ -63,7 +63,7 @@ def test_a_run_by_auto_is_tested_in_the_precision_that_it_took(cpu_info, tmp_pat
                    "coop", "--epochs", 1, "--precision", "auto", "--out", "run")  # fmt: skip
     assert (begun.status, begun.err) == (0, "")
     assert "in bf16 (this processor computes in it)" in begun.out
-    assert json.loads(Path("run/config.json").read_text())["precision"] == "bf16"
+    assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == "bf16"
     cpu_info.unlink()
-    assert "in bf16)" in inside("eval.py", "--run", "run").out
-    assert "in fp32" in inside("eval.py", "--run", "run", "--precision", "auto").out
+    assert "in bf16)" in inside("eval.py", "test", "run").out
+    assert "in fp32" in inside("eval.py", "test", "run", "--precision", "auto").out

@@ -61,7 +61,7 @@ def classify(place: Path, table: str) -> list[str]:
     """122 pictures, more than are computed at once, two of which cannot be read."""
     pictures = sorted((place / "pictures").rglob("*.png"))
     pictures = [*pictures, place / "broken/yak/image_0001.png", *3 * pictures, place / "none.png"]
-    return list(map(str, ("eval.py", "--run", "run", "--csv", table, "--image", *pictures)))
+    return list(map(str, ("eval.py", "predict", "run", "--csv", table, *pictures)))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         "no data": {"processes": 2, "arguments": command(place, "none", "--out", "run")},
         "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
         "images": {"processes": 2, "arguments": classify(place, "by two.csv")},
-        "eval": {"processes": 2, "arguments": ["eval.py", "--run", "run", "--per-class"]},
+        "eval": {"processes": 2, "arguments": ["eval.py", "test", "run", "--per-class"]},
     }
     at = {"resumed": "killed", "eval": "two", "images": "two"}
     for name, job in jobs.items():
@@ -248,7 +248,7 @@ def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
 
 
 def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
-    result = inside("eval.py", "--run", done["two"].folder / "run", "--per-class")
+    result = inside("eval.py", "test", done["two"].folder / "run", "--per-class")
     said = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
     assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
 

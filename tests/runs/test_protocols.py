@@ -20,7 +20,7 @@ from minidpt.data import items as data
 from minidpt.data.layouts import LAYOUTS
 from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs
-from minidpt.runs.train_options import parse_arguments
+from minidpt.runs.config import RunConfig, RunRecord
 
 NAMES = [layout.name for layout in LAYOUTS]
 TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
@@ -72,10 +72,10 @@ def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guid
     assert Path("sweep/table.md").read_text(encoding="utf-8") in result.out
 
     run = "sweep/ImageNet-dpt-2shots-seed1"
-    result = succeed("eval.py", "--run", run, "--data", guide, "--dataset", *TEST_ONLY, "EuroSAT")
+    result = succeed("eval.py", "test", run, "--data", guide, "--dataset", *TEST_ONLY, "EuroSAT")
     for name in (*TEST_ONLY, "EuroSAT"):
         assert f"{run} on {name}: dpt accuracy" in result.out
-    table = succeed("eval.py", "--table", "sweep").out
+    table = succeed("eval.py", "table", "sweep").out
     assert "Trained on one, tested on another" in table
     tested = [row["tested"] for row in read_csv("sweep/table.csv") if row["dataset"] == "ImageNet"]
     assert sorted(tested) == sorted(["ImageNet", *TEST_ONLY, "EuroSAT"])
@@ -228,9 +228,9 @@ def test_a_run_of_before_the_fingerprints_is_tested_but_not_gone_on_with(sweep, 
     assert len(kept) == len(config) - 2
     (run / "config.json").write_text(json.dumps(kept))
     accuracy = f"dpt accuracy {summary(run)['accuracy']:.2f} %"
-    assert accuracy in succeed("eval.py", "--run", run).out
-    succeed("eval.py", "--run", run, "--data", pictures, "--classes", "new")
-    succeed("eval.py", "--table", "again")  # where it has a row of its own
+    assert accuracy in succeed("eval.py", "test", run).out
+    succeed("eval.py", "test", run, "--data", pictures, "--classes", "new")
+    succeed("eval.py", "table", "again")  # where it has a row of its own
     variants = {row["variant"] for row in read_csv("again/table.csv") if row["method"] == "dpt"}
     clip_hash, data_hash = config["clip_fingerprint"][:8], config["data_fingerprint"][:8]
     prints = f"CLIP fingerprint {clip_hash}, data fingerprint {data_hash}"
@@ -261,15 +261,15 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
 
 def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, monkeypatch):
     own = shutil.copytree(pictures, Path("own"))
-    train, calls = SCRIPTS["train.py"].train, []
+    run_once, calls = SCRIPTS["train.py"].run_once, []
 
-    def vanishing(settings, *others):
-        calls.append(settings.name)
+    def vanishing(planned, shared):
+        calls.append(planned.name)
         if len(calls) == 1:
             raise FileNotFoundError("image own/gone.png: no such file")
-        train(settings, *others)
+        run_once(planned, shared)
 
-    monkeypatch.setattr(SCRIPTS["train.py"], "train", vanishing)
+    monkeypatch.setattr(SCRIPTS["train.py"], "run_once", vanishing)
     command = ("--data", own, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
                "--out", "sweep")  # fmt: skip
     result = inside("train.py", *command)
@@ -281,29 +281,29 @@ def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, m
 
 
 def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(monkeypatch):
-    run, settings, unlink = runs.Run("run"), {"epochs": 3}, Path.unlink
+    run, unlink = runs.RunFolder("run"), Path.unlink
+    settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32")
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     for moment in range(6):  # files to be removed
-        run.create()
-        run.write_json("config.json", settings)
+        run.create(*settings)
         for name in ("metrics.jsonl", "split.json", "model.pt", "transfer.json"):
             run.path(name).touch()
         run.write_json("summary.json", {"tests": {}})
-        assert run.finished(settings)
+        assert run.is_finished(*settings)
         steps = iter([unlink] * moment + [stop])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", lambda *args, **kw: next(steps)(*args, **kw))  # noqa: B023
-            run.create()
-        assert run.finished(settings) == (moment == 0)  # and it is no error
+            run.create(*settings)
+        assert run.is_finished(*settings) == (moment == 0)  # and it is no error
 
     run.create()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.os, "replace", stop)
         run.write_json("config.json", settings)
-    assert not run.finished(settings)
+    assert not run.is_finished(*settings)
 
 
 def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, clip):
@@ -382,12 +382,12 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
     first, second = (float(row["accuracy"]) for row in parts)
     assert float(both[0]["accuracy"]) == pytest.approx(tables.harmonic_mean(first, second))
 
-    again = succeed("eval.py", "--run", run, "--classes", "new").out  # the same once more
+    again = succeed("eval.py", "test", run, "--classes", "new").out  # the same once more
     assert (
         f"dpt accuracy {new['accuracy']:.2f} %, zero-shot {new['zero_shot_accuracy']:.2f} %"
         in again
     )
-    again = succeed("eval.py", "--run", run).out
+    again = succeed("eval.py", "test", run).out
     assert f"dpt accuracy {base['accuracy']:.2f} %" in again
 
 
@@ -438,13 +438,7 @@ def test_contexts_of_classes_cannot_serve_others(clip):
         ("train.py", ["--shots", "1", "0"], ["--shots", "at least 1"]),
         ("train.py", ["--seed", "1", "-1"], ["--seed", "at least 0"]),
         ("train.py", ["--classnames", "none.txt"], ["none.txt"]),
-        ("eval.py", ["--table", "empty"], ["empty", "finished runs"]),
-        ("eval.py", ["--table", "empty", "--run", "x"], ["--run", "--table"]),
-        ("eval.py", ["--table", "empty", "--data", "x"], ["--data", "--table"]),
-        ("eval.py", ["--table", "empty", "--precision", "bf16"], ["--precision", "--table"]),
-        ("eval.py", ["--table", ""], ["--table", "expected a path"]),
-        ("eval.py", ["--run", ""], ["--run", "expected a path"]),
-        ("eval.py", [], ["--run", "--table"]),
+        ("eval.py", ["table", "empty"], ["empty", "finished runs"]),
     ],
 )
 def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
@@ -458,20 +452,20 @@ def test_a_damaged_result_is_named(sweep):
     shutil.copytree(sweep[0], "again")
     path = next(Path("again").glob("*/summary.json"))
     path.write_text("{}")
-    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path))
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path))
     shutil.copy(sweep[0] / path.relative_to("again"), path)
     whole = json.loads(path.read_text())
     changes = [{"shots": True}, {"shots": 10**40}, {"seed": -1}, {"method": "x"}, {"model": 5}]
     changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
     for change in changes:
         path.write_text(json.dumps(whole | change))
-        assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path.parent))
+        assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path.parent))
     path.write_text(json.dumps({name: value for name, value in whole.items() if name != "shots"}))
-    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(path), "'shots' (int)")
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
     path.write_text(json.dumps(whole))
     for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
         path.with_name("transfer.json").write_text(content)
-        result = inside("eval.py", "--table", "again")
+        result = inside("eval.py", "table", "again")
         assert_one_line(result, "eval.py", str(path.parent), "expected")
 
 
@@ -540,11 +534,11 @@ def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
     succeed("train.py", *command, "--classes", "base", "--out", "runs/base")
     tested = summary("runs/base")["tests"]
     for classes in ("base", "new"):
-        succeed("eval.py", "--run", "runs/all", "runs/base", "--classes", classes)
+        succeed("eval.py", "test", "runs/all", "runs/base", "--classes", classes)
     assert not Path("runs/base/transfer.json").exists()  # train.py has tested that already
     assert set(json.loads(Path("runs/all/transfer.json").read_text())) == set(tested)
-    succeed("eval.py", "--run", "runs/base", "--data", pictures)
-    table = succeed("eval.py", "--table", "runs").out
+    succeed("eval.py", "test", "runs/base", "--data", pictures)
+    table = succeed("eval.py", "table", "runs").out
     (heading,) = (line for line in table.splitlines() if line.startswith("**Base to new"))
     block = table.split(heading)[1].split("**")[0]
     base, new = (test["accuracy"] for test in tested.values())
@@ -558,13 +552,13 @@ def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
     other = draw_classes(Path("other") / pictures.name, {"ant": 4, "bee": 4})
     succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
     assert summary("run")["tests"].keys() == {pictures.name}
-    succeed("eval.py", "--run", "run", "--data", other)
-    succeed("eval.py", "--run", "run", "--data", pictures)  # its own test: not noted
+    succeed("eval.py", "test", "run", "--data", other)
+    succeed("eval.py", "test", "run", "--data", pictures)  # its own test: not noted
     noted = json.loads(Path("run/transfer.json").read_text())
     assert list(noted) == [f"{pictures.name}, tested in {other.resolve()}"]
     (test,) = noted.values()
     assert (test["tested"], test["test_images"]) == (f"{pictures.name} in {other.resolve()}", 2)
-    rows = read_csv(succeed("eval.py", "--table", "run").out and "run/table.csv")
+    rows = read_csv(succeed("eval.py", "table", "run").out and "run/table.csv")
     own = [row for row in rows if row["tested"] == pictures.name]
     assert len(rows) == 2 and float(own[0]["accuracy"]) == summary("run")["accuracy"]
 
@@ -580,13 +574,13 @@ def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip
         lambda self, items, *args, init=evaluation.TestSet.__init__, **kwargs:
             opened.append(len(items)) or init(self, items, *args, **kwargs),
     )  # fmt: skip
-    out = succeed("eval.py", "--run", "a", "b", "a", "--classes", "new").out
+    out = succeed("eval.py", "test", "a", "b", "a", "--classes", "new").out
     assert opened == [6, 2]  # pictures of each data set are decoded once
     assert out.count("a on pictures") == 2 and out.count("b on four, new classes") == 1
     notes = [json.loads(Path(run, "transfer.json").read_text()) for run in "ab"]
     (first,), (second,) = (note.values() for note in notes)
     assert (first["template"], second["template"]) == ("my {}.", "a photo of a {}.")
-    out = succeed("eval.py", "--run", "a", "b").out
+    out = succeed("eval.py", "test", "a", "b").out
     assert f"a: dpt accuracy {summary('a')['accuracy']:.2f} %" in out
     assert f"b: dpt accuracy {summary('b')['accuracy']:.2f} %" in out
 
@@ -597,9 +591,9 @@ def test_runs_of_several_clips_are_refused_unless_one_is_named(pictures, clip):
     succeed("train.py", *command, "--model", clip, "--out", "a")
     succeed("train.py", *command, "--model", copy, "--out", "b")
     assert_one_line(
-        inside("eval.py", "--run", "a", "b"), "eval.py", "one CLIP", "--model", "same.pt"
+        inside("eval.py", "test", "a", "b"), "eval.py", "one CLIP", "--model", "same.pt"
     )
-    assert "b: dpt accuracy" in succeed("eval.py", "--run", "a", "b", "--model", clip).out
+    assert "b: dpt accuracy" in succeed("eval.py", "test", "a", "b", "--model", clip).out
 
 
 @pytest.mark.parametrize(
@@ -701,12 +695,10 @@ def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     )
 
 
-def test_published_options_are_the_defaults_of_train_py(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    defaults = vars(parse_arguments(""))
-    usual = results._usual(result())
+def test_published_options_are_the_defaults_of_train_py():
+    usual = RunConfig().published_settings("pets")
     assert usual.pop("warmup_epochs") == 10 and usual.pop("epochs") == 100
-    assert usual == {name: defaults[name] for name in usual} and len(usual) == 13
+    assert usual == {name: RunConfig().to_dict()[name] for name in usual} and len(usual) == 13
 
 
 def test_unfinished_runs_are_counted_below_the_tables(sweep):
@@ -714,33 +706,33 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
     stopped = sorted(path.parent for path in Path("again").glob("*/summary.json"))[:2]
     for run in stopped:
         (run / "summary.json").unlink()
-    out = succeed("eval.py", "--table", "again").out
+    out = succeed("eval.py", "table", "again").out
     names = ", ".join(run.name for run in stopped)
     assert out.endswith(f"\nRuns that are not finished, so not in the tables: 2 ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
-    result = inside("eval.py", "--table", "again")
+    result = inside("eval.py", "table", "again")
     assert_one_line(result, "eval.py", "finished runs", "got 9 unfinished")
 
 
 def test_what_is_no_run_is_left_out_of_the_tables(sweep):
     shutil.copytree(sweep[0], "again")
-    out = succeed("eval.py", "--table", "again").out
+    out = succeed("eval.py", "table", "again").out
     foreign = Path("again/a clip")  # the first in any order
     foreign.mkdir()
     for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
         (foreign / "config.json").write_text(content)
-        assert succeed("eval.py", "--table", "again").out == out
+        assert succeed("eval.py", "table", "again").out == out
         (foreign / "summary.json").write_text("{}")
-        assert succeed("eval.py", "--table", "again").out == out
+        assert succeed("eval.py", "table", "again").out == out
         (foreign / "summary.json").unlink()
-        result = inside("eval.py", "--run", "again")
+        result = inside("eval.py", "test", "again")
         assert_one_line(result, "eval.py", "a run in it, such as again/")
         assert "a clip" not in result.err
     damaged = next(Path("again").glob("*-dpt-*/config.json"))
     damaged.write_text("{")
-    assert_one_line(inside("eval.py", "--table", "again"), "eval.py", str(damaged), "JSON")
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(damaged), "JSON")
 
 
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
@@ -797,16 +789,16 @@ def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures,
     for seed in (1, 2):
         succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1,
                 "--seed", seed, "--out", f"runs/{seed}")  # fmt: skip
-    succeed("eval.py", "--run", "runs/1", "runs/2", "--data", others[0])
-    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    succeed("eval.py", "test", "runs/1", "runs/2", "--data", others[0])
+    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
     assert [row["seeds"] for row in rows if row["tested"] == "pets"] == ["2"]
-    succeed("eval.py", "--run", "runs/1", "--data", others[0], "--template", "my {}.")
-    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    succeed("eval.py", "test", "runs/1", "--data", others[0], "--template", "my {}.")
+    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
     variants = [row["variant"] for row in rows if row["tested"] == "pets"]
     assert sorted(variants) == ["", "tested by my {}."]
     Path("runs/1/transfer.json").unlink()
-    succeed("eval.py", "--run", "runs/1", "--data", others[1])
-    rows = read_csv(succeed("eval.py", "--table", "runs").out and "runs/table.csv")
+    succeed("eval.py", "test", "runs/1", "--data", others[1])
+    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
     variants = [row["variant"] for row in rows if row["tested"] == "pets"]
     assert sorted(variants) == [f"tested in {other.resolve()}" for other in others]
 
@@ -817,10 +809,10 @@ def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip
     by = [[], ["--template", "my {}."], ["--precision", "bf16"]]
     for data_folder in (other, pictures):
         for options in (*by, by[1]):  # the second once more: it is the same test
-            succeed("eval.py", "--run", "run", "--data", data_folder, *options)
+            succeed("eval.py", "test", "run", "--data", data_folder, *options)
     noted = json.loads(Path("run/transfer.json").read_text())
     assert [entry["tested"] for entry in noted.values()] == ["pets"] * 3 + [pictures.name] * 2
-    rows = read_csv(succeed("eval.py", "--table", ".").out and "table.csv")
+    rows = read_csv(succeed("eval.py", "table", ".").out and "table.csv")
     for tested in ("pets", pictures.name):
         variants = [row["variant"] for row in rows if row["tested"] == tested]
         assert sorted(variants) == ["", "tested by my {}.", "tested in precision bf16"]
@@ -830,7 +822,7 @@ def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip
 
 def test_test_images_that_were_trained_on_are_counted(pictures, clip):
     succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "a")
-    assert "trained on" not in succeed("eval.py", "--run", "a").out
+    assert "trained on" not in succeed("eval.py", "test", "a").out
     split = json.loads(Path("a/split.json").read_text())
     Path("linked").symlink_to(pictures)
     lines = ["path,label,split"]  # test on what was trained on, but for the first two classes
@@ -838,15 +830,15 @@ def test_test_images_that_were_trained_on_are_counted(pictures, clip):
         lines.append(f"linked/{file},{name},{'train' if label < 2 else 'test'}")
     lines += [f"linked/{file},{name},train" for file, _, name in split["test"]]
     Path("labels.csv").write_text("\n".join(lines))
-    out = succeed("eval.py", "--run", "a", "--data", "labels.csv").out
+    out = succeed("eval.py", "test", "a", "--data", "labels.csv").out
     assert "note: 9 of the test images were trained on\n" in out  # 3 shots of 3 classes
     shutil.copytree("a", "b")
-    out = succeed("eval.py", "--run", "a", "b", "--data", "labels.csv").out
+    out = succeed("eval.py", "test", "a", "b", "--data", "labels.csv").out
     assert "note: b: 9 of the test images were trained on\n" in out
 
 
 def test_notes_about_other_data_are_printed(pictures, clip):
     succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
     other = draw_classes(Path("other"), {"ant": 4, "bee": 1})
-    out = succeed("eval.py", "--run", "run", "--data", other).out
+    out = succeed("eval.py", "test", "run", "--data", other).out
     assert "note: class 'bee' has no test image\n" in out

@@ -21,7 +21,7 @@ from tiny_models import WIDE, clip_state
 import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import charts
-from minidpt.runs.folders import Run
+from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
 from minidpt.runs.predictions import HEADER, read_predictions
 from minidpt.runs.report import write_report
@@ -113,7 +113,7 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, place
 def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_path):
     train(place, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
     names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
-    found = read_predictions(Run(tmp_path / "base"), names)
+    found = read_predictions(RunFolder(tmp_path / "base"), names)
     assert found.counts().tolist() == [3, 3, 3]
     (mean,) = np.unique(found.accuracies(found.learned).mean().round(9))
     assert mean == pytest.approx(summary(tmp_path / "base")["accuracy"])
@@ -130,7 +130,7 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
             (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
             for n, (a, b, c) in enumerate(rows)
         )])  # fmt: skip
-    found = read_predictions(Run(run), names)
+    found = read_predictions(RunFolder(run), names)
     pairs: dict[tuple, int] = {}
     for true, learned, _ in rows.tolist():
         if true != learned:
@@ -177,7 +177,7 @@ def test_the_page_refers_to_nothing_outside(trained):
 def test_eval_makes_the_report_again_from_the_files(run):
     made = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
-    result = inside("eval.py", "--report", run)
+    result = inside("eval.py", "report", run)
     assert (result.status, result.out, result.err) == (0, f"{run}: report.html\n", "")
     assert (run / "report.html").read_bytes() == made
 
@@ -186,7 +186,7 @@ def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
     pictures = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"model": "gone.pt"}))
-    result = inside("eval.py", "--report", run)
+    result = inside("eval.py", "report", run)
     assert result.status == 0 and "Maps of attention: left out" in result.out
     assert "Maps of attention: left out" in page_of(run).text
     assert [name for name, _ in page_of(run).tags].count("img") == pictures // 3
@@ -254,13 +254,13 @@ def test_a_context_without_a_class_and_no_learning_rate_leave_nothing_out(run):
 def test_a_folder_in_the_reports_place_is_one_line(run):
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
-    result = inside("eval.py", "--report", run)
+    result = inside("eval.py", "report", run)
     assert_one_line(result, "eval.py", f"{run}/report.html: expected a file", "got a folder")
     assert not (run / "report.html.part").exists()
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
-    result = inside("eval.py", "--report", tmp_path)
+    result = inside("eval.py", "report", tmp_path)
     assert_one_line(result, "eval.py", "expected finished runs")
 
 
@@ -285,7 +285,7 @@ def test_a_sweep_ends_with_a_report_of_all_its_runs(place, tmp_path):
     assert "5 runs" in page.text and "shots (training images a class)" in page.text
     assert not list(tmp_path.glob("sweep/*/report.html"))  # but with eval.py
     (run, *_) = tmp_path.glob("sweep/*vpt*")
-    assert inside("eval.py", "--report", run).status == 0 and page_of(run)
+    assert inside("eval.py", "report", run).status == 0 and page_of(run)
 
 
 def test_without_a_report_none_is_written(place, tmp_path):
@@ -301,7 +301,7 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     for number in range(24):
         noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.write_json("config.json", {"method": "vlp", "guidance_epochs": 300, "classes": "all"})
     run.write_json("split.json", {
         "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,

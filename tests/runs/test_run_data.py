@@ -40,7 +40,7 @@ def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, place):
         result = inside("train.py", "--model", place.clip, *SHORT, *options)
         assert_one_line(result, "train.py", options[0], "--data")
     assert not any(Path().iterdir())  # no demo was drawn, either
-    assert_one_line(inside("eval.py", "--run", trained[0], "--data", ""), "eval.py", "--data")
+    assert_one_line(inside("eval.py", "test", trained[0], "--data", ""), "eval.py", "--data")
 
     drawings = Path("demo-v3").resolve()  # class folders, which --dataset could name
     for part in ("train", "test"):
@@ -48,9 +48,9 @@ def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, place):
     shutil.copytree(trained[0], "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "data": str(drawings)}))
-    result = inside("eval.py", "--run", "run", "--dataset", "EuroSAT")
+    result = inside("eval.py", "test", "run", "--dataset", "EuroSAT")
     assert_one_line(result, "eval.py", "--dataset", "--data", "demo")
-    named = inside("eval.py", "--run", "run", "--data", drawings, "--dataset", "EuroSAT")
+    named = inside("eval.py", "test", "run", "--data", drawings, "--dataset", "EuroSAT")
     assert named.status == 0
 
 
@@ -135,13 +135,13 @@ def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, meth
     result = inside("train.py", *options, "--out", "run")
     note = "note: in pictures of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
-    assert json.loads(Path("run/config.json").read_text())["white"] == {"integer": 4095}
+    assert json.loads(Path("run/config.json").read_text())["record"]["white_level"] == {"integer": 4095}
     assert minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0]).white["integer"] == 4095
-    tested = inside("eval.py", "--run", "run")
+    tested = inside("eval.py", "test", "run")
     assert note in tested.out
     accuracy = f"{method} accuracy {summary('run')['accuracy']:.2f} %"
     assert (
-        accuracy in tested.out and accuracy in inside("eval.py", "--run", "run", "--data", deep).out
+        accuracy in tested.out and accuracy in inside("eval.py", "test", "run", "--data", deep).out
     )
 
     # and it is the accuracy of the same pictures in 8 bits
@@ -154,7 +154,7 @@ def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, meth
     result = inside("train.py", *options, "--out", "eight")
     assert result.status == 0 and "more than 8 bits" not in result.out
     assert summary("eight")["accuracy"] == summary("run")["accuracy"]
-    assert json.loads(Path("eight/config.json").read_text())["white"] == {}
+    assert json.loads(Path("eight/config.json").read_text())["record"]["white_level"] == {}
 
 
 def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path):
@@ -168,8 +168,8 @@ def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path
     unread = "not read: 1 .heics (convert or rename pictures)\n"
     result = inside("train.py", *options)
     assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
-    assert f"note: {note}" in inside("eval.py", "--run", "run").out
-    result = inside("eval.py", "--run", "run", "--image", folder / "gnu")
+    assert f"note: {note}" in inside("eval.py", "test", "run").out
+    result = inside("eval.py", "predict", "run", folder / "gnu")
     assert f"note: {folder / 'gnu'}: {unread}" in result.out
 
 
@@ -180,10 +180,10 @@ def test_images_of_more_than_max_pixels_are_refused(trained, place, monkeypatch)
     expected = "expected at most 620 pixels, got 621 (27 x 23)"
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
     picture = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "--run", trained[0], "--image", picture, "--max-pixels", 620)
+    result = inside("eval.py", "predict", trained[0], picture, "--max-pixels", 620)
     assert_one_line(result, "eval.py", expected, str(picture))
-    result = inside("eval.py", "--run", trained[0], "--image", picture, "--max-pixels", 621)
+    result = inside("eval.py", "predict", trained[0], picture, "--max-pixels", 621)
     assert result.status == 0
-    for script, *needed in [("train.py",), ("eval.py", "--run", trained[0])]:
+    for script, *needed in [("train.py",), ("eval.py", "test", trained[0])]:
         result = inside(script, *needed, "--max-pixels", 0)
         assert_one_line(result, script, "--max-pixels: expected at least 1")

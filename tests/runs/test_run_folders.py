@@ -13,13 +13,16 @@ from small_runs import listing, train
 from minidpt import files
 from minidpt.checkpoints.saved import write_checkpoint
 from minidpt.runs import folders as runs
+from minidpt.runs.config import RunConfig, RunRecord
+
+SETTINGS = RunConfig(), RunRecord("c", "d", "cpu", "fp32")
 
 
 def test_the_data_folder_is_only_read(trained, place):
     before = listing(place.data)
     train(place, "run", "--epochs", 1)
-    inside("eval.py", "--run", "run")
-    inside("eval.py", "--run", "run", "--image", place.data)
+    inside("eval.py", "test", "run")
+    inside("eval.py", "predict", "run", place.data)
     assert listing(place.data) == before
 
 
@@ -102,8 +105,8 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
-    run = runs.Run(tmp_path / "deep" / "run")
-    run.create()
+    run = runs.RunFolder(tmp_path / "deep" / "run")
+    run.create(*SETTINGS)
     run.write_json("summary.json", {"accuracy": 1.5, "name": "é"})
     assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
     with pytest.raises(TypeError):
@@ -121,9 +124,8 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
 def test_runs_of_one_name_are_numbered(tmp_path):
     names = []
     for _ in range(3):
-        with runs.Run.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"]) as run:
-            run.create()
-            run.write_json("config.json", {})
+        with runs.RunFolder.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"]) as run:
+            run.create(*SETTINGS)
             names.append(run.folder.name)
     assert names == ["a", "a-2", "a-3"]
 
@@ -131,5 +133,5 @@ def test_runs_of_one_name_are_numbered(tmp_path):
 def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
     (tmp_path / "runs").symlink_to("gone")
     with pytest.raises(FileExistsError, match="runs"):
-        with runs.Run.new_numbered(tmp_path / "runs" / "a", []):
+        with runs.RunFolder.new_numbered(tmp_path / "runs" / "a", []):
             pass

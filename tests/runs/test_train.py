@@ -18,7 +18,6 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
-from minidpt.clip import workers
 from minidpt.data import naming
 from minidpt.data.splits import read_split
 from minidpt.runs.precision import PRECISIONS
@@ -34,7 +33,7 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     assert "CLIP little on " in lines[1]
     assert lines.pop(2).startswith("note: the quick GELU was taken")
     count = sum(value.numel() for value in learned(folder).values())
-    assert lines[2] == f"dpt learns {count:,} numbers from 12 images"
+    assert lines[2] == f"dpt trains {count:,} parameters on 12 images"
     content = summary(folder)
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
@@ -68,10 +67,10 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
     content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
     used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
             "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
-            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
-            "workers": workers.default_workers()}  # fmt: skip
+            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002}
     assert used.items() <= content.items()
-    assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
+    record = content["record"]
+    assert record["device"] in ("cpu", "cuda") and record["precision"] in PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
     assert vars(expected).items() <= content.items()
 
@@ -149,7 +148,7 @@ def test_every_method_runs_and_says_what_it_learned(place, method):
     assert (len(metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
     if method == "zeroshot":
         assert content["accuracy"] == content["zero_shot_accuracy"]
-    evaluated = inside("eval.py", "--run", "run")
+    evaluated = inside("eval.py", "test", "run")
     assert (evaluated.status, evaluated.err) == (0, "")
     assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
 
@@ -160,13 +159,13 @@ def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained
 ):
     result = train(place, "run", "--precision", precision, "--epochs", 3)
     assert f"in {precision} (as set)" in result.out
-    assert json.loads(Path("run/config.json").read_text())["precision"] == precision
+    assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == precision
     assert all(value.dtype == torch.float32 for value in learned("run").values())
     assert all(torch.isfinite(value).all() for value in learned("run").values())
     assert all(0 < record["loss"] < 20 for record in metrics("run"))
     cast_to = []
     monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
-    evaluated = inside("eval.py", "--run", "run")
+    evaluated = inside("eval.py", "test", "run")
     assert cast_to == [PRECISIONS[precision]]
     assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
     assert evaluated.status == 0
@@ -199,11 +198,11 @@ def test_the_options_of_prompts_reach_the_model(place):
 
 
 def test_options_of_the_model_reach_it_and_its_test(place):
-    options = ("--exact-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
+    options = ("--no-quick-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
     said = train(place, "run", *options).out
-    assert "note: the exact GELU was taken" in said and "leave out --exact-gelu" in said
+    assert "note: the exact GELU was taken" in said and "--quick-gelu" in said
     assert learned("run")["visual_prompts.prompts"].shape[0] == 1
-    result = inside("eval.py", "--run", "run")
+    result = inside("eval.py", "test", "run")
     assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
     train(place, "all-at-once", *options, "--class-chunk", 0)
     for name, value in learned("all-at-once").items():
@@ -255,7 +254,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     epochs = [record["epoch"] for record in metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
-    result = inside("eval.py", "--run", "run")
+    result = inside("eval.py", "test", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
 
