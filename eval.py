@@ -1,7 +1,7 @@
 """Test runs of train.py, classify images with one, export it, or tabulate many.
 
     python eval.py test RUN                   # its own test images again
-    python eval.py test RUN --data OTHER      # other data; --classes new: base-to-new
+    python eval.py test RUN --data OTHER      # other data, or --classes new
     python eval.py predict RUN a.jpg b.jpg    # or a folder; -: paths in, answers out
     python eval.py export RUN FILE.pt2        # a program for torch alone
     python eval.py table DIR                  # all runs in a folder

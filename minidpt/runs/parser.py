@@ -74,7 +74,6 @@ class Parser(argparse.ArgumentParser):
             else:
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
-                settings["choices"] = about.choices or None
                 settings["nargs"] = "+" if about.is_grid else None
             self.group(about.group).add_argument(flag(name), **settings | changes.get(name, {}))
 
@@ -94,11 +93,14 @@ def value_type(about: Field) -> Any:
             return path_option(text)
         convert = {"a whole number": int, "a number": finite}.get(expected, str)
         try:
-            return check_option(about, convert(text))
+            number = convert(text)
         except ValueError as error:
-            message = str(error).removeprefix(f"{about.name}: ")
-            if not message.startswith("expected"):
-                message = f"expected {expected}, got {shown(text)}"
+            problem = str(error) if convert is finite else f"got {shown(text)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, {problem}") from None
+        try:
+            return check_option(about, number)
+        except ValueError as error:
+            message = str(error).removeprefix(f"{about.name}: ").removeprefix(f"{about.name} ")
             raise argparse.ArgumentTypeError(message) from None
 
     return value
@@ -113,7 +115,10 @@ def path_option(text: str) -> str:
 
 def finite(text: str) -> float:
     """Return the number of a text; ValueError if it is not finite in fp32."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not abs(value) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"expected a finite number, got {shown(text)}")
+        raise ValueError(f"finite in fp32, got {shown(text)}")
     return value

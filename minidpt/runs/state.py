@@ -78,7 +78,7 @@ class TrainingState:
         entries(content, "content", epoch=int, metrics=Tensor, settings=dict, **kinds)
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
-                raise ValueError(f"expected {name} {shown(value)}, got one with {shown(there)}")
+                raise ValueError(f"expected {name} {shown(value)}, got one with {name} {shown(there)}")
         epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.learned()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")

@@ -45,6 +45,7 @@ def parse_train_command(text: str) -> TrainCommand:
         parser.error("--config: expected another run's without --resume, which has its own")
     if resume and out:
         parser.error("--out: expected without --resume, which writes to its own folder")
+    resume = resume and str(Path(resume).expanduser())
     if resume or config:
         source, earlier = read_earlier(config, resume)
         if resume:

@@ -193,7 +193,7 @@ def test_several_processes_that_are_stopped_end_with_one_line_to_go_on(done):
     assert done["two stopped"].statuses == [143, 143]
     (line,) = done["two stopped"].errors
     again = "torchrun --nproc_per_node=2 train.py --resume run"
-    assert line == f"train.py: error: interrupted; to go on: {again}"
+    assert line == f"train.py: error: interrupted; to resume: {again}"
     assert done["two stopped"].err.splitlines()[-1] == line
 
 
@@ -207,7 +207,7 @@ def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
         statuses, out = [result.status], result.out
     else:
         run, (statuses, out) = done[name].folder / "run", done[name][1:3]
-    assert set(statuses) == {0} and "going on after epoch 3 of 6" in out
+    assert set(statuses) == {0} and "resuming after epoch 3 of 6" in out
     assert_equal_runs(run, whole)
     assert not (run / "state.pt").exists()
 
@@ -220,9 +220,9 @@ def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits
     assert done["shared sweep stopped"].statuses == [143, 143]
     assert list(alone.glob("pictures-*/state.pt"))
     result = inside("train.py", "--resume", alone)
-    assert result.status == 0 and "going on after epoch 2 of 3" in result.out
+    assert result.status == 0 and "resuming after epoch 2 of 3" in result.out
     assert done["sweep, then two"].statuses == [0, 0]
-    assert "going on after epoch 2 of 3" in done["sweep, then two"].out
+    assert "resuming after epoch 2 of 3" in done["sweep, then two"].out
     uninterrupted = done["sweep"].folder / "all"
     for folder in (alone, done["sweep, then two"].folder / "all"):
         assert (folder / "table.csv").read_text() == (uninterrupted / "table.csv").read_text()
@@ -240,7 +240,7 @@ def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits
     ],
 )
 def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
-    ended_by_it = ("another of the processes", "interrupted; to go on: torchrun --nproc_per_node=2")
+    ended_by_it = ("another of the processes", "interrupted; to resume: torchrun --nproc_per_node=2")
     told = [line for line in done[name].errors if not any(end in line for end in ended_by_it)]
     assert len(told) == 1 and all(word in told[0] for word in words), done[name]
     assert 2 in done[name].statuses and 0 not in done[name].statuses
@@ -267,9 +267,9 @@ def test_pictures_are_shared_out_and_one_process_tells_of_them_in_their_order(
 
 @pytest.mark.parametrize(
     "task",
-    [("--table", "none"), ("--report", "none"), ("--published", "none", "--data", "none"),
-     ("--run", "none", "--export", "new.pt2"), ("--run", "none", "--image", "-"),
-     ("--run", "none", "--image", "a.jpg", "--explain", "new")],
+    [("table", "none"), ("report", "none"), ("published", "none", "--data", "none"),
+     ("export", "none", "new.pt2"), ("predict", "none", "-"),
+     ("predict", "none", "a.jpg", "--attention-maps", "new")],
 )  # fmt: skip
 def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,100 @@
+"""Each option of a run is declared once, and all that is asked about it follows from that."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from minidpt import PromptConfig
+from minidpt.runs.config import OPTIONS, RunConfig, RunRecord, expand_grid
+
+ROOT = Path(__file__).resolve().parents[2]
+DECLARATIONS = [ROOT / "minidpt" / "config.py", ROOT / "minidpt" / "runs" / "config.py"]
+SUMMARY_KEYS = {"dataset", "classes", "method", "shots", "seed", "model", "epochs"}
+
+
+def listed_options(tree: ast.AST) -> list[tuple[int, set[str]]]:
+    """Return the literals that hold three or more names of options, with their lines."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            items = node.keys
+        elif isinstance(node, ast.List | ast.Tuple | ast.Set):
+            items = node.elts
+        else:
+            continue
+        names = {item.value for item in items if isinstance(item, ast.Constant)} & OPTIONS.keys()
+        if len(names - SUMMARY_KEYS) >= 3:
+            found.append((node.lineno, names))
+    return found
+
+
+def test_no_module_lists_the_names_of_options_again():
+    sources = [*(ROOT / "minidpt").rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"]
+    for path in set(sources) - set(DECLARATIONS):
+        assert not listed_options(ast.parse(path.read_text(encoding="utf-8"))), path
+    table = 'OF_TEXT = {"n_ctx", "csc", "text_lr"}'
+    assert listed_options(ast.parse(table)) == [(1, {"n_ctx", "csc", "text_lr"})]
+
+
+def test_a_config_comes_back_from_its_json_and_names_what_is_wrong():
+    config = RunConfig("data", PromptConfig("vlp", n_ctx=3), shots=2, quick_gelu=False)
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict().keys() == OPTIONS.keys()
+    for values, word in (
+        ({"shot": 3}, "x.json: expected options of train.py, got 'shot'"),
+        ({"shots": 0}, "x.json: shots: expected at least 1, got 0"),
+        ({"alpha": float("nan")}, "x.json: alpha: expected at most"),
+        ({"classes": "old"}, "x.json: classes 'old': expected one of all, base, new"),
+        ({"csc": "yes"}, "x.json: csc: expected true or false, got 'yes'"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            RunConfig.from_dict(values, "x.json")
+
+
+def test_several_values_are_a_grid_in_which_zero_shot_clip_stands_once():
+    options = {"method": ["zeroshot", "coop"], "shots": [1, 2], "seed": [0, 7], "n_ctx": 5}
+    configs = [(c.prompts.method, c.shots, c.seed) for c in expand_grid(options)]
+    assert configs == [
+        ("zeroshot", 16, 1), ("coop", 1, 0), ("coop", 1, 7), ("coop", 2, 0), ("coop", 2, 7),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "unread"),
+    [
+        ("zeroshot", {"n_ctx", "n_visual", "alpha", "epochs", "shots", "seed", "batch_size"}),
+        ("coop", {"n_visual", "visual_lr", "warmup_epochs", "top_k", "alpha", "guidance_epochs"}),
+        ("vpt", {"n_ctx", "csc", "text_lr", "top_k", "alpha", "guidance_epochs"}),
+        ("vlp", {"class_aware_from", "top_k", "alpha"}),
+        ("dpt", set()),
+    ],
+)
+def test_options_that_a_method_does_not_read_decide_nothing(method, unread):
+    config = RunConfig(prompts=PromptConfig(method))
+    settings = config.result_settings().keys()
+    assert not unread & settings
+    assert {"n_ctx", "n_visual", "alpha", "epochs", "shots"} - unread <= settings
+    assert not {"data", "model", "device", "workers", "no_report", "class_chunk"} & settings
+    usual = config.published_settings("ImageNet")
+    assert usual.keys() <= settings and usual.get("warmup_epochs", 1) == 1
+
+
+def test_what_is_usual_follows_the_data_set():
+    config = RunConfig(prompts=PromptConfig("coop"), shots=1).resolve("ImageNet", "a {}.")
+    assert (config.epochs, config.warmup_epochs, config.template) == (50, 1, "a {}.")
+    config = replace(RunConfig(), epochs=3).resolve("pets", None)
+    assert (config.epochs, config.warmup_epochs) == (3, 10)
+
+
+def test_a_record_comes_back_from_its_json():
+    record = RunRecord("c", "d", "cpu", "bf16", {"integer": 4095.0})
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    assert RunRecord.from_dict(values, "x.json") == record
+    with pytest.raises(ValueError, match="x.json: expected one of fp32, bf16, fp16, got"):
+        RunRecord.from_dict({**values, "precision": "fp7"}, "x.json")
+    with pytest.raises(ValueError, match="x.json: expected .*'device'"):
+        RunRecord.from_dict({**values, "device": None}, "x.json")
