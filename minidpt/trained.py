@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.published import from_published, to_published
-from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, write_model
-from .clip.network import CLIP, numerics
+from .checkpoints.prompt_file import NO_FEATURES, SavedModel, not_saved, read_model, write_model
+from .clip.network import CLIP, precision_key
 from .clip.pictures import Picture
 from .clip.state_dict import check_tensors
 from .clip.transforms import test_pixels
@@ -318,7 +318,7 @@ def text_fingerprint(
     learned: Mapping[str, Tensor],
 ) -> str:
     """SHA-256 of all that text features follow from: CLIP, where and how it computes, the texts."""
-    where = (clip.fingerprint(), numerics(computing_dtype(clip)), clip.device.type)
+    where = (clip.fingerprint(), precision_key(computing_dtype(clip)), clip.device.type)
     texts = json.dumps([where, list(classnames), template, asdict(config)])
     digest = hashlib.sha256(texts.encode())
     if config.learns_text:

@@ -24,8 +24,8 @@ from ..clip.state_dict import build_clip
 from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
 from ..progress import is_watched, job
-from .formats import find_clip
-from .repository import WEIGHTS, Config, read_config, read_weights, weights_in
+from .key_conversion import find_clip
+from .model_folder import WEIGHTS, Config, read_config, read_weights, weights_in
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -63,7 +63,7 @@ def load(
         quick_gelu, exact_gelu: as in `build_clip`; OpenAI's weights need the quick one.
         head_width: as in `build_clip`. This and the activation are for files without a
             configuration; with one they may only agree with it.
-        image_size: pixels a side, see `CLIP.interpolate`; None: the checkpoint's.
+        image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix, and
         `clip.notes` to lines about what was chosen; and Pillow image → tensor (3, R, R).
@@ -84,7 +84,7 @@ def load(
             clip = _configured(found.weights, config, exact, head_width)
         stored = clip.visual.resolution
         if image_size is not None:
-            clip.interpolate(image_size)
+            clip.resize_positional_embedding(image_size)
     except ValueError as error:
         text = str(error) if str(path) in str(error) else f"{path}: {error}"
         if name in SHA256:

@@ -22,7 +22,7 @@ MAX_ARGUMENTS = 20  # of a function or class that a pickle names
 MAX_DIMENSIONS = 64  # of a tensor, in torch as well
 
 
-class Bag(dict):
+class AttributeBag(dict):
     """Stands for an object of a class that is not imported: a dict of its attributes."""
 
     def __init__(self, *args: object):
@@ -35,7 +35,7 @@ class Bag(dict):
             self.update(state)
 
 
-class Items(Bag):
+class DictStandIn(AttributeBag):
     """Stands for an OrderedDict or defaultdict: the pickle fills in the items, one by one."""
 
     def __init__(self, *args: object):
@@ -76,7 +76,7 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-STAND_INS = {  # what a pickle may name, and what it gets
+ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
@@ -95,11 +95,11 @@ STAND_INS = {  # what a pickle may name, and what it gets
     "torch.jit._pickle.build_boollist": _first,
     "torch.jit._pickle.build_tensorlist": _first,
     "torch.jit._pickle.restore_type_tag": _first,
-    "collections.OrderedDict": Items,
-    "collections.defaultdict": Items,
+    "collections.OrderedDict": DictStandIn,
+    "collections.defaultdict": DictStandIn,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
-STAND_INS |= dict.fromkeys(
+ALLOWED_GLOBALS |= dict.fromkeys(
     """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
     __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
     argparse.Namespace types.SimpleNamespace collections.Counter collections.deque _codecs.encode
@@ -111,7 +111,7 @@ STAND_INS |= dict.fromkeys(
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
     torch.device torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.int64 torch.int32
     torch.int16 torch.int8 torch.uint8 torch.bool torch.strided torch.contiguous_format""".split(),
-    Bag,
+    AttributeBag,
 )
 INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
 INSTRUCTIONS = [
@@ -128,7 +128,7 @@ class Unpickler(pickle._Unpickler):
 
     The unpickler that is written in Python, because its table of instructions can be narrowed. What
     `find_class` returns is all that REDUCE and NEWOBJ can call, and BUILD, which could set
-    attributes of anything, only fills a `Bag`.
+    attributes of anything, only fills a `AttributeBag`.
     """
 
     def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
@@ -136,7 +136,7 @@ class Unpickler(pickle._Unpickler):
         super().__init__(stream)
         self.storage, self.work = storage, 0
 
-    def spend(self, work: int) -> None:
+    def charge(self, work: int) -> None:
         """ValueError if the pickle takes more work than the bytes of its instructions tell of."""
         self.work += work
         if self.work > MAX_WORK:
@@ -144,12 +144,12 @@ class Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         """Our stand-in for a function or class that the pickle names."""
-        self.spend(1)
+        self.charge(1)
         module, name = module[:MAX_KEY], name[:MAX_KEY]
-        if f"{module}.{name}" in STAND_INS:
-            return STAND_INS[f"{module}.{name}"]
+        if f"{module}.{name}" in ALLOWED_GLOBALS:
+            return ALLOWED_GLOBALS[f"{module}.{name}"]
         if any(f"{module}.".startswith(f"{inert}.") for inert in INERT_MODULES):
-            return Bag
+            return AttributeBag
         raise ValueError(
             f"expected a state dict, got a pickle that names {module}.{name}; nothing was "
             "executed. If you trust the file, torch.save its state_dict() where it was made"
@@ -157,7 +157,7 @@ class Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
-        self.spend(1)
+        self.charge(1)
         parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
         kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
         kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
@@ -168,7 +168,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_call(self) -> None:
         """REDUCE and NEWOBJ: what is below the arguments is called with them."""
-        self.spend(1)
+        self.charge(1)
         arguments = self.stack.pop()
         if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
             raise ValueError("the pickle calls a function with arguments that none has")
@@ -177,9 +177,9 @@ class Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """BUILD: the state on top of the stack goes into the bag below it."""
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], Bag):
+        if not isinstance(self.stack[-1], AttributeBag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
-        self.spend(len(state) if isinstance(state, dict) else 1)
+        self.charge(len(state) if isinstance(state, dict) else 1)
         self.stack[-1].set_state(state)
 
     def fill(self, items: list) -> None:
@@ -198,7 +198,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_set(self) -> None:
         """EMPTY_SET, and FROZENSET of what is on top: a bag."""
-        self.append(Bag())
+        self.append(AttributeBag())
 
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""

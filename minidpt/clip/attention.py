@@ -37,7 +37,7 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def explicit_attention(
+def attention_with_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """What `attention` computes, spelled out. Arguments as there.
@@ -79,7 +79,7 @@ class MultiheadAttention(nn.Module):
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return projected.unflatten(-1, (len(parts), self.heads, -1))
 
-    def attend_once(self, query: Tensor, tokens: Tensor) -> Tensor:
+    def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Attention of one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
 
             softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
@@ -100,14 +100,14 @@ class MultiheadAttention(nn.Module):
         values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
         return self.merge(values.transpose(0, 1))
 
-    def weights_once(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """The weights by which `attend_once` sums up tokens, in fp32.
+    def single_query_weights(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """The weights by which `single_query_attention` sums up tokens, in fp32.
 
         softmax(q·kᵀ / √d) for each head: (B, W) and (B, T, W) → (B, H, T), rows summing to 1.
         """
         q = self.project(query.unsqueeze(1), "q").transpose(1, 3)  # (B, H, 1, 1, d)
         k, v = self.project(tokens, "kv").transpose(1, 3).unbind(2)  # (B, H, T, d)
-        _, weights = explicit_attention(q.squeeze(2).float(), k.float(), v.float())
+        _, weights = attention_with_weights(q.squeeze(2).float(), k.float(), v.float())
         return weights.squeeze(2)
 
     def merge(self, attended: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..progress import Tell, job
 from .attention import MultiheadAttention, attention
-from .packing import PackedPrompts, pack, packed_attention, split
+from .packing import PackedPrompts, pack, packed_attention, iter_chunks
 from .transforms import CLIP_MEAN, CLIP_STD, normalize
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
@@ -108,13 +108,13 @@ class ResidualAttentionBlock(nn.Module):
         prompts: (P, D) for all images or (B, P, D).
         """
         tokens = self._seen(x, prompts)
-        x = x[:, 0] + self.attn.attend_once(tokens[:, 0], tokens)
+        x = x[:, 0] + self.attn.single_query_attention(tokens[:, 0], tokens)
         return self.mlp(self.ln_2(x), x)
 
-    def weights_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
         """How `forward_cls` shares out the class token's attention: (B, H, N+P), rows sum to 1."""
         tokens = self._seen(x, prompts)
-        return self.attn.weights_once(tokens[:, 0], tokens)
+        return self.attn.single_query_weights(tokens[:, 0], tokens)
 
     def _seen(self, x: Tensor, prompts: Tensor | None) -> Tensor:
         """What the layer attends to, normed: the image's tokens, then the prompts (B, N+P, D)."""
@@ -187,7 +187,7 @@ class VisionTransformer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
-        return self.features_of(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
+        return self.project_cls(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
 
     def before_last(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
@@ -196,7 +196,7 @@ class VisionTransformer(nn.Module):
             x = block(x)
         return x
 
-    def features_of(self, x: Tensor) -> Tensor:
+    def project_cls(self, x: Tensor) -> Tensor:
         """The class token after the last layer (B, D) → image features (B, E).
 
         In fp32, whatever the network's precision; inside autocast in its own.
@@ -215,7 +215,7 @@ class CLIP(nn.Module):
 
     name, notes: what it is called, and what was chosen in loading it, a line each.
     mean, std: of the colours of its pictures, on the scale 0..1.
-    image_size: what `interpolate` has made of its resolution; None: it is as stored.
+    image_size: what `resize_positional_embedding` has made of its resolution; None: it is as stored.
     """
 
     def __init__(
@@ -295,18 +295,18 @@ class CLIP(nn.Module):
         untold = torch.is_grad_enabled() or torch.compiler.is_compiling()
         with nullcontext() if untold else job("texts encoded", count) as tell:
             if chunk is None or chunk >= count:
-                return self._encode_prompts(x, layout, tell)[layout.places]
+                return self._encode_prompts(x, layout, tell)[layout.inverse_order]
 
             from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
             features, done = [], 0
-            for rows, piece in split(layout, chunk):
+            for rows, piece in iter_chunks(layout, chunk):
                 own = checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
                 features.append(own)
                 done += len(own)
                 if tell:
                     tell(done)
-            return torch.cat(features)[layout.places]
+            return torch.cat(features)[layout.inverse_order]
 
     def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell | None = None) -> Tensor:
         *blocks, last = self.transformer.resblocks
@@ -345,7 +345,7 @@ class CLIP(nn.Module):
         return self
 
     @torch.no_grad()
-    def interpolate(self, image_size: int) -> CLIP:
+    def resize_positional_embedding(self, image_size: int) -> CLIP:
         """Take images of another size: positional embeddings of patches bicubic, antialiased.
 
         As open_clip does. The fingerprint stays that of the weights as loaded. Raises ValueError
@@ -391,7 +391,7 @@ class CLIP(nn.Module):
         return self._fingerprint
 
 
-def numerics(dtype: torch.dtype) -> str:
+def precision_key(dtype: torch.dtype) -> str:
     """How a network in `dtype` computes features: by this, features that were kept are told apart.
 
     Before 0.2.0 those in bf16 and fp16 were rounded to it.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip.network import CLIP, numerics
+from ..clip.network import CLIP, precision_key
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.items import Item
@@ -57,7 +57,7 @@ class FeatureCache:
             "clip": [
                 clip.fingerprint(),
                 not clip.exact_gelu,
-                numerics(clip.dtype),
+                precision_key(clip.dtype),
                 clip.device.type,
             ],
             "resolution": clip.visual.resolution,

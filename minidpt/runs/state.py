@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.reader import read_checkpoint
-from ..checkpoints.saved import write_checkpoint
+from ..checkpoints.prompt_file import write_checkpoint
 from ..clip.state_dict import check_tensors
 from ..files import entries, one_line_errors, parse_json, shown
 from ..trained import PromptedCLIP

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import minidpt
 from minidpt.checkpoints import reader as checkpoint
 from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
-from minidpt.checkpoints.unpickler import Bag, _rebuild_tensor
+from minidpt.checkpoints.unpickler import AttributeBag, _rebuild_tensor
 from minidpt.files import one_line_errors
 
 # ---- files to read
@@ -227,7 +227,7 @@ def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_
     got = read_checkpoint(path)
     assert got["epoch"] == 3 and got["optimizer"]["param_groups"][0]["momentum"] == 0.5
     assert got["optimizer"]["state"][0]["momentum_buffer"].tolist() == [[1, 1, 1], [1, 1, 1]]
-    assert type(got["scheduler"]["successor"]) is Bag and type(got["val_result"]) is Bag
+    assert type(got["scheduler"]["successor"]) is AttributeBag and type(got["val_result"]) is AttributeBag
     assert got["scheduler"]["successor"]["T_max"] == 5
     assert_same(read_state_dict(path), {"state_dict.ctx": ctx.detach()})
 
@@ -357,7 +357,7 @@ def test_classes_of_known_modules_are_not_imported_but_become_dicts(tmp_path):
         for make in (text("touch x") + b"\x85R", b")\x81", text("touch x") + b"\x85\x81"):
             program = b"\x80\x02c" + name + make + state + b"."
             got = read_checkpoint(write_archive(tmp_path / "a.pt", program))
-            assert type(got) is Bag and got == {"__class__": "x"}
+            assert type(got) is AttributeBag and got == {"__class__": "x"}
 
 
 @pytest.mark.parametrize(

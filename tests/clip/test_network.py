@@ -305,7 +305,7 @@ def test_positional_embeddings_are_interpolated_for_images_of_another_size():
     row, column = torch.arange(49.0) // 7, torch.arange(49.0) % 7
     stored = torch.cat([torch.full((1,), 99.0), row + 10 * column])
     state = clip_state(WIDE) | {"visual.positional_embedding": stored.repeat(128, 1).t()}
-    clip = minidpt.build_clip(state).interpolate(15 * 7)
+    clip = minidpt.build_clip(state).resize_positional_embedding(15 * 7)
     assert (clip.visual.resolution, clip.image_size) == (105, 105)
     got = clip.visual.positional_embedding
     assert got[0].eq(99).all() and not got.requires_grad
@@ -320,13 +320,13 @@ def test_positional_embeddings_are_interpolated_for_images_of_another_size():
 def test_the_stored_size_changes_nothing_and_another_must_be_of_whole_patches():
     clip = build()
     before = clip.visual.positional_embedding
-    assert clip.interpolate(21).visual.positional_embedding is before and clip.image_size is None
+    assert clip.resize_positional_embedding(21).visual.positional_embedding is before and clip.image_size is None
     for size in (0, -7, 22, 7 * 2000):
         with pytest.raises(ValueError, match=rf"expected a multiple of 7 .*up to 4096, got {size}"):
-            clip.interpolate(size)
-    clip.interpolate(14)
+            clip.resize_positional_embedding(size)
+    clip.resize_positional_embedding(14)
     with pytest.raises(ValueError, match="expected a CLIP as stored"):
-        clip.interpolate(21)
+        clip.resize_positional_embedding(21)
 
 
 def test_a_clip_has_its_own_colours_and_they_are_in_its_fingerprint():

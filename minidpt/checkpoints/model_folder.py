@@ -15,7 +15,7 @@ from torch import Tensor
 from ..clip.network import CLIP
 from ..clip.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..files import entries, read_json, shown
-from .formats import HUGGING_FACE
+from .key_conversion import HUGGING_FACE
 from .reader import read_state_dict
 
 INDEX = ".index.json"  # of weights in several files

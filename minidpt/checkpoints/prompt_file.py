@@ -27,7 +27,7 @@ class SavedModel(NamedTuple):
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `clip/white.py`; None in files of earlier versions.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
-        its positional embeddings were interpolated for that (`CLIP.interpolate`).
+        its positional embeddings were interpolated for that (`CLIP.resize_positional_embedding`).
     text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
         and where a context was learned "learned". In a file that is written while training, or by
         an earlier version, the fingerprint is "" and nothing else there.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import minidpt
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.checkpoints.unpickler import Bag
+from minidpt.checkpoints.unpickler import AttributeBag
 
 HUGGING_FACE_CONFIG = {
     "model_type": "clip",
@@ -178,9 +178,9 @@ def test_what_a_trainer_keeps_beside_the_weights_is_inert(options, tmp_path):
     }
     torch.save({"state_dict": STATE, **beside}, tmp_path / "my.pt", **options)
     got = read_checkpoint(tmp_path / "my.pt")
-    assert got["args"]["lr"] == 0.1 and type(got["args"]) is Bag
+    assert got["args"]["lr"] == 0.1 and type(got["args"]) is AttributeBag
     for name in beside.keys() - {"args"}:
-        assert got[name] is Bag or (type(got[name]) is Bag and not got[name]), name
+        assert got[name] is AttributeBag or (type(got[name]) is AttributeBag and not got[name]), name
     assert minidpt.load(tmp_path / "my.pt")[0].fingerprint() == plain().fingerprint()
 
 
