@@ -158,11 +158,11 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
         self.charge(1)
-        parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
-        kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
-        kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
-        fits = all(isinstance(part, wanted) for part, wanted in kinds) and len(key) <= MAX_KEY
-        if not fits or kind != "storage" or any(part is not None for part in view):
+        parts = pid if type(pid) is tuple and len(pid) == 5 else (None,) * 5
+        kind, dtype, key, _, length = parts
+        types = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
+        valid = all(isinstance(part, expected) for part, expected in types)
+        if not valid or kind != "storage" or len(key) > MAX_KEY:
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
 
