@@ -226,11 +226,10 @@ def test_published(args: Namespace) -> int:
     sources = sources_of(args, {})
     datasets = [source.open() for source in sources]
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
-    clip, _ = load(args.model or "ViT-B/32", exact_gelu=bool(args.exact_gelu),
+    clip, _ = load(args.model or "ViT-B/32", quick_gelu=False if args.exact_gelu else None,
                    head_width=args.head_width, image_size=args.image_size)  # fmt: skip
     precision, _ = choose_precision(args.precision, device, clip)
     clip = place(clip, device, precision)
-    say_notes(clip.notes)
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
     config = PromptConfig(**inferred.config, top_k=args.top_k or PromptConfig.top_k,
                           class_token_position=args.class_token_position or "end")  # fmt: skip
@@ -299,6 +298,7 @@ def one_clip(args: Namespace, configs: list[dict]) -> dict:
                 f"test them one by one{fix}"
             )
         (settings[name],) = found
+    settings["quick_gelu"] = False if settings.pop("exact_gelu") else None
     if (precision := settings["precision"]) not in PRECISIONS and not args.precision:
         raise ValueError(f"{CONFIG}: expected precision {', '.join(PRECISIONS)}, got '{precision}'")
     try:

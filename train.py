@@ -230,7 +230,7 @@ def prepare(
     this CLIP cannot take.
     """
     options = dict(head_width=args.head_width, image_size=args.image_size)
-    clip, _ = load(args.model, exact_gelu=args.exact_gelu, **options)
+    clip, _ = load(args.model, quick_gelu=False if args.exact_gelu else None, **options)
     noted = noted_precision(job.run for job in jobs) if args.precision == AUTO else None
     # What is measured is measured by the first rank, and holds for all.
     precision, reason = ranks.tell(
@@ -256,7 +256,6 @@ def prepare(
     if todo:
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
-        say_notes(clip.notes)
         if sweep and ranks.first:
             sweep.create({**vars(args), "data": todo[0].settings.data})
     return clip, todo

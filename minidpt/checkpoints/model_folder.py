@@ -1,7 +1,7 @@
-"""A folder as open_clip or Hugging Face write it: its file of weights, and its configuration.
+"""Read a folder that open_clip or Hugging Face wrote: its weights, and its configuration.
 
-A configuration tells what no tensor does: the activation, the width of heads, the colours. It also
-tells parts that minidpt does not have, which are refused by their names.
+A configuration says what no tensor does: the activation, the width of heads, the colours. It also
+names parts that minidpt does not have, which are refused by these names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..clip.network import CLIP
+from ..clip.state_dict import listed
 from ..clip.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..files import entries, read_json, shown
 from .key_conversion import HUGGING_FACE
@@ -29,7 +30,6 @@ WEIGHTS = (
 )
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGING_FACE_CONFIG, HUGGING_FACE_COLOURS = "config.json", "preprocessor_config.json"
-MAX_SHARDS = 1000
 EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
@@ -48,146 +48,130 @@ RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3
             "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
 
 
+SIZES = ("vision width", "vision layers", "patch", "image size", "text width", "text layers")
+
+
 class Config(NamedTuple):
     """What a configuration says of a CLIP beyond its tensors, and the sizes that these must have.
 
-    sizes: as `check_sizes` calls them; what the file does not say is missing.
+    sizes: in the order of SIZES, n or [n, n]; None where the file does not say it.
     """
 
     path: Path
-    exact_gelu: bool
+    quick_gelu: bool
     head_width: int
     text_head_width: int
     mean: Colours
     std: Colours
-    sizes: dict[str, int]
+    sizes: tuple[object, ...]
 
     def check_sizes(self, clip: CLIP) -> None:
-        """ValueError if the file is the configuration of another model."""
-        vision, text = clip.visual.transformer.resblocks, clip.transformer.resblocks
-        got = {
-            "vision width": clip.visual.proj.shape[0],
-            "vision layers": len(vision),
-            "patch": clip.visual.conv1.kernel_size[0],
-            "image size": clip.visual.resolution,
-            "text width": clip.text_projection.shape[0],
-            "text layers": len(text),
-        }
-        for name, size in self.sizes.items():
-            if size != got[name]:
-                raise ValueError(
-                    f"{self.path} says {name} {shown(size)}, the tensors have {got[name]}: "
-                    "it is of another model; move one of them away"
-                )
+        """Raise ValueError if the file is the configuration of another model."""
+        visual, text = clip.visual, clip.transformer
+        width, layers = visual.proj.shape[0], len(visual.transformer.resblocks)
+        got = (width, layers, visual.conv1.kernel_size[0], visual.resolution,
+               clip.text_projection.shape[0], len(text.resblocks))  # fmt: skip
+        for name, size, actual in zip(SIZES, self.sizes, got, strict=True):
+            if size not in (None, actual, [actual, actual]):
+                found = f"the tensors have {actual}: it is of another model, move it away"
+                raise ValueError(f"{self.path} says {name} {shown(size)}, {found}")
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in a folder, or the index of several; FileNotFoundError if none."""
+    """Find the file of weights in a folder, or the index of several; FileNotFoundError if none."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    there = sorted(path.name for path in folder.iterdir())
-    got = ", ".join(there[:5]) + " …" * (len(there) > 5) or "nothing"
+    got = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise FileNotFoundError(f"folder {folder}: expected {', '.join(WEIGHTS)} in it, got {got}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by their dotted names, or of the files that an index names.
+    """Read all tensors of a file by their dotted names, or of the files that an index names.
 
-    Raises as `read_state_dict`, and ValueError for an index that does not fit its files.
+    Raises as `read_state_dict`, and ValueError for an index that does not fit its files, or names
+    others than those beside it.
     """
     if not path.name.endswith(INDEX):
         return read_state_dict(path)
     index = entries(read_json(path, str(path)), str(path), weight_map=dict)
-    shard_of = entries(index["weight_map"], str(path))
-    shards = dict.fromkeys(map(str, shard_of.values()))
-    if len(shards) > MAX_SHARDS:
-        raise ValueError(f"{path}: expected at most {MAX_SHARDS} files, got {len(shards):,}")
-    for shard in shards:
-        if shard in ("", ".", "..") or set(shard) & set("/\\\0:"):
-            raise ValueError(f"{path}: expected names of files beside it, got {shown(shard)}")
+    names_in: dict[str, set[str]] = {}
+    for name, shard in entries(index["weight_map"], str(path)).items():
+        names_in.setdefault(str(shard), set()).add(name)
     tensors = {}
-    for shard in shards:
-        own = read_state_dict(path.with_name(shard))
-        named = {name for name, other in shard_of.items() if other == shard}
-        if wrong := sorted(named ^ own.keys()):
+    for shard, names in names_in.items():
+        in_shard = read_state_dict(path.with_name(shard))
+        if wrong := sorted(names ^ in_shard.keys()):
             raise ValueError(f"{path} and {shard} differ in {wrong[0]}: download both again")
-        tensors |= own
+        tensors |= in_shard
     return tensors
 
 
 def read_config(folder: Path, origin: str) -> Config | None:
-    """The configuration in the folder of weights that `origin` named; None if there is none.
+    """Read the configuration in the folder of weights that `origin` named; None if there is none.
 
     Raises ValueError if it is damaged, of another kind of model, or names a part that we do not
     have.
     """
-    name = HUGGING_FACE_CONFIG if origin == HUGGING_FACE else OPEN_CLIP_CONFIG
-    path = folder / name
+    is_hugging_face = origin == HUGGING_FACE
+    path = folder / (HUGGING_FACE_CONFIG if is_hugging_face else OPEN_CLIP_CONFIG)
     if not path.is_file():
         return None
     content = entries(read_json(path, str(path)), str(path))
-    if origin != HUGGING_FACE:
-        return _open_clip(path, content)
-    colours = folder / HUGGING_FACE_COLOURS
-    if colours.is_file():
-        colours_content = entries(read_json(colours, str(colours)), str(colours))
-        return _hugging_face(path, content, *_colours(colours, colours_content, "image_"))
-    return _hugging_face(path, content, CLIP_MEAN, CLIP_STD)
+    return (_hugging_face if is_hugging_face else _open_clip)(path, content)
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     model = entries(content.get("model_cfg", content), f"{path}, model_cfg",
                     quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
-    vision, text = model["vision_cfg"], model["text_cfg"]
     _refuse_foreign(f"{path}, model_cfg", model, MODEL)
-    _refuse_foreign(f"{path}, vision_cfg", vision, SIDE)
-    _refuse_foreign(f"{path}, text_cfg", text, SIDE)
-    colours = entries(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
     numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
-    entries(vision, f"{path}, vision_cfg", **numbers)
-    entries(text, f"{path}, text_cfg", **numbers)
+    for name in ("vision_cfg", "text_cfg"):
+        _refuse_foreign(f"{path}, {name}", entries(model[name], f"{path}, {name}", **numbers), SIDE)
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    colours = entries(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
     head_width = vision.get("head_width") or 64
     text_heads = _head_width(f"{path}, text_cfg", text.get("width") or 512, text.get("heads") or 8)
     sizes = _sizes(vision, text, "width", "layers")
     mean_std = _colours(path, colours, "")
-    return Config(path, not model.get("quick_gelu"), head_width, text_heads, *mean_std, sizes)
+    return Config(path, bool(model.get("quick_gelu")), head_width, text_heads, *mean_std, sizes)
 
 
-def _hugging_face(path: Path, content: dict[str, Any], mean: Colours, std: Colours) -> Config:
+def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     if content.get("model_type") != "clip":
         got = shown(content.get("model_type"))
         raise ValueError(f"{path}: expected model_type 'clip', got {got}")
-    sides, acts, heads = [], set(), []
-    for name, width, count in (("vision", 768, 12), ("text", 512, 8)):
+    sides, head_widths = [], []
+    for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
         where = f"{path}, {name}_config"
         old = content.get(f"{name}_config_dict")  # goes before the other where there is one
         side = entries((content.get(f"{name}_config") if old is None else old) or {}, where,
                        hidden_size=int | None, num_attention_heads=int | None,
                        hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
-        if (side.get("layer_norm_eps") or 1e-5) != 1e-5:
-            raise ValueError(
-                f"{where}: expected layer_norm_eps 1e-05, got {side['layer_norm_eps']}"
-            )
-        heads.append(_head_width(where, side.get("hidden_size") or width,
-                                 side.get("num_attention_heads") or count))  # fmt: skip
-        acts.add(side.get("hidden_act") or "quick_gelu")
+        if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
+            raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
+        width = side.get("hidden_size") or width
+        heads = side.get("num_attention_heads") or heads
+        head_widths.append(_head_width(where, width, heads))
         sides.append(side)
+    acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
     if acts not in ({"quick_gelu"}, {"gelu"}):
         got = " and ".join(map(shown, sorted(acts)))
         raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
     if (eos := sides[1].get("eos_token_id")) not in EOT:
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {shown(eos)}")
+    colours = path.with_name(HUGGING_FACE_COLOURS)
+    settings = entries(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
+    mean_std = _colours(colours, settings, "image_")
     sizes = _sizes(*sides, "hidden_size", "num_hidden_layers")
-    return Config(path, acts == {"gelu"}, *heads, mean, std, sizes)
+    return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sizes)
 
 
 def _refuse_foreign(where: str, settings: Mapping[str, Any], known: set[str]) -> None:
-    """ValueError for the first setting that is neither known, nor usual, nor off."""
-    for name, value in entries(settings, where).items():
-        if name in known or value is None or value is False or value in ({}, 0, ""):
-            continue
-        if value not in USUAL.get(name, ()):
+    """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
+    for name, value in settings.items():
+        is_off = value is None or value is False or value in ({}, 0, "")
+        if name not in known and not is_off and value not in USUAL.get(name, ()):
             raise ValueError(f"{where}: {name} {shown(value)} is a part that minidpt does not have")
 
 
@@ -197,33 +181,21 @@ def _head_width(where: str, width: int, heads: int) -> int:
     return width // heads
 
 
-def _sizes(vision: Mapping, text: Mapping, width: str, layers: str) -> dict[str, int]:
-    named = {
-        "vision width": vision.get(width),
-        "vision layers": vision.get(layers),
-        "patch": vision.get("patch_size"),
-        "image size": vision.get("image_size"),
-        "text width": text.get(width),
-        "text layers": text.get(layers),
-    }
-    for name in ("patch", "image size"):
-        size = named[name]
-        if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-            named[name] = size[0]
-    return {name: size for name, size in named.items() if size is not None}
+def _sizes(vision: Mapping, text: Mapping, width: str, layers: str) -> tuple[object, ...]:
+    image = (vision.get("patch_size"), vision.get("image_size"))
+    return (vision.get(width), vision.get(layers), *image, text.get(width), text.get(layers))
 
 
 def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
     """Mean and std; ValueError for what is none, and for another way to resize than ours."""
-    for name, usual in RESIZING.items():
-        if (value := settings.get(name, usual)) != usual:
-            expected = f"expected {shown(usual)}: minidpt has no other"
-            raise ValueError(f"{path}: {name} {shown(value)}, {expected}")
-    found = []
+    for name, expected in RESIZING.items():
+        if (value := settings.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} {shown(value)}, expected {shown(expected)}")
+    mean_std = []
     for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):
         values = settings.get(prefix + name, usual)
         three = isinstance(values, (list, tuple)) and len(values) == 3
         if not three or not all(type(v) in (int, float) and least <= v <= 100 for v in values):
             raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {shown(values)}")
-        found.append(tuple(map(float, values)))
-    return tuple(found)
+        mean_std.append(tuple(map(float, values)))
+    return tuple(mean_std)

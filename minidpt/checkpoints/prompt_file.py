@@ -1,11 +1,9 @@
-"""Our own model file: what was learned, and what a model needs beside it; without CLIP."""
+"""Our prompt file: what was learned, and what a model needs beside it; without CLIP."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,22 +13,18 @@ from ..clip.white import White, checked_white
 from ..files import entries, replacing, shown
 from .reader import read_checkpoint
 
-FORMATS = ("minidpt 1", "minidpt 2")  # 2: with an image_size, which 0.1.0 would not see
-OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
-NO_FEATURES = {"fingerprint": ""}
+FORMAT, EARLIER_FORMATS = "minidpt 3", ("minidpt 1", "minidpt 2")  # 1 and 2: of 0.1 and 0.2
+CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 
 
 class SavedModel(NamedTuple):
-    """What a model file holds.
+    """The contents of a prompt file.
 
     learned: name → tensor, as `PromptedModel.learned` names them.
     config: the fields of a `PromptConfig`.
-    white: of pictures of more than 8 bits, see `clip/white.py`; None in files of earlier versions.
+    white: of pictures of more than 8 bits, see `clip/white.py`.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
-        its positional embeddings were interpolated for that (`CLIP.resize_positional_embedding`).
-    text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
-        and where a context was learned "learned". In a file that is written while training, or by
-        an earlier version, the fingerprint is "" and nothing else there.
+        its positional embeddings were resized for that (`CLIP.resize_positional_embedding`).
     """
 
     learned: dict[str, Tensor]
@@ -39,13 +33,11 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: White | None
     clip: dict[str, Any]
-    text_features: dict[str, Any]
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
-    """Write a model file; an existing one is replaced whole."""
-    own = FORMATS[saved.clip.get("image_size") is not None]
-    write_checkpoint(path, {"format": own, **saved._asdict()})
+    """Write a prompt file; an existing one is replaced whole."""
+    write_checkpoint(path, {"format": FORMAT, **saved._asdict()})
 
 
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
@@ -57,38 +49,26 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
 
 def read_model(path: str | os.PathLike) -> SavedModel:
-    """Read a model file; the types of its entries are checked, not yet what is in them.
+    """Read a prompt file; the types of its entries are checked, not yet what is in them.
 
-    Raises FileNotFoundError if it is missing, ValueError if it is another kind of file.
+    Raises FileNotFoundError if it is missing, ValueError if it is of another kind or version.
     """
-    where = f"model file {path}"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{where}: expected a file that minidpt saved, got none")
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
-    found = content.get("format") if isinstance(content, dict) else None
-    if isinstance(found, str) and re.fullmatch(r"minidpt [1-9]\d{0,8}", found):
-        if int(found.split()[1]) > len(FORMATS):
-            newer = f"'{found}', the format of a newer version: update minidpt"
-            raise ValueError(f"{where}: expected '{FORMATS[-1]}' or older, got {newer}")
     try:
-        entries(content, "content", format=str, classnames=list, template=str)
-        if content["format"] not in FORMATS:
-            raise ValueError(f"format {shown(content['format'])}")
+        version = entries(content, "content", format=str)["format"]
+        if version in EARLIER_FORMATS:
+            raise ValueError("of an earlier version of minidpt: train again, or use minidpt 0.2")
+        if version != FORMAT:
+            expected = f"a prompt file of format '{FORMAT}'"
+            raise ValueError(f"expected {expected}, got {shown(version)}: update minidpt")
+        entries(content, "content", classnames=list, template=str)
         return SavedModel(
             entries(content.get("learned"), "learned"),
             content["classnames"],
             content["template"],
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
-            entries(content.get("clip"), "clip", **OF_CLIP),
-            entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
+            entries(content.get("clip"), "clip", **CLIP_FIELDS),
         )
     except ValueError as error:
-        raise not_saved(path, error) from error
-
-
-def not_saved(path: str | os.PathLike, error: Exception) -> ValueError:
-    """The error for a file of another kind."""
-    return ValueError(
-        f"model file {path}: expected one that minidpt saved, got something else ({error})"
-    )
+        raise ValueError(f"model file {path}: {error}") from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..clip.state_dict import check_tensors, listed
-from ..files import entries, one_line_errors
+from ..files import entries
 from .reader import read_checkpoint
 
 TEXT = "prompt_learner"
@@ -97,7 +97,6 @@ class Inferred(NamedTuple):
     classes: int | None
 
 
-@one_line_errors
 def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
     """Method, numbers of prompts, csc and layers, from the shapes that `read_published` returns.
 
@@ -136,7 +135,6 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
     return Inferred(config, classes)
 
 
-@one_line_errors
 def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
     """The learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 

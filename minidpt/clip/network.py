@@ -9,6 +9,7 @@ not carry on, and can compute only the outputs that are read.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -19,20 +20,21 @@ from torch.nn import functional as F
 
 from ..progress import Tell, job
 from .attention import MultiheadAttention, attention
-from .packing import PackedPrompts, pack, packed_attention, iter_chunks
+from .packing import PackedPrompts, iter_chunks, pack, packed_attention
 from .transforms import CLIP_MEAN, CLIP_STD, normalize
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
 MAX_RESOLUTION = 4096
+logger = logging.getLogger("minidpt")
 
 
 class TransformerSizes(NamedTuple):
-    """Width W and number of layers, heads of W / heads each, and the inner width of the MLPs."""
+    """Width W and number of layers, heads of W / heads each, and the MLPs' hidden width."""
 
     width: int
     layers: int
     heads: int
-    inner: int
+    mlp_width: int
 
 
 class LayerNorm(nn.LayerNorm):
@@ -47,11 +49,11 @@ class LayerNorm(nn.LayerNorm):
 class MLP(nn.Module):
     """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
 
-    def __init__(self, width: int, inner: int, exact_gelu: bool):
+    def __init__(self, width: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
-        self.exact_gelu = exact_gelu
-        self.c_fc = nn.Linear(width, inner)
-        self.c_proj = nn.Linear(inner, width)
+        self.quick_gelu = quick_gelu
+        self.c_fc = nn.Linear(width, mlp_width)
+        self.c_proj = nn.Linear(mlp_width, width)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + c_proj(gelu(c_fc(x))): both (..., W) → (..., W).
@@ -59,14 +61,13 @@ class MLP(nn.Module):
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
         """
-        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # x: (T, W)
-        if self.exact_gelu:
-            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
+        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (T, W), …
+        if self.quick_gelu:
+            weight, factor = self.c_fc.weight.t(), 1.702
+            hidden = torch.addmm(self.c_fc.bias, flat, weight, beta=factor, alpha=factor)
+            result = torch.addmm(bias, F.silu(hidden), out, alpha=1 / factor)
         else:
-            factor = 1.702
-            inner = self.c_fc.weight.t()
-            inner = torch.addmm(self.c_fc.bias, flat, inner, beta=factor, alpha=factor)
-            result = torch.addmm(bias, F.silu(inner), out, alpha=1 / factor)
+            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
         # Last: in bf16, where it is the largest, each sum with it rounds away the most.
         return result.view(x.shape).add_(residual)
 
@@ -74,11 +75,11 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    def __init__(self, width: int, heads: int, inner: int, exact_gelu: bool):
+    def __init__(self, width: int, heads: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
         self.attn = MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, inner, exact_gelu)
+        self.mlp = MLP(width, mlp_width, quick_gelu)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
@@ -142,11 +143,11 @@ def append(tokens: Tensor, prompts: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
 
-    def __init__(self, sizes: TransformerSizes, exact_gelu: bool):
+    def __init__(self, sizes: TransformerSizes, quick_gelu: bool):
         super().__init__()
-        width, layers, heads, inner = sizes
+        width, layers, heads, mlp_width = sizes
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, inner, exact_gelu) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, mlp_width, quick_gelu) for _ in range(layers)
         )
 
 
@@ -154,7 +155,7 @@ class VisionTransformer(nn.Module):
     """CLIP's image encoder."""
 
     def __init__(
-        self, resolution: int, patch: int, sizes: TransformerSizes, embed_dim: int, exact_gelu: bool
+        self, resolution: int, patch: int, sizes: TransformerSizes, embed_dim: int, quick_gelu: bool
     ):
         super().__init__()
         self.resolution, width = resolution, sizes.width
@@ -163,7 +164,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(sizes, exact_gelu)
+        self.transformer = Transformer(sizes, quick_gelu)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
@@ -213,9 +214,9 @@ class CLIP(nn.Module):
 
     Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
 
-    name, notes: what it is called, and what was chosen in loading it, a line each.
+    name: what it is called.
     mean, std: of the colours of its pictures, on the scale 0..1.
-    image_size: what `resize_positional_embedding` has made of its resolution; None: it is as stored.
+    image_size: of its images after `resize_positional_embedding`; None: as stored.
     """
 
     def __init__(
@@ -227,16 +228,15 @@ class CLIP(nn.Module):
         text: TransformerSizes,
         context_length: int,
         vocab_size: int,
-        exact_gelu: bool = False,
+        quick_gelu: bool = True,
     ):
         super().__init__()
         self.name = "custom"
-        self.notes: tuple[str, ...] = ()
         self.mean, self.std = CLIP_MEAN, CLIP_STD
         self.image_size: int | None = None
-        self.exact_gelu = exact_gelu
-        self.visual = VisionTransformer(resolution, patch, vision, embed_dim, exact_gelu)
-        self.transformer = Transformer(text, exact_gelu)
+        self.quick_gelu = quick_gelu
+        self.visual = VisionTransformer(resolution, patch, vision, embed_dim, quick_gelu)
+        self.transformer = Transformer(text, quick_gelu)
         # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text.width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text.width))
@@ -352,21 +352,22 @@ class CLIP(nn.Module):
         if `image_size` is no multiple of a patch's side, or if this was done before.
         """
         visual = self.visual
-        patch = visual.conv1.kernel_size[0]
+        patch, stored = visual.conv1.kernel_size[0], visual.resolution
         if image_size % patch or not patch <= image_size <= MAX_RESOLUTION:
             expected = f"a multiple of {patch} (the side of a patch) up to {MAX_RESOLUTION}"
             raise ValueError(f"image size: expected {expected}, got {image_size}")
         if self.image_size is not None:
-            raise ValueError("image size: expected a CLIP as stored, got an interpolated one")
-        if image_size != visual.resolution:
+            raise ValueError("image size: expected a CLIP as stored, got one that was resized")
+        if image_size != stored:
             self.fingerprint()
-            stored, side = visual.positional_embedding, visual.resolution // patch
-            grid = stored[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)  # (D, side, side)
-            size = (image_size // patch,) * 2
+            cls, patches = visual.positional_embedding.split([1, (stored // patch) ** 2])
+            grid = patches.float().t().unflatten(1, (stored // patch, -1))  # (D, side, side)
+            size = (image_size // patch, image_size // patch)
             grid = F.interpolate(grid[None], size, mode="bicubic", antialias=True)[0]
-            tokens = torch.cat([stored[:1], grid.flatten(1).t().to(stored.dtype)])
+            tokens = torch.cat([cls, grid.flatten(1).t().to(cls.dtype)])
             visual.positional_embedding = nn.Parameter(tokens, requires_grad=False)
             visual.resolution = self.image_size = image_size
+            logger.info(f"positional embeddings were resized from {stored} to {image_size} pixels")
         return self
 
     def fingerprint(self) -> str:
@@ -377,7 +378,7 @@ class CLIP(nn.Module):
         frozen, and that somebody changes them later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
-            about = "exact GELU" if self.exact_gelu else ""
+            about = "" if self.quick_gelu else "exact GELU"
             sides = (self.visual.transformer, self.transformer)
             widths = [side.resblocks[0].attn.head_width for side in sides]
             about += f"heads {widths}" if widths != [HEAD_WIDTH] * 2 else ""

@@ -182,6 +182,7 @@ def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
     bins = layout.mask.shape[0]
     prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
-    k, v = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1).transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
+    k, v = kv.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
     q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
     return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)

@@ -56,7 +56,7 @@ class FeatureCache:
         key = {
             "clip": [
                 clip.fingerprint(),
-                not clip.exact_gelu,
+                clip.quick_gelu,
                 precision_key(clip.dtype),
                 clip.device.type,
             ],

@@ -168,7 +168,7 @@ def test_changed_pictures_or_weights_or_precision_are_other_features(
     cached(folder, items, clip)
     others = [minidpt.build_clip(clip_state(WIDE, seed=1)),
               minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16),
-              minidpt.build_clip(clip_state(WIDE), exact_gelu=True)]  # fmt: skip
+              minidpt.build_clip(clip_state(WIDE), quick_gelu=False)]  # fmt: skip
     for other in others:
         expected = evaluation.TestSet(items, other, workers=0).features()
         assert torch.equal(cached(folder, items, other), expected)
