@@ -30,7 +30,7 @@ from typing import TextIO
 
 import torch
 
-from minidpt.checkpoints.pretrained import NAMES, is_here, load
+from minidpt.checkpoints.pretrained import NAMES, find_file, load
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.white import White, white_notes
@@ -255,7 +255,7 @@ def model_of(run: Run, args: Namespace) -> PromptedCLIP:
     """The model of a run, with its CLIP, if that is on this machine: none is downloaded for it."""
     settings = one_clip(args, [run.read_json(CONFIG, **CLIP_SETTINGS)])
     device, precision, name = (settings.pop(key) for key in ("device", "precision", "model"))
-    if name in NAMES and not is_here(name):
+    if name in NAMES and not find_file(name):
         raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
     clip, _ = load(name, **settings)
     precision, _ = choose_precision(precision, device, clip)

@@ -11,7 +11,6 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from difflib import get_close_matches
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -125,76 +124,62 @@ def is_openais(path: Path) -> bool:
 
 
 def _existing_path(path: str) -> Path:
-    """The path, if there is something; otherwise the error that fits a name or a path."""
+    """Return the path, if there is something; otherwise raise what fits a name or a path."""
     expanded = Path(path).expanduser()
     if expanded.exists():
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
-        raise FileNotFoundError(
-            f"{path} does not exist: expected a CLIP checkpoint, file or folder"
-        )
-    (meant,) = get_close_matches(path[:50].upper(), map(str.upper, NAMES), n=1) or [""]
-    hint = "".join(f": did you mean {name}?" for name in NAMES if name.upper() == meant)
+        raise FileNotFoundError(f"{path} does not exist: expected a CLIP, file or folder")
     choices = f"{', '.join(NAMES)} or the path of a checkpoint"
-    raise ValueError(f"unknown CLIP {path!r}: expected one of {choices}{hint}")
+    raise ValueError(f"unknown CLIP {path!r}: expected one of {choices}")
 
 
 def filename(name: str) -> str:
-    """OpenAI's name of the file of a known model: ViT-L/14@336px → ViT-L-14-336px.pt."""
+    """Return OpenAI's name of the file of a known model: ViT-L/14@336px → ViT-L-14-336px.pt."""
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
 def folders() -> list[Path]:
-    """Where weights are looked for, in this order.
+    """List the folders where weights are looked for, in this order.
 
     Raises FileNotFoundError if MINIDPT_WEIGHTS names no folder.
     """
     package = Path(__file__).resolve().parents[1]
-    found = [package / "weights", package.parent / "weights"]  # in a wheel, in a checkout
+    searched = [package / "weights", package.parent / "weights"]  # in a wheel, in a checkout
     if named := os.environ.get("MINIDPT_WEIGHTS"):
         if not Path(named).expanduser().is_dir():
             raise FileNotFoundError(f"MINIDPT_WEIGHTS is {named!r}: expected an existing folder")
-        found.append(Path(named).expanduser())
-    return [*found, Path(CACHE).expanduser()]
+        searched.append(Path(named).expanduser())
+    return [*searched, Path(CACHE).expanduser()]
 
 
-def is_here(name: str) -> bool:
-    """Whether a folder has the file of a known model. Raises as `folders`."""
-    return _found(name) is not None
-
-
-def _found(name: str) -> Path | None:
+def find_file(name: str) -> Path | None:
+    """Return the file of a known model; None if no folder has it. Raises as `folders`."""
     paths = (folder / filename(name) for folder in folders())
     return next(filter(Path.is_file, paths), None)
 
 
 def find_or_download(name: str) -> Path:
-    """The file of a known model, downloaded into OpenAI's cache folder if no folder has it.
+    """Find the file of a known model; download it into OpenAI's cache folder if no folder has it.
 
     Raises FileNotFoundError if it cannot be had, saying what to put where, and ValueError if what
     arrived is not OpenAI's file.
     """
+    if path := find_file(name):
+        return path
     file = filename(name)
-    if found := _found(name):
-        return found
     if name not in SHA256:
         searched = ", ".join(map(str, folders()))
-        raise FileNotFoundError(
-            f"{file} comes with the project and is in none of {searched}: copy weights/ as well"
-        )
-    target = Path(CACHE).expanduser() / file
-    url = f"{BASE_URL}/{SHA256[name]}/{file}"
+        raise FileNotFoundError(f"{file} of the project's weights/ is in none of {searched}")
+    target, url = Path(CACHE).expanduser() / file, f"{BASE_URL}/{SHA256[name]}/{file}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         download(url, target, SHA256[name])
     except (OSError, HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise FileNotFoundError(
-            f"{name} is not on this machine and could not be downloaded ({error}): "
-            f"try again, or put {url} at {target} or into a folder that the environment variable "
-            "MINIDPT_WEIGHTS names"
-        ) from error
+        fix = f"try again, or put {url} at {target} or into the folder MINIDPT_WEIGHTS"
+        raise FileNotFoundError(f"{name} could not be downloaded ({error}): {fix}") from error
     return target
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .safetensors import DTYPES
+
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_KEY = 1000  # characters of any name in a pickle
 MAX_WORK = 300_000  # calls in a pickle, and attributes that it sets
@@ -23,29 +25,11 @@ MAX_DIMENSIONS = 64  # of a tensor, in torch as well
 
 
 class AttributeBag(dict):
-    """Stands for an object of a class that is not imported: a dict of its attributes."""
+    """Stand for an object of a class that is not imported: a dict of its items and attributes."""
 
     def __init__(self, *args: object):
-        """The constructor's arguments are dropped."""
+        """Drop the constructor's arguments."""
         super().__init__()
-
-    def set_state(self, state: object) -> None:
-        """Takes the attributes in; a state which is no dict is dropped."""
-        if isinstance(state, dict):
-            self.update(state)
-
-
-class DictStandIn(AttributeBag):
-    """Stands for an OrderedDict or defaultdict: the pickle fills in the items, one by one."""
-
-    def __init__(self, *args: object):
-        """A factory of default values may be given, but no items."""
-        super().__init__()
-        if args and not isinstance(args[0], type):
-            raise ValueError("a dict is made from a list of pairs, which torch.save never writes")
-
-    def set_state(self, state: object) -> None:
-        """Drops attributes: `_metadata` (versions of modules), which state dicts carry."""
 
 
 def _rebuild_tensor(
@@ -76,44 +60,31 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
+STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
 ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
+    **{
+        f"torch.{name}Storage": dtype for name, dtype in zip(STORAGES, DTYPES.values(), strict=True)
+    },
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _first,
     "torch.Size": _first,
-    "torch.jit._pickle.build_intlist": _first,
-    "torch.jit._pickle.build_doublelist": _first,
-    "torch.jit._pickle.build_boollist": _first,
-    "torch.jit._pickle.build_tensorlist": _first,
+    **{
+        f"torch.jit._pickle.build_{name}list": _first
+        for name in ("int", "double", "bool", "tensor")
+    },
     "torch.jit._pickle.restore_type_tag": _first,
-    "collections.OrderedDict": DictStandIn,
-    "collections.defaultdict": DictStandIn,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
 ALLOWED_GLOBALS |= dict.fromkeys(
     """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
     __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
-    argparse.Namespace types.SimpleNamespace collections.Counter collections.deque _codecs.encode
-    datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone
-    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath
-    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath
-    numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
-    torch.device torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.int64 torch.int32
-    torch.int16 torch.int8 torch.uint8 torch.bool torch.strided torch.contiguous_format""".split(),
+    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.float64 torch.float32
+    torch.float16 torch.bfloat16 torch.int64 torch.int32 torch.int16 torch.int8 torch.uint8
+    torch.bool torch.strided torch.contiguous_format""".split(),
     AttributeBag,
 )
-INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
+# Of these modules, and those inside them, any class: TorchScript's compiled ones are in __torch__.
+INERT_MODULES = ("__torch__", "torch.optim", "collections", "datetime", "numpy", "pathlib")
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
     for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -137,13 +108,13 @@ class Unpickler(pickle._Unpickler):
         self.storage, self.work = storage, 0
 
     def charge(self, work: int) -> None:
-        """ValueError if the pickle takes more work than the bytes of its instructions tell of."""
+        """Raise ValueError if a pickle takes more work than the number of its bytes allows."""
         self.work += work
         if self.work > MAX_WORK:
             raise ValueError("a pickle of endless work: expected the state dict of a model")
 
     def find_class(self, module: str, name: str) -> object:
-        """Our stand-in for a function or class that the pickle names."""
+        """Return our stand-in for a function or class that the pickle names."""
         self.charge(1)
         module, name = module[:MAX_KEY], name[:MAX_KEY]
         if f"{module}.{name}" in ALLOWED_GLOBALS:
@@ -175,12 +146,13 @@ class Unpickler(pickle._Unpickler):
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
-        """BUILD: the state on top of the stack goes into the bag below it."""
+        """BUILD: the state on top of the stack goes into the bag below it, if it is a dict."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], AttributeBag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
-        self.charge(len(state) if isinstance(state, dict) else 1)
-        self.stack[-1].set_state(state)
+        if isinstance(state, dict):
+            self.charge(len(state))
+            self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:
         """SETITEM and SETITEMS: keys and values, in turns, go into the dict on top of the stack.

@@ -149,24 +149,18 @@ def test_a_file_of_something_else_shows_names_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    "name",
     [
-        ("logit_bias", "SigLIP"),
-        ("visual.attn_pool.query", "attention pooling"),
-        ("visual.transformer.resblocks.0.ls_1.gamma", "LayerScale"),
-        ("text_decoder.resblocks.0.ln_1.weight", "a text decoder"),
-        ("text.cls_emb", "a class token of the text"),
-        ("visual.layer1.0.conv1.weight", "ResNet"),
+        "logit_bias",
+        "visual.attn_pool.query",
+        "visual.transformer.resblocks.0.ls_1.gamma",
+        "text_decoder.resblocks.0.ln_1.weight",
+        "text.cls_emb",
     ],
 )
-def test_parts_that_no_plain_vit_has_are_refused_by_their_names(name, part, tmp_path):
-    with pytest.raises(ValueError, match=f"my.pt: .*{part}"):
+def test_parts_that_no_plain_vit_has_are_refused_by_their_names(name, tmp_path):
+    with pytest.raises(ValueError, match=f"my.pt: .*unknown {name}"):
         load({"state_dict": STATE | {name: torch.ones(2)}}, tmp_path)
-
-
-def test_the_encoders_of_timm_are_refused_by_that_name(tmp_path):
-    with pytest.raises(ValueError, match="an image encoder of timm"):
-        load({"visual.trunk.patch_embed.proj.weight": torch.ones(2)}, tmp_path)
 
 
 # ---- beside the weights

@@ -163,5 +163,5 @@ def test_siglip_of_transformers_is_refused_by_name(transformers, tmp_path):
     sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = transformers.SiglipConfig(text_config=sizes, vision_config=sizes)
     transformers.SiglipModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="SigLIP"):
+    with pytest.raises(ValueError, match="expected model_type .clip., got .siglip."):
         minidpt.load(tmp_path)
