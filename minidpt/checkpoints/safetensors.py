@@ -74,7 +74,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _place(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
-    """Check what a header says of a tensor: precision, shape, first byte and one behind the last."""
+    """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
     entries(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES.get(fields["dtype"]), fields["shape"], fields["data_offsets"]
     if dtype is None:

@@ -62,16 +62,11 @@ def _first(value: object, *_: object) -> object:
 
 STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
 ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
-    **{
-        f"torch.{name}Storage": dtype for name, dtype in zip(STORAGES, DTYPES.values(), strict=True)
-    },
+    **{f"torch.{kind}Storage": dtype for kind, dtype in zip(STORAGES, DTYPES.values())},
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _first,
     "torch.Size": _first,
-    **{
-        f"torch.jit._pickle.build_{name}list": _first
-        for name in ("int", "double", "bool", "tensor")
-    },
+    **{f"torch.jit._pickle.build_{kind}list": _first for kind in "int double bool tensor".split()},
     "torch.jit._pickle.restore_type_tag": _first,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.

@@ -16,19 +16,16 @@ from torch.nn import functional as F
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale·q·kᵀ + mask)·v by torch's `scaled_dot_product_attention`, one fused kernel.
+    """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel.
 
     Args:
-        q: queries (..., Q, d).
-        k: keys (..., K, d).
-        v: values (..., K, d_v).
+        q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused
+            kernels take four dimensions only.
         mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
         scale: None for 1/√d.
 
-    Returns: (..., Q, d_v).
+    Returns: (B, H, Q, d_v).
     """
-    if q.ndim == 3:  # CUDA's fused kernels take four dimensions only
-        return attention(q[None], k[None], v[None], mask, scale)[0]
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
         # The processor's kernel is faster in fp32, its backward pass three times.
         with torch.autocast("cpu", enabled=False):
@@ -38,14 +35,13 @@ def attention(
 
 
 def attention_with_weights(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `attention` computes, spelled out. Arguments as there.
+    """Compute what `attention` does, spelled out, of (..., Q, d), (..., K, d) and (..., K, d_v).
 
     Returns: the result (..., Q, d_v) and the weights (..., Q, K), whose rows sum to 1.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = scale * q @ k.transpose(-2, -1)  # (..., Q, K)
+    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, K)
     weights = (scores if mask is None else scores + mask).softmax(dim=-1)
     return weights @ v, weights
 

@@ -1,9 +1,9 @@
 """CLIP (Radford et al., 2021, arXiv 2103.00020): image and text transformer, under OpenAI's names.
 
-Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly,
-without a table of renames. Everything is batch first. Two places go beyond the plain model, both
-needed by prompt tuning and both exact: a block can attend to further tokens (prompts) that it does
-not carry on, and can compute only the outputs that are read.
+Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly.
+Everything is batch first. Two places go beyond the plain model, both for prompt tuning and both
+exact: a block can attend to further tokens (prompts) that it does not carry on, and can compute
+only the outputs that are read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm in fp32, whatever the precision around it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., W) → (..., W), in the dtype of `x`."""
+        """Normalize (..., W) → (..., W), in the dtype of `x`."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
@@ -96,10 +96,10 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def project_prompts(self, prompts: Tensor) -> Tensor:
-        """What the layer makes of visual prompts (..., P, D): keys and values (..., P, 2, H, d).
+        """Project visual prompts (..., P, D) to keys and values (..., P, 2, H, d) of this layer.
 
-        A prompt's own output would be dropped after the layer, so it never asks, and it does not
-        depend on the image's tokens.
+        A prompt's output would be dropped after the layer, so it never asks, and it does not depend
+        on the image's tokens.
         """
         return self.attn.project(self.ln_1(prompts.to(self.attn.in_proj_weight.dtype)), "kv")
 
@@ -108,17 +108,17 @@ class ResidualAttentionBlock(nn.Module):
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        tokens = self._seen(x, prompts)
+        tokens = self._attended(x, prompts)
         x = x[:, 0] + self.attn.single_query_attention(tokens[:, 0], tokens)
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """How `forward_cls` shares out the class token's attention: (B, H, N+P), rows sum to 1."""
-        tokens = self._seen(x, prompts)
+        """Attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
+        tokens = self._attended(x, prompts)
         return self.attn.single_query_weights(tokens[:, 0], tokens)
 
-    def _seen(self, x: Tensor, prompts: Tensor | None) -> Tensor:
-        """What the layer attends to, normed: the image's tokens, then the prompts (B, N+P, D)."""
+    def _attended(self, x: Tensor, prompts: Tensor | None) -> Tensor:
+        """Norm what the layer attends to: the image's tokens, then the prompts (B, N+P, D)."""
         return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
@@ -187,10 +187,11 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
-        return self.project_cls(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
+        """Encode tokens that enter the first layer (B, N, D) → (B, E), not normalised."""
+        last = self.transformer.resblocks[-1]
+        return self.project_cls(last.forward_cls(self.forward_to_last_layer(x)))
 
-    def before_last(self, x: Tensor) -> Tensor:
+    def forward_to_last_layer(self, x: Tensor) -> Tensor:
         """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
         *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
@@ -291,30 +292,27 @@ class CLIP(nn.Module):
         the memory of one chunk, for half as much time again.
         """
         count = len(layout.ends)
-        # In training this is a part of each step, of which its own line tells.
-        untold = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        with nullcontext() if untold else job("texts encoded", count) as tell:
+        # In training this is a part of each step, which has progress of its own.
+        silent = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        with nullcontext(_ignore) if silent else job("texts encoded", count) as tell:
             if chunk is None or chunk >= count:
                 return self._encode_prompts(x, layout, tell)[layout.inverse_order]
 
             from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
-            features, done = [], 0
-            for rows, piece in iter_chunks(layout, chunk):
-                own = checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
-                features.append(own)
-                done += len(own)
-                if tell:
-                    tell(done)
+            features = []
+            for rows, part in iter_chunks(layout, chunk):
+                inputs = (x[rows], part, _ignore)
+                features.append(checkpoint(self._encode_prompts, *inputs, use_reentrant=False))
+                tell(sum(map(len, features)))
             return torch.cat(features)[layout.inverse_order]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell | None = None) -> Tensor:
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell) -> Tensor:
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
         for number, block in enumerate(blocks, start=1):
             x = block.forward_packed(x, layout)
-            if tell:  # all are as far as this layer
-                tell(len(layout.ends) * number // (len(blocks) + 1))
+            tell(len(layout.ends) * number // (len(blocks) + 1))  # all are as far as this layer
         x = last.forward_packed(x, layout, ends=True)
         return self.ln_final(x.float()) @ self.text_projection.float()
 
@@ -326,7 +324,7 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIP:
-        """What `.to`, `.half` and the like call: the fingerprint is that of what was loaded."""
+        """Convert, as `.to` and `.half` do; the fingerprint stays that of what was loaded."""
         if function(self.logit_scale.detach()).dtype != self.logit_scale.dtype:
             self.fingerprint()
         return super()._apply(function, recurse)
@@ -336,7 +334,7 @@ class CLIP(nn.Module):
 
         Norms, `logit_scale` and the two projections stay fp32, so features are not rounded.
         """
-        self.fingerprint()  # of the weights as loaded, before any of them is rounded
+        self.fingerprint()  # before any weight is rounded
         for module in self.modules():
             if not isinstance(module, LayerNorm):
                 for name, parameter in module.named_parameters(recurse=False):
@@ -373,18 +371,14 @@ class CLIP(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
 
-        What makes another model of the same weights makes another fingerprint: the exact GELU,
-        heads that are not 64 wide, other colours' mean and std. Computed once: the weights are
-        frozen, and that somebody changes them later is not noticed.
+        With what makes another model of the same weights: the GELU, head widths, mean and std.
+        Computed once: that somebody changes frozen weights later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
-            about = "" if self.quick_gelu else "exact GELU"
             sides = (self.visual.transformer, self.transformer)
-            widths = [side.resblocks[0].attn.head_width for side in sides]
-            about += f"heads {widths}" if widths != [HEAD_WIDTH] * 2 else ""
-            colours = (self.mean, self.std)
-            about += f"colours {colours}" if colours != (CLIP_MEAN, CLIP_STD) else ""
-            digest = hashlib.sha256(about.encode())
+            head_widths = [side.resblocks[0].attn.head_width for side in sides]
+            settings = (bool(self.quick_gelu), head_widths, self.mean, self.std)
+            digest = hashlib.sha256(repr(settings).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
@@ -393,8 +387,9 @@ class CLIP(nn.Module):
 
 
 def precision_key(dtype: torch.dtype) -> str:
-    """How a network in `dtype` computes features: by this, features that were kept are told apart.
+    """Name how a network in `dtype` computes features, for what tells kept features apart."""
+    return f"{dtype}, features in fp32"
 
-    Before 0.2.0 those in bf16 and fp16 were rounded to it.
-    """
-    return str(dtype) if dtype == torch.float32 else f"{dtype}, features in fp32"
+
+def _ignore(done: int) -> None:
+    """Take the progress that nobody is told."""
