@@ -6,6 +6,7 @@ names parts that minidpt does not have, which are refused by these names.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,17 +29,14 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin" + INDEX,
 )
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-HUGGING_FACE_CONFIG, HUGGING_FACE_COLOURS = "config.json", "preprocessor_config.json"
 EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
 # is a part that we do not have, unless it is off.
-MODEL = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale",
-         "nonscalar_logit_scale"}  # fmt: skip
-SIDE = {"width", "layers", "head_width", "heads", "image_size", "patch_size", "mlp_ratio",
-        "context_length", "vocab_size", "patch_dropout", "pad_id", "eos_id", "attn_pooler_queries",
-        "attn_pooler_heads"}  # fmt: skip
+KNOWN = """embed_dim quick_gelu vision_cfg text_cfg custom_text init_logit_scale
+    nonscalar_logit_scale width layers head_width heads image_size patch_size mlp_ratio
+    context_length vocab_size patch_dropout pad_id eos_id attn_pooler_queries
+    attn_pooler_heads""".split()
 USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",),
          "block_type": ("default",), "timm_pool": ("avg",), "timm_proj": ("linear",),
          "hf_proj_type": ("mlp",), "hf_pooler_type": ("mean_pooler",),
@@ -48,22 +46,30 @@ RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3
             "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
 
 
+logger = logging.getLogger("minidpt")
 SIZES = ("vision width", "vision layers", "patch", "image size", "text width", "text layers")
 
 
 class Config(NamedTuple):
     """What a configuration says of a CLIP beyond its tensors, and the sizes that these must have.
 
-    sizes: in the order of SIZES, n or [n, n]; None where the file does not say it.
+    sizes: in the order of SIZES, n or [n, n]. None, here and there: the file does not say it.
     """
 
-    path: Path
-    quick_gelu: bool
-    head_width: int
-    text_head_width: int
-    mean: Colours
-    std: Colours
-    sizes: tuple[object, ...]
+    path: Path | None = None
+    quick_gelu: bool | None = None
+    head_width: int | None = None
+    text_head_width: int | None = None
+    mean: Colours = CLIP_MEAN
+    std: Colours = CLIP_STD
+    sizes: tuple[object, ...] = (None,) * len(SIZES)
+
+    def agree(self, name: str, wanted: object) -> Any:
+        """Return a setting, `wanted` where there is none; ValueError if the two differ."""
+        setting = getattr(self, name)
+        if None not in (setting, wanted) and setting != wanted:
+            raise ValueError(f"{self.path} says {name} {setting}, got {wanted}: leave it out")
+        return wanted if setting is None else setting
 
     def check_sizes(self, clip: CLIP) -> None:
         """Raise ValueError if the file is the configuration of another model."""
@@ -107,28 +113,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_config(folder: Path, origin: str) -> Config | None:
-    """Read the configuration in the folder of weights that `origin` named; None if there is none.
+def read_config(folder: Path, origin: str) -> Config:
+    """Read the configuration in the folder of weights that `origin` named, if there is one.
 
     Raises ValueError if it is damaged, of another kind of model, or names a part that we do not
     have.
     """
     is_hugging_face = origin == HUGGING_FACE
-    path = folder / (HUGGING_FACE_CONFIG if is_hugging_face else OPEN_CLIP_CONFIG)
+    path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
     if not path.is_file():
-        return None
+        return Config()
     content = entries(read_json(path, str(path)), str(path))
-    return (_hugging_face if is_hugging_face else _open_clip)(path, content)
+    config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
+    logger.info(
+        f"{path}: quick_gelu {config.quick_gelu}, head widths {config.head_width} and "
+        f"{config.text_head_width}, mean {config.mean}, std {config.std}"
+    )
+    return config
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     model = entries(content.get("model_cfg", content), f"{path}, model_cfg",
                     quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
-    _refuse_foreign(f"{path}, model_cfg", model, MODEL)
-    numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
-    for name in ("vision_cfg", "text_cfg"):
-        _refuse_foreign(f"{path}, {name}", entries(model[name], f"{path}, {name}", **numbers), SIDE)
     vision, text = model["vision_cfg"], model["text_cfg"]
+    numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
+    for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
+        _refuse_foreign(f"{path}, {name}", entries(settings, f"{path}, {name}", **numbers))
     colours = entries(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
     head_width = vision.get("head_width") or 64
     text_heads = _head_width(f"{path}, text_cfg", text.get("width") or 512, text.get("heads") or 8)
@@ -160,18 +170,18 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
         raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
     if (eos := sides[1].get("eos_token_id")) not in EOT:
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {shown(eos)}")
-    colours = path.with_name(HUGGING_FACE_COLOURS)
+    colours = path.with_name("preprocessor_config.json")
     settings = entries(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
     mean_std = _colours(colours, settings, "image_")
     sizes = _sizes(*sides, "hidden_size", "num_hidden_layers")
     return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sizes)
 
 
-def _refuse_foreign(where: str, settings: Mapping[str, Any], known: set[str]) -> None:
+def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
     """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
     for name, value in settings.items():
         is_off = value is None or value is False or value in ({}, 0, "")
-        if name not in known and not is_off and value not in USUAL.get(name, ()):
+        if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
             raise ValueError(f"{where}: {name} {shown(value)} is a part that minidpt does not have")
 
 

@@ -15,7 +15,6 @@ from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
 
-from torch import Tensor
 from torch import device as Device
 
 from ..clip.network import CLIP
@@ -36,7 +35,7 @@ SHA256 = {
 TINY = "tiny"  # the small model that this project ships in weights/
 NAMES = (*SHA256, TINY)
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
-LEAST_BYTES = 300_000_000  # of OpenAI's files
+ARCHIVE_OF_OPENAI = "input_resolution"  # a number beside the weights, which nobody else writes
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 logger = logging.getLogger("minidpt")
@@ -74,12 +73,16 @@ def load(
     path = find_or_download(name) if known else _existing_path(name)
     try:
         file = weights_in(path) if path.is_dir() else path
-        weights, origin = find_clip(read_weights(file))
-        config = None if known else read_config(file.parent, origin)
-        if config is None:
-            clip = build_clip(weights, True if quick_gelu is None else quick_gelu, head_width)
-        else:
-            clip = _build_configured(weights, config, quick_gelu, head_width)
+        named = read_weights(file)
+        weights, origin = find_clip(named)
+        config = Config() if known else read_config(file.parent, origin)
+        quick_gelu = config.agree("quick_gelu", quick_gelu)
+        head_width = config.agree("head_width", head_width)
+        is_guess = quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named)
+        quick_gelu = True if quick_gelu is None else quick_gelu
+        clip = build_clip(weights, quick_gelu, head_width, config.text_head_width)
+        config.check_sizes(clip)
+        clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
             clip.resize_positional_embedding(image_size)
     except ValueError as error:
@@ -89,38 +92,14 @@ def load(
         raise ValueError(text) from error
     is_shared_name = not path.is_dir() and path.name in WEIGHTS  # then after the folder
     clip.name = name if known else path.resolve().parent.name if is_shared_name else path.stem
-    is_guess = config is None and quick_gelu is None and not (known or is_openais(file))
-    if is_guess or (known and not clip.quick_gelu):
-        used, other = ("quick", "exact") if clip.quick_gelu else ("exact", "quick")
-        option = "--no-quick-gelu" if clip.quick_gelu else "--quick-gelu"
+    if is_guess or (known and not quick_gelu):
+        used, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
+        option = "--no-quick-gelu" if quick_gelu else "--quick-gelu"
         logger.warning(
             f"{clip.name}: no file says its activation, the {used} GELU is used: if it was trained "
-            f"with the {other} one, pass quick_gelu={not clip.quick_gelu} ({option})"
+            f"with the {other} one, pass quick_gelu={not quick_gelu} ({option})"
         )
     return clip.to(device), Preprocess(clip.visual.resolution, clip.mean, clip.std)
-
-
-def _build_configured(
-    weights: dict[str, Tensor], config: Config, quick_gelu: bool | None, head_width: int | None
-) -> CLIP:
-    """Build the CLIP that a configuration describes; ValueError if the caller says else."""
-    for name, wanted in (("quick_gelu", quick_gelu), ("head_width", head_width)):
-        if wanted not in (None, getattr(config, name)):
-            got = f"got {wanted}: leave it out"
-            raise ValueError(f"{config.path} says {name} {getattr(config, name)}, {got}")
-    clip = build_clip(weights, config.quick_gelu, config.head_width, config.text_head_width)
-    config.check_sizes(clip)
-    clip.mean, clip.std = config.mean, config.std
-    logger.info(
-        f"{config.path}: quick_gelu {clip.quick_gelu}, head widths {config.head_width} and "
-        f"{config.text_head_width}, mean {clip.mean}, std {clip.std}"
-    )
-    return clip
-
-
-def is_openais(path: Path) -> bool:
-    """Whether it is a file of OpenAI's, of any name; only one as large is read for the answer."""
-    return path.stat().st_size >= LEAST_BYTES and _sha256(path) in SHA256.values()
 
 
 def _existing_path(path: str) -> Path:

@@ -48,10 +48,8 @@ def _rebuild_tensor(
         elements *= length
         last += (length - 1) * step
     if elements and (last >= len(storage) or elements > len(storage)):
-        raise ValueError(
-            f"a tensor of size {size}, stride {stride}, offset {offset} "
-            f"leaves its storage of {len(storage)} numbers"
-        )
+        view = f"a tensor of size {size}, stride {stride}, offset {offset}"
+        raise ValueError(f"{view} leaves its storage of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
 
 
@@ -79,7 +77,7 @@ ALLOWED_GLOBALS |= dict.fromkeys(
     AttributeBag,
 )
 # Of these modules, and those inside them, any class: TorchScript's compiled ones are in __torch__.
-INERT_MODULES = ("__torch__", "torch.optim", "collections", "datetime", "numpy", "pathlib")
+INERT_MODULES = ("__torch__.", "torch.optim.", "collections.", "datetime.", "numpy.", "pathlib.")
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
     for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -92,9 +90,9 @@ INSTRUCTIONS = [
 class Unpickler(pickle._Unpickler):
     """Builds tensors and dicts from a checkpoint's pickle, and nothing else.
 
-    The unpickler that is written in Python, because its table of instructions can be narrowed. What
+    The unpickler that is written in Python, whose table of instructions can be narrowed. What
     `find_class` returns is all that REDUCE and NEWOBJ can call, and BUILD, which could set
-    attributes of anything, only fills a `AttributeBag`.
+    attributes of anything, only fills an `AttributeBag`.
     """
 
     def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
@@ -114,12 +112,10 @@ class Unpickler(pickle._Unpickler):
         module, name = module[:MAX_KEY], name[:MAX_KEY]
         if f"{module}.{name}" in ALLOWED_GLOBALS:
             return ALLOWED_GLOBALS[f"{module}.{name}"]
-        if any(f"{module}.".startswith(f"{inert}.") for inert in INERT_MODULES):
+        if f"{module}.".startswith(INERT_MODULES):
             return AttributeBag
-        raise ValueError(
-            f"expected a state dict, got a pickle that names {module}.{name}; nothing was "
-            "executed. If you trust the file, torch.save its state_dict() where it was made"
-        )
+        got = f"a pickle that names {module}.{name}; nothing was executed"
+        raise ValueError(f"expected a state dict, got {got}: torch.save a state_dict() alone")
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
@@ -163,10 +159,6 @@ class Unpickler(pickle._Unpickler):
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
                 bag[key] = value
 
-    def load_set(self) -> None:
-        """EMPTY_SET, and FROZENSET of what is on top: a bag."""
-        self.append(AttributeBag())
-
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
         raise ValueError("the pickle has an instruction that no checkpoint needs: not executed")
@@ -177,8 +169,8 @@ class Unpickler(pickle._Unpickler):
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
-        pickle.EMPTY_SET[0]: load_set,
-        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.load_set()),
+        pickle.EMPTY_SET[0]: lambda self: self.append(AttributeBag()),
+        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(AttributeBag())),
         pickle.ADDITEMS[0]: lambda self: self.pop_mark(),
         pickle.SETITEM[0]: lambda self: self.fill([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),

@@ -56,7 +56,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(mlp_width, width)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + c_proj(gelu(c_fc(x))): both (..., W) → (..., W).
+        """Compute residual + c_proj(gelu(c_fc(x))), both (..., W) → (..., W).
 
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
@@ -83,7 +83,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
-        """One layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
+        """Compute a layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
 
         prompt_kv: of `project_prompts`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
@@ -104,7 +104,7 @@ class ResidualAttentionBlock(nn.Module):
         return self.attn.project(self.ln_1(prompts.to(self.attn.in_proj_weight.dtype)), "kv")
 
     def forward_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The last layer, of which only the class token is read: (B, N, D) → (B, D).
+        """Compute the last layer, of which only the class token is read: (B, N, D) → (B, D).
 
         prompts: (P, D) for all images or (B, P, D).
         """
@@ -122,7 +122,7 @@ class ResidualAttentionBlock(nn.Module):
         return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
-        """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
+        """Compute a layer over packed prompts (S, W), whole or, with `ends`, their EOTs (n, W)."""
         normed = self.ln_1(x)
         # Apart: of one joint product q would be a view, and all of it kept for the backward pass.
         q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
@@ -169,18 +169,14 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
     def embed(self, images: Tensor) -> Tensor:
-        """The tokens that enter the first layer, class token first: (B, 3, R, R) → (B, N, D).
+        """Embed images (B, 3, R, R) to the tokens of the first layer, class token first: (B, N, D).
 
         Raises ValueError if the images have another size than the model's, or are no floats.
         """
-        shape = (3, self.resolution, self.resolution)
-        if images.shape[1:] != shape or not images.is_floating_point():
-            expected = f"(B, 3, {self.resolution}, {self.resolution})"
-            raise ValueError(
-                f"expected floating-point images of shape {expected}, "
-                f"got {images.dtype} of shape {tuple(images.shape)}: "
-                "use the preprocess function that came with the model"
-            )
+        side = self.resolution
+        if images.shape[1:] != (3, side, side) or not images.is_floating_point():
+            got = f"{images.dtype} {tuple(images.shape)}: use the model's preprocess function"
+            raise ValueError(f"expected floating-point images (B, 3, {side}, {side}), got {got}")
         patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
         patches = patches.flatten(2).transpose(1, 2)  # (B, N-1, D)
         cls = self.class_embedding.expand(images.shape[0], 1, -1)
@@ -192,21 +188,21 @@ class VisionTransformer(nn.Module):
         return self.project_cls(last.forward_cls(self.forward_to_last_layer(x)))
 
     def forward_to_last_layer(self, x: Tensor) -> Tensor:
-        """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
+        """Compute from the tokens of the first layer those of the last one, both (B, N, D)."""
         *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
             x = block(x)
         return x
 
     def project_cls(self, x: Tensor) -> Tensor:
-        """The class token after the last layer (B, D) → image features (B, E).
+        """Project the class token after the last layer (B, D) to image features (B, E).
 
         In fp32, whatever the network's precision; inside autocast in its own.
         """
         return self.ln_post(x.float()) @ self.proj.float()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, R, R) → (B, E), not normalised."""
+        """Encode images (B, 3, R, R) → (B, E), not normalised."""
         return self.encode(self.embed(images))
 
 
@@ -266,11 +262,11 @@ class CLIP(nn.Module):
         return normalize(pixels, self.mean, self.std)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, R, R), preprocessed → features (B, E), not normalised."""
+        """Encode preprocessed images (B, 3, R, R) → features (B, E), not normalised."""
         return self.visual(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Token ids (n, 77) from `tokenize` → features (n, E), not normalised.
+        """Encode token ids (n, 77) from `tokenize` → features (n, E), not normalised.
 
         A text ends at its EOT, the largest id; what follows is not computed (`packing.py`).
         """
@@ -280,16 +276,14 @@ class CLIP(nn.Module):
         return self.encode_prompts(self.embed_prompts(layout), layout)
 
     def embed_prompts(self, layout: PackedPrompts) -> Tensor:
-        """Token plus positional embeddings (S, W) of packed prompts."""
-        positions = self.positional_embedding[layout.positions]
-        return self.token_embedding(layout.tokens) + positions
+        """Embed packed prompts: token plus positional embeddings (S, W)."""
+        return self.token_embedding(layout.tokens) + self.positional_embedding[layout.positions]
 
     def encode_prompts(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
-        """Embedded packed prompts (S, W) → text features (n, E), not normalised.
+        """Encode embedded packed prompts (S, W) → text features (n, E), not normalised.
 
-        With `chunk`, that many prompts are encoded at a time. What a chunk needs for gradients is
-        not kept but computed again when its turn comes in the backward pass: equal gradients in
-        the memory of one chunk, for half as much time again.
+        With `chunk`, that many at a time, whose gradients' needs are computed again in the backward
+        pass: equal gradients in the memory of one chunk, for half the time again.
         """
         count = len(layout.ends)
         # In training this is a part of each step, which has progress of its own.
@@ -317,7 +311,7 @@ class CLIP(nn.Module):
         return self.ln_final(x.float()) @ self.text_projection.float()
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits per image (B, n) and per text (n, B): cosines times exp(logit_scale)."""
+        """Compute logits per image (B, n) and text (n, B): cosines times exp(logit_scale)."""
         image_features = F.normalize(self.encode_image(images).float(), dim=-1)
         text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()

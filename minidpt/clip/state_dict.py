@@ -57,7 +57,7 @@ def infer_sizes(
     head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> dict[str, int | TransformerSizes]:
-    """The arguments of `CLIP` that fit these tensors; head widths as in `build_clip`."""
+    """Infer the arguments of `CLIP` from shapes of tensors; head widths as in `build_clip`."""
     dimensions = {
         "visual.conv1.weight": 4,
         "visual.positional_embedding": 2,
@@ -65,13 +65,11 @@ def infer_sizes(
         "token_embedding.weight": 2,
         "text_projection": 2,
     }
-    if missing := [name for name in dimensions if name not in weights]:
-        raise ValueError(f"expected a CLIP with OpenAI's names, got one without {listed(missing)}")
     for name, count in dimensions.items():
-        shape = tuple(weights[name].shape) if isinstance(weights[name], Tensor) else ()
+        shape = tuple(getattr(weights.get(name), "shape", ()))
         if len(shape) != count or not all(1 <= length <= MAX_LENGTH for length in shape):
-            got = f"shape {shape}" if shape else shown(weights[name])
-            raise ValueError(f"{name}: expected a tensor of {count} dimensions, got {got}")
+            got = f"shape {shape}" if shape else shown(weights.get(name))
+            raise ValueError(f"CLIP's {name}: expected {count} dimensions, got {got}")
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     vocab_size, text_width = weights["token_embedding.weight"].shape
