@@ -23,7 +23,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from minidpt.checkpoints.pretrained import NAMES, is_here
+from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures
 from minidpt.clip.white import White, white_notes
@@ -77,7 +77,7 @@ def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
     """Load the model of a run, if its CLIP is on this machine: none is downloaded for it."""
     config, _ = run.read_config()
     name = args.model or config.model
-    if name in NAMES and not is_here(name):
+    if name in NAMES and not find_file(name):
         raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
     return load_runs([run], args)[0][0]
 
@@ -162,7 +162,6 @@ def test_published(args: Namespace) -> None:
     clip = load_clip(config)
     precision, _ = choose_precision(config.precision, device)
     clip = place(clip, device, precision)
-    say_notes(clip.notes)
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
     prompts = PromptConfig(**inferred.config, top_k=top_k, class_token_position=position)

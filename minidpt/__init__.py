@@ -12,7 +12,7 @@ from .model import ModelOutput
 from .trained import Prediction, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 
-__version__ = "0.2.0"
+__version__ = "1.0.0.dev0"
 __all__ = [
     "AttentionMaps",
     "CLIP",

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .checkpoints.pretrained import NAMES, filename, folders
+from .checkpoints.pretrained import NAMES, find_file, folders
 from .files import one_line
 
 
@@ -27,14 +27,11 @@ def main() -> None:
     for number in range(torch.cuda.device_count()):
         print(f"cuda:{number}: {torch.cuda.get_device_name(number)}")
     try:
-        searched = folders()
+        for name in NAMES:
+            print(f"CLIP {name}: {one_line(find_file(name) or 'not on this machine')}")
+        print(f"looked for in {', '.join(map(one_line, folders()))}")
     except FileNotFoundError as error:  # of MINIDPT_WEIGHTS
         sys.exit(f"minidpt: error: {one_line(error)}")
-    for name in NAMES:
-        files = (folder / filename(name) for folder in searched)
-        found = next(filter(Path.is_file, files), None)
-        print(f"CLIP {name}: {'not on this machine' if found is None else one_line(found)}")
-    print(f"looked for in {', '.join(map(one_line, searched))}")
 
 
 def train() -> None:

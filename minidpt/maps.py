@@ -39,17 +39,17 @@ def attention_maps(model: PromptedModel, images: Tensor) -> AttentionMaps:
     """
     visual, prepared = model.clip.visual, model.prepared()
     tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)
-    plain, last = visual.before_last(tokens), visual.transformer.resblocks[-1]
-    zero_shot = over_patches(last.weights_cls(plain).mean(dim=1), tokens)
+    plain, last = visual.forward_to_last_layer(tokens), visual.transformer.resblocks[-1]
+    zero_shot = over_patches(last.cls_attention_weights(plain).mean(dim=1), tokens)
     if not model.config.learns_image:
         return AttentionMaps(zero_shot, zero_shot)
 
     top_classes = class_features = class_aware = None
     if model.config.method == "dpt":
-        frozen = F.normalize(visual.features_of(last.forward_cls(plain)).float(), dim=-1)
+        frozen = F.normalize(visual.project_cls(last.forward_cls(plain)).float(), dim=-1)
         top_classes, class_features = model.select(frozen, prepared.text_features)
     prompted = model.before_last(tokens, prepared.prompt_kv, class_features)
-    weights = last.weights_cls(prompted.tokens, prompted.prompts)  # (B, H, N+P)
+    weights = last.cls_attention_weights(prompted.tokens, prompted.prompts)  # (B, H, N+P)
     tuned = over_patches(weights.mean(dim=1), tokens)
     if prompted.class_aware_weights is not None:
         class_aware = over_patches(prompted.class_aware_weights, tokens)

@@ -280,7 +280,7 @@ class PromptedModel(nn.Module):
         """
         last = self.before_last(x, prompt_kv, class_features)
         x = self.clip.visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)
-        return self.clip.visual.features_of(x), last.class_aware_logits
+        return self.clip.visual.project_cls(x), last.class_aware_logits
 
     def before_last(
         self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip.attention import explicit_attention
+from .clip.attention import attention_with_weights
 from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
@@ -82,7 +82,7 @@ class TextPrompts(nn.Module):
             prompts.append(prompt_tokens(name, slots, class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
         layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
-        self._held = layout.held
+        self._prompts_per_bin = layout.prompts_per_bin
 
         is_context = layout.tokens >= vocabulary
         known = replace(layout, tokens=layout.tokens.masked_fill(is_context, 0))
@@ -99,8 +99,8 @@ class TextPrompts(nn.Module):
     @property
     def layout(self) -> PackedPrompts:
         """Where each class's prompt lies in the rows that `forward` returns."""
-        tensors = (self.tokens, self.positions, self.ends, self.places, self.mask)
-        return PackedPrompts(*tensors, self._held)
+        tensors = (self.tokens, self.positions, self.ends, self.inverse_order, self.mask)
+        return PackedPrompts(*tensors, self._prompts_per_bin)
 
     def forward(self) -> Tensor:
         """Token plus positional embeddings of all prompts, (S, W) in fp32."""
@@ -226,7 +226,7 @@ class ClassAwarePrompts(nn.Module):
         learned = self.tokens.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
         # Fused kernels want values as wide as keys: here torch would spell it out as well.
-        attended, weights = explicit_attention(self.query(queries), self.key(tokens), tokens)
+        attended, weights = attention_with_weights(self.query(queries), self.key(tokens), tokens)
         attended = self.value(attended)  # (B, K, D)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
         return ClassAware(self.ln_prompt(attended + queries), class_logits, weights)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.pretrained import NAMES, load
+from .checkpoints.prompt_file import SavedModel, read_model, write_model
 from .checkpoints.published import from_published, to_published
-from .checkpoints.saved import NO_FEATURES, SavedModel, not_saved, read_model, write_model
-from .clip.network import CLIP, numerics
+from .clip.network import CLIP
 from .clip.pictures import Picture
 from .clip.state_dict import check_tensors
 from .clip.transforms import test_pixels
 from .clip.workers import PAUSE, in_order
 from .config import PromptConfig
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
-from .model import PromptedModel, computing_dtype
+from .model import PromptedModel
 from .prompts import image_prompts, words_of
 from .ranks import ALONE, Ranks
 
@@ -124,30 +122,22 @@ class PromptedCLIP(PromptedModel):
         ]
 
     @torch.no_grad()
-    def save(self, path: str | os.PathLike, text_features: bool = True) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
 
         CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
         An existing file is replaced whole.
-
-        text_features: write the classes' features, too, 4 KB each on ViT-B/32: of a thousand
-            classes they take seconds, which the first prediction after loading is spared.
         """
         learned = {name: value.detach().cpu() for name, value in self.learned().items()}
-        texts, features = (self.classnames, self.template), dict(NO_FEATURES)
-        if text_features:
-            features["fingerprint"] = text_fingerprint(self.clip, *texts, self.config, learned)
-            features["template"] = self.template_features.cpu()
-            if self.config.learns_text:
-                features["learned"] = self.text_features().cpu()
+        texts = (self.classnames, self.template)
         about = {
             "name": self.clip.name,
-            "quick_gelu": not self.clip.exact_gelu,
+            "quick_gelu": self.clip.quick_gelu,
             "fingerprint": self.clip.fingerprint(),
             "image_size": self.clip.image_size,
         }
         config = asdict(self.config)
-        write_model(path, SavedModel(learned, *texts, config, self.white, about, features))
+        write_model(path, SavedModel(learned, *texts, config, self.white, about))
 
     def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
         """The learned prompts with other classes, ready to predict; CLIP is shared.
@@ -254,9 +244,9 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     try:
         config = PromptConfig(**saved.config)
     except (ValueError, TypeError) as error:
-        raise not_saved(path, error) from error
+        raise ValueError(f"{where}: {error}") from error
     clip_name, fingerprint = saved.clip["name"][:60], saved.clip["fingerprint"]
-    image_size = saved.clip.get("image_size")  # None in files of earlier versions, too
+    image_size = saved.clip.get("image_size")
     if clip is None:
         if clip_name not in NAMES:
             raise ValueError(
@@ -281,50 +271,13 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
         expected = learned_tensors(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
         check_texts(saved.classnames, saved.template)
-        features = fitting_features(saved, clip, config)
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            texts, known = (saved.classnames, saved.template), features.get("template")
-            model = build_model(clip, *texts, config, template_features=known)
+            model = build_model(clip, saved.classnames, saved.template, config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     model.set_learned(saved.learned)
-    if config.learns_text and features:
-        model.take_text_features(features["learned"])
     model.white = saved.white
     return model.eval()
-
-
-def fitting_features(saved: SavedModel, clip: CLIP, config: PromptConfig) -> dict[str, Tensor]:
-    """The text features of a file, on CLIP's device, if this model's would be the same; else {}.
-
-    Raises ValueError if they are no such tensors.
-    """
-    texts, features = (saved.classnames, saved.template), dict(saved.text_features)
-    if features.pop("fingerprint") != text_fingerprint(clip, *texts, config, saved.learned):
-        return {}
-    kinds = ("template", "learned") if config.learns_text else ("template",)
-    shape = torch.empty(len(saved.classnames), clip.text_projection.shape[1], device="meta")
-    check_tensors(features, dict.fromkeys(kinds, shape), "text features")
-    # A copy also of fp32 tensors: the file is mapped, and somebody may overwrite it.
-    device, fp32 = clip.device, torch.float32
-    return {name: value.to(device, fp32, copy=True) for name, value in features.items()}
-
-
-def text_fingerprint(
-    clip: CLIP,
-    classnames: Sequence[str],
-    template: str,
-    config: PromptConfig,
-    learned: Mapping[str, Tensor],
-) -> str:
-    """SHA-256 of all that text features follow from: CLIP, where and how it computes, the texts."""
-    where = (clip.fingerprint(), numerics(computing_dtype(clip)), clip.device.type)
-    texts = json.dumps([where, list(classnames), template, asdict(config)])
-    digest = hashlib.sha256(texts.encode())
-    if config.learns_text:
-        ctx = learned["text_prompts.ctx"].detach().float().cpu().contiguous()
-        digest.update(ctx.numpy().data)
-    return digest.hexdigest()
 
 
 def learned_tensors(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:

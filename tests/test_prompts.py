@@ -58,7 +58,7 @@ def test_every_row_is_a_token_or_a_context_vector_plus_its_position(clip, csc, p
     for c, name in enumerate(NAMES):
         first = 90000 + (4 * c if csc else 0)
         tokens = prompt_tokens(name, list(range(first, first + 4)), position)
-        end = layout.ends[layout.places[c]].item()
+        end = layout.ends[layout.inverse_order[c]].item()
         own = range(end + 1 - (len(tokens) - layout.prefix), end + 1)
         for place, row in enumerate([*range(layout.prefix), *own]):
             token = tokens[place]

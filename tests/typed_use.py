@@ -11,7 +11,7 @@ import minidpt
 
 def use(picture: Image.Image, path: str) -> float:
     """Every public name once, with the types that a caller would expect."""
-    clip, preprocess = minidpt.load("tiny", device="cpu", exact_gelu=False)
+    clip, preprocess = minidpt.load("tiny", device="cpu", quick_gelu=True)
     another: minidpt.CLIP = minidpt.build_clip(dict(clip.state_dict()))
     tokens: torch.Tensor = minidpt.tokenize(["a photo of a dog."])
     features: torch.Tensor = clip.encode_image(preprocess(picture)[None])

@@ -18,14 +18,19 @@ import torch
 from torch import Tensor
 
 from ..clip.state_dict import check_tensors, listed
-from ..files import entries, one_line_errors
+from ..files import entries
 from .reader import read_checkpoint
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CLASS_AWARE = "image_encoder.transformer.extractor"
-MAPLE = "MultiModalPromptLearner"  # MaPLe's folder
-OTHERS = {"compound_prompt": "MaPLe", "meta_net.linear": "CoCoOp"}  # pieces of names → whose
+METHODS = {  # text, visual and class-aware prompts → method
+    (True, False, False): "coop",
+    (False, True, False): "vpt",
+    (True, True, False): "vlp",
+    (True, False, True): "dpt",
+    (True, True, True): "dpt",
+}
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
 OUR_NAMES = {  # as `PromptedModel.learned` names them
@@ -47,7 +52,7 @@ GENERATOR_NAMES = {  # those of `ClassAwarePrompts` → published, with the laye
 
 
 def published_name(ours: str) -> tuple[str, int | None]:
-    """The published name of one of our learned tensors, and which of its rows it is, if one."""
+    """Return the published name of one of our learned tensors, and its row there, if it is one."""
     if ours in OUR_NAMES:
         return OUR_NAMES[ours], None
     _class_aware, layer, name = ours.split(".", 2)
@@ -57,34 +62,37 @@ def published_name(ours: str) -> tuple[str, int | None]:
 
 
 def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our learned tensors, or their gradients, under the published names."""
-    whole: dict[str, Tensor] = {}
+    """Rename our learned tensors, or their gradients, to the published names."""
+    published: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {}
     for ours, value in learned.items():  # layers in their order
         name, row = published_name(ours)
         if row is None:
-            whole[name] = value
+            published[name] = value
         else:
             rows.setdefault(name, []).append(value)
-    return whole | {name: torch.stack(values) for name, values in rows.items()}
+    return published | {name: torch.stack(values) for name, values in rows.items()}
 
 
 def from_published(
     tensors: Mapping[str, Tensor], learned: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Published tensors under the names of `learned`, whose shapes they must have.
+    """Rename published tensors to the names of `learned`, whose shapes they must have.
 
     Raises ValueError, which `where` begins, if names or shapes differ or a number is not finite.
     """
-    given = {name: value for name, value in entries(dict(tensors), "published prompts").items()
-             if name.rpartition(".")[2] not in NOT_LEARNED
-             and not (isinstance(value, Tensor) and value.numel() == 0)}  # fmt: skip
-    check_tensors(given, to_published(learned), where)
-    named = {ours: published_name(ours) for ours in learned}
-    return {
-        ours: given[name] if row is None else given[name][row]
-        for ours, (name, row) in named.items()
+    published = {
+        name: value
+        for name, value in entries(dict(tensors), "published prompts").items()
+        if name.rpartition(".")[2] not in NOT_LEARNED
+        and not (isinstance(value, Tensor) and value.numel() == 0)
     }
+    check_tensors(published, to_published(learned), where)
+    renamed = {}
+    for ours in learned:
+        name, row = published_name(ours)
+        renamed[ours] = published[name] if row is None else published[name][row]
+    return renamed
 
 
 class Inferred(NamedTuple):
@@ -97,9 +105,8 @@ class Inferred(NamedTuple):
     classes: int | None
 
 
-@one_line_errors
 def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
-    """Method, numbers of prompts, csc and layers, from the shapes that `read_published` returns.
+    """Infer method, numbers of prompts, csc and layers from what `read_published` returns.
 
     Args:
         layers: of the CLIP's image side.
@@ -107,38 +114,29 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
     Raises ValueError for the tensors of another method.
     """
     shapes = {name: tuple(v.shape) for name, v in tensors.items() if v.numel()}
-    for piece, method in OTHERS.items():
-        if any(piece in name for name in shapes):
-            raise ValueError(f"published prompts: expected CoOp's or DPT's, got {method}'s")
     dimensions = {f"{TEXT}.ctx": (2, 3), f"{VISUAL}.ctx": (3,), f"{CLASS_AWARE}.ctx": (3,)}
-    text, visual, aware = (shapes.get(name, ()) for name in dimensions)
     for name, counts in dimensions.items():
         if name in shapes and len(shapes[name]) not in counts:
             raise ValueError(f"published prompts: {name} has the shape {shapes[name]}")
-    method = {
-        (True, False, False): "coop",
-        (False, True, False): "vpt",
-        (True, True, False): "vlp",
-        (True, False, True): "dpt",
-        (True, True, True): "dpt",
-    }.get((bool(text), bool(visual), bool(aware)))
+    text, visual, aware = (shapes.get(name, ()) for name in dimensions)
+    method = METHODS.get((bool(text), bool(visual), bool(aware)))
     if method is None:
         raise ValueError(f"published prompts: expected CoOp's or DPT's, got {listed([*shapes])}")
-    first = layers + 1 - (aware[0] if aware else 0)  # with class-aware prompts
     config = {"method": method, "csc": len(text) == 3}
-    config |= {"n_ctx": text[-2]} if text else {}
+    if text:
+        config["n_ctx"] = text[-2]
+    plain_layers = layers - (aware[0] if aware else 0)  # without class-aware prompts
     if method != "coop":
         config["n_visual"] = visual[1] if visual else 0
-        config["visual_layers"] = visual[0] if visual and visual[0] != first - 1 else None
-    config |= {"class_aware_from": first} if aware else {}
-    of_classes = shapes.get(f"{CLASS_AWARE}.classfiers.0.weight", ())
-    classes = text[0] if len(text) == 3 else of_classes[0] if of_classes else None
-    return Inferred(config, classes)
+        config["visual_layers"] = visual[0] if visual and visual[0] != plain_layers else None
+    if aware:
+        config["class_aware_from"] = plain_layers + 1
+    of_classes = shapes.get(f"{CLASS_AWARE}.classfiers.0.weight", (None,))
+    return Inferred(config, text[0] if len(text) == 3 else of_classes[0])
 
 
-@one_line_errors
 def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
-    """The learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
+    """Read the learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 
     Args:
         folder: the run's output folder, which holds `prompt_learner/` and perhaps the other two.
@@ -148,38 +146,25 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     """
     folder, tensors = Path(folder), {}
     parts = [part for part in (TEXT, VISUAL, CLASS_AWARE) if (folder / part).is_dir()]
-    if (folder / MAPLE).is_dir():
-        raise ValueError(
-            f"folder {folder}: expected CoOp's or DPT's prompts, got MaPLe's ({MAPLE})"
-        )
     if not parts:
-        raise FileNotFoundError(
-            f"folder {folder}: expected {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/ in it, got none: "
-            "pass the output folder of a run of the published code"
-        )
+        expected = f"the output folder of CoOp or DPT, with {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/"
+        raise FileNotFoundError(f"folder {folder}: expected {expected}, got none of them")
     saved = {part: saved_epochs(folder / part) for part in parts}
     common = set.intersection(*saved.values())  # a run may have been killed between two of them
     if not common or (epoch is not None and epoch not in common):
-        wanted = "N" if epoch is None else epoch
+        expected = f"model.pth.tar-{'N' if epoch is None else epoch}"
         got = ", ".join(f"{part}: {sorted(epochs)}" for part, epochs in saved.items())
-        raise FileNotFoundError(f"folder {folder}: expected model.pth.tar-{wanted}, got {got}")
-    epoch = max(common) if epoch is None else epoch
+        raise FileNotFoundError(f"folder {folder}: expected {expected}, got {got}")
     for part in parts:
-        for name, value in read_state(folder / part / f"model.pth.tar-{epoch}").items():
-            tensors[f"{part}.{name}"] = value
+        path = folder / part / f"model.pth.tar-{max(common) if epoch is None else epoch}"
+        state = entries(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
+        for name, value in entries(state, f"{path}, state_dict").items():
+            if isinstance(value, Tensor):
+                tensors[f"{part}.{name}"] = value
     return tensors
 
 
 def saved_epochs(folder: Path) -> set[int]:
-    """The numbers N of the files `model.pth.tar-N` in a folder."""
+    """Return the numbers N of the files `model.pth.tar-N` in a folder."""
     names = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.iterdir())
     return {int(name[1]) for name in names if name}
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors under `state_dict`. Raises ValueError if there is no such thing."""
-    content = read_checkpoint(path)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected a checkpoint with tensors in 'state_dict', got none")
-    return state

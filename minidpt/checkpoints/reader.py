@@ -21,22 +21,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import one_line_errors, shown
+from ..files import one_line_errors
 from .safetensors import read_safetensors
 from .unpickler import MAX_ENTRIES, Unpickler
 
 MAX_NAME = 256  # characters of a flattened name
 MAX_PICKLE = 2**21  # bytes, and so instructions; ViT-L/14's has 0.1 M
 MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first pickle, before 1.6
 
 
-@one_line_errors
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file by their dotted names, in the file's order and precision.
+    """Read the tensors of a checkpoint by their dotted names, in the file's order and precision.
 
-    Reads what `read_checkpoint` reads. Names of nested dicts and modules are joined with dots, what
-    is no tensor is left out. Memory is as in `read_checkpoint`.
+    Reads what `read_checkpoint` reads, mapped into memory as there. Names of nested dicts and
+    modules are joined with dots, what is no tensor is left out.
 
     Raises what `read_checkpoint` raises, and ValueError if there is no tensor, or if there are so
     many over the same memory that a copy of each would be larger than the file.
@@ -44,7 +42,7 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     tensors = {}
     for count, (name, value) in enumerate(_walk(read_checkpoint(path))):
         if count == MAX_ENTRIES or len(name) > MAX_NAME:
-            raise ValueError(f"{path}: nested without end, expected the state dict of a model")
+            raise ValueError(f"{path}: nested without end: expected the state dict of a model")
         if isinstance(value, Tensor):
             tensors[name] = value
     if not tensors:
@@ -72,55 +70,54 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 @one_line_errors
 def read_checkpoint(path: str | PathLike) -> object:
-    """All that a checkpoint file holds: dicts, lists, tuples, tensors, numbers and strings.
+    """Read all that a checkpoint holds: dicts, lists, tuples, tensors, numbers and strings.
 
-    Reads TorchScript archives, what `torch.save` wrote, also before PyTorch 1.6 (then copied), and
-    safetensors. Objects become dicts of their attributes: TorchScript modules, those of
-    `torch.optim`, a Namespace; what else a trainer keeps (numpy arrays, paths, sets, times) becomes
-    an empty dict. Entries are left out whose key is neither a text nor a small whole
-    number. Tensors are on the CPU, without gradient. Their memory is the file's, mapped: writing
-    into them does not change it, but it must not be cut short meanwhile.
+    Reads TorchScript archives, what `torch.save` has written since PyTorch 1.6, and safetensors.
+    Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`, a
+    Namespace; what else a trainer keeps (numpy arrays, paths, sets, times) becomes an empty dict.
+    Entries are left out whose key is neither a text nor a small integer. Tensors are on the CPU,
+    without gradient. Their memory is the file's, mapped: writing into them does not change it, but
+    it must not be cut short meanwhile.
 
     Raises FileNotFoundError if there is no such file, ValueError if it is no checkpoint, is damaged
     or names a function or class that no checkpoint needs (nothing of it is executed).
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "is no regular file"
-        problem = problem if path.exists() else "does not exist"
+        problem = "is no regular file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file")
     with open(path, "rb") as file:
         head = file.read(100)
+    again = "copy or download it again"
     try:
         if head.startswith(b"PK"):
             return _Archive(path).load()
-        if head.startswith(LEGACY_MAGIC):
-            return _LegacyFile(path).load()
         if head[8:9] == b"{":
             return read_safetensors(path)
+    except UnicodeError as error:
+        raise ValueError(f"{path}: {error}: {again}") from error
     except ValueError as error:
-        fix = ": copy or download it again" if isinstance(error, UnicodeError) else ""
-        raise ValueError(f"{path}: {error}{fix}") from error
+        raise ValueError(f"{path}: {error}") from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: cut short ({error}): {again}") from error
     except MemoryError:
         raise
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: cut short ({error}): copy or download it again") from error
     except Exception as error:  # a damaged pickle fails in any way
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path}: damaged, or not a state dict ({reason}): copy or download it again"
-        ) from error
+        raise ValueError(f"{path}: damaged, or no state dict ({reason}): {again}") from error
     raise ValueError(f"{path}: expected a checkpoint, got {_describe(head)}")
 
 
 def _describe(head: bytes) -> str:
-    """What a file that is no checkpoint is, from its first bytes, and what to do about it."""
+    """Say what a file that is no checkpoint is, from its first bytes, and what to do about it."""
     if not head:
         return "an empty file: copy or download it again"
     if head.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer instead of the file: run `git lfs pull`"
     if head.lstrip(b"\xef\xbb\xbf\r\n\t ").startswith(b"<"):
         return "a web page: download the file itself, not the page about it"
+    if head.startswith(b"\x80"):
+        return "a bare pickle, as torch before 1.6 saved: load and save it with a newer torch"
     return f"a file that begins with {head[:8]!r}: save a state dict with torch.save"
 
 
@@ -136,23 +133,18 @@ class _Archive:
                 self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(
-                "expected an archive by torch.save or TorchScript, with one NAME/data.pkl in it, "
-                f"got one with {len(pickles)}"
-            )
+            expected = "an archive by torch.save or TorchScript, with one NAME/data.pkl"
+            raise ValueError(f"expected {expected}, got {len(pickles)} of these")
         self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
         self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
             byteorder = self.read("byteorder").decode("ascii", "replace")
             if byteorder != sys.byteorder:
-                raise ValueError(
-                    f"expected {sys.byteorder}-endian numbers, got {byteorder[:9]!r}: "
-                    "save it again on a machine like this one"
-                )
+                raise ValueError(f"expected {sys.byteorder}-endian numbers, got {byteorder[:9]!r}")
 
     def load(self) -> object:
-        """What the archive's pickle builds."""
+        """Build what the archive's pickle says."""
         return Unpickler(io.BytesIO(self.read("data.pkl")), self.storage).load()
 
     def read(self, name: str) -> bytes:
@@ -194,46 +186,3 @@ class _Archive:
         if length == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(memory, dtype=dtype, count=length, offset=start)
-
-
-class _LegacyFile:
-    """What torch.save wrote before PyTorch 1.6: pickles one after another, then all numbers."""
-
-    def __init__(self, path: Path):
-        self.path, self.room = path, path.stat().st_size  # bytes that its tensors can have
-        self.storages: dict[str, Tensor] = {}
-
-    def load(self) -> object:
-        """What the pickle builds, copied into memory."""
-        with open(self.path, "rb") as file:
-            pickles = io.BytesIO(file.read(MAX_PICKLE))
-            _magic, _version, system, content, keys = (
-                Unpickler(pickles, self.storage).load() for _ in range(5)
-            )
-            file.seek(pickles.tell())
-            if system["little_endian"] != (sys.byteorder == "little"):
-                raise ValueError("numbers in the other byte order: save it on one like this")
-            for key in keys:
-                if not isinstance(key, str) or key not in self.storages:
-                    raise ValueError(f"tensor data {shown(key)} belong to nothing: it is damaged")
-                storage = self.storages.pop(key)
-                (length,) = struct.unpack("<q", file.read(8))
-                got = file.readinto(storage.view(torch.uint8).numpy())
-                if (length, got) != (len(storage), storage.nbytes):
-                    raise ValueError(f"tensor data {key!r} are cut short: download it again")
-        if self.storages:
-            raise ValueError(f"tensor data {list(self.storages)[:3]} are missing: it is damaged")
-        return content
-
-    def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
-        """Memory (length,) for the data `key`, which come later."""
-        if key not in self.storages:
-            size = length * dtype.itemsize
-            if not 0 <= size <= self.room:
-                raise ValueError(f"data {key!r}: {length} × {dtype} are more than the file has")
-            self.room -= size
-            self.storages[key] = torch.empty(length, dtype=dtype)
-        storage = self.storages[key]
-        if (storage.dtype, len(storage)) != (dtype, length):
-            raise ValueError(f"tensor data {key!r} are named with different types")
-        return storage

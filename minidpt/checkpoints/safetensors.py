@@ -37,7 +37,7 @@ DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by their names, on the CPU.
+    """Read the tensors of a safetensors file by their names, on the CPU.
 
     Their memory is the file's, mapped: writing into them does not change it, but it must not be cut
     short meanwhile. Raises ValueError if the file is damaged.
@@ -48,47 +48,40 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise ValueError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
-        if len(header := file.read(length)) < length:
-            raise ValueError("a safetensors file that is cut short: copy or download it again")
-        header = entries(parse_json(header.decode(), "safetensors header"), "safetensors header")
+        header = file.read(length)
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if len(header) < length:
+        raise ValueError("a safetensors file that is cut short: copy or download it again")
+    header = entries(parse_json(header.decode(), "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
-    start = 8 + length  # of the numbers
-    placed = {name: _place(name, tensor) for name, tensor in header.items()}
-    tensors, end = {}, 0
-    for name, (dtype, shape, first, last) in sorted(placed.items(), key=lambda own: own[1][2:]):
+    places = {name: _place(fields, f"tensor {shown(name)}") for name, fields in header.items()}
+    tensors, end, start = {}, 0, 8 + length  # of the numbers, from which offsets count
+    for name, (dtype, shape, first, last) in sorted(places.items(), key=lambda item: item[1][2:]):
         if first != end or start + last > len(memory):
-            raise ValueError(
-                f"tensor {shown(name)} lies at bytes {first:,} to {last:,}, expected it from "
-                f"{end:,} on, up to {len(memory) - start:,}: copy or download the file again"
-            )
-        tensors[name], end = _numbers(memory, start + first, dtype, shape), last
+            where = f"tensor {shown(name)} at bytes {first:,} to {last:,}"
+            limits = f"{end:,} to at most {len(memory) - start:,}"
+            raise ValueError(f"{where}, expected {limits}: copy or download it again")
+        data, offset, end = memory, start + first, last
+        if offset % dtype.itemsize:  # a tensor's memory must be aligned
+            data, offset = bytearray(memory[offset : start + last]), 0
+        numbers = torch.empty(0, dtype=dtype)
+        if count := math.prod(shape):
+            numbers = torch.frombuffer(data, dtype=dtype, count=count, offset=offset)
+        tensors[name] = numbers.view(shape)
     if start + end != len(memory):
         raise ValueError(f"expected {start + end:,} bytes, got {len(memory):,}: download it again")
     return {name: tensors[name] for name in header}
 
 
-def _place(name: str, tensor: object) -> tuple[torch.dtype, list[int], int, int]:
-    """Precision, shape, first byte and the one behind the last, as a header says, checked."""
-    where = f"tensor {shown(name)}"
-    fields = entries(tensor, where, dtype=str, shape=list, data_offsets=list)
+def _place(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
+    """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
+    entries(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES.get(fields["dtype"]), fields["shape"], fields["data_offsets"]
     if dtype is None:
         raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {shown(fields['dtype'])}")
-    whole = [isinstance(n, int) and 0 <= n <= MAX_SIDE for n in (*shape, *offsets)]
-    if not all(whole) or len(shape) > 64 or len(offsets) != 2:
+    are_sizes = all(isinstance(n, int) and 0 <= n <= MAX_SIDE for n in (*shape, *offsets))
+    if not are_sizes or len(shape) > 64 or len(offsets) != 2:
         raise ValueError(f"{where}: a shape or offsets that cannot be: the file is damaged")
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{where}: its shape and its bytes do not fit: the file is damaged")
     return dtype, shape, *offsets
-
-
-def _numbers(memory: mmap.mmap, start: int, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    """A tensor without a copy, unless its numbers are not aligned as memory must be."""
-    count = math.prod(shape)
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    if start % dtype.itemsize:
-        copy = bytearray(memory[start : start + count * dtype.itemsize])
-        return torch.frombuffer(copy, dtype=dtype).view(shape)
-    return torch.frombuffer(memory, dtype=dtype, count=count, offset=start).view(shape)

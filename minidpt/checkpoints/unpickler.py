@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .safetensors import DTYPES
+
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_KEY = 1000  # characters of any name in a pickle
 MAX_WORK = 300_000  # calls in a pickle, and attributes that it sets
@@ -22,30 +24,12 @@ MAX_ARGUMENTS = 20  # of a function or class that a pickle names
 MAX_DIMENSIONS = 64  # of a tensor, in torch as well
 
 
-class Bag(dict):
-    """Stands for an object of a class that is not imported: a dict of its attributes."""
+class AttributeBag(dict):
+    """Stand for an object of a class that is not imported: a dict of its items and attributes."""
 
     def __init__(self, *args: object):
-        """The constructor's arguments are dropped."""
+        """Drop the constructor's arguments."""
         super().__init__()
-
-    def set_state(self, state: object) -> None:
-        """Takes the attributes in; a state which is no dict is dropped."""
-        if isinstance(state, dict):
-            self.update(state)
-
-
-class Items(Bag):
-    """Stands for an OrderedDict or defaultdict: the pickle fills in the items, one by one."""
-
-    def __init__(self, *args: object):
-        """A factory of default values may be given, but no items."""
-        super().__init__()
-        if args and not isinstance(args[0], type):
-            raise ValueError("a dict is made from a list of pairs, which torch.save never writes")
-
-    def set_state(self, state: object) -> None:
-        """Drops attributes: `_metadata` (versions of modules), which state dicts carry."""
 
 
 def _rebuild_tensor(
@@ -64,10 +48,8 @@ def _rebuild_tensor(
         elements *= length
         last += (length - 1) * step
     if elements and (last >= len(storage) or elements > len(storage)):
-        raise ValueError(
-            f"a tensor of size {size}, stride {stride}, offset {offset} "
-            f"leaves its storage of {len(storage)} numbers"
-        )
+        view = f"a tensor of size {size}, stride {stride}, offset {offset}"
+        raise ValueError(f"{view} leaves its storage of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
 
 
@@ -76,44 +58,26 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-STAND_INS = {  # what a pickle may name, and what it gets
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
+STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
+ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
+    **{f"torch.{kind}Storage": dtype for kind, dtype in zip(STORAGES, DTYPES.values())},
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _first,
     "torch.Size": _first,
-    "torch.jit._pickle.build_intlist": _first,
-    "torch.jit._pickle.build_doublelist": _first,
-    "torch.jit._pickle.build_boollist": _first,
-    "torch.jit._pickle.build_tensorlist": _first,
+    **{f"torch.jit._pickle.build_{kind}list": _first for kind in "int double bool tensor".split()},
     "torch.jit._pickle.restore_type_tag": _first,
-    "collections.OrderedDict": Items,
-    "collections.defaultdict": Items,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
-STAND_INS |= dict.fromkeys(
+ALLOWED_GLOBALS |= dict.fromkeys(
     """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
     __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
-    argparse.Namespace types.SimpleNamespace collections.Counter collections.deque _codecs.encode
-    datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone
-    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath
-    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath
-    numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-    numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
-    torch.device torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.int64 torch.int32
-    torch.int16 torch.int8 torch.uint8 torch.bool torch.strided torch.contiguous_format""".split(),
-    Bag,
+    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.float64 torch.float32
+    torch.float16 torch.bfloat16 torch.int64 torch.int32 torch.int16 torch.int8 torch.uint8
+    torch.bool torch.strided torch.contiguous_format""".split(),
+    AttributeBag,
 )
-INERT_MODULES = ("__torch__", "torch.optim")  # TorchScript's compiled classes; optimisers' state
+# Of these modules, and those inside them, any class: TorchScript's compiled ones are in __torch__.
+INERT_MODULES = ("__torch__.", "torch.optim.", "collections.", "datetime.", "numpy.", "pathlib.")
 INSTRUCTIONS = [
     getattr(pickle, name)[0]  # the byte
     for name in """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -126,9 +90,9 @@ INSTRUCTIONS = [
 class Unpickler(pickle._Unpickler):
     """Builds tensors and dicts from a checkpoint's pickle, and nothing else.
 
-    The unpickler that is written in Python, because its table of instructions can be narrowed. What
+    The unpickler that is written in Python, whose table of instructions can be narrowed. What
     `find_class` returns is all that REDUCE and NEWOBJ can call, and BUILD, which could set
-    attributes of anything, only fills a `Bag`.
+    attributes of anything, only fills an `AttributeBag`.
     """
 
     def __init__(self, stream: io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]):
@@ -136,51 +100,50 @@ class Unpickler(pickle._Unpickler):
         super().__init__(stream)
         self.storage, self.work = storage, 0
 
-    def spend(self, work: int) -> None:
-        """ValueError if the pickle takes more work than the bytes of its instructions tell of."""
+    def charge(self, work: int) -> None:
+        """Raise ValueError if a pickle takes more work than the number of its bytes allows."""
         self.work += work
         if self.work > MAX_WORK:
             raise ValueError("a pickle of endless work: expected the state dict of a model")
 
     def find_class(self, module: str, name: str) -> object:
-        """Our stand-in for a function or class that the pickle names."""
-        self.spend(1)
+        """Return our stand-in for a function or class that the pickle names."""
+        self.charge(1)
         module, name = module[:MAX_KEY], name[:MAX_KEY]
-        if f"{module}.{name}" in STAND_INS:
-            return STAND_INS[f"{module}.{name}"]
-        if any(f"{module}.".startswith(f"{inert}.") for inert in INERT_MODULES):
-            return Bag
-        raise ValueError(
-            f"expected a state dict, got a pickle that names {module}.{name}; nothing was "
-            "executed. If you trust the file, torch.save its state_dict() where it was made"
-        )
+        if f"{module}.{name}" in ALLOWED_GLOBALS:
+            return ALLOWED_GLOBALS[f"{module}.{name}"]
+        if f"{module}.".startswith(INERT_MODULES):
+            return AttributeBag
+        got = f"a pickle that names {module}.{name}; nothing was executed"
+        raise ValueError(f"expected a state dict, got {got}: torch.save a state_dict() alone")
 
     def persistent_load(self, pid: object) -> Tensor:
         """The numbers that ("storage", dtype, key, device, length) stands for, as a 1-D tensor."""
-        self.spend(1)
-        parts = pid if type(pid) is tuple and 5 <= len(pid) <= 6 else (None,) * 5
-        kind, dtype, key, _, length, *view = parts  # a view: before PyTorch 0.4, None since then
-        kinds = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
-        fits = all(isinstance(part, wanted) for part, wanted in kinds) and len(key) <= MAX_KEY
-        if not fits or kind != "storage" or any(part is not None for part in view):
+        self.charge(1)
+        parts = pid if type(pid) is tuple and len(pid) == 5 else (None,) * 5
+        kind, dtype, key, _, length = parts
+        types = ((kind, str), (dtype, torch.dtype), (key, str), (length, int))
+        valid = all(isinstance(part, expected) for part, expected in types)
+        if not valid or kind != "storage" or len(key) > MAX_KEY:
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
 
     def load_call(self) -> None:
         """REDUCE and NEWOBJ: what is below the arguments is called with them."""
-        self.spend(1)
+        self.charge(1)
         arguments = self.stack.pop()
         if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
             raise ValueError("the pickle calls a function with arguments that none has")
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
-        """BUILD: the state on top of the stack goes into the bag below it."""
+        """BUILD: the state on top of the stack goes into the bag below it, if it is a dict."""
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], Bag):
+        if not isinstance(self.stack[-1], AttributeBag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
-        self.spend(len(state) if isinstance(state, dict) else 1)
-        self.stack[-1].set_state(state)
+        if isinstance(state, dict):
+            self.charge(len(state))
+            self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:
         """SETITEM and SETITEMS: keys and values, in turns, go into the dict on top of the stack.
@@ -196,10 +159,6 @@ class Unpickler(pickle._Unpickler):
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
                 bag[key] = value
 
-    def load_set(self) -> None:
-        """EMPTY_SET, and FROZENSET of what is on top: a bag."""
-        self.append(Bag())
-
     def load_refused(self) -> None:
         """Any instruction that checkpoints do not need."""
         raise ValueError("the pickle has an instruction that no checkpoint needs: not executed")
@@ -210,8 +169,8 @@ class Unpickler(pickle._Unpickler):
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
-        pickle.EMPTY_SET[0]: load_set,
-        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.load_set()),
+        pickle.EMPTY_SET[0]: lambda self: self.append(AttributeBag()),
+        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(AttributeBag())),
         pickle.ADDITEMS[0]: lambda self: self.pop_mark(),
         pickle.SETITEM[0]: lambda self: self.fill([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),

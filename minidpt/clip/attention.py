@@ -16,19 +16,16 @@ from torch.nn import functional as F
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale·q·kᵀ + mask)·v by torch's `scaled_dot_product_attention`, one fused kernel.
+    """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel.
 
     Args:
-        q: queries (..., Q, d).
-        k: keys (..., K, d).
-        v: values (..., K, d_v).
+        q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused
+            kernels take four dimensions only.
         mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
         scale: None for 1/√d.
 
-    Returns: (..., Q, d_v).
+    Returns: (B, H, Q, d_v).
     """
-    if q.ndim == 3:  # CUDA's fused kernels take four dimensions only
-        return attention(q[None], k[None], v[None], mask, scale)[0]
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
         # The processor's kernel is faster in fp32, its backward pass three times.
         with torch.autocast("cpu", enabled=False):
@@ -37,15 +34,14 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+def attention_with_weights(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `attention` computes, spelled out. Arguments as there.
+    """Compute what `attention` does, spelled out, of (..., Q, d), (..., K, d) and (..., K, d_v).
 
     Returns: the result (..., Q, d_v) and the weights (..., Q, K), whose rows sum to 1.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = scale * q @ k.transpose(-2, -1)  # (..., Q, K)
+    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, K)
     weights = (scores if mask is None else scores + mask).softmax(dim=-1)
     return weights @ v, weights
 
@@ -79,7 +75,7 @@ class MultiheadAttention(nn.Module):
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return projected.unflatten(-1, (len(parts), self.heads, -1))
 
-    def attend_once(self, query: Tensor, tokens: Tensor) -> Tensor:
+    def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Attention of one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
 
             softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
@@ -100,14 +96,14 @@ class MultiheadAttention(nn.Module):
         values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
         return self.merge(values.transpose(0, 1))
 
-    def weights_once(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """The weights by which `attend_once` sums up tokens, in fp32.
+    def single_query_weights(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """The weights by which `single_query_attention` sums up tokens, in fp32.
 
         softmax(q·kᵀ / √d) for each head: (B, W) and (B, T, W) → (B, H, T), rows summing to 1.
         """
         q = self.project(query.unsqueeze(1), "q").transpose(1, 3)  # (B, H, 1, 1, d)
         k, v = self.project(tokens, "kv").transpose(1, 3).unbind(2)  # (B, H, T, d)
-        _, weights = explicit_attention(q.squeeze(2).float(), k.float(), v.float())
+        _, weights = attention_with_weights(q.squeeze(2).float(), k.float(), v.float())
         return weights.squeeze(2)
 
     def merge(self, attended: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """CLIP (Radford et al., 2021, arXiv 2103.00020): image and text transformer, under OpenAI's names.
 
-Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly,
-without a table of renames. Everything is batch first. Two places go beyond the plain model, both
-needed by prompt tuning and both exact: a block can attend to further tokens (prompts) that it does
-not carry on, and can compute only the outputs that are read.
+Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly.
+Everything is batch first. Two places go beyond the plain model, both for prompt tuning and both
+exact: a block can attend to further tokens (prompts) that it does not carry on, and can compute
+only the outputs that are read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -19,27 +20,28 @@ from torch.nn import functional as F
 
 from ..progress import Tell, job
 from .attention import MultiheadAttention, attention
-from .packing import PackedPrompts, pack, packed_attention, split
+from .packing import PackedPrompts, iter_chunks, pack, packed_attention
 from .transforms import CLIP_MEAN, CLIP_STD, normalize
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
 MAX_RESOLUTION = 4096
+logger = logging.getLogger("minidpt")
 
 
 class TransformerSizes(NamedTuple):
-    """Width W and number of layers, heads of W / heads each, and the inner width of the MLPs."""
+    """Width W and number of layers, heads of W / heads each, and the MLPs' hidden width."""
 
     width: int
     layers: int
     heads: int
-    inner: int
+    mlp_width: int
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer norm in fp32, whatever the precision around it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., W) → (..., W), in the dtype of `x`."""
+        """Normalize (..., W) → (..., W), in the dtype of `x`."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
@@ -47,26 +49,25 @@ class LayerNorm(nn.LayerNorm):
 class MLP(nn.Module):
     """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
 
-    def __init__(self, width: int, inner: int, exact_gelu: bool):
+    def __init__(self, width: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
-        self.exact_gelu = exact_gelu
-        self.c_fc = nn.Linear(width, inner)
-        self.c_proj = nn.Linear(inner, width)
+        self.quick_gelu = quick_gelu
+        self.c_fc = nn.Linear(width, mlp_width)
+        self.c_proj = nn.Linear(mlp_width, width)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + c_proj(gelu(c_fc(x))): both (..., W) → (..., W).
+        """Compute residual + c_proj(gelu(c_fc(x))), both (..., W) → (..., W).
 
         x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
         products take the factors along: the silu alone passes over the wide layer between them.
         """
-        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # x: (T, W)
-        if self.exact_gelu:
-            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
+        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (T, W), …
+        if self.quick_gelu:
+            weight, factor = self.c_fc.weight.t(), 1.702
+            hidden = torch.addmm(self.c_fc.bias, flat, weight, beta=factor, alpha=factor)
+            result = torch.addmm(bias, F.silu(hidden), out, alpha=1 / factor)
         else:
-            factor = 1.702
-            inner = self.c_fc.weight.t()
-            inner = torch.addmm(self.c_fc.bias, flat, inner, beta=factor, alpha=factor)
-            result = torch.addmm(bias, F.silu(inner), out, alpha=1 / factor)
+            result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
         # Last: in bf16, where it is the largest, each sum with it rounds away the most.
         return result.view(x.shape).add_(residual)
 
@@ -74,15 +75,15 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    def __init__(self, width: int, heads: int, inner: int, exact_gelu: bool):
+    def __init__(self, width: int, heads: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
         self.attn = MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, inner, exact_gelu)
+        self.mlp = MLP(width, mlp_width, quick_gelu)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
-        """One layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
+        """Compute a layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
 
         prompt_kv: of `project_prompts`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
@@ -95,33 +96,33 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def project_prompts(self, prompts: Tensor) -> Tensor:
-        """What the layer makes of visual prompts (..., P, D): keys and values (..., P, 2, H, d).
+        """Project visual prompts (..., P, D) to keys and values (..., P, 2, H, d) of this layer.
 
-        A prompt's own output would be dropped after the layer, so it never asks, and it does not
-        depend on the image's tokens.
+        A prompt's output would be dropped after the layer, so it never asks, and it does not depend
+        on the image's tokens.
         """
         return self.attn.project(self.ln_1(prompts.to(self.attn.in_proj_weight.dtype)), "kv")
 
     def forward_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The last layer, of which only the class token is read: (B, N, D) → (B, D).
+        """Compute the last layer, of which only the class token is read: (B, N, D) → (B, D).
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        tokens = self._seen(x, prompts)
-        x = x[:, 0] + self.attn.attend_once(tokens[:, 0], tokens)
+        tokens = self._attended(x, prompts)
+        x = x[:, 0] + self.attn.single_query_attention(tokens[:, 0], tokens)
         return self.mlp(self.ln_2(x), x)
 
-    def weights_cls(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """How `forward_cls` shares out the class token's attention: (B, H, N+P), rows sum to 1."""
-        tokens = self._seen(x, prompts)
-        return self.attn.weights_once(tokens[:, 0], tokens)
+    def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
+        tokens = self._attended(x, prompts)
+        return self.attn.single_query_weights(tokens[:, 0], tokens)
 
-    def _seen(self, x: Tensor, prompts: Tensor | None) -> Tensor:
-        """What the layer attends to, normed: the image's tokens, then the prompts (B, N+P, D)."""
+    def _attended(self, x: Tensor, prompts: Tensor | None) -> Tensor:
+        """Norm what the layer attends to: the image's tokens, then the prompts (B, N+P, D)."""
         return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
-        """One layer over packed prompts, (S, W) → (S, W); with `ends` only their EOTs, (n, W)."""
+        """Compute a layer over packed prompts (S, W), whole or, with `ends`, their EOTs (n, W)."""
         normed = self.ln_1(x)
         # Apart: of one joint product q would be a view, and all of it kept for the backward pass.
         q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
@@ -142,11 +143,11 @@ def append(tokens: Tensor, prompts: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
 
-    def __init__(self, sizes: TransformerSizes, exact_gelu: bool):
+    def __init__(self, sizes: TransformerSizes, quick_gelu: bool):
         super().__init__()
-        width, layers, heads, inner = sizes
+        width, layers, heads, mlp_width = sizes
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, inner, exact_gelu) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, mlp_width, quick_gelu) for _ in range(layers)
         )
 
 
@@ -154,7 +155,7 @@ class VisionTransformer(nn.Module):
     """CLIP's image encoder."""
 
     def __init__(
-        self, resolution: int, patch: int, sizes: TransformerSizes, embed_dim: int, exact_gelu: bool
+        self, resolution: int, patch: int, sizes: TransformerSizes, embed_dim: int, quick_gelu: bool
     ):
         super().__init__()
         self.resolution, width = resolution, sizes.width
@@ -163,48 +164,45 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(sizes, exact_gelu)
+        self.transformer = Transformer(sizes, quick_gelu)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
     def embed(self, images: Tensor) -> Tensor:
-        """The tokens that enter the first layer, class token first: (B, 3, R, R) → (B, N, D).
+        """Embed images (B, 3, R, R) to the tokens of the first layer, class token first: (B, N, D).
 
         Raises ValueError if the images have another size than the model's, or are no floats.
         """
-        shape = (3, self.resolution, self.resolution)
-        if images.shape[1:] != shape or not images.is_floating_point():
-            expected = f"(B, 3, {self.resolution}, {self.resolution})"
-            raise ValueError(
-                f"expected floating-point images of shape {expected}, "
-                f"got {images.dtype} of shape {tuple(images.shape)}: "
-                "use the preprocess function that came with the model"
-            )
+        side = self.resolution
+        if images.shape[1:] != (3, side, side) or not images.is_floating_point():
+            got = f"{images.dtype} {tuple(images.shape)}: use the model's preprocess function"
+            raise ValueError(f"expected floating-point images (B, 3, {side}, {side}), got {got}")
         patches = self.conv1(images.to(self.conv1.weight.dtype))  # (B, D, R/patch, R/patch)
         patches = patches.flatten(2).transpose(1, 2)  # (B, N-1, D)
         cls = self.class_embedding.expand(images.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Tokens that enter the first layer (B, N, D) → image features (B, E), not normalised."""
-        return self.features_of(self.transformer.resblocks[-1].forward_cls(self.before_last(x)))
+        """Encode tokens that enter the first layer (B, N, D) → (B, E), not normalised."""
+        last = self.transformer.resblocks[-1]
+        return self.project_cls(last.forward_cls(self.forward_to_last_layer(x)))
 
-    def before_last(self, x: Tensor) -> Tensor:
-        """Tokens that enter the first layer → those that enter the last one, both (B, N, D)."""
+    def forward_to_last_layer(self, x: Tensor) -> Tensor:
+        """Compute from the tokens of the first layer those of the last one, both (B, N, D)."""
         *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
             x = block(x)
         return x
 
-    def features_of(self, x: Tensor) -> Tensor:
-        """The class token after the last layer (B, D) → image features (B, E).
+    def project_cls(self, x: Tensor) -> Tensor:
+        """Project the class token after the last layer (B, D) to image features (B, E).
 
         In fp32, whatever the network's precision; inside autocast in its own.
         """
         return self.ln_post(x.float()) @ self.proj.float()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, R, R) → (B, E), not normalised."""
+        """Encode images (B, 3, R, R) → (B, E), not normalised."""
         return self.encode(self.embed(images))
 
 
@@ -213,9 +211,9 @@ class CLIP(nn.Module):
 
     Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
 
-    name, notes: what it is called, and what was chosen in loading it, a line each.
+    name: what it is called.
     mean, std: of the colours of its pictures, on the scale 0..1.
-    image_size: what `interpolate` has made of its resolution; None: it is as stored.
+    image_size: of its images after `resize_positional_embedding`; None: as stored.
     """
 
     def __init__(
@@ -227,16 +225,15 @@ class CLIP(nn.Module):
         text: TransformerSizes,
         context_length: int,
         vocab_size: int,
-        exact_gelu: bool = False,
+        quick_gelu: bool = True,
     ):
         super().__init__()
         self.name = "custom"
-        self.notes: tuple[str, ...] = ()
         self.mean, self.std = CLIP_MEAN, CLIP_STD
         self.image_size: int | None = None
-        self.exact_gelu = exact_gelu
-        self.visual = VisionTransformer(resolution, patch, vision, embed_dim, exact_gelu)
-        self.transformer = Transformer(text, exact_gelu)
+        self.quick_gelu = quick_gelu
+        self.visual = VisionTransformer(resolution, patch, vision, embed_dim, quick_gelu)
+        self.transformer = Transformer(text, quick_gelu)
         # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text.width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text.width))
@@ -265,11 +262,11 @@ class CLIP(nn.Module):
         return normalize(pixels, self.mean, self.std)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, R, R), preprocessed → features (B, E), not normalised."""
+        """Encode preprocessed images (B, 3, R, R) → features (B, E), not normalised."""
         return self.visual(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Token ids (n, 77) from `tokenize` → features (n, E), not normalised.
+        """Encode token ids (n, 77) from `tokenize` → features (n, E), not normalised.
 
         A text ends at its EOT, the largest id; what follows is not computed (`packing.py`).
         """
@@ -279,54 +276,49 @@ class CLIP(nn.Module):
         return self.encode_prompts(self.embed_prompts(layout), layout)
 
     def embed_prompts(self, layout: PackedPrompts) -> Tensor:
-        """Token plus positional embeddings (S, W) of packed prompts."""
-        positions = self.positional_embedding[layout.positions]
-        return self.token_embedding(layout.tokens) + positions
+        """Embed packed prompts: token plus positional embeddings (S, W)."""
+        return self.token_embedding(layout.tokens) + self.positional_embedding[layout.positions]
 
     def encode_prompts(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
-        """Embedded packed prompts (S, W) → text features (n, E), not normalised.
+        """Encode embedded packed prompts (S, W) → text features (n, E), not normalised.
 
-        With `chunk`, that many prompts are encoded at a time. What a chunk needs for gradients is
-        not kept but computed again when its turn comes in the backward pass: equal gradients in
-        the memory of one chunk, for half as much time again.
+        With `chunk`, that many at a time, whose gradients' needs are computed again in the backward
+        pass: equal gradients in the memory of one chunk, for half the time again.
         """
         count = len(layout.ends)
-        # In training this is a part of each step, of which its own line tells.
-        untold = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        with nullcontext() if untold else job("texts encoded", count) as tell:
+        # In training this is a part of each step, which has progress of its own.
+        silent = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        with nullcontext(_ignore) if silent else job("texts encoded", count) as tell:
             if chunk is None or chunk >= count:
-                return self._encode_prompts(x, layout, tell)[layout.places]
+                return self._encode_prompts(x, layout, tell)[layout.inverse_order]
 
             from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
-            features, done = [], 0
-            for rows, piece in split(layout, chunk):
-                own = checkpoint(self._encode_prompts, x[rows], piece, use_reentrant=False)
-                features.append(own)
-                done += len(own)
-                if tell:
-                    tell(done)
-            return torch.cat(features)[layout.places]
+            features = []
+            for rows, part in iter_chunks(layout, chunk):
+                inputs = (x[rows], part, _ignore)
+                features.append(checkpoint(self._encode_prompts, *inputs, use_reentrant=False))
+                tell(sum(map(len, features)))
+            return torch.cat(features)[layout.inverse_order]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell | None = None) -> Tensor:
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell) -> Tensor:
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
         for number, block in enumerate(blocks, start=1):
             x = block.forward_packed(x, layout)
-            if tell:  # all are as far as this layer
-                tell(len(layout.ends) * number // (len(blocks) + 1))
+            tell(len(layout.ends) * number // (len(blocks) + 1))  # all are as far as this layer
         x = last.forward_packed(x, layout, ends=True)
         return self.ln_final(x.float()) @ self.text_projection.float()
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits per image (B, n) and per text (n, B): cosines times exp(logit_scale)."""
+        """Compute logits per image (B, n) and text (n, B): cosines times exp(logit_scale)."""
         image_features = F.normalize(self.encode_image(images).float(), dim=-1)
         text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
         return logits_per_image, logits_per_image.t()
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIP:
-        """What `.to`, `.half` and the like call: the fingerprint is that of what was loaded."""
+        """Convert, as `.to` and `.half` do; the fingerprint stays that of what was loaded."""
         if function(self.logit_scale.detach()).dtype != self.logit_scale.dtype:
             self.fingerprint()
         return super()._apply(function, recurse)
@@ -336,7 +328,7 @@ class CLIP(nn.Module):
 
         Norms, `logit_scale` and the two projections stay fp32, so features are not rounded.
         """
-        self.fingerprint()  # of the weights as loaded, before any of them is rounded
+        self.fingerprint()  # before any weight is rounded
         for module in self.modules():
             if not isinstance(module, LayerNorm):
                 for name, parameter in module.named_parameters(recurse=False):
@@ -345,45 +337,42 @@ class CLIP(nn.Module):
         return self
 
     @torch.no_grad()
-    def interpolate(self, image_size: int) -> CLIP:
+    def resize_positional_embedding(self, image_size: int) -> CLIP:
         """Take images of another size: positional embeddings of patches bicubic, antialiased.
 
         As open_clip does. The fingerprint stays that of the weights as loaded. Raises ValueError
         if `image_size` is no multiple of a patch's side, or if this was done before.
         """
         visual = self.visual
-        patch = visual.conv1.kernel_size[0]
+        patch, stored = visual.conv1.kernel_size[0], visual.resolution
         if image_size % patch or not patch <= image_size <= MAX_RESOLUTION:
             expected = f"a multiple of {patch} (the side of a patch) up to {MAX_RESOLUTION}"
             raise ValueError(f"image size: expected {expected}, got {image_size}")
         if self.image_size is not None:
-            raise ValueError("image size: expected a CLIP as stored, got an interpolated one")
-        if image_size != visual.resolution:
+            raise ValueError("image size: expected a CLIP as stored, got one that was resized")
+        if image_size != stored:
             self.fingerprint()
-            stored, side = visual.positional_embedding, visual.resolution // patch
-            grid = stored[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)  # (D, side, side)
-            size = (image_size // patch,) * 2
+            cls, patches = visual.positional_embedding.split([1, (stored // patch) ** 2])
+            grid = patches.float().t().unflatten(1, (stored // patch, -1))  # (D, side, side)
+            size = (image_size // patch, image_size // patch)
             grid = F.interpolate(grid[None], size, mode="bicubic", antialias=True)[0]
-            tokens = torch.cat([stored[:1], grid.flatten(1).t().to(stored.dtype)])
+            tokens = torch.cat([cls, grid.flatten(1).t().to(cls.dtype)])
             visual.positional_embedding = nn.Parameter(tokens, requires_grad=False)
             visual.resolution = self.image_size = image_size
+            logger.info(f"positional embeddings were resized from {stored} to {image_size} pixels")
         return self
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
 
-        What makes another model of the same weights makes another fingerprint: the exact GELU,
-        heads that are not 64 wide, other colours' mean and std. Computed once: the weights are
-        frozen, and that somebody changes them later is not noticed.
+        With what makes another model of the same weights: the GELU, head widths, mean and std.
+        Computed once: that somebody changes frozen weights later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
-            about = "exact GELU" if self.exact_gelu else ""
             sides = (self.visual.transformer, self.transformer)
-            widths = [side.resblocks[0].attn.head_width for side in sides]
-            about += f"heads {widths}" if widths != [HEAD_WIDTH] * 2 else ""
-            colours = (self.mean, self.std)
-            about += f"colours {colours}" if colours != (CLIP_MEAN, CLIP_STD) else ""
-            digest = hashlib.sha256(about.encode())
+            head_widths = [side.resblocks[0].attn.head_width for side in sides]
+            settings = (bool(self.quick_gelu), head_widths, self.mean, self.std)
+            digest = hashlib.sha256(repr(settings).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
@@ -391,9 +380,10 @@ class CLIP(nn.Module):
         return self._fingerprint
 
 
-def numerics(dtype: torch.dtype) -> str:
-    """How a network in `dtype` computes features: by this, features that were kept are told apart.
+def precision_key(dtype: torch.dtype) -> str:
+    """Name how a network in `dtype` computes features, for what tells kept features apart."""
+    return f"{dtype}, features in fp32"
 
-    Before 0.2.0 those in bf16 and fp16 were rounded to it.
-    """
-    return str(dtype) if dtype == torch.float32 else f"{dtype}, features in fp32"
+
+def _ignore(done: int) -> None:
+    """Take the progress that nobody is told."""

@@ -38,18 +38,18 @@ class PackedPrompts:
     tokens: (S,) the token at each row; 0 where nothing is.
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
-    places: (n,) where in packed order the i-th given prompt stands.
+    inverse_order: (n,) where in packed order the i-th given prompt stands.
     mask: (b, 1, T, p + T) added to the scores of a bin's rows over the p rows of the prefix and the
         bin's own: 0 where a row sees another, else -inf.
-    held: how many prompts each bin holds.
+    prompts_per_bin: how many prompts each bin holds.
     """
 
     tokens: Tensor
     positions: Tensor
     ends: Tensor
-    places: Tensor
+    inverse_order: Tensor
     mask: Tensor
-    held: tuple[int, ...]
+    prompts_per_bin: tuple[int, ...]
 
     @property
     def prefix(self) -> int:
@@ -66,7 +66,7 @@ class PackedPrompts:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
-        return {name: value for name, value in vars(self).items() if name != "held"}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
@@ -81,17 +81,17 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     for index, prompt in enumerate(prompts):
         waiting.setdefault(len(prompt) - prefix, []).append(index)
     lengths = {length: len(indices) for length, indices in waiting.items()}
-    size = bin_size(lengths, prefix)
-    bins = fill(lengths, prefix, size)
+    size = best_bin_size(lengths, prefix)
+    bins = first_fit_decreasing(lengths, prefix, size)
 
     rows = len(bins) * size
     tokens, positions, order, ends = [0] * rows, [0] * rows, [], []
     owner = [-1] * rows  # the prompt of each row; -1: nobody's, -2: the prefix
     tokens[:prefix], positions[:prefix] = prompts[0][:prefix], range(prefix)
     owner[:prefix] = [-2] * prefix
-    for number, held in enumerate(bins):
+    for number, bin_lengths in enumerate(bins):
         first = number * size or prefix
-        for length in held:
+        for length in bin_lengths:
             index, last = waiting[length].pop(), first + length
             tokens[first:last] = prompts[index][prefix:]
             positions[first:last] = range(prefix, prefix + length)
@@ -104,11 +104,11 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     sees_prefix = (owners != -2).expand(-1, -1, prefix)
     sees_own = (owners == owners.mT).tril()  # (b, T, T)
     visible = torch.cat([sees_prefix, sees_own], dim=-1).unsqueeze(1)
-    places = sorted(range(len(order)), key=order.__getitem__)  # the inverse permutation
+    inverse_order = sorted(range(len(order)), key=order.__getitem__)
     return PackedPrompts(
-        *map(torch.tensor, (tokens, positions, ends, places)),
+        *map(torch.tensor, (tokens, positions, ends, inverse_order)),
         mask=torch.zeros(visible.shape).masked_fill(~visible, -math.inf),
-        held=tuple(map(len, bins)),
+        prompts_per_bin=tuple(map(len, bins)),
     )
 
 
@@ -119,73 +119,70 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def bin_size(lengths: dict[int, int], prefix: int) -> int:
-    """The size of bins that makes the fewest rows; a key and its value cost a tenth of a row.
+def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
+    """Find the size of bins that costs the least.
 
-    Of very many prompts a part of each length tells it as well.
+    Cost: rows + keys / 10. Above 2,000 prompts it is estimated from a sample.
     """
-    most = max(1, sum(lengths.values()) // 2000)
-    some = {length: -(-count // most) for length, count in lengths.items()}
+    sampled = max(1, sum(lengths.values()) // 2000)  # one prompt in so many
+    sample = {length: -(-count // sampled) for length, count in lengths.items()}
 
     def cost(size: int) -> float:
-        bins = len(fill(some, prefix, size))
+        bins = len(first_fit_decreasing(sample, prefix, size))
         return bins * size + bins * (prefix + size) / 10
 
     least = max(prefix, *lengths)
     return min(range(least, max(least, MAX_BIN) + 1), key=cost)
 
 
-def fill(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
+def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
     """Lengths, each as often as given, in bins of `size`; the first has `prefix` rows less."""
     left, bins, room = dict(sorted(lengths.items(), reverse=True)), [], size - prefix
     while left:
-        held: list[int] = []
+        bins.append([])
         for length, count in list(left.items()):
             fitting = min(count, room // length)
-            held += [length] * fitting
+            bins[-1] += [length] * fitting
             room -= fitting * length
             left[length] -= fitting
             if not left[length]:
                 del left[length]
-        bins.append(held)
         room = size
     return bins
 
 
-def split(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
-    """The layout in pieces of at most `most` prompts, or one bin, each behind a copy of the first.
+def iter_chunks(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
+    """Yield chunks of at most `most` prompts, or one bin, each behind a copy of the first bin.
 
-    Yields the rows (S',) and the layout of each piece; their prompts follow in packed order.
+    Of each the rows (S',) and the layout; its prompts follow in packed order.
     """
     size, device = layout.mask.shape[2], layout.tokens.device
+    counts = layout.prompts_per_bin
     start = prompts = 0
-    while start < len(layout.held):
-        stop, count = start + 1, layout.held[start]
-        while stop < len(layout.held) and count + layout.held[stop] <= most:
-            count, stop = count + layout.held[stop], stop + 1
-        own = max(start, 1)  # the first bin, in which the prefix is, comes anyway
-        spans = ((0, size), (own * size, stop * size))
+    while start < len(counts):
+        stop, count = start + 1, counts[start]
+        while stop < len(counts) and count + counts[stop] <= most:
+            count, stop = count + counts[stop], stop + 1
+        second = max(start, 1)  # the first bin, in which the prefix is, comes anyway
+        spans = ((0, size), (second * size, stop * size))
         rows = torch.cat([torch.arange(*span, device=device) for span in spans])
-        yield (
-            rows,
-            PackedPrompts(
-                tokens=layout.tokens[rows],
-                positions=layout.positions[rows],
-                ends=layout.ends[prompts : prompts + count] - max(start - 1, 0) * size,
-                places=torch.arange(count, device=device),
-                mask=torch.cat([layout.mask[:1], layout.mask[own:stop]]),
-                held=layout.held[:1] + layout.held[own:stop],
-            ),
+        chunk = PackedPrompts(
+            tokens=layout.tokens[rows],
+            positions=layout.positions[rows],
+            ends=layout.ends[prompts : prompts + count] - max(start - 1, 0) * size,
+            inverse_order=torch.arange(count, device=device),
+            mask=torch.cat([layout.mask[:1], layout.mask[second:stop]]),
+            prompts_per_bin=counts[:1] + counts[second:stop],
         )
+        yield rows, chunk
         start, prompts = stop, prompts + count
 
 
 def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
     """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
     bins = layout.mask.shape[0]
-    own = kv.unflatten(0, (bins, -1))  # (b, T, 2, H, d)
-    shared = kv[: layout.prefix]
-    shared = shared.expand(bins, *shared.shape)  # (b, p, 2, H, d)
-    k, v = torch.cat([shared, own], dim=1).transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
+    kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
+    k, v = kv.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
     q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
     return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)

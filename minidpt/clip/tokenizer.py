@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..files import shown
+
 SOT_TOKEN = 49406
 EOT_TOKEN = 49407
 SPECIAL_TOKENS = {"<|startoftext|>": SOT_TOKEN, "<|endoftext|>": EOT_TOKEN}
@@ -50,11 +52,11 @@ class Vocabulary(NamedTuple):
 def tokenize(
     texts: str | Sequence[str], context_length: int = 77, truncate: bool = False
 ) -> torch.LongTensor:
-    """Token ids of one text or several, one row each: start, text, end, zeros. (n, context_length)
+    """Tokenize one text or several, a row each: start, text, end, zeros; (n, context_length).
 
     A text with more tokens than `context_length`, counting start and end, raises ValueError; with
-    `truncate=True` its row keeps the first ones and ends with EOT_TOKEN. Raises TypeError for
-    anything that is not text.
+    `truncate=True` its row keeps the first ones and ends with EOT_TOKEN. What is no text raises
+    TypeError.
     """
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
@@ -67,23 +69,22 @@ def tokenize(
     for row, (text, ids) in enumerate(zip(texts, rows)):
         if len(ids) > context_length:
             if not truncate:
-                raise ValueError(
-                    f"text {_quote(text)} has {len(ids)} tokens with start and end, the limit is "
-                    f"{context_length}: shorten the text, or pass truncate=True to cut it"
-                )
+                got = f"text {shown(text)} has {len(ids)} tokens with start and end"
+                fix = "shorten it, or pass truncate=True to cut it"
+                raise ValueError(f"{got}, the limit is {context_length}: {fix}")
             ids = ids[: context_length - 1] + [EOT_TOKEN]
         tokens[row, : len(ids)] = torch.tensor(ids)
     return tokens
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text, without start and end.
+    """Encode a text to token ids, without start and end.
 
     The special tokens' names in a text become their ids, as in OpenAI's tokenizer: for CLIP, such a
     text ends at its first `<|endoftext|>`. Raises TypeError if `text` is not a string.
     """
     if not isinstance(text, str):
-        raise TypeError(f"expected text as a string, got {type(text).__name__}: {_quote(text)}")
+        raise TypeError(f"expected text as a string, got {shown(text)}")
     import regex  # here, as it takes longer to import than all of this package
 
     ids = []
@@ -94,29 +95,22 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """The text of token ids, lower case, with a space after every word, as OpenAI's tokenizer does.
+    """Return the text of token ids, lower case, with a space after every word, as OpenAI's does.
 
     Zeros are the token of `!`, so cut a padded row of `tokenize` at EOT_TOKEN first. Bytes that are
-    not UTF-8, as in a text cut inside a character, become U+FFFD. Raises ValueError for an id
-    outside the vocabulary.
+    not UTF-8, as in a text cut inside a character, become U+FFFD.
     """
     spellings = _vocabulary().spellings
-    ids = [operator.index(i) for i in ids]
-    for i in ids:
-        if not 0 <= i < len(spellings):
-            raise ValueError(f"token id {i} is outside the vocabulary, 0 to {len(spellings) - 1}")
     return b"".join(spellings[i] for i in ids).decode("utf-8", errors="replace")
 
 
 def _clean(text: str) -> str:
-    """`text` as CLIP was trained on it: repaired, entities resolved, lower case.
+    """Clean a text as for CLIP's training: repaired, entities resolved twice, lower case.
 
-    ftfy undoes mojibake, typographic quotes and full-width letters. Entities are resolved twice,
-    for web text escaped twice. Numeric references are shortened first, to eight digits without
-    leading zeros, which changes no result (all numbers that long are U+FFFD): Python refuses to
-    read an integer of more than 4300 digits, so that OpenAI's tokenizer raises there. It also makes
-    every run of whitespace one space, which we leave out: whitespace is in no word, whatever its
-    length.
+    ftfy undoes mojibake, typographic quotes and full-width letters. Numeric references are cut to
+    eight digits without leading zeros first, which changes no result (all longer ones are U+FFFD):
+    Python reads no integer of more than 4300 digits, so that OpenAI's tokenizer raises there. It
+    also joins whitespace, which is left out: no word has any.
     """
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.lower()  # there is nothing to repair, and ftfy takes long to say so
@@ -155,13 +149,12 @@ def _vocabulary() -> Vocabulary:
 
 
 def _bpe(word: str) -> tuple[int, ...]:
-    """Ids of one word: again and again, the earliest learned merge joins its pairs, left to right.
+    """Encode one word: again and again, the earliest learned merge joins its pairs, left to right.
 
     Sennrich et al. (2016), algorithm 1, searches the whole word for every merge, in quadratic time.
     Here the word is a linked list, `places` keeps where each possible merge starts, and a heap
-    finds the earliest: linear time, as the heap holds each merge at most once. The result is the
-    same: a merge is learned after both of its parts, so a pair that involves a new token always
-    ranks after it, and a merge that is done gets no further places.
+    finds the earliest: linear time. The result is the same: a merge is learned after both of its
+    parts, so a pair that involves a new token always ranks after it.
     """
     if word in SPECIAL_TOKENS:
         return (SPECIAL_TOKENS[word],)
@@ -199,8 +192,3 @@ def _bpe(word: str) -> tuple[int, ...]:
 
 
 _cached_bpe = functools.lru_cache(maxsize=CACHED_WORDS)(_bpe)
-
-
-def _quote(text: object) -> str:
-    """`text` in quotes for an error message, only its start if it is long."""
-    return repr(text) if len(str(text)) <= 80 else f"{str(text)[:60]!r}..."

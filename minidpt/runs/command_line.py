@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -107,6 +108,28 @@ def report(error: object, where: str = "") -> None:
         say(f"{Path(sys.argv[0]).name}: error: {one_line(where + text, 3000)}", stream=sys.stderr)
 
 
+class NoteHandler(logging.Handler):
+    """Prints what the package logs as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        say(f"note: {record.getMessage()}")
+
+
+@contextmanager
+def print_log() -> Iterator[None]:
+    """In the block, print the records of the logger `minidpt`."""
+    logger, handler = logging.getLogger("minidpt"), NoteHandler()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main: a user's mistake becomes one line and exit status 2."""
     for name in ("stdout", "stderr"):
@@ -119,7 +142,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     ranks = ALONE
     try:
         ranks = started()
-        with silent(not ranks.first), watched_by(Progress):
+        with silent(not ranks.first), watched_by(Progress), print_log():
             status = main()
         leave()
         sys.stdout.flush()

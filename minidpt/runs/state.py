@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints.prompt_file import write_checkpoint
 from ..checkpoints.reader import read_checkpoint
-from ..checkpoints.saved import write_checkpoint
 from ..clip.state_dict import check_tensors
 from ..files import entries, parse_json, shown
 from ..trained import PromptedCLIP
@@ -56,7 +56,7 @@ class TrainingState:
             # as numbers, which a checkpoint may have more of than of text
             "metrics": torch.tensor(list(self.metrics.encode()), dtype=torch.uint8),
         })  # fmt: skip
-        self.model.save(run.path(MODEL), text_features=False)
+        self.model.save(run.path(MODEL))
         run.write_text(METRICS, self.metrics)
 
     def load(self, run: RunFolder) -> None:

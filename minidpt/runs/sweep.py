@@ -266,7 +266,6 @@ def prepare(
     if todo:
         clip = place(clip, device, precision)
         say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
-        say_notes(clip.notes)
         if sweep and world.first:
             sweep.create({**command.options, "data": config.data})
     return todo, clip, records

@@ -68,9 +68,9 @@ def watched(model: PromptedCLIP, images: Tensor) -> tuple[AttentionMaps, dict[st
     attention, mean over classes.
     """
     last, left_out = model.clip.visual.transformer.resblocks[-1], {}
-    tokens, real = len(model.clip.visual.positional_embedding), last.weights_cls
+    tokens, real = len(model.clip.visual.positional_embedding), last.cls_attention_weights
 
-    def weights_cls(x: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def cls_attention_weights(x: Tensor, prompts: Tensor | None = None) -> Tensor:
         weights = real(x, prompts)
         left_out["to prompts"] = weights[..., tokens:].sum(dim=-1).mean(dim=1)
         return weights
@@ -79,11 +79,11 @@ def watched(model: PromptedCLIP, images: Tensor) -> tuple[AttentionMaps, dict[st
         left_out["on patches"] = output.weights[..., 1:tokens].sum(dim=-1).mean(dim=1)
 
     hooks = [generator.register_forward_hook(generated) for generator in model.class_aware]
-    last.weights_cls = weights_cls  # called last with the prompts
+    last.cls_attention_weights = cls_attention_weights  # called last with the prompts
     try:
         return minidpt.attention_maps(model, images), left_out
     finally:
-        del last.weights_cls
+        del last.cls_attention_weights
         for hook in hooks:
             hook.remove()
 

@@ -52,7 +52,6 @@ def sound_files(folder: Path, clip: minidpt.CLIP) -> dict[str, bytes]:
     for name, content, options in (
         ("clip", {key: value.half() for key, value in state.items()}, {}),
         ("nested", nested, {}),
-        ("legacy", nested, {"_use_new_zipfile_serialization": False}),
         ("protocol4", nested, {"pickle_protocol": 4}),
     ):
         torch.save(content, folder / name, **options)
@@ -157,11 +156,6 @@ def with_another_pickle(content: bytes, draw: random.Random) -> bytes:
     """The same file, its pickle rewritten; a member may be left out, too, or come twice."""
     if content[8:9] == b"{":
         return with_another_header(content, draw)
-    if not content.startswith(b"PK"):
-        start = content.index(b"X\x0a\x00\x00\x00state_dict") - 3  # of the fourth pickle
-        return (
-            content[:start] + rewritten(content[start : start + 400], draw) + content[start + 400 :]
-        )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     for name in list(members):

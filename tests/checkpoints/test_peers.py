@@ -92,7 +92,9 @@ def test_open_clip_computes_the_same_features(open_clip, changes, file, tmp_path
 def test_open_clip_interpolates_positional_embeddings_alike(open_clip, image_size, tmp_path):
     state = lively(open_clip.CLIP(**open_clip_config())).state_dict()
     torch.save(state, tmp_path / "a.pt")
-    clip, _ = minidpt.load(tmp_path / "a.pt", head_width=40, exact_gelu=True, image_size=image_size)
+    clip, _ = minidpt.load(
+        tmp_path / "a.pt", head_width=40, quick_gelu=False, image_size=image_size
+    )
     config = open_clip_config()
     config["vision_cfg"]["image_size"] = image_size
     open_clip.model.resize_pos_embed(state, open_clip.CLIP(**config))
@@ -145,7 +147,7 @@ def test_transformers_computes_the_same_features(transformers, act, eos, shards,
     clip, _ = minidpt.load(tmp_path / "a")
     images = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     assert_same_features(clip, images, *theirs(model, images))
-    assert clip.name == "a" and clip.exact_gelu == (act == "gelu")
+    assert clip.name == "a" and clip.quick_gelu == (act == "quick_gelu")
 
 
 def test_a_state_dict_of_transformers_saved_by_torch_is_read(transformers, tmp_path):
@@ -161,5 +163,5 @@ def test_siglip_of_transformers_is_refused_by_name(transformers, tmp_path):
     sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = transformers.SiglipConfig(text_config=sizes, vision_config=sizes)
     transformers.SiglipModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="SigLIP"):
+    with pytest.raises(ValueError, match="expected model_type .clip., got .siglip."):
         minidpt.load(tmp_path)

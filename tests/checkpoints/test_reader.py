@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import minidpt
 from minidpt.checkpoints import reader as checkpoint
 from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
-from minidpt.checkpoints.unpickler import Bag, _rebuild_tensor
+from minidpt.checkpoints.unpickler import AttributeBag, _rebuild_tensor
 from minidpt.files import one_line_errors
 
 # ---- files to read
@@ -80,7 +80,6 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 NUMBERS = np.arange(6, dtype=np.float32).tobytes()
-LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 
 
 def write_archive(
@@ -136,21 +135,6 @@ def dumps(value: object) -> bytes:
     return stream.getvalue()
 
 
-def write_legacy(
-    path: Path,
-    content: object,
-    keys: tuple[str, ...] = ("0",),
-    lengths: tuple[int, ...] = (6,),
-    numbers: bytes = NUMBERS,
-    little_endian: bool = True,
-) -> Path:
-    """A file as torch.save's before PyTorch 1.6: five pickles, then each tensor's data."""
-    pickles = (LEGACY_MAGIC_NUMBER, 1001, {"little_endian": little_endian}, content, keys)
-    data = b"".join(struct.pack("<q", length) + numbers for length in lengths)
-    path.write_bytes(b"".join(dumps(value) for value in pickles) + data)
-    return path
-
-
 # ---- what is read
 
 
@@ -183,8 +167,8 @@ def test_a_scripted_module_with_lists_and_numbers_gives_its_tensors(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}],
-    ids=["zip", "before-1.6", "protocol-4"],
+    [{}, {"pickle_protocol": 4}],
+    ids=["zip", "protocol-4"],
 )
 def test_a_saved_state_dict_gives_its_tensors_to_the_bit(tmp_path, options):
     torch.save(small_state(), tmp_path / "a.pt", **options)
@@ -196,7 +180,7 @@ def test_a_modules_state_dict_with_parameters_and_metadata_gives_only_tensors(tm
     torch.save(model.state_dict(keep_vars=True), tmp_path / "a.pt")  # Parameters, `_metadata`
     got = read_state_dict(tmp_path / "a.pt")
     assert_same(got, model.state_dict())
-    assert list(read_checkpoint(tmp_path / "a.pt")) == list(got)
+    assert list(read_checkpoint(tmp_path / "a.pt")) == [*got, "_metadata"]
     assert not any(value.requires_grad for value in got.values())
 
 
@@ -208,8 +192,7 @@ def test_names_are_joined_with_dots_and_what_is_no_tensor_is_left_out(tmp_path):
     )
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_path, zipped):
+def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_path):
     ctx = nn.Parameter(torch.arange(6.0).reshape(2, 3))
     optimizer = torch.optim.SGD([ctx], lr=0.25, momentum=0.5)
     ctx.sum().backward()
@@ -223,11 +206,11 @@ def test_a_published_prompt_checkpoint_with_optimiser_and_scheduler_is_read(tmp_
         "val_result": np.float64(81.5),
     }
     path = tmp_path / "model.pth.tar-3"
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path)
     got = read_checkpoint(path)
     assert got["epoch"] == 3 and got["optimizer"]["param_groups"][0]["momentum"] == 0.5
     assert got["optimizer"]["state"][0]["momentum_buffer"].tolist() == [[1, 1, 1], [1, 1, 1]]
-    assert type(got["scheduler"]["successor"]) is Bag and type(got["val_result"]) is Bag
+    assert type(got["scheduler"]["successor"]) is type(got["val_result"]) is AttributeBag
     assert got["scheduler"]["successor"]["T_max"] == 5
     assert_same(read_state_dict(path), {"state_dict.ctx": ctx.detach()})
 
@@ -311,17 +294,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, atta
     assert not sentinel.exists()
 
 
-def test_code_in_a_file_from_before_pytorch_1_6_is_refused_and_not_run(tmp_path):
-    class Attack:
-        def __reduce__(self):
-            return eval, (f"open({str(tmp_path / 'sentinel')!r}, 'w').close()",)
-
-    torch.save({"a": Attack()}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="names __builtin__.eval; nothing was executed"):
+def test_a_file_from_before_pytorch_1_6_is_refused_and_what_to_do_is_said(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="a bare pickle, as torch before 1.6 saved: load and save"):
         read_checkpoint(tmp_path / "a.pt")
-    assert not (tmp_path / "sentinel").exists()
-    torch.load(tmp_path / "a.pt", weights_only=False)
-    assert (tmp_path / "sentinel").exists()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +333,7 @@ def test_classes_of_known_modules_are_not_imported_but_become_dicts(tmp_path):
         for make in (text("touch x") + b"\x85R", b")\x81", text("touch x") + b"\x85\x81"):
             program = b"\x80\x02c" + name + make + state + b"."
             got = read_checkpoint(write_archive(tmp_path / "a.pt", program))
-            assert type(got) is Bag and got == {"__class__": "x"}
+            assert type(got) is AttributeBag and got == {"__class__": "x"}
 
 
 @pytest.mark.parametrize(
@@ -373,12 +349,6 @@ def test_attributes_are_set_of_nothing_but_dicts(tmp_path, target, kind):
     state = b"N}" + text("__defaults__") + b"Ns\x86b."  # (None, {"__defaults__": None})
     program = b"\x80\x02" + target + state
     with pytest.raises(ValueError, match=f"sets attributes of a {kind}"):
-        read_checkpoint(write_archive(tmp_path / "a.pt", program))
-
-
-def test_a_dict_made_from_a_list_of_pairs_is_refused_instead_of_read_as_empty(tmp_path):
-    program = b"\x80\x02ccollections\nOrderedDict\n]\x85R."
-    with pytest.raises(ValueError, match="list of pairs"):
         read_checkpoint(write_archive(tmp_path / "a.pt", program))
 
 
@@ -442,32 +412,6 @@ def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path, message, argument
         read_checkpoint(write_archive(tmp_path / "a.pt", dumps([Rebuilt(**arguments)])))
 
 
-@pytest.mark.parametrize(
-    "message, content, changes",
-    [
-        ("tensor data '0' are cut short", [Rebuilt()], dict(numbers=b"\0" * 23)),
-        ("tensor data '0' are cut short", [Rebuilt()], dict(lengths=(7,))),
-        ("tensor data '0' are cut short", [Rebuilt()], dict(lengths=(-1,))),
-        (r"tensor data \['0'\] are missing", [Rebuilt()], dict(keys=())),
-        ("damaged", [Rebuilt()], dict(keys=("1",))),
-        ("damaged", [Rebuilt()], dict(keys=("0", "0"))),
-        ("other byte order", [Rebuilt()], dict(little_endian=False)),
-        ("more than the file has", [Stored(length=2**34)], {}),
-        ("more than the file has", [Stored(length=-1)], {}),
-        ("different types", [Stored(), Stored(length=5)], {}),
-        ("different types", [Stored(), Stored(dtype=torch.IntStorage)], {}),
-        ("leaves its storage of 6", [Rebuilt(offset=1)], {}),
-    ],
-)
-def test_a_file_from_before_pytorch_1_6_with_wrong_numbers_is_refused(
-    tmp_path, message, content, changes
-):
-    path = write_legacy(tmp_path / "a.pt", [Rebuilt()])
-    assert read_checkpoint(path)[0].tolist() == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(ValueError, match=f"a.pt: .*{message}"):
-        read_checkpoint(write_legacy(path, content, **changes))
-
-
 def test_exactly_the_tensors_inside_their_storage_are_allowed():
     """Against all numbers that a view would read, listed one by one."""
     generator, storage = random.Random(0), torch.arange(6.0)
@@ -492,14 +436,13 @@ def test_exactly_the_tensors_inside_their_storage_are_allowed():
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):
-    for name, options in (("zip", {}), ("old", {"_use_new_zipfile_serialization": False})):
-        path = tmp_path / f"{name}.pt"
-        torch.save(small_state(), path, **options)
-        whole = path.read_bytes()
-        for length in [*range(len(whole) // 100, len(whole), len(whole) // 29), len(whole) - 1]:
-            path.write_bytes(whole[:length])
-            with pytest.raises(ValueError, match=f"{name}.pt: .*(again|torch.save)"):
-                read_state_dict(path)
+    path = tmp_path / "a.pt"
+    torch.save(small_state(), path)
+    whole = path.read_bytes()
+    for length in [*range(len(whole) // 100, len(whole), len(whole) // 29), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="a.pt: .*(again|torch.save)"):
+            read_state_dict(path)
 
 
 def test_a_truncated_archive_says_to_download_it_again(tmp_path):
@@ -509,11 +452,10 @@ def test_a_truncated_archive_says_to_download_it_again(tmp_path):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_any_damage_is_read_or_refused_and_nothing_else_happens(tmp_path, zipped):
+def test_any_damage_is_read_or_refused_and_nothing_else_happens(tmp_path):
     path = tmp_path / "a.pt"
     content = {"state_dict": small_state(), "other": [1, "x"]}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    torch.save(content, path)
     sound, generator, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(400):
         damaged = bytearray(sound)
@@ -572,7 +514,8 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
         (b"\r\n  <html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
         (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file that is cut short"),
-        (pickle.dumps({"a": 1}), "begins with .*: save a state dict with torch.save"),
+        (pickle.dumps({"a": 1}), "a bare pickle"),
+        (b"GIF89a", "begins with .*: save a state dict with torch.save"),
         (b"PK", "cut short"),
     ],
 )
@@ -688,21 +631,6 @@ def test_tensors_over_the_same_memory_whose_copies_were_larger_than_the_file_are
 
 
 @pytest.mark.parametrize(
-    "message, content, changes",
-    [
-        ("belong to nothing", [Rebuilt()], dict(keys=(((),) * 2, "0"))),
-        ("belong to nothing", [Rebuilt()], dict(keys=("1",))),
-        ("more than the file has", [Stored(str(i), length=50) for i in range(99)], {}),
-    ],
-)
-def test_a_file_from_before_pytorch_1_6_allocates_no_more_than_it_has(
-    tmp_path, message, content, changes
-):
-    with pytest.raises(ValueError, match=f"a.pt: .*{message}"):
-        read_checkpoint(write_legacy(tmp_path / "a.pt", content, **changes))
-
-
-@pytest.mark.parametrize(
     "error, expected",
     [
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "x: out of memory"),
@@ -739,7 +667,7 @@ def test_another_zip_file_is_refused(tmp_path):
 def test_a_missing_file_and_a_folder_are_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.pt does not exist: expected a checkpoint"):
         read_state_dict(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="is a folder: expected a checkpoint file"):
+    with pytest.raises(FileNotFoundError, match="is no regular file: expected a checkpoint"):
         read_state_dict(str(tmp_path))
 
 

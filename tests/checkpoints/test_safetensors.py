@@ -56,10 +56,10 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
         ({"a": None}, "expected .* bytes, got"),  # numbers that belong to nothing
         ({"a": entry(offsets=(0, 28))}, "shape and its bytes do not fit"),
         ({"a": entry(offsets=(24, 0))}, "shape and its bytes do not fit"),
-        ({"a": entry(offsets=(8, 32))}, "lies at bytes 8 to 32, expected it from 0 on, up to 24"),
-        ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "lies at bytes 0 to 12,582,912"),
-        ({"b": entry()}, "tensor 'b' lies at bytes 0 to 24, expected it from 24 on"),  # overlap
-        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "tensor 'b' lies at bytes 30 to 30"),
+        ({"a": entry(offsets=(8, 32))}, "at bytes 8 to 32, expected 0 to at most 24"),
+        ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "at bytes 0 to 12,582,912"),
+        ({"b": entry()}, "tensor 'b' at bytes 0 to 24, expected 24"),  # overlap
+        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "tensor 'b' at bytes 30 to 30"),
         ({"a": entry(shape=(-2, -3))}, "cannot be"),
         ({"a": entry(shape=(2.0, 3))}, "cannot be"),
         ({"a": entry(shape=(2**62, 2**62))}, "cannot be"),
@@ -91,7 +91,7 @@ def with_header(text: bytes) -> bytes:
         (with_header(b'{"\xff": {}}'), "utf-8.*copy or download"),
         (with_header(b'{"a": {}}')[:-3], "cut short"),
         ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "header of at most 2,097,152 bytes"),
-        (safetensors_bytes({"a": torch.ones(9)})[:-1], "lies at bytes 0 to 36"),
+        (safetensors_bytes({"a": torch.ones(9)})[:-1], "at bytes 0 to 36"),
         (safetensors_bytes({"a": torch.ones(9)}) + b"x", "expected .* bytes, got"),
     ],
 )

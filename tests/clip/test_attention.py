@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidpt.clip.attention import MultiheadAttention, attention, explicit_attention
+from minidpt.clip.attention import MultiheadAttention, attention, attention_with_weights
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # a few roundings of values about 1
 
@@ -68,7 +68,7 @@ def test_fused_and_explicit_attention_agree_in_value_and_gradient(
 ):
     inputs = random_inputs(queries, keys, width, value_width, dtype)
     fused = attention(*inputs, mask_of(*inputs[:2], causal))
-    explicit, _ = explicit_attention(*inputs, mask_of(*inputs[:2], causal))
+    explicit, _ = attention_with_weights(*inputs, mask_of(*inputs[:2], causal))
     assert fused.shape == explicit.shape == (2, 3, queries, value_width)
     torch.testing.assert_close(fused, explicit, rtol=0, atol=TOLERANCE[dtype])
 
@@ -96,7 +96,7 @@ def test_explicit_attention_is_a_loop_over_queries_and_keys(
     queries, keys, width, value_width, causal
 ):
     inputs = random_inputs(queries, keys, width, value_width, torch.float64)
-    result, _ = explicit_attention(*inputs, mask_of(*inputs[:2], causal))
+    result, _ = attention_with_weights(*inputs, mask_of(*inputs[:2], causal))
     expected = naive_attention(*inputs, causal)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
 
@@ -106,7 +106,7 @@ def test_weights_are_shares_and_no_query_looks_at_a_later_token(
     queries, keys, width, value_width, causal
 ):
     q, k, v = random_inputs(queries, keys, width, value_width)
-    result, weights = explicit_attention(q, k, v, mask_of(q, k, causal))
+    result, weights = attention_with_weights(q, k, v, mask_of(q, k, causal))
     assert weights.shape == (2, 3, queries, keys)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, queries), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights @ v, result, rtol=0, atol=1e-6)
@@ -126,7 +126,7 @@ def test_numbers_worked_out_by_hand(explicit):
 
     def run(causal: bool) -> Tensor:
         if explicit:
-            return explicit_attention(q, k, v, mask_of(q, k, causal))[0]
+            return attention_with_weights(q, k, v, mask_of(q, k, causal))[0]
         return attention(q, k, v, mask_of(q, k, causal))
 
     expected = torch.tensor([[5.0, 20], [7, 12]])
@@ -139,8 +139,6 @@ def test_a_scale_takes_the_place_of_the_root_of_the_width():
     q, k, v = random_inputs(3, 11, 5, 5)
     expected = attention(q * 0.7 * math.sqrt(5), k, v)
     torch.testing.assert_close(attention(q, k, v, scale=0.7), expected, rtol=0, atol=1e-5)
-    result, _ = explicit_attention(q, k, v, scale=0.7)
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 def random_multihead(width: int, heads: int) -> tuple[MultiheadAttention, Tensor]:
@@ -180,5 +178,5 @@ def test_attention_of_one_token_is_that_of_its_row_of_torchs_own():
     theirs = torch.nn.MultiheadAttention(15, 5, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     expected, _ = theirs(x, x, x, need_weights=False)
-    once = ours.attend_once(x[:, 0], x)
+    once = ours.single_query_attention(x[:, 0], x)
     torch.testing.assert_close(once, expected[:, 0], rtol=1e-4, atol=1e-4)

@@ -17,11 +17,11 @@ import minidpt
 from minidpt.clip.packing import (
     MAX_BIN,
     PackedPrompts,
-    bin_size,
-    fill,
+    best_bin_size,
+    first_fit_decreasing,
+    iter_chunks,
     pack,
     packed_attention,
-    split,
 )
 
 SOT, EOT = 1, 9
@@ -30,7 +30,7 @@ HAND_MADE = [[SOT, 2, 3, EOT], [SOT, 2, EOT], [SOT, 2, 4, 5, 3, EOT], [SOT, 2, 5
 
 def rows_of(layout: PackedPrompts, index: int) -> list[int]:
     """The rows of the index-th given prompt: those that its last row sees."""
-    end = layout.ends[layout.places[index]].item()
+    end = layout.ends[layout.inverse_order[index]].item()
     size = layout.mask.shape[2]
     bin_, place = divmod(end, size)
     keys = torch.tensor([*range(layout.prefix), *range(bin_ * size, (bin_ + 1) * size)])
@@ -58,8 +58,8 @@ def test_a_layout_worked_out_by_hand():
     assert layout.tokens.tolist() == [SOT, 2, 4, 5, 3, EOT, 5, EOT, 3, EOT, EOT]
     assert layout.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 2, 3, 2]
     assert layout.ends.tolist() == [5, 7, 9, 10]
-    assert layout.places.tolist() == [2, 3, 0, 1]
-    assert layout.held == (4,)
+    assert layout.inverse_order.tolist() == [2, 3, 0, 1]
+    assert layout.prompts_per_bin == (4,)
     o, x = 0, 1
     sees = [  # the prefix | and of the bin
         [o, o, x, o, o, o, o, o, o, o, o, o, o],
@@ -79,9 +79,9 @@ def test_a_layout_worked_out_by_hand():
 
 
 def test_bins_are_filled_with_the_longest_first_and_no_prompt_is_cut():
-    assert fill({3: 2, 4: 1}, 3, 7) == [[4], [3, 3]]
-    assert fill({1: 3, 5: 1}, 4, 5) == [[1], [5], [1, 1]]
-    assert fill({2: 1}, 0, 2) == [[2]]
+    assert first_fit_decreasing({3: 2, 4: 1}, 3, 7) == [[4], [3, 3]]
+    assert first_fit_decreasing({1: 3, 5: 1}, 4, 5) == [[1], [5], [1, 1]]
+    assert first_fit_decreasing({2: 1}, 0, 2) == [[2]]
 
 
 @pytest.mark.parametrize("many", [200, 20_000])
@@ -90,10 +90,10 @@ def test_few_rows_are_left_over_also_of_very_many_prompts(seed, many):
     """For names as classes have them: 3 to 15 tokens, most of them short."""
     rng = random.Random(seed)
     lengths = Counter(min(15, 3 + int(rng.expovariate(0.5))) for _ in range(many))
-    size = bin_size(lengths, 17)
+    size = best_bin_size(lengths, 17)
     used = 17 + sum(length * count for length, count in lengths.items())
     assert 17 <= size <= MAX_BIN
-    assert used <= size * len(fill(lengths, 17, size)) <= 1.05 * used
+    assert used <= size * len(first_fit_decreasing(lengths, 17, size)) <= 1.05 * used
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -102,7 +102,7 @@ def test_every_prompt_can_be_read_off_the_layout_and_nothing_else_is_there(seed)
     layout = pack(prompts)
     for index, prompt in enumerate(prompts):
         assert prompt_of(layout, index) == (prompt, list(range(len(prompt))))
-        assert layout.tokens[layout.ends[layout.places[index]]] == EOT
+        assert layout.tokens[layout.ends[layout.inverse_order[index]]] == EOT
     own = sum(len(prompt) - layout.prefix for prompt in prompts)
     assert (layout.tokens != 0).sum() == layout.prefix + own
     assert (layout.mask == 0).any(-1).all()  # a row that sees nothing would be NaN
@@ -184,13 +184,13 @@ def test_scores_of_half_precision_are_in_fp32(dtype):
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
     prompts = [[SOT, 2, *[3] * n, 10 + n, EOT] for n in (7, 3, 15, 1, 12, 2)] * 20
     layout, found = pack(prompts), []
-    for rows, piece in split(layout, size):
+    for rows, piece in iter_chunks(layout, size):
         assert piece.prefix == layout.prefix
-        assert len(piece.ends) <= max(size, *layout.held)  # a bin is the least
+        assert len(piece.ends) <= max(size, *layout.prompts_per_bin)  # a bin is the least
         assert torch.equal(piece.tokens, layout.tokens[rows])
         assert torch.equal(piece.positions, layout.positions[rows])
         found += [piece.tokens[rows_of(piece, i)].tolist() for i in range(len(piece.ends))]
-    assert [found[place] for place in layout.places.tolist()] == prompts
+    assert [found[place] for place in layout.inverse_order.tolist()] == prompts
 
 
 def test_in_half_precision_the_gradient_of_the_prefix_is_rounded_once():

@@ -283,12 +283,8 @@ def test_decoded_text_has_the_same_ids(case):
     assert encode(decode(case["ids"])) == case["ids"]
 
 
-def test_decode_shows_a_cut_character_and_refuses_foreign_ids():
-    first_byte = encode("狗")[:1]
-    assert decode(first_byte) == "\ufffd"
-    for foreign in [-1, 49408]:
-        with pytest.raises(ValueError, match=f"{foreign} .*49407"):
-            decode([foreign])
+def test_decode_shows_a_cut_character():
+    assert decode(encode("狗")[:1]) == "\ufffd"
 
 
 def test_plain_ascii_text_is_cleaned_as_by_ftfy_which_is_not_asked():

@@ -29,8 +29,8 @@ from scripts import (
 from tiny_models import WIDE, shared_clip
 
 from minidpt import build_model, parameter_groups
+from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.checkpoints.saved import write_checkpoint
 from minidpt.runs.folders import RunFolder, claimed
 from minidpt.runs.state import TrainingState
 

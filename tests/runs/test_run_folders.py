@@ -11,7 +11,7 @@ from scripts import SHORT, assert_one_line, inside, summary
 from small_runs import listing, train
 
 from minidpt import files
-from minidpt.checkpoints.saved import write_checkpoint
+from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
 

@@ -6,24 +6,25 @@ found by CLIP's own tensors, not by a list of wrappers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..clip.state_dict import NOT_WEIGHTS, listed
+from ..files import one_line
 
 OPENAI, HUGGING_FACE = "OpenAI", "Hugging Face"  # who named the tensors; open_clip: as OpenAI
 ANCHORS = {
     "visual.conv1.weight": OPENAI,
     "vision_model.embeddings.patch_embedding.weight": HUGGING_FACE,
 }
-PARTS = {  # what the names of a CLIP's tensors begin with, up to the first dot
+PARTS = {  # what the names of a model's tensors begin with, up to the first dot
     OPENAI: {"visual", "transformer", "token_embedding", "positional_embedding", "ln_final",
-             "text_projection", "logit_scale"},
+             "text_projection", "logit_scale", "logit_bias", "text", "cls_emb", "text_decoder"},
     HUGGING_FACE: {"vision_model", "text_model", "visual_projection", "text_projection",
-                   "logit_scale"},
+                   "logit_scale", "logit_bias"},
 }  # fmt: skip
 TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -46,38 +47,21 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
 }
 COMPILED = "_orig_mod"  # a module of torch.compile around another one, anywhere in a name
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
-FOREIGN = {  # pieces of names, with a dot before them → parts of models that we do not have
-    ".logit_bias": "SigLIP's logit_bias",
-    ".vision_model.head.": "SigLIP's pooling",
-    ".visual.trunk.": "an image encoder of timm (SigLIP, EVA, ConvNeXt and others)",
-    ".visual.attn_pool": "attention pooling (CoCa)",
-    ".text_decoder.": "a text decoder (CoCa)",
-    ".cls_emb": "a class token of the text (CoCa)",
-    ".text.transformer.embeddings.": "a text encoder of Hugging Face (BERT, RoBERTa and others)",
-    ".ls_1.": "LayerScale",
-    ".attn.ln_q.": "norms of queries and keys",
-    ".text_projection.bias": "a text projection with a bias",
-}
+logger = logging.getLogger("minidpt")
 
 
-class FoundCLIP(NamedTuple):
-    """weights: the tensors by OpenAI's names. origin: who named them. notes: what was left out."""
+def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Find the one CLIP among a file's tensors, by their names as `read_state_dict` joins them.
 
-    weights: dict[str, Tensor]
-    origin: str
-    notes: tuple[str, ...]
+    Left out is only what is beside it: what is a part of the model goes along, known or not.
 
-
-def find_clip(named: Mapping[str, Tensor]) -> FoundCLIP:
-    """The one CLIP among a file's tensors, from their names as `read_state_dict` joins them.
-
-    Left out is only what is beside it: what is inside its encoders goes along, known or not. Names
-    may have `COMPILED` in them.
-
-    Raises ValueError if there is none, saying what there is; if there are two, saying where; and if
-    it has a part that no OpenAI-shaped ViT has.
+    Returns: its tensors under OpenAI's names, and who named them, `OPENAI` or `HUGGING_FACE`.
+    Raises ValueError if there is none, saying what there is, or if there are two, saying where.
     """
-    tensors = {uncompiled(name): value for name, value in named.items()}
+    tensors = {
+        ".".join(part for part in name.split(".") if part != COMPILED): value
+        for name, value in named.items()
+    }
     if len(tensors) < len(named):
         raise ValueError(f"expected each tensor once, got some with and without '{COMPILED}'")
     places = {
@@ -91,43 +75,34 @@ def find_clip(named: Mapping[str, Tensor]) -> FoundCLIP:
         raise ValueError(f"expected one CLIP, got {len(places)}, under {under}: save one alone")
     prefix, origin = next(iter(places.items()), ("", None))
     inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
-    for piece, part in FOREIGN.items():
-        if found := [name for name in inside if piece in f".{name}"]:
-            raise ValueError(f"expected an OpenAI-shaped ViT, got one with {part}: {found[0]}")
     if origin is None:
-        wanted = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
-        raise ValueError(f"expected {wanted}, got {listed(list(tensors))}")
+        expected = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
+        raise ValueError(f"expected {expected}, got {listed(list(tensors))}")
     if "text.token_embedding.weight" in inside:  # open_clip's models of two towers
         inside = {name.removeprefix("text."): value for name, value in inside.items()}
-    own = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}
-    beside = [name for name in inside if name not in own and name not in NOT_WEIGHTS]
+    weights = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}
+    beside = [name for name in inside if name not in weights and name not in NOT_WEIGHTS]
     beside += [name for name in tensors if not name.startswith(prefix)]
-    notes = [f"'{prefix}' was taken off the names of CLIP's tensors"] if prefix else []
+    if prefix:
+        logger.info(one_line(f"CLIP's tensors are those under '{prefix}'"))
     if beside:
-        notes.append(f"tensors beside CLIP's that were left out: {listed(beside)}")
-    if tensors.keys() != named.keys():
-        notes.append(f"'{COMPILED}', torch.compile's, was taken out of names")
+        logger.info(one_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
     if origin == HUGGING_FACE:
-        own = translated(own)
-    scale = own.get("logit_scale")
+        weights = translated(weights)
+    scale = weights.get("logit_scale")
     if isinstance(scale, Tensor) and scale.shape == (1,):
-        own["logit_scale"] = scale[0]
-    return FoundCLIP(own, origin, tuple(notes))
-
-
-def uncompiled(name: str) -> str:
-    """A tensor's name without torch.compile's modules."""
-    return ".".join(part for part in name.split(".") if part != COMPILED)
+        weights["logit_scale"] = scale[0]
+    return weights, origin
 
 
 def translated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's tensors under OpenAI's names; what has no translation keeps its own."""
+    """Rename Hugging Face's tensors to OpenAI's names; what has no translation keeps its own."""
     ours: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
             continue
-        for theirs, own in TRANSLATION.items():
-            name = name.replace(theirs, own)
+        for theirs, openais in TRANSLATION.items():
+            name = name.replace(theirs, openais)
         ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
     for query in [name for name in ours if ".attn.q_proj." in name]:
         names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]

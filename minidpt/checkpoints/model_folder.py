@@ -1,0 +1,211 @@
+"""Read a folder that open_clip or Hugging Face wrote: its weights, and its configuration.
+
+A configuration says what no tensor does: the activation, the width of heads, the colours. It also
+names parts that minidpt does not have, which are refused by these names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..clip.network import CLIP
+from ..clip.state_dict import listed
+from ..clip.transforms import CLIP_MEAN, CLIP_STD, Colours
+from ..files import entries, read_json, shown
+from .key_conversion import HUGGING_FACE
+from .reader import read_state_dict
+
+INDEX = ".index.json"  # of weights in several files
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "model.safetensors" + INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin" + INDEX,
+)
+EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
+
+# open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
+# is a part that we do not have, unless it is off.
+KNOWN = """embed_dim quick_gelu vision_cfg text_cfg custom_text init_logit_scale
+    nonscalar_logit_scale width layers head_width heads image_size patch_size mlp_ratio
+    context_length vocab_size patch_dropout pad_id eos_id attn_pooler_queries
+    attn_pooler_heads""".split()
+USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",),
+         "block_type": ("default",), "timm_pool": ("avg",), "timm_proj": ("linear",),
+         "hf_proj_type": ("mlp",), "hf_pooler_type": ("mean_pooler",),
+         "hf_model_pretrained": (True,)}  # fmt: skip
+# How pictures are resized, where a configuration says it; 3 is Pillow's number of bicubic.
+RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
+            "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
+
+
+logger = logging.getLogger("minidpt")
+SIZES = ("vision width", "vision layers", "patch", "image size", "text width", "text layers")
+
+
+class Config(NamedTuple):
+    """What a configuration says of a CLIP beyond its tensors, and the sizes that these must have.
+
+    sizes: in the order of SIZES, n or [n, n]. None, here and there: the file does not say it.
+    """
+
+    path: Path | None = None
+    quick_gelu: bool | None = None
+    head_width: int | None = None
+    text_head_width: int | None = None
+    mean: Colours = CLIP_MEAN
+    std: Colours = CLIP_STD
+    sizes: tuple[object, ...] = (None,) * len(SIZES)
+
+    def agree(self, name: str, wanted: object) -> Any:
+        """Return a setting, `wanted` where there is none; ValueError if the two differ."""
+        setting = getattr(self, name)
+        if None not in (setting, wanted) and setting != wanted:
+            raise ValueError(f"{self.path} says {name} {setting}, got {wanted}: leave it out")
+        return wanted if setting is None else setting
+
+    def check_sizes(self, clip: CLIP) -> None:
+        """Raise ValueError if the file is the configuration of another model."""
+        visual, text = clip.visual, clip.transformer
+        width, layers = visual.proj.shape[0], len(visual.transformer.resblocks)
+        got = (width, layers, visual.conv1.kernel_size[0], visual.resolution,
+               clip.text_projection.shape[0], len(text.resblocks))  # fmt: skip
+        for name, size, actual in zip(SIZES, self.sizes, got, strict=True):
+            if size not in (None, actual, [actual, actual]):
+                found = f"the tensors have {actual}: it is of another model, move it away"
+                raise ValueError(f"{self.path} says {name} {shown(size)}, {found}")
+
+
+def weights_in(folder: Path) -> Path:
+    """Find the file of weights in a folder, or the index of several; FileNotFoundError if none."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    got = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(f"folder {folder}: expected {', '.join(WEIGHTS)} in it, got {got}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file by their dotted names, or of the files that an index names.
+
+    Raises as `read_state_dict`, and ValueError for an index that does not fit its files, or names
+    others than those beside it.
+    """
+    if not path.name.endswith(INDEX):
+        return read_state_dict(path)
+    index = entries(read_json(path, str(path)), str(path), weight_map=dict)
+    names_in: dict[str, set[str]] = {}
+    for name, shard in entries(index["weight_map"], str(path)).items():
+        names_in.setdefault(str(shard), set()).add(name)
+    tensors = {}
+    for shard, names in names_in.items():
+        in_shard = read_state_dict(path.with_name(shard))
+        if wrong := sorted(names ^ in_shard.keys()):
+            raise ValueError(f"{path} and {shard} differ in {wrong[0]}: download both again")
+        tensors |= in_shard
+    return tensors
+
+
+def read_config(folder: Path, origin: str) -> Config:
+    """Read the configuration in the folder of weights that `origin` named, if there is one.
+
+    Raises ValueError if it is damaged, of another kind of model, or names a part that we do not
+    have.
+    """
+    is_hugging_face = origin == HUGGING_FACE
+    path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
+    if not path.is_file():
+        return Config()
+    content = entries(read_json(path, str(path)), str(path))
+    config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
+    logger.info(
+        f"{path}: quick_gelu {config.quick_gelu}, head widths {config.head_width} and "
+        f"{config.text_head_width}, mean {config.mean}, std {config.std}"
+    )
+    return config
+
+
+def _open_clip(path: Path, content: dict[str, Any]) -> Config:
+    model = entries(content.get("model_cfg", content), f"{path}, model_cfg",
+                    quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
+    for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
+        _refuse_foreign(f"{path}, {name}", entries(settings, f"{path}, {name}", **numbers))
+    colours = entries(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
+    head_width = vision.get("head_width") or 64
+    text_heads = _head_width(f"{path}, text_cfg", text.get("width") or 512, text.get("heads") or 8)
+    sizes = _sizes(vision, text, "width", "layers")
+    mean_std = _colours(path, colours, "")
+    return Config(path, bool(model.get("quick_gelu")), head_width, text_heads, *mean_std, sizes)
+
+
+def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
+    if content.get("model_type") != "clip":
+        got = shown(content.get("model_type"))
+        raise ValueError(f"{path}: expected model_type 'clip', got {got}")
+    sides, head_widths = [], []
+    for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
+        where = f"{path}, {name}_config"
+        old = content.get(f"{name}_config_dict")  # goes before the other where there is one
+        side = entries((content.get(f"{name}_config") if old is None else old) or {}, where,
+                       hidden_size=int | None, num_attention_heads=int | None,
+                       hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
+        if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
+            raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
+        width = side.get("hidden_size") or width
+        heads = side.get("num_attention_heads") or heads
+        head_widths.append(_head_width(where, width, heads))
+        sides.append(side)
+    acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
+    if acts not in ({"quick_gelu"}, {"gelu"}):
+        got = " and ".join(map(shown, sorted(acts)))
+        raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
+    if (eos := sides[1].get("eos_token_id")) not in EOT:
+        raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {shown(eos)}")
+    colours = path.with_name("preprocessor_config.json")
+    settings = entries(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
+    mean_std = _colours(colours, settings, "image_")
+    sizes = _sizes(*sides, "hidden_size", "num_hidden_layers")
+    return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sizes)
+
+
+def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
+    for name, value in settings.items():
+        is_off = value is None or value is False or value in ({}, 0, "")
+        if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
+            raise ValueError(f"{where}: {name} {shown(value)} is a part that minidpt does not have")
+
+
+def _head_width(where: str, width: int, heads: int) -> int:
+    if not 1 <= heads <= width or width % heads:
+        raise ValueError(f"{where}: expected heads that share the width {width}, got {heads}")
+    return width // heads
+
+
+def _sizes(vision: Mapping, text: Mapping, width: str, layers: str) -> tuple[object, ...]:
+    image = (vision.get("patch_size"), vision.get("image_size"))
+    return (vision.get(width), vision.get(layers), *image, text.get(width), text.get(layers))
+
+
+def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
+    """Mean and std; ValueError for what is none, and for another way to resize than ours."""
+    for name, expected in RESIZING.items():
+        if (value := settings.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} {shown(value)}, expected {shown(expected)}")
+    mean_std = []
+    for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):
+        values = settings.get(prefix + name, usual)
+        three = isinstance(values, (list, tuple)) and len(values) == 3
+        if not three or not all(type(v) in (int, float) and least <= v <= 100 for v in values):
+            raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {shown(values)}")
+        mean_std.append(tuple(map(float, values)))
+    return tuple(mean_std)

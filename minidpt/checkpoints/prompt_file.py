@@ -1,0 +1,74 @@
+"""Our prompt file: what was learned, and what a model needs beside it; without CLIP."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..clip.white import White, checked_white
+from ..files import entries, replacing, shown
+from .reader import read_checkpoint
+
+FORMAT, EARLIER_FORMATS = "minidpt 3", ("minidpt 1", "minidpt 2")  # 1 and 2: of 0.1 and 0.2
+CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
+
+
+class SavedModel(NamedTuple):
+    """The contents of a prompt file.
+
+    learned: name → tensor, as `PromptedModel.learned` names them.
+    config: the fields of a `PromptConfig`.
+    white: of pictures of more than 8 bits, see `clip/white.py`.
+    clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
+        its positional embeddings were resized for that (`CLIP.resize_positional_embedding`).
+    """
+
+    learned: dict[str, Tensor]
+    classnames: list[str]
+    template: str
+    config: dict[str, Any]
+    white: White | None
+    clip: dict[str, Any]
+
+
+def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
+    """Write a prompt file; an existing one is replaced whole."""
+    write_checkpoint(path, {"format": FORMAT, **saved._asdict()})
+
+
+def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write what `read_checkpoint` reads; an existing file is replaced whole."""
+    serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
+    torch.save(content, serialised)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(serialised.getvalue())
+
+
+def read_model(path: str | os.PathLike) -> SavedModel:
+    """Read a prompt file; the types of its entries are checked, not yet what is in them.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is of another kind or version.
+    """
+    content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
+    try:
+        version = entries(content, "content", format=str)["format"]
+        if version in EARLIER_FORMATS:
+            raise ValueError("of an earlier version of minidpt: train again, or use minidpt 0.2")
+        if version != FORMAT:
+            expected = f"a prompt file of format '{FORMAT}'"
+            raise ValueError(f"expected {expected}, got {shown(version)}: update minidpt")
+        entries(content, "content", classnames=list, template=str)
+        return SavedModel(
+            entries(content.get("learned"), "learned"),
+            content["classnames"],
+            content["template"],
+            entries(content.get("config"), "config"),
+            checked_white(content.get("white")),
+            entries(content.get("clip"), "clip", **CLIP_FIELDS),
+        )
+    except ValueError as error:
+        raise ValueError(f"model file {path}: {error}") from error
