@@ -43,7 +43,7 @@ from minidpt.data.batches import (
 )
 from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
-from minidpt.data.demo import draw_demo
+from minidpt.demo.demo import draw_demo
 from minidpt.data.items import Dataset
 from minidpt.data.layouts import layout_of
 from minidpt.data.shots import few_shot, select_classes

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..data.datasets import open_dataset
-from ..data.demo import is_demo
+from ..demo.demo import is_demo
 from ..data.items import Dataset
 from ..data.shots import select_classes
 from ..data.splits import read_split
