@@ -43,11 +43,10 @@ from minidpt.data.batches import (
 )
 from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
-from minidpt.demo.demo import draw_demo
-from minidpt.data.items import Dataset
 from minidpt.data.layouts import layout_of
-from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
+from minidpt.demo.demo import draw_demo
 from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..clip.network import CLIP, numerics
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
-from ..data.items import Item
+from ..data.samples import Sample
 from ..files import locked, replacing
 from ..progress import job
 from ..ranks import ALONE, Ranks
@@ -50,7 +50,7 @@ class FeatureCache:
     def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
         self.folder, self.max_bytes = Path(folder), max_bytes
 
-    def file(self, clip: CLIP, items: list[Item], white: White | None = None) -> Path:
+    def file(self, clip: CLIP, items: list[Sample], white: White | None = None) -> Path:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
@@ -123,7 +123,7 @@ class TestSet:
 
     def __init__(
         self,
-        items: list[Item],
+        items: list[Sample],
         clip: CLIP,
         batch_size: int = 100,
         workers: int | None = None,

@@ -16,9 +16,9 @@ import PIL
 import torch
 
 from .. import __version__
-from ..data.items import PARTS, Dataset
 from ..data.layouts import LAYOUTS, plain
-from ..data.listing import missing_files, told
+from ..data.listing import describe_missing, missing_files
+from ..data.samples import PARTS, Dataset
 from ..data.splits import split_content
 from ..files import entries, locked, one_line_errors, read_json, replacing
 from .parser import flag
@@ -132,7 +132,7 @@ class Run:
                 wanted = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
                 got = f"other {FINGERPRINTS[name]} (fingerprint {got[:8]})"
             if name == "data_fingerprint" and (gone := self._missing_pictures()):
-                got, fix = f"{got}, {told(gone)}", f"put back what is missing, or {fix}"
+                got, fix = f"{got}, {describe_missing(gone)}", f"put back what is missing, or {fix}"
             raise ValueError(
                 f"run folder {self.folder}: expected to go on with {wanted}, got a run with {got}: "
                 f"{fix}"

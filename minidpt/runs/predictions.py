@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.items import Dataset
+from ..data.samples import Dataset
 from ..files import MAX_PICTURES, cell, one_line_errors, read_text, write_rows
 from .evaluation import Predicted
 from .folders import PREDICTIONS, SPLIT, Run

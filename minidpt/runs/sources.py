@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..data.datasets import open_dataset
-from ..demo.demo import is_demo
-from ..data.items import Dataset
-from ..data.shots import select_classes
+from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split
+from ..demo.demo import is_demo
 from .eval_options import is_elsewhere
 from .folders import SPLIT, Run
 from .results import tested_on

@@ -16,8 +16,8 @@ from ..checkpoints.pretrained import NAMES
 from ..clip.pictures import MAX_PIXELS
 from ..clip.workers import default_workers
 from ..config import CLASS_TOKEN_POSITIONS, METHODS, PromptConfig
-from ..data.items import Dataset
 from ..data.layouts import LAYOUTS
+from ..data.samples import Dataset
 from ..files import entries, read_json
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, SWEEP, Sweep, versions

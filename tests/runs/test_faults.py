@@ -27,8 +27,8 @@ from scripts import (
 
 import minidpt
 from minidpt import files
-from minidpt.demo import demo
 from minidpt.data.splits import read_split
+from minidpt.demo import demo
 from minidpt.runs import command_line, evaluation, transfer
 from minidpt.runs import folders as runs
 
