@@ -27,8 +27,7 @@ from minidpt.clip import pictures
 from minidpt.clip.white import white_notes
 from minidpt.data.batches import Batch, deep_pictures, train_batches, white_of
 from minidpt.data.copies import copies_note
-from minidpt.data.items import Dataset
-from minidpt.data.shots import few_shot, select_classes
+from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.ranks import join, started
 from minidpt.runs.command_line import AfterTheStep, run_command

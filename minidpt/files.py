@@ -225,6 +225,14 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
     return text
 
 
+def canonical_classname(name: object, where: str) -> str:
+    """Return a class name as prompts have it: `_` is a space, no space at either end or twice.
+
+    Raises ValueError, which `where` begins, for what cannot be a class's name (`good_name`).
+    """
+    return " ".join(good_name(name, where).replace("_", " ").split())
+
+
 def cell(value: object) -> object:
     """A value for a CSV file: a text that a spreadsheet would compute has a ' before it.
 

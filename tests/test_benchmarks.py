@@ -20,8 +20,8 @@ from launches import Launches, build, forward_pass, training_step  # noqa: E402
 from launches import counted as launched  # noqa: E402
 from products import Products  # noqa: E402
 
-from minidpt.data import demo  # noqa: E402
-from minidpt.data.scenes import STREET_STYLE  # noqa: E402
+from minidpt.demo import demo  # noqa: E402
+from minidpt.demo.scenes import STREET_STYLE  # noqa: E402
 from minidpt.maps import AttentionMaps  # noqa: E402
 
 

@@ -18,7 +18,7 @@ from scripts import forked
 
 from minidpt import ranks
 from minidpt.data.batches import train_batches
-from minidpt.data.items import Item
+from minidpt.data.samples import Sample
 from minidpt.ranks import ALONE, NO_LABEL, LostRank, Ranks
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
@@ -106,7 +106,7 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
 def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp_path):
     """The same pictures, cropped in the same way; a rank without any gets a black one."""
     draw_classes(tmp_path, {"ox": 6, "gnu": 5})
-    items = [Item(str(path), int(path.parent.name == "gnu"), path.parent.name)
+    items = [Sample(str(path), int(path.parent.name == "gnu"), path.parent.name)
              for path in sorted(tmp_path.rglob("*.png"))]  # fmt: skip
 
     def rows(batch) -> list[tuple[int, bytes]]:

@@ -22,9 +22,10 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "trained": GROUND | {"clip", "config", "prompts", "checkpoints", "model"},
     "exporting": GROUND | {"clip", "prompts", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
+    "demo": {"files"},
     "__main__": GROUND | {"checkpoints"},
-    "runs": GROUND | {"clip", "checkpoints", "data", "config", "prompts", "model", "maps",
-                      "trained", "training"},
+    "runs": GROUND | {"clip", "checkpoints", "data", "demo", "config", "prompts", "model",
+                      "maps", "trained", "training"},
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ assert not any(name.split(".")[0] == "minidpt" for name in sys.modules)
 
 @pytest.mark.parametrize(
     ("script", "without", "zipped"),
-    [(EVERYTHING + METHOD, [], True), (METHOD, ["data", "runs"], False)],
+    [(EVERYTHING + METHOD, [], True), (METHOD, ["data", "demo", "runs"], False)],
     ids=["whole, in a zip file", "the method alone"],
 )
 def test_a_copy_under_another_name_needs_nothing_of_this_project(tmp_path, script, without, zipped):

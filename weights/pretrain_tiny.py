@@ -9,7 +9,7 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
   on the npm and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched
   with `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, most of
   them with the shading and texture that photographs have and drawings lack;
-- scenes drawn by `minidpt.data.scenes` in its plain style.
+- scenes drawn by `minidpt.demo.scenes` in its plain style.
 
 Clip art whose file does not begin with the name of an emoji is named by its folder ("mammals").
 
@@ -63,8 +63,8 @@ from minidpt.clip.packing import pack  # noqa: E402
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
 from minidpt.clip.transforms import normalize  # noqa: E402
 from minidpt.data.crops import random_resized_crop_box, resized_crop  # noqa: E402
-from minidpt.data.scenes import BOOK_STYLE, draw_scene  # noqa: E402
-from minidpt.data.things import THINGS  # noqa: E402
+from minidpt.demo.scenes import BOOK_STYLE, draw_scene  # noqa: E402
+from minidpt.demo.things import THINGS  # noqa: E402
 from minidpt.prompts import INIT_STD  # noqa: E402
 
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32

@@ -24,7 +24,7 @@ from ..files import one_line, one_line_errors
 from ..progress import counted
 from ..ranks import ALONE, NO_LABEL, Ranks
 from .crops import random_view
-from .items import Item
+from .samples import Sample
 
 IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded pictures that are kept, unless told otherwise
 
@@ -175,7 +175,7 @@ def _or_none(function: Callable) -> Callable:
 
 
 def train_batches(
-    items: list[Item],
+    items: list[Sample],
     resolution: int,
     batch_size: int,
     seed: int,
@@ -217,7 +217,7 @@ def train_batches(
 
 
 def test_batches(
-    items: list[Item],
+    items: list[Sample],
     resolution: int,
     batch_size: int,
     workers: int | None = None,
@@ -246,7 +246,7 @@ def _groups(count: int, batch_size: int) -> list[Sequence[int]]:
 
 
 def _batches(
-    items: list[Item],
+    items: list[Sample],
     groups: list[Sequence[int]],
     view: Callable[[int], np.ndarray],
     resolution: int,

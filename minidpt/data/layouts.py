@@ -1,32 +1,23 @@
 """The fifteen data sets of few-shot CLIP research: folders, lists, class names, templates.
 
 They are those of CoOp's data guide (github.com/KaiyangZhou/CoOp, DATASETS.md) and of torchvision's
-downloads. recognition.py tells them apart, datasets.py reads them.
+downloads. datasets.py tells them apart and reads them.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from .items import PARTS
 from .naming import Naming
-
-
-def underscores(key: str) -> str:
-    """apple_pie -> apple pie; hyphens and capitals are part of the published names."""
-    return key.replace("_", " ")
-
-
-def lower_case(key: str) -> str:
-    """British_Shorthair -> british shorthair."""
-    return underscores(key).lower()
+from .samples import PARTS
 
 
 def year_first(key: str) -> str:
     """Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
-    words = underscores(key).split()
-    return " ".join(words[-1:] + words[:-1])
+    *words, year = re.split("[ _]+", key)
+    return " ".join([year, *words])
 
 
 def capitals(key: str) -> str:
@@ -37,7 +28,7 @@ def capitals(key: str) -> str:
 def without_letter_reversed(key: str) -> str:
     """c/cathedral/indoor -> indoor cathedral."""
     parts = key.split("/")
-    return underscores(" ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts)))
+    return " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
 
 
 def in_folder(line: str) -> tuple[str, str]:
@@ -63,13 +54,13 @@ class Layout(Naming):
     """Where the files of a data set lie. Paths start from its folder, unless said."""
 
     folders: tuple[str, ...]  # what its folder is called below a root (CoOp's name first)
-    images: tuple[str, ...]  # where its pictures lie, the first that is there
-    signs: tuple[str, ...]  # what tells it from all others (patterns); its split file does, too
+    images: tuple[str, ...]  # where its images lie, the first that is there
     published: tuple[int, int, int, int]  # classes; train, val and test images
-    rule: Callable[[str], str] = underscores
+    markers: tuple[str, ...] = ()  # what only it has (patterns); if none, the folder of its images
+    rule: Callable[[str], str] = str  # hyphens and capitals are part of the published names
     inner: str = ""  # one more folder, in torchvision's downloads
-    lists: Mapping[str, str] = field(default_factory=dict)  # part -> list of its pictures
-    entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> picture, class
+    lists: Mapping[str, str] = field(default_factory=dict)  # part -> list of its images
+    entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> image, class
     order: str = ""  # list of all classes, in the order of labels
     names: str = ""  # file of "folder name" lines
     parts: Mapping[str, str] = field(default_factory=dict)  # part -> its class folders, in images
@@ -77,35 +68,33 @@ class Layout(Naming):
     nested: bool = False  # classes are the innermost folders
     split: bool = True  # CoOp made a split file of it
     classes: tuple[str, ...] = ()  # some class folders, to know it by where only its name tells
-    subsets: bool = False  # sets of some of its classes look as it does (ImageNet-100)
 
     def is_called(self, name: str) -> bool:
-        """Whether that is its name, or what its folder is called."""
+        """Return whether that is its name, or what its folder is called."""
         return plain(name) in map(plain, (self.name, *self.folders))
 
     @property
     def split_file(self) -> str:
-        """CoOp's list of the published train, val and test pictures."""
+        """CoOp's list of the published train, val and test images."""
         return f"split_zhou_{self.name}.json"
 
 
+_imagenet_test_set = partial(Layout, split=False, parts={"test": "."}, names="classnames.txt")
 LAYOUTS = (
     Layout(
         name="ImageNet",
         folders=("imagenet", "ILSVRC2012"),
         images=("images", "."),
-        signs=("images/train/n[01]*", "train/n[01]*"),
+        markers=("images/train/n[01]*", "train/n[01]*"),
         split=False,
         parts={"train": "train", "test": "val"},
         names="classnames.txt",
-        subsets=True,
         published=(1000, 1_281_167, 0, 50_000),
     ),
     Layout(
         name="Caltech101",
         folders=("caltech-101", "caltech101"),
         images=("101_ObjectCategories",),
-        signs=("101_ObjectCategories",),
         dropped=("BACKGROUND_Google", "Faces_easy"),
         renamed={
             "airplanes": "airplane",
@@ -120,11 +109,11 @@ LAYOUTS = (
         name="OxfordPets",
         folders=("oxford_pets", "oxford-iiit-pet"),
         images=("images",),
-        signs=("annotations/trainval.txt",),
+        markers=("annotations/trainval.txt",),
         lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
         entry=pet,
         sort=str.lower,
-        rule=lower_case,
+        rule=str.lower,
         classes=("Abyssinian", "yorkshire_terrier"),
         template="a photo of a {}, a type of pet.",
         published=(37, 2_944, 736, 3_669),
@@ -133,7 +122,7 @@ LAYOUTS = (
         name="StanfordCars",
         folders=("stanford_cars",),
         images=(".",),
-        signs=("cars_train", "cars_test"),
+        markers=("cars_train", "cars_test"),
         rule=year_first,
         classes=("AM General Hummer SUV 2000", "smart fortwo Convertible 2012"),
         published=(196, 6_509, 1_635, 8_041),
@@ -142,7 +131,7 @@ LAYOUTS = (
         name="OxfordFlowers",
         folders=("oxford_flowers", "flowers-102"),
         images=("jpg",),
-        signs=("imagelabels.mat", "cat_to_name.json"),
+        markers=("imagelabels.mat", "cat_to_name.json"),
         names="cat_to_name.json",
         template="a photo of a {}, a type of flower.",
         published=(102, 4_093, 1_633, 2_463),
@@ -151,7 +140,7 @@ LAYOUTS = (
         name="Food101",
         folders=("food-101",),
         images=("images",),
-        signs=("meta/train.json", "meta/train.txt"),
+        markers=("meta/train.json", "meta/train.txt"),
         lists={"train": "meta/train.json", "test": "meta/test.json"},
         classes=("apple_pie", "waffles"),
         template="a photo of {}, a type of food.",
@@ -162,12 +151,11 @@ LAYOUTS = (
         folders=("fgvc_aircraft", "fgvc-aircraft-2013b"),
         inner="data",
         images=("images",),
-        signs=("images_variant_train.txt",),
+        markers=("images_variant_train.txt",),
         split=False,
         lists={part: f"images_variant_{part}.txt" for part in PARTS},
         entry=variant,
         order="variants.txt",
-        rule=str,
         classes=("707-320", "Yak-42"),
         template="a photo of a {}, a type of aircraft.",
         published=(100, 3_334, 3_333, 3_333),
@@ -176,7 +164,7 @@ LAYOUTS = (
         name="SUN397",
         folders=("sun397",),
         images=("SUN397", "."),
-        signs=("SUN397/[a-z]", "ClassName.txt"),
+        markers=("SUN397/[a-z]", "ClassName.txt"),
         lists={"train": "Training_01.txt", "test": "Testing_01.txt"},
         order="ClassName.txt",
         nested=True,
@@ -189,7 +177,7 @@ LAYOUTS = (
         folders=("dtd", "describable_textures"),
         inner="dtd",
         images=("images",),
-        signs=("labels/train1.txt",),
+        markers=("labels/train1.txt",),
         lists={part: f"labels/{part}1.txt" for part in PARTS},
         classes=("banded", "zigzagged"),
         template="{} texture.",
@@ -199,7 +187,7 @@ LAYOUTS = (
         name="EuroSAT",
         folders=("eurosat", "EuroSAT_RGB"),
         images=("2750", "."),
-        signs=("2750/[A-Z]*", "AnnualCrop/AnnualCrop_*", "SeaLake/SeaLake_*"),
+        markers=("2750/[A-Z]*", "AnnualCrop/AnnualCrop_*", "SeaLake/SeaLake_*"),
         renamed={
             "AnnualCrop": "Annual Crop Land",
             "HerbaceousVegetation": "Herbaceous Vegetation Land",
@@ -217,51 +205,35 @@ LAYOUTS = (
         name="UCF101",
         folders=("ucf101",),
         images=("UCF-101-midframes",),
-        signs=("UCF-101-midframes",),
         rule=capitals,
         classes=("ApplyEyeMakeup", "YoYo"),
         template="a photo of a person doing {}.",
         published=(101, 7_639, 1_898, 3_783),
     ),
-    Layout(
+    _imagenet_test_set(
         name="ImageNetV2",
         folders=("imagenetv2",),
         images=("imagenetv2-matched-frequency-format-val",),
-        signs=("imagenetv2-matched-frequency-format-val",),
-        split=False,
-        parts={"test": "."},
-        names="classnames.txt",
         numbered=True,
         published=(1000, 0, 0, 10_000),
     ),
-    Layout(
+    _imagenet_test_set(
         name="ImageNetSketch",
         folders=("imagenet-sketch",),
         images=("images", "sketch"),
-        signs=("sketch/n[01]*",),
-        split=False,
-        parts={"test": "."},
-        names="classnames.txt",
+        markers=("sketch/n[01]*",),
         published=(1000, 0, 0, 50_889),
     ),
-    Layout(
+    _imagenet_test_set(
         name="ImageNetA",
         folders=("imagenet-adversarial",),
         images=("imagenet-a",),
-        signs=("imagenet-a",),
-        split=False,
-        parts={"test": "."},
-        names="classnames.txt",
         published=(200, 0, 0, 7_500),
     ),
-    Layout(
+    _imagenet_test_set(
         name="ImageNetR",
         folders=("imagenet-rendition",),
         images=("imagenet-r",),
-        signs=("imagenet-r",),
-        split=False,
-        parts={"test": "."},
-        names="classnames.txt",
         published=(200, 0, 0, 30_000),
     ),
 )

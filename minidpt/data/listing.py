@@ -1,9 +1,9 @@
-"""What lies in a folder: its pictures, its folders of classes, its parts."""
+"""What lies in a folder: its images, its folders of classes, its train/, val/ and test/."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", *chain(*MORE_FORMATS.values())),
 }
-PART_NAMES = {
+PART_NAMES = {  # what a folder, or a cell of a CSV file, calls a split
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -46,33 +46,29 @@ def image_suffixes() -> set[str]:
     return IMAGE_SUFFIXES - {suffix for name in missing for suffix in MORE_FORMATS[name]}
 
 
-class Pictures(list[str]):
-    """The files of pictures, and how many pictures and "@eaDir/" are not read, by what they are."""
+class ImageFiles(list[str]):
+    """The paths of images, and of how many more the format is not read, by their suffix."""
 
     def __init__(self, files: Iterable[str], unread: Counter[str]):
         super().__init__(files)
         self.unread = unread
 
 
-def _is_shown(name: str) -> bool:
-    """Whether a name is neither hidden nor of a folder that systems make for themselves."""
-    return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
-
-
-def of_systems(folder: str | os.PathLike) -> Counter[str]:
+def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
+    """Scan a folder, leaving out what is hidden, and folders that systems make for themselves."""
     with os.scandir(folder) as entries:
-        return Counter(f"{e.name}/" for e in entries if e.name.lower() in _OF_SYSTEMS)
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
+                yield entry
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, by name."""
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if _is_shown(e.name) and e.is_dir()]
-    return [folder / name for name in sorted(names)]
+    """List the visible folders in a folder, by name."""
+    return [folder / name for name in sorted(e.name for e in _visible(folder) if e.is_dir())]
 
 
-def images_in(folder: str | os.PathLike) -> Pictures:
-    """The picture files in a folder and its sub-folders, sorted; hidden ones are left out.
+def images_in(folder: str | os.PathLike) -> ImageFiles:
+    """List the image files in a folder and its sub-folders, sorted; hidden ones are left out.
 
     Links to folders are followed, but never to a folder that was seen or that contains this one.
     The system is asked about folders and links only, not about each file: a million files take
@@ -86,27 +82,23 @@ def images_in(folder: str | os.PathLike) -> Pictures:
         if (identity := _identity(current)) in seen:
             continue
         seen.add(identity)
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if not _is_shown(entry.name):
-                    if entry.name.lower() in _OF_SYSTEMS:
-                        unread[f"{entry.name}/"] += 1
-                elif entry.is_dir():
-                    waiting.append(entry.path)
-                elif not entry.name.lower().endswith(suffixes):
-                    if what := _passed_over(entry):
-                        unread[what] += 1
-                elif entry.is_file():
-                    files.append(entry.path)
-                elif entry.is_symlink():
-                    raise FileNotFoundError(
-                        f"picture {entry.path}: expected a file, got a link to nothing: remove it"
-                    )
-    return Pictures(sorted(files), unread)
+        for entry in _visible(current):
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif not entry.name.lower().endswith(suffixes):
+                if kind := _unread_kind(entry):
+                    unread[kind] += 1
+            elif entry.is_file():
+                files.append(entry.path)
+            elif entry.is_symlink():
+                raise FileNotFoundError(
+                    f"image {entry.path}: expected a file, got a link to nothing: remove it"
+                )
+    return ImageFiles(sorted(files), unread)
 
 
-def _passed_over(entry: os.DirEntry) -> str:
-    """What a picture is that is not read: its suffix, or "without ending". Empty for others."""
+def _unread_kind(entry: os.DirEntry) -> str:
+    """Return an unread image's suffix, or "without ending"; an empty text for other files."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return suffix
@@ -118,33 +110,32 @@ def _passed_over(entry: os.DirEntry) -> str:
 
 
 def unread_note(unread: Counter[str]) -> str:
-    """How many pictures and system folders are not read, of which kinds; empty if none."""
+    """Say how many images are not read, of which kinds; empty if none."""
     kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
     named = ", ".join(f"{count} {what}" for what, count in kinds)
     return f"not read: {named} (convert or rename pictures)" if named else ""
 
 
 def loose_notes(*folders: Path) -> tuple[str, ...]:
-    """A note of pictures beside class folders, which are in no class: how many, and the first.
+    """Note the images beside class folders, which are in no class: how many, and the first.
 
     folders: those that hold class folders, or hold these, the data folder first.
     """
     suffixes, loose = tuple(image_suffixes()), []
     for folder in dict.fromkeys(folders):
-        with os.scandir(folder) as entries:
-            loose += sorted(
-                os.path.relpath(entry.path, folders[0])
-                for entry in entries
-                if _is_shown(entry.name) and entry.is_file()
-                if entry.name.lower().endswith(suffixes) or _passed_over(entry)
-            )
+        loose += sorted(
+            os.path.relpath(entry.path, folders[0])
+            for entry in _visible(folder)
+            if entry.is_file()
+            if entry.name.lower().endswith(suffixes) or _unread_kind(entry)
+        )
     return in_no_class(loose)
 
 
 def in_no_class(loose: list[str]) -> tuple[str, ...]:
-    """A note of pictures by their paths, if there are any."""
-    many = f"{len(loose)} picture{'s' * (len(loose) > 1)}"
-    return (f"not read: {many} in no class folder, first {loose[0]}",) if loose else ()
+    """Note images by their paths, if there are any."""
+    images = "1 picture" if len(loose) == 1 else f"{len(loose)} pictures"
+    return (f"not read: {images} in no class folder, first {loose[0]}",) if loose else ()
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
@@ -153,38 +144,37 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def part_folders(folder: Path) -> dict[str, Path]:
-    """Part -> its folder (train/, val/, test/ and other words for them), the first of all classes.
+    """Map a part to its folder (train/, val/, test/ and other words for them).
 
-    That is train/, else test/. Raises ValueError for two folders of a part.
+    In the order of `IN_ORDER`. Raises ValueError for two folders of a part.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for child in sub_folders(folder):
         part = PART_NAMES.get(child.name.lower())
-        if part and found.setdefault(part, child) != child:
+        if part and folders.setdefault(part, child) != child:
             raise ValueError(
-                f"data folder {folder}: expected one folder for {part}, got {found[part].name}/ "
+                f"data folder {folder}: expected one folder for {part}, got {folders[part].name}/ "
                 f"and {child.name}/: merge them or rename one"
             )
-    return {part: found[part] for part in IN_ORDER if part in found}
+    return {part: folders[part] for part in IN_ORDER if part in folders}
 
 
 def contents(folder: Path) -> str:
-    """What lies in a folder, in a few words for an error."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name + "/" * e.is_dir() for e in entries if _is_shown(e.name))
+    """Describe what lies in a folder, in a few words for an error."""
+    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in _visible(folder))
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]).replace("\n", " ") + more if names else "no folder and no file"
+    return ", ".join(names[:6]) + more if names else "no folder and no file"
 
 
-def told(missing: list[str]) -> str:
-    """How many files are missing, and the first of them."""
-    more = " or more" * (len(missing) == MANY)
-    there = " (which is no regular file)" * os.path.lexists(missing[0])
+def describe_missing(missing: list[str]) -> str:
+    """Say how many files are missing, and the first of them."""
+    more = " or more" if len(missing) == MANY else ""
+    there = " (which is no regular file)" if os.path.lexists(missing[0]) else ""
     return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no regular files, nor links to one; not more than `MANY`.
+    """List those of the paths that are no regular files, nor links to one; at most `MANY`.
 
     Folders of which many files are asked for are listed, which on a network disk is much faster
     than to ask for each file.
@@ -193,13 +183,15 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     for path in paths:
         by_folder.setdefault(os.path.dirname(path), []).append(path)
     missing: list[str] = []
-    for folder, own in by_folder.items():
-        if len(own) > 20 and os.path.isdir(folder):
-            wanted = set(map(os.path.basename, own))
-            with os.scandir(folder) as found:
-                there = {entry.name for entry in found if entry.name in wanted and entry.is_file()}
-            own = [path for path in own if os.path.basename(path) not in there]
-        others = (path for path in dict.fromkeys(own) if not os.path.isfile(path))
+    for folder, asked in by_folder.items():
+        if len(asked) > 20 and os.path.isdir(folder):
+            wanted = set(map(os.path.basename, asked))
+            with os.scandir(folder) as entries:
+                there = {
+                    entry.name for entry in entries if entry.name in wanted and entry.is_file()
+                }
+            asked = [path for path in asked if os.path.basename(path) not in there]
+        others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
         missing += islice(others, MANY - len(missing))
         if len(missing) == MANY:
             break

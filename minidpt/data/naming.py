@@ -12,8 +12,16 @@ from pathlib import Path
 
 import regex
 
-from ..files import MAX_PICTURES, MAX_TEXT, good_name, one_line_errors, read_json, read_text, shown
-from .items import DEFAULT_TEMPLATE, Dataset
+from ..files import (
+    MAX_PICTURES,
+    MAX_TEXT,
+    canonical_classname,
+    one_line_errors,
+    read_json,
+    read_text,
+    shown,
+)
+from .samples import DEFAULT_TEMPLATE, Dataset
 
 MAX_ROW = 1_000_000  # characters of a row of a CSV file
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -21,27 +29,27 @@ _MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)
 
 
 def readable(folder_name: str) -> str:
-    """A folder's name as words for a prompt: sea_horse, sea-horse and SeaHorse -> "sea horse"...
+    """Make words of a folder's name: sea-horse -> "sea horse", SeaHorse -> "Sea Horse".
 
-    ...the last as "Sea Horse"; the tokenizer ignores case. "iPhone", "UFOs" and "X-ray" stay whole.
+    The tokenizer ignores case. "iPhone", "UFOs" and "X-ray" stay whole.
     """
     name = os.fsencode(folder_name).decode("utf-8", "replace")  # names that are no valid UTF-8
     name = unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
-    words = regex.sub(r"_|(?<=\p{L}{2})-(?=\p{L}{2})", " ", name)
+    words = regex.sub(r"(?<=\p{L}{2})-(?=\p{L}{2})", " ", name)
     words = regex.sub(r"(?<=\p{Ll}{2})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll}{2})", " ", words)
-    return " ".join(words.split()) or name
+    return " ".join(words.split())
 
 
 @functools.cache
 def imagenet_classnames() -> dict[str, str]:
-    """WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""
+    """Return WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""
     lines = pkgutil.get_data(__package__, "imagenet_classnames.txt").decode().splitlines()
     return dict(line.split(maxsplit=1) for line in lines)
 
 
 @one_line_errors
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
-    """Folder or label -> class name, from a file of such pairs.
+    """Read folder or label -> class name from a file of such pairs.
 
     Lines of "n01440764 tench" (.txt and others; the name may have spaces, the folder before a tab,
     too), of "n01440764,tench" (.csv), or one JSON object (.json). Raises FileNotFoundError or
@@ -57,16 +65,15 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
     else:
-        lines = enumerate(read_text(path, where).split("\n"), start=1)
-        tabs = ((number, line, "\t" if "\t" in line.strip() else None) for number, line in lines)
-        pairs = ((number, line.split(tab, 1)) for number, line, tab in tabs if line.strip())
+        lines = enumerate(map(str.strip, read_text(path, where).split("\n")), start=1)
+        pairs = ((n, line.split("\t" if "\t" in line else None, 1)) for n, line in lines if line)
 
     names = {}
     for line, pair in pairs:
         if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
             got = ", ".join(map(shown, pair))
             raise ValueError(f"{where}, line {line}: expected a folder and its name, got {got}")
-        key, name = pair[0].strip(), good_name(pair[1].strip(), f"{where}, line {line}")
+        key, name = pair[0].strip(), canonical_classname(pair[1], f"{where}, line {line}")
         if names.setdefault(key, name) != name:
             raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
     return names
@@ -86,19 +93,19 @@ class Naming:
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
 
     def ordered(self, keys: Collection[str]) -> list[str]:
-        """Folders or labels in the order of labels: as numbers if all of them are numbers."""
+        """Sort folders or labels in the order of labels: as numbers if all of them are numbers."""
         if all(key.isdecimal() and len(key) < 20 for key in keys):
             return sorted(keys, key=lambda key: (int(key), key))
         return sorted(keys, key=self.sort)
 
     def classnames(self, where: Path, keys: list[str]) -> tuple[dict[str, str], list[str]]:
-        """Folders or labels -> class names, and notes on those that two classes share.
+        """Name folders or labels; return the names, and notes on those that two classes share.
 
         Two folders that differ only in spelling are a mistake; that two classes have the same name
         in a list happens, even in ImageNet's.
         """
         renamed = {**self.renamed, **self.given}
-        if any(_WORDNET_ID.fullmatch(key) for key in keys):
+        if any(map(_WORDNET_ID.fullmatch, keys)):
             renamed = {**imagenet_classnames(), **renamed}
         names, keys_of, notes = {}, {}, []
         for key in keys:
@@ -107,7 +114,8 @@ class Naming:
                     f"folder {where}: expected a name for each class, got the WordNet id '{key}', "
                     f"none of ImageNet's 1000: pass a file of '{key} NAME' lines as --classnames"
                 )
-            name = names[key] = renamed.get(key) or self.rule(key)
+            name = renamed.get(key) or canonical_classname(self.rule(key), f"data folder {where}")
+            names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
             if other != key and key in renamed and other in renamed:
                 notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
@@ -122,12 +130,11 @@ class Naming:
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
 
-    def credited(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
-        """The data set with a word in `source` on how many of its `keys` the caller has named.
+    def credit(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
+        """Say in `source` how many of the data set's `keys` the caller has named.
 
-        Where some are not named, a note tells of names that are no key's.
-
-        Raises ValueError if there are names but for none of them.
+        Where some are not named, a note tells of names that are no key's. Raises ValueError if
+        there are names, but for none of the keys.
         """
         if not self.given:
             return dataset
@@ -137,19 +144,19 @@ class Naming:
                 f"class names {self.given_in}: expected lines for the classes of {dataset.name} "
                 f"({', '.join(list(keys)[:3])}, ...), got none of them"
             )
-        file = Path(self.given_in).name
-        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        notes, others = list(dataset.notes), [key for key in self.given if key not in keys]
-        if others and count < len(keys):
+        file, notes = Path(self.given_in).name, list(dataset.notes)
+        unused = [key for key in self.given if key not in keys]
+        if unused and count < len(keys):
             notes.append(
-                f"names in {file} that no class has: {len(others)}, first '{others[0]}' (a folder "
+                f"names in {file} that no class has: {len(unused)}, first '{unused[0]}' (a folder "
                 "with spaces in its name stands before a tab)"
             )
+        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
         return replace(dataset, source=source, notes=tuple(notes))
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, each with its line number, cells stripped.
+    """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
     time, so that their number and the length of each are bounded, not how many cells there are.

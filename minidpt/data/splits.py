@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,26 @@ from ..files import (
     replacing,
     shown,
 )
-from .items import DEFAULT_TEMPLATE, PARTS, Dataset, Item, make_dataset
-from .listing import missing_files, told
+from .listing import describe_missing, missing_files
+from .samples import DEFAULT_TEMPLATE, PARTS, Dataset, Sample, make_dataset
+
+_DESCRIBED = ("name", "root", "template", "classnames", "drawn", "part")  # of a Dataset, noted
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
-    """Writes the three lists as JSON, in the split format that few-shot research uses.
+    """Write the three lists as JSON, in the split format that few-shot research uses.
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
-    "root", "template" and "classnames" beside them, "drawn" and "part" (`Dataset`); one picture a
-    line. Replaces the file at once.
-    Raises ValueError if it would lie in one of the data set's folders.
+    "root", "template" and "classnames" beside them, "drawn" and "part" (`Dataset`); one image a
+    line. Replaces the file at once; that it lies outside the data set's folders is the caller's.
     """
-    path, root = Path(path), dataset.root.resolve()
-    for folder in dataset.folders():
-        if path.resolve().is_relative_to(folder):
-            raise ValueError(
-                f"split file {path}: expected a place outside the data folder {folder}"
-            )
-    described = {
-        "name": dataset.name,
-        "root": str(root),
-        "template": dataset.template,
-        "classnames": dataset.classnames,
-        "drawn": dataset.drawn,
-        "part": dataset.part,
-    }
+    described = {name: getattr(dataset, name) for name in _DESCRIBED}
+    described["root"] = str(dataset.root.resolve())
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
     for part in PARTS:
         rows = (
-            [Path(os.path.relpath(item.path, dataset.root)).as_posix(), item.label, item.classname]
-            for item in getattr(dataset, part)
+            [Path(os.path.relpath(path, dataset.root)).as_posix(), label, classname]
+            for path, label, classname in getattr(dataset, part)
         )
         lines.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     with replacing(path) as unfinished:
@@ -56,7 +46,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
 
 
 def split_content(path: str | os.PathLike) -> dict[str, Any]:
-    """What a split file says, ours or a published one, types and labels checked.
+    """Read a split file, ours or a published one; types and labels are checked.
 
     "train", "val", "test": lists, perhaps empty, of [path, label, class name]; "classnames" by
     label; perhaps "name", "root", "template", "drawn". Raises FileNotFoundError or ValueError.
@@ -81,8 +71,9 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     if wrong or not 1 <= count <= MAX_CLASSES:
         got = f"label {wrong[0]}, {shown(named[wrong[0]])}, of " if wrong else ""
         raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
-    content["classnames"] = [good_name(name, f"{where}, class {n}") for n, name in enumerate(names)]
-    return content
+    for number, name in enumerate(names):  # which keeps its "_", as in the published results
+        good_name(name, f"{where}, class {number}")
+    return {**content, "classnames": names}
 
 
 @one_line_errors
@@ -90,16 +81,16 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:
-    """The data set of a split file, ours or a published one.
+    """Open the data set of a split file, ours or a published one.
 
     `root` is the folder that its paths start from; None takes the one noted in the file. Raises
-    FileNotFoundError if the file, the folder or a listed picture is missing, and ValueError if the
+    FileNotFoundError if the file, the folder or a listed image is missing, and ValueError if the
     file is not a split.
     """
     path, content = Path(path), split_content(path)
     classnames, noted = content["classnames"], content.get("root") if root is None else root
-    shared = ((name, count) for name, count in Counter(classnames).items() if count > 1)
-    notes = [f"{count} classes are called '{name}'" for name, count in shared]
+    counts = Counter(classnames).items()
+    notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
         got = "got none" if noted is None else f"{noted} is not there"
         raise FileNotFoundError(
@@ -109,14 +100,14 @@ def read_split(
     start, listed = os.path.join(root, ""), {}
     for part in PARTS:
         listed[part] = [
-            Item(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
+            Sample(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
             for file, label, name in content.pop(part)
         ]
-    missing = missing_files(item.path for own in listed.values() for item in own)
-    if missing:
+    samples = chain(*listed.values())
+    if missing := missing_files(sample.path for sample in samples):
         raise FileNotFoundError(
-            f"split file {path}: expected all its pictures in {root}, got {told(missing)}: put "
-            "them back, or name the folder that has them (eval.py: --root)"
+            f"split file {path}: expected all its images in {root}, got "
+            f"{describe_missing(missing)}: put them back, or name their folder (eval.py: --root)"
         )
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..clip.network import CLIP
 from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
-from ..data.items import Item
+from ..data.samples import Sample
 from ..progress import job
 from ..ranks import ALONE, Ranks
 from ..trained import PromptedCLIP
@@ -44,7 +44,7 @@ class TestSet:
 
     def __init__(
         self,
-        items: list[Item],
+        items: list[Sample],
         clip: CLIP,
         batch_size: int = 100,
         workers: int | None = None,

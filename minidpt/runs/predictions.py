@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..data.items import Dataset
+from ..data.samples import Dataset
 from ..files import MAX_PICTURES, cell, one_line_errors, read_text, write_rows
 from .evaluation import Predicted
 from .folders import PREDICTIONS, SPLIT, RunFolder

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from ..data.copies import copies_note
 from ..data.datasets import open_dataset
-from ..data.demo import is_demo
-from ..data.items import Dataset
-from ..data.shots import select_classes
+from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
+from ..demo.demo import is_demo
 from .config import RunConfig
 from .eval_options import evaluates_other_data
 from .evaluation import TestSet

@@ -20,10 +20,9 @@ from ..clip.network import CLIP
 from ..config import METHODS
 from ..data.batches import IMAGE_MEMORY, ImageStore
 from ..data.datasets import open_dataset
-from ..data.demo import draw_demo
-from ..data.items import Dataset
 from ..data.layouts import layout_of
-from ..data.shots import few_shot, select_classes
+from ..data.samples import Dataset, few_shot, select_classes
+from ..demo.demo import draw_demo
 from ..ranks import LostRank, Ranks
 from ..trained import build_model
 from .command_line import Interrupted, is_expected, report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.items import Dataset
+from ..data.samples import Dataset
 from ..files import locked
 from .folders import SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK, RunFolder
 

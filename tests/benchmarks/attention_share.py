@@ -29,9 +29,9 @@ from torch import Tensor
 
 import minidpt
 from minidpt.clip.transforms import normalize, test_pixels
-from minidpt.data.demo import SEED, demo_files
-from minidpt.data.scenes import STREET_STYLE, draw_scene_and_mask
 from minidpt.data.splits import read_split
+from minidpt.demo.demo import SEED, demo_files
+from minidpt.demo.scenes import STREET_STYLE, draw_scene_and_mask
 from minidpt.maps import AttentionMaps
 from minidpt.runs.folders import MODEL, SPLIT, RunFolder
 from minidpt.trained import PromptedCLIP

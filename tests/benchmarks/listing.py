@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.naming import imagenet_classnames
-from minidpt.data.shots import few_shot
+from minidpt.data.samples import few_shot
 
 IMAGENET = 1_281_167 + 50_000
 

@@ -114,11 +114,11 @@ def picture_rates(count: int, threads: list[int], runs: int) -> None:
     from predicting import write_pictures
 
     from minidpt.data.batches import ImageStore, test_batches, train_batches
-    from minidpt.data.items import Item
+    from minidpt.data.samples import Sample
 
     with tempfile.TemporaryDirectory() as folder:
         paths, store = write_pictures(Path(folder), count), ImageStore()
-        items = [Item(path, 0, "a") for path in paths]
+        items = [Sample(path, 0, "a") for path in paths]
         store.fill(paths)
         print(
             "\n| threads | test pictures/s | training pictures/s, decoded before |\n|---|---|---|"

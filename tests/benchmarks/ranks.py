@@ -139,7 +139,7 @@ def main() -> None:
             )
     if args.only != "step":
         with tempfile.TemporaryDirectory() as folder:
-            draw = "from minidpt.data.demo import draw_demo; draw_demo('runs')"
+            draw = "from minidpt.demo.demo import draw_demo; draw_demo('runs')"
             environment = {**os.environ, "PYTHONPATH": str(TRAIN.parent)}
             subprocess.run([sys.executable, "-c", draw], cwd=folder, env=environment, check=True)
             one, two, threads = (

@@ -16,7 +16,7 @@ from PIL import Image
 from minidpt.clip import pictures, transforms
 from minidpt.clip.white import checked_white, white_level
 from minidpt.data import batches, crops
-from minidpt.data import items as data
+from minidpt.data import samples as data
 
 
 def pattern() -> Image.Image:
@@ -531,7 +531,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
         pictures.open_image(tmp_path / "a.png")
     monkeypatch.undo()
     monkeypatch.setattr(transforms, "resized", lacking)
-    item = data.Item(str(tmp_path / "a.png"), 0, "a")
+    item = data.Sample(str(tmp_path / "a.png"), 0, "a")
     with pytest.raises(ValueError, match="a.png: out of memory"):
         list(batches.test_batches([item], 5, 1))
 

@@ -11,11 +11,11 @@ import pytest
 from image_folders import draw, draw_classes
 from miniatures import CLASSES, draw_class_folders, draw_miniature, write_split
 
-from minidpt.data import items as data
 from minidpt.data import naming
+from minidpt.data import samples as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.layouts import LAYOUTS, layout_of
-from minidpt.data.shots import few_shot
+from minidpt.data.samples import few_shot
 
 NAMES = [layout.name for layout in LAYOUTS]
 TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
@@ -62,7 +62,7 @@ def sizes(dataset) -> tuple[int, int, int]:
     return len(dataset.train), len(dataset.val), len(dataset.test)
 
 
-def everything(dataset) -> list[data.Item]:
+def everything(dataset) -> list[data.Sample]:
     return dataset.train + dataset.val + dataset.test
 
 
@@ -600,7 +600,7 @@ def test_missing_pictures_are_counted_and_the_first_named(tmp_path, name):
     folder = draw_miniature(tmp_path, name)
     gone = open_dataset(folder).train[0].path
     os.remove(gone)
-    with pytest.raises(FileNotFoundError, match="expected all its pictures .* 1 missing") as error:
+    with pytest.raises(FileNotFoundError, match="expected all its images .* 1 missing") as error:
         open_dataset(folder)
     assert gone in one_line(error, folder)
 
@@ -608,12 +608,12 @@ def test_missing_pictures_are_counted_and_the_first_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "file", "content", "message"),
     [
-        ("Food101", "meta/train.json", "[]", "expected lists of pictures by class"),
+        ("Food101", "meta/train.json", "[]", "expected lists of images by class"),
         ("Food101", "meta/train.json", "{", "expected JSON"),
-        ("Food101", "meta/train.json", '{"a": [1]}', "expected lists of pictures by class"),
-        ("FGVCAircraft", "images_variant_val.txt", "1000001\n", "line 1: expected a picture"),
+        ("Food101", "meta/train.json", '{"a": [1]}', "expected lists of images by class"),
+        ("FGVCAircraft", "images_variant_val.txt", "1000001\n", "line 1: expected an image"),
         ("FGVCAircraft", "variants.txt", "707-320\n", "expected all classes, got none called '727"),
-        ("DescribableTextures", "labels/val1.txt", "\nbanded.jpg", "line 2: expected a picture"),
+        ("DescribableTextures", "labels/val1.txt", "\nbanded.jpg", "line 2: expected an image"),
         ("SUN397", "Testing_01.txt", b"/a/\xe9.jpg", "line 1: expected UTF-8, got the byte 0xe9"),
         ("OxfordPets", "annotations/test.txt", "Ragdoll_1 1 1 1\n", "1 missing, the first"),
     ],

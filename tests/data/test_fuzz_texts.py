@@ -17,8 +17,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.items import PARTS
 from minidpt.data.naming import read_classnames
+from minidpt.data.samples import PARTS
 from minidpt.data.splits import read_split
 from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, RunFolder
 from minidpt.runs.tables import write_tables

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import minidpt
 from minidpt.clip.transforms import Preprocess, normalize
 from minidpt.data import batches, copies
-from minidpt.data import items as data
+from minidpt.data import samples as data
 from minidpt.progress import watched_by
 from minidpt.runs import evaluation
 
@@ -29,10 +29,10 @@ def clip() -> minidpt.CLIP:
 
 
 @pytest.fixture
-def items(tmp_path: Path) -> list[data.Item]:
+def items(tmp_path: Path) -> list[data.Sample]:
     colours = [(10 * n, 200 - 30 * n, 99) for n in range(7)]
     paths = [draw(tmp_path / f"{n}.png", color=colour) for n, colour in enumerate(colours)]
-    return [data.Item(str(path), n % 3, CLASSNAMES[n % 3]) for n, path in enumerate(paths)]
+    return [data.Sample(str(path), n % 3, CLASSNAMES[n % 3]) for n, path in enumerate(paths)]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def assert_same(first: list[batches.Batch], second: list[batches.Batch]) -> None
 
 
 @torch.no_grad()
-def naive_logits(model: minidpt.PromptedCLIP, items: list[data.Item]) -> torch.Tensor:
+def naive_logits(model: minidpt.PromptedCLIP, items: list[data.Sample]) -> torch.Tensor:
     """Picture by picture, nothing shared."""
     preprocess = Preprocess(model.clip.visual.resolution)
     images = [preprocess(Image.open(item.path).convert("RGB")) for item in items]
@@ -144,7 +144,7 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
 def test_another_white_is_another_test(tmp_path, clip):
     noise = np.random.default_rng(0).integers(0, 4096, (30, 30)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    items = [data.Item(str(tmp_path / "a.png"), 0, "ox")]
+    items = [data.Sample(str(tmp_path / "a.png"), 0, "ox")]
     test = evaluation.TestSet(items, clip, white={"integer": 4095}, workers=0)
     first, (pixels, _) = test.features(), next(test.pixels())
     image = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))

@@ -27,7 +27,7 @@ from scripts import (
 
 import minidpt
 from minidpt import files
-from minidpt.data import demo
+from minidpt.demo import demo
 from minidpt.runs import command_line, transfer
 from minidpt.runs import folders as runs
 

@@ -16,7 +16,7 @@ from scripts import SCRIPTS, SHORT, Result, assert_one_line, inside, save_clip, 
 
 import minidpt
 from minidpt.data import batches, datasets
-from minidpt.data import items as data
+from minidpt.data import samples as data
 from minidpt.data.layouts import LAYOUTS
 from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs

@@ -15,7 +15,7 @@ from small_runs import Place, listing, train
 
 import minidpt
 from minidpt.clip import pictures
-from minidpt.data import demo
+from minidpt.demo import demo
 
 
 def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):

@@ -14,10 +14,11 @@ from PIL import Image
 
 import minidpt
 from minidpt.checkpoints.reader import read_state_dict
-from minidpt.data import datasets, demo, scenes
-from minidpt.data.demo import CLASSES
-from minidpt.data.scenes import BOOK_STYLE, STREET_STYLE, draw_scene
-from minidpt.data.things import THINGS
+from minidpt.data import datasets
+from minidpt.demo import demo, scenes
+from minidpt.demo.demo import CLASSES
+from minidpt.demo.scenes import BOOK_STYLE, STREET_STYLE, draw_scene
+from minidpt.demo.things import THINGS
 
 both_styles = pytest.mark.parametrize("style", [BOOK_STYLE, STREET_STYLE], ids=["book", "night"])
 

@@ -1,0 +1,182 @@
+"""Images with class names: the lists of a data set, the few-shot draw, base and new classes.
+
+open_dataset (datasets.py) or read_split (splits.py) -> few_shot, select_classes -> batches.py
+
+The user's folder is only ever read.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files import good_name
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+PARTS = ("train", "val", "test")
+
+
+class Sample(NamedTuple):
+    """One image: its file, its class as a number from 0, and as a name."""
+
+    path: str
+    label: int
+    classname: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three lists of samples with the names that they share.
+
+    `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.". `root` is
+    the folder that all paths lie in, `source` one line that says what was recognised from which
+    files, `notes` lines that the user should see (classes with few images, for example). `drawn`:
+    (shots, seed) of the draw that train and val come from, if they do; `part`: of the classes.
+    """
+
+    name: str
+    root: Path
+    classnames: list[str]
+    template: str
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample]
+    source: str
+    notes: tuple[str, ...] = ()
+    drawn: tuple[int, int] | None = None
+    part: str = "all"
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the class names and of each part's samples: path, label.
+
+        Paths below `root`, wherever that lies. What is in the files does not count: a million of
+        them would be read.
+        """
+        start = os.path.join(self.root, "")
+        listed = [
+            [(path.removeprefix(start), label) for path, label, _ in getattr(self, part)]
+            for part in PARTS
+        ]
+        return hashlib.sha256(json.dumps([self.classnames, *listed]).encode()).hexdigest()
+
+    def folders(self) -> list[Path]:
+        """Return the user's folders, in which nothing is to be written; the outermost first.
+
+        `root`, those that images lie in (the paths of a CSV file may lead anywhere), and those
+        around several of these, as around class folders. The home folder and what is above it are
+        left out: results lie below them, too.
+        """
+        paths = (sample.path for part in PARTS for sample in getattr(self, part))
+        image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
+        around = Counter(map(os.path.dirname, image_folders))
+        parents = (folder for folder, count in around.items() if count > 1)
+        home = Path(os.path.expanduser("~")).resolve()
+        resolved = {Path(folder).resolve() for folder in (self.root, *image_folders, *parents)}
+        return sorted(resolved - {home, *home.parents}, key=lambda f: (len(f.parts), f))
+
+
+def make_dataset(
+    name: str,
+    root: Path,
+    classnames: list[str],
+    template: str,
+    listed: dict[str, list[Sample]],
+    how: str,
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """Build a Dataset and describe it in its line `source`; `how`: from which files.
+
+    Raises ValueError for a name that cannot be a folder's, and for classes all of one name.
+    """
+    good_name(name, f"data in {root}", folder=True)
+    if len(classnames) > 1 == len(set(classnames)):
+        raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
+    counts = "/".join(str(len(listed[part])) for part in PARTS)
+    source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
+    tested = {sample.label for sample in listed["test"]}
+    untested = [n for label, n in enumerate(classnames) if label not in tested]
+    notes = (*notes, *(f"class '{classname}' has no test image" for classname in untested))
+    return Dataset(name, root, classnames, template, **listed, source=source, notes=notes)
+
+
+def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
+    """Draw `shots` training images of each class, min(shots, 4) of val; the test set stays.
+
+    The published draw, image for image (CoOp's protocol): one generator, classes in the order
+    of their first image, first train, then val. A class with fewer images gives all it has,
+    and a line in `notes` says so. What this very draw has left (a run's split file) stays as it is,
+    in its order. Raises ValueError for less than one shot, and for a data set that is only a test.
+    """
+    if shots < 1:
+        raise ValueError(f"shots: expected at least 1, got {shots}")
+    if not dataset.train:
+        raise ValueError(
+            f"{dataset.name}: expected training images for few shots, got only a test set: "
+            f"train on another data set and test on this one"
+        )
+    train, val, generator = dataset.train, dataset.val, random.Random(seed)
+    if dataset.drawn != (shots, seed):
+        train = _draw(train, shots, generator)
+        val = _draw(val, min(shots, 4), generator)
+    counts = Counter(sample.label for sample in train)
+    notes = tuple(
+        f"class '{name}' has {counts[label]} images, {shots} shots wanted: using {counts[label]}"
+        for label, name in enumerate(dataset.classnames)
+        if counts[label] < shots
+    )
+    notes = dataset.notes + notes
+    return replace(dataset, train=train, val=val, notes=notes, drawn=(shots, seed))
+
+
+def _draw(samples: list[Sample], count: int, generator: random.Random) -> list[Sample]:
+    by_label: dict[int, list[Sample]] = {}  # keeps the order of first appearance
+    for sample in samples:
+        by_label.setdefault(sample.label, []).append(sample)
+    drawn = []
+    for of_class in by_label.values():
+        drawn += generator.sample(of_class, count) if len(of_class) >= count else of_class
+    return drawn
+
+
+def select_classes(dataset: Dataset, which: str) -> Dataset:
+    """Select the "base" classes (the first half of the labels, rounded up), the "new", or "all".
+
+    Labels of the result count from 0 (base-to-new generalisation, CoCoOp, section 4.1). To be given
+    the result of `few_shot`: the published protocol draws from all classes, then selects. Raises
+    ValueError for another word, or if fewer than two classes would be left.
+    """
+    count = len(dataset.classnames)
+    half = math.ceil(count / 2)
+    choices = {"all": range(count), "base": range(half), "new": range(half, count)}
+    if which not in choices:
+        raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
+    if which != "all" != dataset.part:
+        raise ValueError(
+            f"{dataset.name}: expected all classes of a data set, got a split with the "
+            f"{dataset.part} ones: pass --classes all"
+        )
+    labels = choices[which]
+    if len(labels) < 2:
+        raise ValueError(
+            f"{dataset.name}: expected at least 2 {which} classes, got {len(labels)} of {count}: "
+            f"use a data set of at least 4 classes"
+        )
+    listed = {
+        part: [
+            sample._replace(label=sample.label - labels.start)
+            for sample in getattr(dataset, part)
+            if sample.label in labels
+        ]
+        for part in PARTS
+    }
+    counts = "/".join(str(len(samples)) for samples in listed.values())
+    source = f"{dataset.source}; {which}: {len(labels)} classes, {counts} images"
+    classnames = dataset.classnames[labels.start : labels.stop]
+    part = dataset.part if which == "all" else which
+    return replace(dataset, classnames=classnames, **listed, source=source, part=part)
