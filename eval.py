@@ -32,16 +32,15 @@ import torch
 
 from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.checkpoints.published import infer_config, read_published
-from minidpt.clip import pictures
-from minidpt.clip.white import White, white_notes
 from minidpt.config import PromptConfig
-from minidpt.data.batches import white_of
 from minidpt.data.copies import copies_note
 from minidpt.data.splits import split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import write_rows
-from minidpt.ranks import ALONE, Ranks, join, started
-from minidpt.runs.classify import classify, picture_paths
+from minidpt.images.decode import set_max_pixels
+from minidpt.images.white_level import WhiteLevel
+from minidpt.ranks import ALONE, join, started
+from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, place
 from minidpt.runs.drawing import font_notes
@@ -80,11 +79,11 @@ def main() -> int:
 
 def evaluate(args: Namespace, stdout: TextIO) -> int:
     """Test, classify or print a table."""
-    pictures.MAX_PIXELS = args.max_pixels
+    set_max_pixels(args.max_pixels)
     tasks = (args.table, args.report, args.export, args.published, args.explain)
-    alone = any(tasks) or args.image == ["-"]
+    alone = any(tasks) or args.image
     if alone and not started().first:
-        return 0  # several processes share tests and the pictures of a list
+        return 0  # several processes share tests alone
     if args.table:
         say(*write_tables(args.table).splitlines())
         return 0
@@ -131,7 +130,7 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
                 f"to go on: {again}")  # fmt: skip
     where = f"on {device} in {precision}"
     if args.image:
-        return classify_images(args, runs[0], models[0], ranks, stdout)
+        return classify_images(args, runs[0], models[0], stdout)
     if args.export:
         export(models[0], args.export)
         size = clip.visual.resolution
@@ -147,7 +146,7 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
         for number in numbers:
             run, model = runs[number], models[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
-            notes = [*seen_notes(learned_from[number], test), *show_by_white(model.white, test)]
+            notes = [*seen_notes(learned_from[number], test), *read_images(model, test)]
             if args.classes == "new" and args.data is None and args.dataset is None:
                 if configs[number].get("classes") != "base":
                     notes.append("the run has learned from these classes, too: they are not new")
@@ -170,18 +169,18 @@ def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
 
 
 def classify_images(
-    args: Namespace, run: Run, model: PromptedCLIP, ranks: Ranks, stdout: TextIO
+    args: Namespace, run: Run, model: PromptedCLIP, stdout: TextIO
 ) -> int:
     """The classes of pictures, and with --explain a PNG of each; as `classify` returns."""
-    paths = picture_paths(args.image)
+    batches = image_batches(args.image)
     options = args.top, args.workers, args.csv, args.json, stdout
     if args.explain is None:
-        return classify(model, paths, *options, ranks=ranks)
+        return classify(model, batches, *options)
     root = split_content(run.path(SPLIT)).get("root")
     data = map(Path, [*args.image, *([root] if root else [])])
     say_notes(font_notes(model.classnames))
     with Explanations.new(args.explain, data, model, args.top) as explanations:
-        return classify(model, paths, *options, explanations.write)
+        return classify(model, batches, *options, explanations.write)
 
 
 def seen_notes(learned_from: set[str], test: TestSet) -> Iterator[str]:
@@ -193,15 +192,11 @@ def seen_notes(learned_from: set[str], test: TestSet) -> Iterator[str]:
         yield note
 
 
-def show_by_white(white: White | None, test: TestSet) -> list[str]:
-    """Show the test pictures by a model's white level, completed by their own; returns notes."""
-    if white is None:  # of runs of earlier versions
-        test.show_by(None)
-        return []
-    white = white_of(test.deep, white, test.workers, test.ranks)
-    kinds = chain.from_iterable(test.ranks.tell(list(test.deep.values())))
-    test.show_by(white)
-    return white_notes(white, kinds)
+def read_images(model: PromptedCLIP, test: TestSet) -> list[str]:
+    """Read the test images by the model's white level, completed by their own; returns notes."""
+    test.set_white_level(WhiteLevel(model.white_level))
+    test.features()
+    return test.white_level.notes()
 
 
 def test_model(
@@ -246,8 +241,7 @@ def test_published(args: Namespace) -> int:
         model = build_model(clip, dataset.classnames, dataset.template, config).eval()
         model.load_published(tensors)
         test = TestSet(dataset.test, clip, workers=args.workers)
-        say_notes(show_by_white({}, test))
-        model.white = test.white
+        say_notes(read_images(model, test))
         test_model(f"{dataset.name}: ", model, test, f"on {device} in {precision}", args)
     return 0
 

@@ -30,17 +30,9 @@ from typing import Any
 import torch
 
 from minidpt.checkpoints.pretrained import load
-from minidpt.clip import pictures
 from minidpt.clip.network import CLIP
-from minidpt.clip.white import white_notes
 from minidpt.config import METHODS
-from minidpt.data.batches import (
-    IMAGE_MEMORY,
-    ImageStore,
-    deep_pictures,
-    train_batches,
-    white_of,
-)
+from minidpt.data.batches import IMAGE_MEMORY, ImageCache, train_batches
 from minidpt.data.copies import copies_note
 from minidpt.data.datasets import open_dataset
 from minidpt.data.demo import draw_demo
@@ -48,6 +40,7 @@ from minidpt.data.items import Dataset
 from minidpt.data.layouts import layout_of
 from minidpt.data.shots import few_shot, select_classes
 from minidpt.data.splits import write_split
+from minidpt.images.decode import set_max_pixels
 from minidpt.model import ModelOutput
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
@@ -104,7 +97,7 @@ def main() -> int:
     args = parse_arguments(__doc__)
     if args.resume and is_finished(args.resume):
         return 0
-    pictures.MAX_PIXELS = args.max_pixels
+    set_max_pixels(args.max_pixels)
     keep_freed_memory()
     device = choose_device(args.device, started())
     ranks = join(device)
@@ -182,7 +175,7 @@ def make_runs(
 
     # Each data set's test images are decoded once. In a sweep, a run that fails stops no other.
     sharing = ranks.alone() if sweep else ranks
-    store, failed = ImageStore(IMAGE_MEMORY // ranks.local_size), []
+    store, failed = ImageCache(IMAGE_MEMORY // ranks.local_size), []
     tests, opened = {}, None  # of the data set that was tested last
     cache = FeatureCache(sweep.folder / "features") if sweep else None
     for number in ranks.dealt(len(todo)) if sweep else range(len(todo)):
@@ -294,7 +287,7 @@ def train(
     tests: dict[str, tuple[Dataset, TestSet]],
     clip: CLIP,
     run: Run,
-    store: ImageStore,
+    store: ImageCache,
     ranks: Ranks,
     in_sweep: bool,
 ) -> None:
@@ -318,7 +311,7 @@ def train(
     if ranks.first:
         if not run.path(STATE).is_file():  # else it is gone on with
             run.create()
-        run.write_json(CONFIG, {**config_of(settings), "white": model.white})
+        run.write_json(CONFIG, {**config_of(settings), "white": model.white_level})
         write_split(drawn, run.path(SPLIT))
     if model.learned():
         learn(settings, model, drawn, store, run)
@@ -424,7 +417,7 @@ def read_images(
     drawn: Dataset,
     tests: dict[str, tuple[Dataset, TestSet]],
     model: PromptedCLIP,
-    store: ImageStore,
+    store: ImageCache,
 ) -> None:
     """Read all images, by one white level, which the model keeps; frozen features of the tests."""
     ranks, workers = model.ranks, settings.workers
@@ -433,21 +426,17 @@ def read_images(
     if ranks.first and (note := copies_note(paths, test_paths)):
         say(f"note: {note}")
     paths, test_paths = ranks.share(paths), ranks.share(test_paths)
-    deep = deep_pictures(paths, workers)
-    deep_tests = {path: kind for _, test in tests.values() for path, kind in test.deep.items()}
-    white = white_of(deep, workers=workers, ranks=ranks)
-    model.white = white = white_of(deep_tests, white, workers, ranks)
-    kinds = chain.from_iterable(ranks.tell(list((deep | deep_tests).values())))
-    say_notes(white_notes(white, kinds))
-    store.fill(paths, workers, white, others=test_paths)
+    store.fill(paths, workers, test_paths, ranks)
+    model.white_level = store.white_level
     for _, test in tests.values():
-        test.show_by(white)
+        test.set_white_level(model.white_level)
         test.features()
+    say_notes(model.white_level.notes())
     ranks.tell()  # also the slowest has read its images
 
 
 def learn(
-    settings: Namespace, model: PromptedCLIP, drawn: Dataset, store: ImageStore, run: Run
+    settings: Namespace, model: PromptedCLIP, drawn: Dataset, store: ImageCache, run: Run
 ) -> None:
     """SGD on the prompts alone; all that going on needs is written after each epoch."""
     device, epochs = model.clip.device, settings.epochs

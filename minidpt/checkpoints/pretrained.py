@@ -21,8 +21,8 @@ from torch import device as Device
 
 from ..clip.network import CLIP
 from ..clip.state_dict import build_clip
-from ..clip.transforms import CLIP_MEAN, Preprocess
 from ..files import locked, one_line_errors
+from ..images.transforms import CLIP_MEAN, Preprocess
 from ..progress import is_watched, job
 from .formats import find_clip
 from .repository import WEIGHTS, Config, read_config, read_weights, weights_in

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..clip.network import CLIP
-from ..clip.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..files import entries, read_json, shown
+from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
 from .formats import HUGGING_FACE
 from .reader import read_state_dict
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.white import White, checked_white
 from ..files import entries, replacing, shown
+from ..images.white_level import WhiteLevel, check_white_level
 from .reader import read_checkpoint
 
 FORMATS = ("minidpt 1", "minidpt 2")  # 2: with an image_size, which 0.1.0 would not see
@@ -25,7 +25,7 @@ class SavedModel(NamedTuple):
 
     learned: name → tensor, as `PromptedModel.learned` names them.
     config: the fields of a `PromptConfig`.
-    white: of pictures of more than 8 bits, see `clip/white.py`; None in files of earlier versions.
+    white: of pictures of more than 8 bits, see `images/white_level.py`; empty if none was found.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were interpolated for that (`CLIP.interpolate`).
     text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
@@ -37,7 +37,7 @@ class SavedModel(NamedTuple):
     classnames: list[str]
     template: str
     config: dict[str, Any]
-    white: White | None
+    white: WhiteLevel
     clip: dict[str, Any]
     text_features: dict[str, Any]
 
@@ -79,7 +79,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             content["classnames"],
             content["template"],
             entries(content.get("config"), "config"),
-            checked_white(content.get("white")),
+            check_white_level(content.get("white")),
             entries(content.get("clip"), "clip", **OF_CLIP),
             entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
         )

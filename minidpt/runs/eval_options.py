@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
-from ..clip.pictures import MAX_PIXELS
-from ..clip.workers import default_workers
 from ..config import CLASS_TOKEN_POSITIONS, PromptConfig
+from ..images.decode import MAX_PIXELS
+from ..images.threads import default_workers
 from .parser import Parser, flag, path_option
 from .precision import AUTO, PRECISIONS
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.pretrained import NAMES
-from ..clip.pictures import MAX_PIXELS
-from ..clip.workers import default_workers
 from ..config import CLASS_TOKEN_POSITIONS, METHODS, PromptConfig
 from ..data.items import Dataset
 from ..data.layouts import LAYOUTS
 from ..files import entries, read_json
+from ..images.decode import MAX_PIXELS
+from ..images.threads import default_workers
 from ..training import default_epochs
 from .folders import CONFIG, FINGERPRINTS, SWEEP, Sweep, versions
 from .parser import Parser, finite, flag, path_option

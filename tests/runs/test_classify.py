@@ -19,8 +19,8 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 
 import minidpt
 from minidpt import trained as trained_models
-from minidpt.clip.transforms import Preprocess
-from minidpt.clip.workers import PAUSE
+from minidpt.images.threads import PAUSE
+from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify, progress_line
 
 NAMES = ["gnu", "ox"]
@@ -128,10 +128,10 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
 
     def reading(*arguments):
         readers.add(threading.current_thread())
-        return test_pixels(*arguments)
+        return eval_pixels(*arguments)
 
-    test_pixels = trained_models.test_pixels
-    monkeypatch.setattr(trained_models, "test_pixels", reading)
+    eval_pixels = trained_models.eval_pixels
+    monkeypatch.setattr(trained_models, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}

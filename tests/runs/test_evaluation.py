@@ -16,9 +16,9 @@ from tiny_models import WIDE, clip_state
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.clip.transforms import Preprocess, normalize
 from minidpt.data import batches, copies
 from minidpt.data import items as data
+from minidpt.images.transforms import Preprocess, normalize
 from minidpt.progress import watched_by
 from minidpt.runs import evaluation
 
@@ -274,7 +274,7 @@ def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
         yield told.setdefault(f"{what} of {total}", []).append
 
     with watched_by(watch):
-        batches.ImageStore().fill([item.path for item in items])
+        batches.ImageCache().fill([item.path for item in items])
         test = evaluation.TestSet(items, clip, batch_size=3)
         list(test.batches(images=True))
     assert told == {

@@ -18,9 +18,9 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
-from minidpt.clip import workers
 from minidpt.data import naming
 from minidpt.data.splits import read_split
+from minidpt.images import threads
 from minidpt.runs.precision import PRECISIONS
 
 
@@ -69,7 +69,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
     used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
             "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
             "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002,
-            "workers": workers.default_workers()}  # fmt: skip
+            "workers": threads.default_workers()}  # fmt: skip
     assert used.items() <= content.items()
     assert content["device"] in ("cpu", "cuda") and content["precision"] in PRECISIONS
     expected = minidpt.PromptConfig(method="dpt", n_ctx=3, n_visual=2, top_k=3)
