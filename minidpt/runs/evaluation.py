@@ -50,7 +50,7 @@ class FeatureCache:
     def __init__(self, folder: str | os.PathLike, max_bytes: int = 1024**3):
         self.folder, self.max_bytes = Path(folder), max_bytes
 
-    def file(self, clip: CLIP, items: list[Item], white: WhiteLevel) -> Path:
+    def file(self, clip: CLIP, items: list[Item], white: WhiteLevel | None = None) -> Path:
         """Where the features of these pictures belong."""
         stats = [os.stat(item.path) for item in items]
         key = {
@@ -61,7 +61,7 @@ class FeatureCache:
                 clip.device.type,
             ],
             "resolution": clip.visual.resolution,
-            "white": white,
+            "white": white or {},
             "pictures": [
                 [os.path.abspath(item.path), stat.st_size, stat.st_mtime_ns]
                 for item, stat in zip(items, stats, strict=True)

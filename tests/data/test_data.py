@@ -4,10 +4,8 @@ import json
 import os
 import random
 import shutil
-import struct
 import threading
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +15,15 @@ import torch
 from image_folders import draw_classes
 from PIL import Image
 
-from minidpt.clip import transforms
 from minidpt.data import batches as batching
 from minidpt.data.datasets import open_dataset
 from minidpt.data.items import Dataset, Item
 from minidpt.data.listing import missing_files
 from minidpt.data.shots import few_shot, select_classes
 from minidpt.data.splits import read_split, split_content, write_split
+from minidpt.images import transforms
 from minidpt.images.decode import open_image
-from minidpt.images.white_level import white_notes
+from minidpt.images.white_level import WhiteLevel
 
 
 def files(items, root) -> list[str]:
@@ -406,9 +404,9 @@ def test_last_incomplete_batch_is_dropped_only_after_a_full_one(pictures, batch_
 def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch):
     opened = []
 
-    def counting(path):
+    def counting(path, white_level):
         opened.append(path)
-        return open_image(path)
+        return open_image(path, white_level)
 
     monkeypatch.setattr(batching, "open_image", counting)
     store = batching.ImageCache()
@@ -478,7 +476,7 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatc
 
 def test_work_ahead_is_bounded(pictures, monkeypatch):
     opened = []
-    monkeypatch.setattr(batching, "open_image", lambda p: opened.append(p) or open_image(p))
+    monkeypatch.setattr(transforms, "open_image", lambda p, _: opened.append(p) or open_image(p))
     batches = batching.eval_batches(pictures * 9, 7, 2, workers=2)
     assert opened == []  # nothing starts before it is asked for
     next(batches)
@@ -512,46 +510,38 @@ def deep(tmp_path) -> list[Item]:
     return [*items, Item(str(tmp_path / "broken.png"), 0, "grey")]
 
 
-def test_one_white_is_found_for_many_pictures(deep):
-    found = batching.deep_pictures([item.path for item in deep])
-    kinds = {Path(path).stem: kind for path, kind in found.items()}
-    integer, real = dict.fromkeys("abc", "integer"), dict.fromkeys("de", "float")
-    assert kinds == integer | real
-    assert batching.white_of(found) == {"integer": 1023, "float": 255}
-    assert batching.white_of(found, {"float": 1.0}) == {"integer": 1023, "float": 1.0}
-    assert batching.white_of({}) == {}
-
-
-def test_pictures_of_16_bits_a_colour_are_told_from_those_of_8(tmp_path):
-    # Pillow writes none: the header of a PNG, and of one of 8 bits
-    for name, bits in [("deep.png", 16), ("plain.png", 8)]:
-        header = struct.pack(">IIBBBBB", 5, 5, bits, 2, 0, 0, 0)
-        content = b"\x89PNG\r\n\x1a\n"
-        for chunk, body in [(b"IHDR", header), (b"IDAT", b"")]:
-            checksum = struct.pack(">I", zlib.crc32(chunk + body))
-            content += struct.pack(">I", len(body)) + chunk + body + checksum
-        (tmp_path / name).write_bytes(content)
-    paths = [str(tmp_path / name) for name in ("deep.png", "plain.png")]
-    found = batching.deep_pictures(paths)
-    assert found == {paths[0]: "colour"} and batching.white_of(found) == {}
-    (note,) = white_notes({}, found.values())
-    assert note.startswith("1 pictures have 16 bits a colour")
-
-
-def test_batches_show_dark_pictures_darker_than_bright_ones(deep):
-    white, items = {"integer": 1023}, deep[:3]
+def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep):
+    items = deep[:6]
+    cache = batching.ImageCache()
+    cache.fill([item.path for item in items])
+    assert cache.white_level == {"integer": 1023, "float": 255}
     shown = [round(255 * value / 1023) for value in (800, 900, 30)]
-    store = batching.ImageCache()
-    store.fill([item.path for item in items], white=white)
+    shown += [round(0.5), 200, 7]
     for batches in (
-        batching.eval_batches(items, 5, 3, white=white),
-        batching.train_batches(items, 5, 3, 1, 0, store),
+        batching.eval_batches(items, 5, 6, white_level=cache.white_level),
+        batching.train_batches(items, 5, 6, 1, 0, cache),
     ):
         (batch,) = batches
         assert sorted(batch.images[:, 0, 2, 2].tolist()) == sorted(shown)
-    store.fill([item.path for item in items], white={"integer": 65535})  # another run's
-    assert np.asarray(store.get(items[0].path))[0, 0, 0] == round(255 * 800 / 65535)
-    assert len(store) == 3
+    cache.fill([items[2].path])  # another run's: 30 of 255
+    assert cache.white_level == {"integer": 255}
+    assert np.asarray(cache.get(items[2].path))[0, 0, 0] == 30
+    assert len(cache) == 1
+    cache.fill([items[5].path])
+    assert cache.white_level == {}
+
+
+def test_ranks_share_one_white_level(deep, monkeypatch):
+    """Each reads some of the images; the brightest of all decides."""
+
+    class Others(batching.Ranks):
+        def tell(self, content):
+            return [content, {"integer": 5000.0, "float": 0.1}]
+
+    cache = batching.ImageCache()
+    cache.fill([deep[0].path], ranks=Others())
+    assert cache.white_level == {"integer": 65535, "float": 1}
+    assert WhiteLevel(integer=4095).settle(Others()) is True  # floats, which only the other has
 
 
 def test_broken_pictures_that_are_read_next_are_named_with_the_first(deep, tmp_path):

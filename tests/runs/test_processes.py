@@ -57,13 +57,6 @@ def command(place: Path, data: str, *options: object) -> list[str]:
     return list(map(str, ("train.py", *arguments)))
 
 
-def classify(place: Path, table: str) -> list[str]:
-    """122 pictures, more than are computed at once, two of which cannot be read."""
-    pictures = sorted((place / "pictures").rglob("*.png"))
-    pictures = [*pictures, place / "broken/yak/image_0001.png", *3 * pictures, place / "none.png"]
-    return list(map(str, ("eval.py", "--run", "run", "--csv", table, "--image", *pictures)))
-
-
 @pytest.fixture(scope="module")
 def done(place, tmp_path_factory) -> dict[str, Done]:
     folder = tmp_path_factory.mktemp("processes")
@@ -86,10 +79,9 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         "broken": {"processes": 2, "arguments": command(place, "broken", "--out", "run")},
         "no data": {"processes": 2, "arguments": command(place, "none", "--out", "run")},
         "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
-        "images": {"processes": 2, "arguments": classify(place, "by two.csv")},
         "eval": {"processes": 2, "arguments": ["eval.py", "--run", "run", "--per-class"]},
     }
-    at = {"resumed": "killed", "eval": "two", "images": "two"}
+    at = {"resumed": "killed", "eval": "two"}
     for name, job in jobs.items():
         job["folder"] = str(folder / at.get(name, name))
         if "copy" in job:
@@ -253,23 +245,11 @@ def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
     assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
 
 
-def test_pictures_are_shared_out_and_one_process_tells_of_them_in_their_order(
-    done, place, monkeypatch
-):
-    monkeypatch.chdir(done["two"].folder)
-    result = inside(*classify(place, "alone.csv"))
-    assert result.status == 2 and done["images"].statuses == [2, 0]
-    assert Path("by two.csv").read_bytes() == Path("alone.csv").read_bytes()
-    assert result.out in done["images"].out and result.out.count("\n") == 120
-    told = [line for line in result.err.splitlines() if "error: " in line]
-    assert done["images"].errors[-2:] == told and len(told) == 2
-
-
 @pytest.mark.parametrize(
     "task",
     [("--table", "none"), ("--report", "none"), ("--published", "none", "--data", "none"),
      ("--run", "none", "--export", "new.pt2"), ("--run", "none", "--image", "-"),
-     ("--run", "none", "--image", "a.jpg", "--explain", "new")],
+     ("--run", "none", "--image", "a.jpg")],
 )  # fmt: skip
 def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
