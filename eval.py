@@ -25,13 +25,12 @@ from pathlib import Path
 
 from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
-from minidpt.clip import pictures
-from minidpt.clip.white import White, white_notes
 from minidpt.config import PromptConfig
-from minidpt.data.batches import white_of
 from minidpt.exporting import check_target, export
+from minidpt.images.decode import set_max_pixels
+from minidpt.images.white_level import WhiteLevel
 from minidpt.ranks import join, started
-from minidpt.runs.classify import classify, picture_paths
+from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
 from minidpt.runs.drawing import font_notes
@@ -53,7 +52,7 @@ from minidpt.trained import PromptedCLIP, build_model
 def main() -> int:
     """Parse the command line and call the function of the subcommand."""
     args = parse_arguments(__doc__)
-    pictures.MAX_PIXELS = args.max_pixels
+    set_max_pixels(args.max_pixels)
     commands = {"test": test, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": test_published}  # fmt: skip
     if args.command != "test" and not started().first:
@@ -104,13 +103,13 @@ def predict(args: Namespace) -> int:
         data = [*map(Path, args.images), *data_folders(run)]
         check_new_files(args, data)
         (model,), _ = load_runs([run], args)
-        paths = picture_paths(args.images)
+        batches = image_batches(args.images)
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.attention_maps is None:
-            return classify(model, paths, *options)
+            return classify(model, batches, *options)
         say_notes(font_notes(model.classnames))
         with Explanations.new(args.attention_maps, data, model, args.top) as maps:
-            return classify(model, paths, *options, maps.write)
+            return classify(model, batches, *options, maps.write)
 
 
 def test(args: Namespace) -> None:
@@ -138,7 +137,7 @@ def test(args: Namespace) -> None:
             run, model, config = runs[number], models[number], configs[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
             notes = [*seen_notes(learned_from[number], eval_set)]
-            notes += show_by_white(model.white, eval_set)
+            notes += read_images(model, eval_set)
             if args.classes == "new" and not (args.data or args.dataset):
                 if config.classes != "base":
                     notes.append("the run has learned from these classes, too: they are not new")
@@ -177,8 +176,7 @@ def test_published(args: Namespace) -> None:
         model = build_model(clip, dataset.classnames, dataset.template, prompts).eval()
         model.load_published(tensors)
         eval_set = TestSet(dataset.test, clip, workers=args.workers)
-        say_notes(show_by_white({}, eval_set))
-        model.white = eval_set.white
+        say_notes(read_images(model, eval_set))
         evaluate_model(f"{dataset.name}: ", model, eval_set, f"on {device} in {precision}", args)
 
 
@@ -190,12 +188,11 @@ def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
             check_outside(Path(getattr(args, option)), data, "file", f"--{option}")
 
 
-def show_by_white(white: White | None, test: TestSet) -> list[str]:
-    """Show the test pictures by a model's white level, completed by their own; returns notes."""
-    white = white_of(test.deep, white, test.workers, test.ranks)
-    kinds = chain.from_iterable(test.ranks.tell(list(test.deep.values())))
-    test.show_by(white)
-    return white_notes(white, kinds)
+def read_images(model: PromptedCLIP, eval_set: TestSet) -> list[str]:
+    """Read the test images by the model's white level, completed by their own; return notes."""
+    eval_set.set_white_level(WhiteLevel(model.white_level))
+    eval_set.features()
+    return eval_set.white_level.notes()
 
 
 def evaluate_model(

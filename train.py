@@ -18,17 +18,15 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 
-from minidpt.clip import pictures
-from minidpt.clip.white import white_notes
-from minidpt.data.batches import Batch, deep_pictures, train_batches, white_of
+from minidpt.data.batches import Batch, train_batches
 from minidpt.data.copies import copies_note
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
+from minidpt.images.decode import set_max_pixels
 from minidpt.ranks import join, started
 from minidpt.runs.command_line import AfterTheStep, run_command
 from minidpt.runs.config import RunConfig, versions
@@ -56,7 +54,7 @@ def main() -> int:
     command = parse_train_command(__doc__)
     if command.resume and is_finished(command.resume):
         return 0
-    pictures.MAX_PIXELS = command.options.get("max_pixels", RunConfig.max_pixels)
+    set_max_pixels(command.options.get("max_pixels", RunConfig.max_pixels))
     keep_freed_memory()
     device = choose_device(command.options.get("device"), started())
     return make_runs(command, device, join(device), run_once)
@@ -80,7 +78,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     frozen = zero_shot(model, eval_set)
     before = percent_correct(frozen.labels, eval_set.labels)
     say(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
-    record = replace(shared.record, white_level=model.white)
+    record = replace(shared.record, white_level=dict(model.white_level))
     if model.ranks.first:
         run.create(config, record)
         write_split(drawn, run.path(SPLIT))
@@ -146,16 +144,12 @@ def read_images(model: PromptedCLIP, drawn: Dataset, shared: Shared) -> None:
     if ranks.first and (note := copies_note(paths, test_paths)):
         say(f"note: {note}")
     paths, test_paths = ranks.share(paths), ranks.share(test_paths)
-    deep = deep_pictures(paths, workers)
-    deep_tests = {path: kind for test in tests for path, kind in test.deep.items()}
-    white = white_of(deep, workers=workers, ranks=ranks)
-    model.white = white = white_of(deep_tests, white, workers, ranks)
-    kinds = chain.from_iterable(ranks.tell(list((deep | deep_tests).values())))
-    say_notes(white_notes(white, kinds))
-    shared.images.fill(paths, workers, white, others=test_paths)
+    shared.images.fill(paths, workers, test_paths, ranks)
+    model.white_level = shared.images.white_level
     for test in tests:
-        test.show_by(white)
+        test.set_white_level(model.white_level)
         test.features()
+    say_notes(model.white_level.notes())
     ranks.tell()  # also the slowest has read its images
 
 

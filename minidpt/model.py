@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from .clip.network import CLIP
 from .clip.packing import pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from .clip.white import White
 from .config import PromptConfig
+from .images.white_level import WhiteLevel
 from .losses import auxiliary_loss, counts, cross_entropy
 from .prompts import TextPrompts, check_length, image_prompts
 from .ranks import ALONE, Ranks
@@ -106,7 +106,7 @@ class PromptedModel(nn.Module):
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
         self.config = config
-        self.white: White | None = None  # of pictures of more than 8 bits, as in training
+        self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
         self.text_prompts: TextPrompts | None = None
         self._kept: Kept | None = None
         self.notes: tuple[str, ...] = ()  # what was chosen in building it, a line each

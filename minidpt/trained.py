@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import chain
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,7 @@ from .checkpoints.pretrained import NAMES, load
 from .checkpoints.prompt_file import SavedModel, read_model, write_model
 from .checkpoints.published import from_published, to_published
 from .clip.network import CLIP
-from .clip.pictures import Picture
 from .clip.state_dict import check_tensors
-from .clip.transforms import test_pixels
-from .clip.workers import PAUSE, in_order
 from .config import PromptConfig
 from .files import MAX_CLASSES, good_name, one_line_errors, shown
 from .model import PromptedModel
@@ -43,7 +40,7 @@ class PromptedCLIP(PromptedModel):
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor | Picture | Sequence[Picture], top: int = 5
+        self, images: Tensor | ImageSource | Sequence[ImageSource], top: int = 5
     ) -> list[list[Prediction]]:
         """For each image the `top` likeliest classes, best first.
 
@@ -51,9 +48,9 @@ class PromptedCLIP(PromptedModel):
             images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures: Pillow
                 images, paths, or binary file objects (of bytes, `io.BytesIO`).
 
-        Pictures of more than 8 bits are shown by the model's `white`, which `preprocess` does not
-        know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read,
-        and ValueError for what is none of these and for `top` below 1.
+        Pictures of more than 8 bits are shown by the model's `white_level`, which `preprocess` does
+        not know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be
+        read, and ValueError for what is none of these and for `top` below 1.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
@@ -84,30 +81,23 @@ class PromptedCLIP(PromptedModel):
         ]
 
     def predict_each(
-        self, pictures: Iterable[Picture], top: int = 5, workers: int | None = None
-    ) -> Iterator[tuple[Picture, list[Prediction] | ValueError | OSError]]:
+        self, pictures: Iterable[ImageSource], top: int = 5, workers: int | None = None
+    ) -> Iterator[tuple[ImageSource, list[Prediction] | ValueError | OSError]]:
         """Each picture and what `predict` gives for it, or the error of one that cannot be read.
 
         For any number of pictures in little memory: they are read ahead by threads (`workers` as in
-        `in_order`) while a batch of up to PREDICT_BATCH is computed, and given out after each. An
-        iterator that has to wait for its next picture may yield `workers.PAUSE`, so that those
-        before it are not kept waiting.
+        `map_ordered`) while a batch of up to PREDICT_BATCH is computed, and given out after each.
         """
 
-        def read(picture: Picture) -> tuple[Picture, np.ndarray | ValueError | OSError]:
+        def read(picture: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
             try:
-                return picture, test_pixels(picture, self.clip.visual.resolution, self.white)
+                return picture, eval_pixels(picture, self.clip.visual.resolution, self.white_level)
             except (ValueError, OSError) as error:
                 return picture, error
 
-        batch = []
-        with closing(in_order(read, pictures, workers, ahead=2 * PREDICT_BATCH)) as views:
-            for view in chain(views, [PAUSE]):
-                if view is not PAUSE:
-                    batch.append(view)
-                if batch and (view is PAUSE or len(batch) == PREDICT_BATCH):
-                    yield from self._results(batch, top)
-                    batch = []
+        with closing(map_ordered(read, pictures, workers, ahead=2 * PREDICT_BATCH)) as views:
+            while batch := list(islice(views, PREDICT_BATCH)):
+                yield from self._results(batch, top)
 
     def _results(self, batch: list[tuple], top: int) -> list[tuple]:
         """Pictures with their predictions in place of their pixels; errors stay."""
@@ -137,7 +127,7 @@ class PromptedCLIP(PromptedModel):
             "image_size": self.clip.image_size,
         }
         config = asdict(self.config)
-        write_model(path, SavedModel(learned, *texts, config, self.white, about))
+        write_model(path, SavedModel(learned, *texts, config, dict(self.white_level), about))
 
     def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
         """The learned prompts with other classes, ready to predict; CLIP is shared.
@@ -159,7 +149,7 @@ class PromptedCLIP(PromptedModel):
         if not same:
             kept = {n: value for n, value in kept.items() if not n.endswith("classifier.weight")}
         model.set_learned(kept)
-        model.white = self.white
+        model.white_level = WhiteLevel(self.white_level)
         return model.eval()
 
     @one_line_errors
@@ -276,7 +266,7 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     model.set_learned(saved.learned)
-    model.white = saved.white
+    model.white_level = saved.white
     return model.eval()
 
 

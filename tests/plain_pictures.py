@@ -1,6 +1,6 @@
 """How a picture becomes a view, plainly: all of it converted at once, then resized, then cropped.
 
-minidpt.clip must give the same bits without the memory. Pictures are Pillow images or paths.
+minidpt.images must give the same bits. Pictures are Pillow images or paths.
 """
 
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minidpt.data.crops import random_resized_crop_box
+from minidpt.images.transforms import random_resized_crop_box
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from tiny_models import WIDE, clip_state
 
 from minidpt.runs import command_line
@@ -108,6 +109,7 @@ def inside(script: str, *arguments: object) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             with pytest.raises(SystemExit) as ended:
                 command_line.run_command(SCRIPTS[script].main)

@@ -13,7 +13,7 @@ from tiny_models import Sizes, clip_state, learned_shapes, learned_tensors, rand
 
 import minidpt
 from minidpt import exporting
-from minidpt.clip.transforms import CLIP_MEAN, CLIP_STD
+from minidpt.images.transforms import CLIP_MEAN, CLIP_STD
 
 SMALL = Sizes(vision_layers=2, text_layers=1)
 NAMES = ["ox", "red fox", "owl", "gnu", "cat"]

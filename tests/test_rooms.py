@@ -11,20 +11,21 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minidpt"
 GROUND = {"files", "progress", "ranks"}
 ROOMS = {  # what the modules of a room, or a module of the ground floor, may import
     **dict.fromkeys(GROUND, set()),
-    "clip": GROUND - {"ranks"},
-    "checkpoints": GROUND - {"ranks"} | {"clip"},
-    "data": GROUND | {"clip"},
+    "images": GROUND,
+    "clip": GROUND - {"ranks"} | {"images"},
+    "checkpoints": GROUND - {"ranks"} | {"clip", "images"},
+    "data": GROUND | {"images"},
     "config": {"files"},
     "losses": {"ranks"},
     "prompts": GROUND | {"clip", "config"},
-    "model": GROUND | {"clip", "config", "losses", "prompts"},
+    "model": GROUND | {"clip", "config", "images", "losses", "prompts"},
     "maps": GROUND | {"clip", "prompts", "model"},
-    "trained": GROUND | {"clip", "config", "prompts", "checkpoints", "model"},
+    "trained": GROUND | {"clip", "config", "images", "prompts", "checkpoints", "model"},
     "exporting": GROUND | {"clip", "prompts", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
     "demo": {"files"},
     "__main__": GROUND | {"checkpoints"},
-    "runs": GROUND | {"clip", "checkpoints", "data", "demo", "config", "prompts", "model",
+    "runs": GROUND | {"clip", "checkpoints", "images", "data", "demo", "config", "prompts", "model",
                       "maps", "trained", "training"},
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from tiny_models import DEEP, WIDE, clip_state, random_images
 
 import minidpt
 from minidpt import trained
+from minidpt.images.white_level import WhiteLevel
 from minidpt.trained import learned_tensors as learned_tensors_of
 
 pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
@@ -296,19 +297,19 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
             pair.model.predict(torch.zeros(shape, dtype=kind))
 
 
-def test_the_white_of_a_model_is_kept_and_used_to_predict(tmp_path):
+def test_the_white_level_of_a_model_is_kept_and_used_to_predict(tmp_path):
     pair = Pair(OF_METHOD["vlp"])
     noise = np.random.default_rng(0).integers(0, 4096, (23, 29)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
     plain = pair.model.predict(tmp_path / "a.png")
-    pair.model.white = {"integer": 4095}
+    pair.model.white_level = WhiteLevel(integer=4095)
     by_white = pair.model.predict(tmp_path / "a.png")
     eight_bits = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
     assert by_white == pair.model.predict(eight_bits) != plain
     pair.model.save(tmp_path / "model.pt")
     again = minidpt.load_model(tmp_path / "model.pt", pair.model.clip)
     assert again.predict(tmp_path / "a.png") == by_white
-    assert again.for_classes(["ox", "owl"]).white == {"integer": 4095}
+    assert again.for_classes(["ox", "owl"]).white_level == {"integer": 4095}
 
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     torch.save({**content, "white": {"integer": "bright"}}, tmp_path / "wrong.pt")

@@ -61,10 +61,13 @@ from minidpt.checkpoints.reader import read_state_dict  # noqa: E402
 from minidpt.clip.network import CLIP, TransformerSizes  # noqa: E402
 from minidpt.clip.packing import pack  # noqa: E402
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
-from minidpt.clip.transforms import normalize  # noqa: E402
-from minidpt.data.crops import random_resized_crop_box, resized_crop  # noqa: E402
 from minidpt.demo.scenes import BOOK_STYLE, draw_scene  # noqa: E402
 from minidpt.demo.things import THINGS  # noqa: E402
+from minidpt.images.transforms import (  # noqa: E402
+    normalize,
+    random_resized_crop_box,
+    resized_crop,
+)
 from minidpt.prompts import INIT_STD  # noqa: E402
 
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32

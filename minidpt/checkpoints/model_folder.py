@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..clip.network import CLIP
 from ..clip.state_dict import listed
-from ..clip.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..files import entries, read_json, shown
+from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
 from .key_conversion import HUGGING_FACE
 from .reader import read_state_dict
 

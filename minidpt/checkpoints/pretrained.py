@@ -19,8 +19,8 @@ from torch import device as Device
 
 from ..clip.network import CLIP
 from ..clip.state_dict import build_clip
-from ..clip.transforms import Preprocess
 from ..files import locked, one_line_errors, replacing
+from ..images.transforms import Preprocess
 from ..progress import job
 from .key_conversion import find_clip
 from .model_folder import WEIGHTS, Config, read_config, read_weights, weights_in

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.white import White, checked_white
 from ..files import entries, replacing, shown
+from ..images.white_level import WhiteLevel, check_white_level
 from .reader import read_checkpoint
 
 FORMAT, EARLIER_FORMATS = "minidpt 3", ("minidpt 1", "minidpt 2")  # 1 and 2: of 0.1 and 0.2
@@ -31,7 +31,7 @@ class SavedModel(NamedTuple):
     classnames: list[str]
     template: str
     config: dict[str, Any]
-    white: White | None
+    white: WhiteLevel | None
     clip: dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             content["classnames"],
             content["template"],
             entries(content.get("config"), "config"),
-            checked_white(content.get("white")),
+            check_white_level(content.get("white")),
             entries(content.get("clip"), "clip", **CLIP_FIELDS),
         )
     except ValueError as error:

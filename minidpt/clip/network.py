@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
 from ..progress import Tell, job
 from .attention import MultiheadAttention, attention
 from .packing import PackedPrompts, iter_chunks, pack, packed_attention
-from .transforms import CLIP_MEAN, CLIP_STD, normalize
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
 MAX_RESOLUTION = 4096

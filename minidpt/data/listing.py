@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
-from ..clip.pictures import MORE_FORMATS, formats
+from ..images.decode import MORE_FORMATS, formats
 
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 from torch import Tensor
 
-from ..clip.boxes import Box
 from ..files import printable
 
 Point = tuple[float, float]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 INK, PALE = "#1a1a1a", "#666666"
 BRIGHTEST = 4  # times the share that even attention gives a patch: from there on full colour

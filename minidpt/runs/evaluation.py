@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clip.network import CLIP
-from ..clip.white import White
-from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
+from ..data.batches import Batch, eval_batches, name_all_broken
 from ..data.samples import Sample
+from ..images.white_level import WhiteLevel
 from ..progress import job
 from ..ranks import ALONE, Ranks
 from ..trained import PromptedCLIP
@@ -36,8 +36,7 @@ class TestSet:
     """Test pictures for one CLIP: decoded once, their frozen features computed once.
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
-    pictures at 224 pixels); otherwise each pass decodes again. `white` is the level of pictures of
-    more than 8 bits (`clip/white.py`). Raises ValueError without items.
+    pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
 
     Several `ranks` share the pictures and, on one machine, `max_bytes`; `own` are this one's.
     """
@@ -49,7 +48,6 @@ class TestSet:
         batch_size: int = 100,
         workers: int | None = None,
         max_bytes: int = 2 * 1024**3,
-        white: White | None = None,
         ranks: Ranks = ALONE,
     ):
         if not items:
@@ -60,24 +58,23 @@ class TestSet:
         self.batch_size, self.workers = batch_size, workers
         size = len(self.own) * 3 * clip.visual.resolution**2
         self.keep = size <= max_bytes // ranks.local_size
-        self.show_by(white)
+        self.white_level = WhiteLevel()
+        self._clear()
 
-    def show_by(self, white: White | None) -> None:
-        """Another level of white: what is kept of the pictures by the former one goes."""
-        if white != getattr(self, "white", ()):
-            self.white = white
-            self._kept: list[Batch] = []
-            self._features: Tensor | None = None
+    def _clear(self) -> None:
+        self._kept: list[Batch] = []
+        self._features: Tensor | None = None
+
+    def set_white_level(self, white_level: WhiteLevel) -> None:
+        """Take a run's level of white, to which `features` adds what it lacks."""
+        if white_level != self.white_level:
+            self._clear()
+        self.white_level = white_level
 
     @functools.cached_property
     def files(self) -> list[str]:
         """The files of all its pictures, links resolved."""
         return [os.path.realpath(item.path) for item in self.items]
-
-    @functools.cached_property
-    def deep(self) -> dict[str, str]:
-        """The pictures of more than 8 bits, see `deep_pictures`."""
-        return deep_pictures([item.path for item in self.own], self.workers)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -85,8 +82,8 @@ class TestSet:
     def pixels(self, what: str = "test images") -> Iterator[Batch]:
         """Batches of uint8 images and labels; `what` is done with them, for who watches."""
         resolution, done, kept = self.clip.visual.resolution, 0, []
-        batches = self._kept or test_batches(
-            self.own, resolution, self.batch_size, self.workers, white=self.white
+        batches = self._kept or eval_batches(
+            self.own, resolution, self.batch_size, self.workers, self.white_level
         )
         with job(what, len(self.own)) as tell:
             for batch in batches:
@@ -107,10 +104,13 @@ class TestSet:
         if self._features is None:
             device = self.clip.device
             parts = [torch.empty(0, self.clip.visual.proj.shape[1], device=device)]
-            with naming_all_broken([item.path for item in self.own], self.workers):
+            with name_all_broken([item.path for item in self.own], self.workers):
                 for images, _ in self.pixels("test images through zero-shot CLIP"):
                     images = self.clip.normalize(images.to(device))
                     parts.append(self.clip.encode_image(images).float())
+            if self.white_level.settle(self.ranks):
+                self._clear()
+                return self.features()
             self._features = F.normalize(torch.cat(parts), dim=-1)
         return self._features
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip.transforms import test_pixels
 from ..files import replacing
+from ..images.transforms import eval_pixels
 from ..maps import attention_maps
 from ..trained import PromptedCLIP
 from .drawing import BRIGHTEST, PALE, bar, colour_scale, overlay, write
@@ -67,7 +67,7 @@ def explained(model: PromptedCLIP, path: str | os.PathLike, top: int = 5) -> Ima
     """The picture as the model sees it, attention before and after tuning, of DPT also that of the
     three likeliest of its selected classes, and bars of probabilities.
     """
-    pixels = test_pixels(path, model.clip.visual.resolution, model.white)
+    pixels = eval_pixels(path, model.clip.visual.resolution, model.white_level)
     images = model.clip.normalize(torch.from_numpy(pixels)[None])
     maps = attention_maps(model, images)
     learned = model(images.to(model.clip.device), branches=False).logits[0].softmax(dim=-1).cpu()

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..clip.pictures import open_image
-from ..clip.transforms import central_view, to_uint8
-from ..clip.white import checked_white
 from ..data.splits import split_content
 from ..files import entries, one_line, one_line_errors, parse_json, read_json, read_text, replacing
+from ..images.decode import open_image
+from ..images.transforms import eval_transform, to_uint8
+from ..images.white_level import check_white_level
 from ..maps import attention_maps
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
@@ -229,8 +229,8 @@ class RunReport:
         for number in chosen:
             path = os.path.join(root, files[number][0])
             try:
-                image = open_image(path, checked_white(white))
-                opened[number] = central_view(image, SIDE), to_uint8(central_view(image, size))
+                image = open_image(path, check_white_level(white))
+                opened[number] = eval_transform(image, SIDE), to_uint8(eval_transform(image, size))
             except (OSError, ValueError) as error:
                 missing.append(error)
         if missing:

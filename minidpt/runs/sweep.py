@@ -18,7 +18,7 @@ import torch
 
 from ..clip.network import CLIP
 from ..config import METHODS
-from ..data.batches import IMAGE_MEMORY, ImageStore
+from ..data.batches import IMAGE_MEMORY, ImageCache
 from ..data.datasets import open_dataset
 from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
@@ -79,7 +79,7 @@ class Shared(NamedTuple):
     clip: CLIP
     record: RunRecord
     eval_sets: dict[str, TestSet]
-    images: ImageStore
+    images: ImageCache
     world: Ranks
     workers: int | None
     is_sweep: bool
@@ -170,7 +170,7 @@ def make_runs(
         todo, clip, records = prepare(command, runs, sweep, device, world)
         world.tell()  # all have seen what is there, before any of them writes
         failed = []
-        images = ImageStore(IMAGE_MEMORY // world.local_size)
+        images = ImageCache(IMAGE_MEMORY // world.local_size)
         sharing = world.alone() if sweep else world
         opened, eval_sets = None, {}  # of the data set that was tested last
         for number in world.dealt(len(todo)) if sweep else range(len(todo)):

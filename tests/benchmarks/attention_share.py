@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 
 import minidpt
-from minidpt.clip.transforms import normalize, test_pixels
 from minidpt.data.splits import read_split
 from minidpt.demo.demo import SEED, demo_files
 from minidpt.demo.scenes import STREET_STYLE, draw_scene_and_mask
+from minidpt.images.transforms import eval_pixels, normalize
 from minidpt.maps import AttentionMaps
 from minidpt.runs.folders import MODEL, SPLIT, RunFolder
 from minidpt.trained import PromptedCLIP
@@ -114,7 +114,7 @@ def measured(run: RunFolder, clip: minidpt.CLIP, masks: dict[str, Image.Image]) 
     resolution, values = clip.visual.resolution, defaultdict(list)
     for first in range(0, len(test), BATCH):
         items = test[first : first + BATCH]
-        pixels = np.stack([test_pixels(item.path, resolution, model.white) for item in items])
+        pixels = np.stack([eval_pixels(item.path, resolution, model.white_level) for item in items])
         images = normalize(torch.from_numpy(pixels))
         maps, left_out = watched(model, images)
         files = ["/".join(Path(item.path).parts[-2:]) for item in items]

@@ -113,11 +113,11 @@ def picture_rates(count: int, threads: list[int], runs: int) -> None:
     """Print pictures per second of the loader alone."""
     from predicting import write_pictures
 
-    from minidpt.data.batches import ImageStore, test_batches, train_batches
+    from minidpt.data.batches import ImageCache, eval_batches, train_batches
     from minidpt.data.samples import Sample
 
     with tempfile.TemporaryDirectory() as folder:
-        paths, store = write_pictures(Path(folder), count), ImageStore()
+        paths, store = write_pictures(Path(folder), count), ImageCache()
         items = [Sample(path, 0, "a") for path in paths]
         store.fill(paths)
         print(
@@ -127,7 +127,7 @@ def picture_rates(count: int, threads: list[int], runs: int) -> None:
             rates = [[], []]
             for _ in range(runs):
                 for own, batches in zip(rates, (
-                    test_batches(items, 224, 100, workers),
+                    eval_batches(items, 224, 100, workers),
                     train_batches(items, 224, 32, 0, 0, store, workers),
                 )):  # fmt: skip
                     started = time.perf_counter()

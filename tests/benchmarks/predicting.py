@@ -34,8 +34,8 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 from steps import classnames, weights  # noqa: E402
 
 import minidpt  # noqa: E402
-from minidpt.clip.transforms import test_pixels  # noqa: E402
-from minidpt.clip.workers import default_workers  # noqa: E402
+from minidpt.images.threads import default_workers  # noqa: E402
+from minidpt.images.transforms import eval_pixels  # noqa: E402
 from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
 from minidpt.runs.precision import PRECISIONS  # noqa: E402
 from minidpt.trained import PREDICT_BATCH  # noqa: E402
@@ -59,7 +59,7 @@ def seconds_to_read(paths: list[str], resolution: int) -> float:
     """Of one picture, in one thread."""
     started = time.perf_counter()
     for path in paths:
-        test_pixels(path, resolution)
+        eval_pixels(path, resolution)
     return (time.perf_counter() - started) / len(paths)
 
 

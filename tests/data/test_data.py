@@ -4,10 +4,8 @@ import json
 import os
 import random
 import shutil
-import struct
 import threading
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +15,14 @@ import torch
 from image_folders import draw_classes
 from PIL import Image
 
-from minidpt.clip import transforms
-from minidpt.clip.pictures import open_image
-from minidpt.clip.white import white_notes
 from minidpt.data import batches as batching
 from minidpt.data.datasets import open_dataset
 from minidpt.data.listing import missing_files
 from minidpt.data.samples import Dataset, Sample, few_shot, select_classes
 from minidpt.data.splits import read_split, split_content, write_split
+from minidpt.images import transforms
+from minidpt.images.decode import open_image
+from minidpt.images.white_level import WhiteLevel
 
 
 def files(items, root) -> list[str]:
@@ -348,7 +346,7 @@ def same(some, others) -> bool:
 
 
 def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
-    batches = list(batching.test_batches(pictures, 7, 4, workers=2))
+    batches = list(batching.eval_batches(pictures, 7, 4, workers=2))
     shapes = [tuple(batch.images.shape) for batch in batches]
     assert shapes == [(4, 3, 7, 7), (4, 3, 7, 7), (3, 3, 7, 7)]
     assert batches[0].images.dtype == torch.uint8 and batches[0].labels.dtype == torch.int64
@@ -362,7 +360,7 @@ def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
 def test_training_views_do_not_depend_on_workers_or_store(pictures):
     expected = epoch(pictures)
     for workers in (1, 3):
-        for store in (None, batching.ImageStore(), batching.ImageStore(max_bytes=5000)):
+        for store in (None, batching.ImageCache(), batching.ImageCache(max_bytes=5000)):
             assert same(expected, epoch(pictures, store=store, workers=workers))
             assert same(expected, epoch(pictures, store=store, workers=workers))  # from the store
 
@@ -380,7 +378,7 @@ def test_each_epoch_and_seed_has_its_own_order_and_crops(pictures):
 
 def test_an_epoch_shows_each_picture_once(pictures):
     plain = [Image.new("RGB", (9, 9), (number, 0, 0)) for number in range(11)]
-    store = batching.ImageStore()
+    store = batching.ImageCache()
     store._images = {item.path: image for item, image in zip(pictures, plain, strict=True)}
     batches = epoch(pictures, store=store, batch_size=20)
     shown = batches[0].images[:, 0, 0, 0].tolist()
@@ -397,19 +395,19 @@ def test_last_incomplete_batch_is_dropped_only_after_a_full_one(pictures, batch_
 def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch):
     opened = []
 
-    def counting(path):
+    def counting(path, white_level):
         opened.append(path)
-        return open_image(path)
+        return open_image(path, white_level)
 
     monkeypatch.setattr(batching, "open_image", counting)
-    store = batching.ImageStore()
+    store = batching.ImageCache()
     for number in range(3):
         epoch(pictures, epoch=number, store=store, workers=2, batch_size=11)
     assert sorted(opened) == sorted(item.path for item in pictures) and len(store) == 11
     assert store.bytes == sum(4 * (17 + n) * (31 - n) for n in range(11))
 
     opened.clear()
-    small = batching.ImageStore(max_bytes=5000)  # two pictures of about 2200 bytes
+    small = batching.ImageCache(max_bytes=5000)  # two pictures of about 2200 bytes
     for number in range(3):
         epoch(pictures, epoch=number, store=small, batch_size=11)
     assert len(small) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
@@ -417,7 +415,7 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
 
 def test_only_pictures_of_an_earlier_run_make_room_in_a_full_store(pictures):
     first, second = ([item.path for item in part] for part in (pictures[:4], pictures[4:]))
-    store = batching.ImageStore(max_bytes=5000)
+    store = batching.ImageCache(max_bytes=5000)
     store.fill(first)
     assert len(store) == 2
     store.fill(second[:2])
@@ -439,7 +437,7 @@ def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_p
     items = pictures[:6] + [Sample(str(broken), 0, "a")]
     for batches in (
         batching.train_batches(items, 7, 7, seed=1, epoch=0, workers=workers),
-        batching.test_batches(items, 7, 4, workers=workers),
+        batching.eval_batches(items, 7, 4, workers=workers),
     ):
         with pytest.raises(ValueError, match="broken.png"):
             list(batches)
@@ -447,7 +445,7 @@ def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_p
 
 
 def test_threads_end_when_the_consumer_stops_early(pictures):
-    for _ in batching.test_batches(pictures * 9, 7, 2, workers=3):
+    for _ in batching.eval_batches(pictures * 9, 7, 2, workers=3):
         assert threads()
         break
     assert threads() == []
@@ -463,14 +461,14 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatc
 
     monkeypatch.setattr(np, "stack", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:
-        next(batching.test_batches(pictures * 9, 7, 2, workers=3))
+        next(batching.eval_batches(pictures * 9, 7, 2, workers=3))
     assert threads() == [] and kept
 
 
 def test_work_ahead_is_bounded(pictures, monkeypatch):
     opened = []
-    monkeypatch.setattr(batching, "open_image", lambda p: opened.append(p) or open_image(p))
-    batches = batching.test_batches(pictures * 9, 7, 2, workers=2)
+    monkeypatch.setattr(transforms, "open_image", lambda p, _: opened.append(p) or open_image(p))
+    batches = batching.eval_batches(pictures * 9, 7, 2, workers=2)
     assert opened == []  # nothing starts before it is asked for
     next(batches)
     time.sleep(0.2)
@@ -480,10 +478,10 @@ def test_work_ahead_is_bounded(pictures, monkeypatch):
 
 def test_senseless_sizes_are_refused_at_once(pictures):
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        batching.test_batches(pictures, 7, 0)
+        batching.eval_batches(pictures, 7, 0)
     with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
         batching.train_batches(pictures, 7, 4, 1, 0, workers=-1)
-    assert list(batching.test_batches([], 7, 4)) == []
+    assert list(batching.eval_batches([], 7, 4)) == []
 
 
 # ---- pictures of more than 8 bits
@@ -503,50 +501,42 @@ def deep(tmp_path) -> list[Sample]:
     return [*items, Sample(str(tmp_path / "broken.png"), 0, "grey")]
 
 
-def test_one_white_is_found_for_many_pictures(deep):
-    found = batching.deep_pictures([item.path for item in deep])
-    kinds = {Path(path).stem: kind for path, kind in found.items()}
-    integer, real = dict.fromkeys("abc", "integer"), dict.fromkeys("de", "float")
-    assert kinds == integer | real
-    assert batching.white_of(found) == {"integer": 1023, "float": 255}
-    assert batching.white_of(found, {"float": 1.0}) == {"integer": 1023, "float": 1.0}
-    assert batching.white_of({}) == {}
-
-
-def test_pictures_of_16_bits_a_colour_are_told_from_those_of_8(tmp_path):
-    # Pillow writes none: the header of a PNG, and of one of 8 bits
-    for name, bits in [("deep.png", 16), ("plain.png", 8)]:
-        header = struct.pack(">IIBBBBB", 5, 5, bits, 2, 0, 0, 0)
-        content = b"\x89PNG\r\n\x1a\n"
-        for chunk, body in [(b"IHDR", header), (b"IDAT", b"")]:
-            checksum = struct.pack(">I", zlib.crc32(chunk + body))
-            content += struct.pack(">I", len(body)) + chunk + body + checksum
-        (tmp_path / name).write_bytes(content)
-    paths = [str(tmp_path / name) for name in ("deep.png", "plain.png")]
-    found = batching.deep_pictures(paths)
-    assert found == {paths[0]: "colour"} and batching.white_of(found) == {}
-    (note,) = white_notes({}, found.values())
-    assert note.startswith("1 pictures have 16 bits a colour")
-
-
-def test_batches_show_dark_pictures_darker_than_bright_ones(deep):
-    white, items = {"integer": 1023}, deep[:3]
+def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep):
+    items = deep[:6]
+    cache = batching.ImageCache()
+    cache.fill([item.path for item in items])
+    assert cache.white_level == {"integer": 1023, "float": 255}
     shown = [round(255 * value / 1023) for value in (800, 900, 30)]
-    store = batching.ImageStore()
-    store.fill([item.path for item in items], white=white)
+    shown += [round(0.5), 200, 7]
     for batches in (
-        batching.test_batches(items, 5, 3, white=white),
-        batching.train_batches(items, 5, 3, 1, 0, store),
+        batching.eval_batches(items, 5, 6, white_level=cache.white_level),
+        batching.train_batches(items, 5, 6, 1, 0, cache),
     ):
         (batch,) = batches
         assert sorted(batch.images[:, 0, 2, 2].tolist()) == sorted(shown)
-    store.fill([item.path for item in items], white={"integer": 65535})  # another run's
-    assert np.asarray(store.get(items[0].path))[0, 0, 0] == round(255 * 800 / 65535)
-    assert len(store) == 3
+    cache.fill([items[2].path])  # another run's: 30 of 255
+    assert cache.white_level == {"integer": 255}
+    assert np.asarray(cache.get(items[2].path))[0, 0, 0] == 30
+    assert len(cache) == 1
+    cache.fill([items[5].path])
+    assert cache.white_level == {}
+
+
+def test_ranks_share_one_white_level(deep, monkeypatch):
+    """Each reads some of the images; the brightest of all decides."""
+
+    class Others(batching.Ranks):
+        def tell(self, content):
+            return [content, {"integer": 5000.0, "float": 0.1}]
+
+    cache = batching.ImageCache()
+    cache.fill([deep[0].path], ranks=Others())
+    assert cache.white_level == {"integer": 65535, "float": 1}
+    assert WhiteLevel(integer=4095).settle(Others()) is True  # floats, which only the other has
 
 
 def test_broken_pictures_that_are_read_next_are_named_with_the_first(deep, tmp_path):
     other = tmp_path / "other.png"
     other.write_text("no picture")
     with pytest.raises(ValueError, match="broken.png.*1 more: .*other.png"):
-        batching.ImageStore().fill([item.path for item in deep], others=[str(other)])
+        batching.ImageCache().fill([item.path for item in deep], others=[str(other)])

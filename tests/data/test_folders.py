@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from image_folders import draw, draw_classes
 
-from minidpt.clip import pictures
 from minidpt.data import listing, naming
 from minidpt.data import samples as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.samples import few_shot
 from minidpt.data.splits import write_split
 from minidpt.files import canonical_classname
+from minidpt.images import decode
 from minidpt.progress import watched_by
 
 
@@ -99,7 +99,7 @@ def test_names_in_odd_encodings_can_be_opened(tmp_path):
     assert dataset.classnames == ["spaces", "Caf\u00e9", "caf\ufffd", "海馬"]
     assert len(everything(dataset)) == 8
     for item in everything(dataset):
-        assert pictures.open_image(item.path).size == (7, 5)
+        assert decode.open_image(item.path).size == (7, 5)
 
 
 def test_numbered_folders_are_counted_not_spelled(tmp_path):

@@ -19,8 +19,7 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 
 import minidpt
 from minidpt import trained as trained_models
-from minidpt.clip.transforms import Preprocess
-from minidpt.clip.workers import PAUSE
+from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify, progress_line
 
 NAMES = ["gnu", "ox"]
@@ -128,10 +127,10 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
 
     def reading(*arguments):
         readers.add(threading.current_thread())
-        return test_pixels(*arguments)
+        return eval_pixels(*arguments)
 
-    test_pixels = trained_models.test_pixels
-    monkeypatch.setattr(trained_models, "test_pixels", reading)
+    eval_pixels = trained_models.eval_pixels
+    monkeypatch.setattr(trained_models, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}
@@ -139,66 +138,41 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
     assert len(readers) > 1
 
 
-def test_an_iterator_that_waits_keeps_nobody_waiting(model):
-    first, second = pictures(2)
-    given = []
-
-    def paths():
-        yield from (first, PAUSE)
-        assert given == [first]
-        yield second
-
-    for path, _ in model.predict_each(paths()):
-        given.append(path)
-    assert given == [first, second]
-
-
 # Standard input
 
 
-def test_lines_are_paths_as_they_come():
+def test_one_read_gives_its_complete_lines():
     reading, writing = os.pipe()
-    with (
-        open(reading, "rb") as stream,
-        open(writing, "wb", buffering=0) as other,
-        no_longer_than(60, other.close),
-    ):
-        paths = classify.arriving(stream)
-        assert next(paths) is PAUSE  # nothing has come yet
+    with open(writing, "wb", buffering=0) as other, no_longer_than(60, other.close):
+        batches = classify.read_lines(reading)
         other.write(b" a b.png \nc")
-        assert (next(paths), next(paths)) == (" a b.png ", PAUSE)
+        assert next(batches) == [" a b.png "]
         other.write(b"af\xe9.png\r\n\nlast")
-        assert (next(paths), next(paths), next(paths)) == (os.fsdecode(b"caf\xe9.png"), "", PAUSE)
+        assert next(batches) == [os.fsdecode(b"caf\xe9.png"), ""]
         other.close()
-        assert list(paths) == ["last"]
+        assert list(batches) == [["last"]]
+    os.close(reading)
 
 
 @pytest.mark.parametrize("more", [0, 1, classify.MAX_LINE, 5 * classify.MAX_LINE + 7])
 @pytest.mark.parametrize("filling", [b"a", b"\r"])
-def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, filling):
-    class Bounded(io.BytesIO):
-        def readline(self, size):
-            assert size == classify.MAX_LINE
-            return super().readline(size)
-
+def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, filling, tmp_path):
     (good,) = pictures(1)
     long = good.encode() + filling * (classify.MAX_LINE + more - len(good))
     for end, after in ((b"\n", good), (b"\r\n", good), (b"", None)):
-        stream = Bounded(long + end + (after or "").encode())
-        (path, error), *others = model.predict_each(classify.arriving(stream), top=1)
+        (tmp_path / "lines").write_bytes(long + end + (after or "").encode())
+        with open(tmp_path / "lines", "rb") as stream:
+            paths = [path for batch in classify.read_lines(stream.fileno()) for path in batch]
+        (path, error), *others = model.predict_each(paths, top=1)
         assert type(error) in (OSError, ValueError, FileNotFoundError)
         assert len(path) <= classify.MAX_LINE
         assert [path for path, _ in others] == [after] * bool(after)
         assert all(isinstance(found, list) for _, found in others)
 
 
-def test_a_stream_that_cannot_be_read_is_an_error():
-    class Broken(io.BytesIO):
-        def readline(self, *_):
-            raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        list(classify.arriving(Broken()))
+def test_a_stream_that_cannot_be_read_is_an_error(tmp_path):
+    with open(tmp_path / "new", "wb") as stream, pytest.raises(OSError):
+        next(classify.read_lines(stream.fileno()))
 
 
 # Commands

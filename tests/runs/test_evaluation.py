@@ -14,9 +14,11 @@ from tiny_models import WIDE, clip_state
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.clip.transforms import Preprocess, normalize
 from minidpt.data import batches, copies
 from minidpt.data import samples as data
+from minidpt.images import transforms
+from minidpt.images.transforms import Preprocess, normalize
+from minidpt.images.white_level import WhiteLevel
 from minidpt.progress import watched_by
 from minidpt.runs import evaluation
 
@@ -38,13 +40,13 @@ def items(tmp_path: Path) -> list[data.Sample]:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The paths of pictures in the order in which they are decoded."""
-    paths, open_image = [], batches.open_image
+    paths, open_image = [], transforms.open_image
 
-    def counting(path: str) -> Image.Image:
+    def counting(path: str, white_level: WhiteLevel) -> Image.Image:
         paths.append(path)
-        return open_image(path)
+        return open_image(path, white_level)
 
-    monkeypatch.setattr(batches, "open_image", counting)
+    monkeypatch.setattr(transforms, "open_image", counting)
     return paths
 
 
@@ -141,18 +143,21 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
 # Pictures of more than 8 bits, and copies
 
 
-def test_another_white_is_another_test(tmp_path, clip):
+def test_another_white_level_is_another_test(tmp_path, clip):
     noise = np.random.default_rng(0).integers(0, 4096, (30, 30)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
     items = [data.Sample(str(tmp_path / "a.png"), 0, "ox")]
-    test = evaluation.TestSet(items, clip, white={"integer": 4095}, workers=0)
+    test = evaluation.TestSet(items, clip, workers=0)
+    test.set_white_level(WhiteLevel(integer=4095))
     first, (pixels, _) = test.features(), next(test.pixels())
     image = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
     expected = Preprocess(clip.visual.resolution)(image)
     assert torch.equal(normalize(pixels)[0], expected)
-    assert test.deep == {items[0].path: "integer"}
-    test.show_by({"integer": 65535})
+    test.set_white_level(WhiteLevel(integer=65535))
     assert not torch.equal(test.features(), first)
+    test.set_white_level(WhiteLevel())  # by the test images' own, one for all
+    assert torch.equal(test.features(), first) and test.white_level == {"integer": 4095}
+    assert torch.equal(normalize(next(test.pixels())[0])[0], expected)
 
 
 def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
@@ -188,7 +193,7 @@ def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
         yield told.setdefault(f"{what} of {total}", []).append
 
     with watched_by(watch):
-        batches.ImageStore().fill([item.path for item in items])
+        batches.ImageCache().fill([item.path for item in items])
         test = evaluation.TestSet(items, clip, batch_size=3)
         list(test.batches(images=True))
     assert told == {

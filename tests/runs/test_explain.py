@@ -130,8 +130,8 @@ def test_bars_are_the_probabilities_with_and_without_what_was_learned(place, mon
 
     clip = place.model.clip
     resolution = clip.visual.resolution
-    pixels = minidpt.clip.transforms.test_pixels(picture, resolution)
-    images = minidpt.clip.transforms.normalize(torch.from_numpy(pixels)[None])
+    pixels = minidpt.images.transforms.eval_pixels(picture, resolution)
+    images = minidpt.images.transforms.normalize(torch.from_numpy(pixels)[None])
     texts = [place.model.template.format(name) for name in names]
     with torch.no_grad():
         features = F.normalize(clip.encode_text(minidpt.tokenize(texts)), dim=-1)

@@ -89,7 +89,7 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         "images": {"processes": 2, "arguments": classify(place, "by two.csv")},
         "eval": {"processes": 2, "arguments": ["eval.py", "test", "run", "--per-class"]},
     }
-    at = {"resumed": "killed", "eval": "two", "images": "two"}
+    at = {"resumed": "killed", "eval": "two"}
     for name, job in jobs.items():
         job["folder"] = str(folder / at.get(name, name))
         if "copy" in job:
@@ -251,18 +251,6 @@ def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
     result = inside("eval.py", "test", done["two"].folder / "run", "--per-class")
     said = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
     assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
-
-
-def test_pictures_are_shared_out_and_one_process_tells_of_them_in_their_order(
-    done, place, monkeypatch
-):
-    monkeypatch.chdir(done["two"].folder)
-    result = inside(*classify(place, "alone.csv"))
-    assert result.status == 2 and done["images"].statuses == [2, 0]
-    assert Path("by two.csv").read_bytes() == Path("alone.csv").read_bytes()
-    assert result.out in done["images"].out and result.out.count("\n") == 120
-    told = [line for line in result.err.splitlines() if "error: " in line]
-    assert done["images"].errors[-2:] == told and len(told) == 2
 
 
 @pytest.mark.parametrize(

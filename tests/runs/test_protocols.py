@@ -18,6 +18,7 @@ import minidpt
 from minidpt.data import batches, datasets
 from minidpt.data import samples as data
 from minidpt.data.layouts import LAYOUTS
+from minidpt.images import transforms
 from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
@@ -353,9 +354,10 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
-    decoded, open_image = [], batches.open_image
-    counting = lambda path: decoded.append(path) or open_image(path)  # noqa: E731
-    monkeypatch.setattr(batches, "open_image", counting)
+    decoded, open_image = [], transforms.open_image
+    counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
+    for module in (batches, transforms):
+        monkeypatch.setattr(module, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)

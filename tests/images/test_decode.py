@@ -1,15 +1,16 @@
-"""Large pictures, thin ones and what is none: the same bits in little memory, or one line."""
+"""Images of any mode, large and thin ones: the bits of the plain transforms."""
 
 import itertools
 import random
+import time
 
 import numpy as np
 import plain_pictures
 import pytest
 from PIL import Image
 
-from minidpt.clip import boxes, pictures, transforms
-from minidpt.data import crops
+from minidpt.images import decode, transforms, white_level
+from minidpt.images.threads import map_ordered
 
 
 def drawn(mode: str, size: tuple[int, int], seed: int = 0) -> tuple[Image.Image, dict]:
@@ -52,11 +53,11 @@ def saved(folder, mode: str, size: tuple[int, int], orientation: int = 1):
 
 
 def assert_same_views(path, resolution: int) -> None:
-    image = pictures.open_image(path)
-    central = np.asarray(transforms.central_view(image, resolution))
+    image = decode.open_image(path)
+    central = np.asarray(transforms.eval_transform(image, resolution))
     assert np.array_equal(central, plain_pictures.central(path, resolution))
     for seed in (1, 2):
-        view = np.asarray(crops.random_view(image, resolution, random.Random(seed)))
+        view = np.asarray(transforms.train_transform(image, resolution, random.Random(seed)))
         assert np.array_equal(view, plain_pictures.trained(path, resolution, seed))
 
 
@@ -65,39 +66,39 @@ MODES += [f"{mode}, see-through" for mode in ("L", "P", "RGB", "I;16")]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_picture_in_strips_gives_the_bits_of_the_whole(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(pictures, "LARGE", 0)
-    monkeypatch.setattr(boxes, "STRIP", 97)
+def test_an_image_of_any_mode_gives_the_bits_of_the_plain_transforms(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(decode, "LARGE", 0)  # also one at a time
+    monkeypatch.setattr(white_level, "BLOCK", 97)
     for orientation, size in itertools.product(range(1, 9), [(31, 17), (13, 41)]):
-        path = saved(tmp_path, mode, size, orientation)
-        assert isinstance(pictures.open_image(path), pictures.StoredPicture)
-        assert_same_views(path, 11)
+        assert_same_views(saved(tmp_path, mode, size, orientation), 11)
     assert_same_views(saved(tmp_path, mode, (5, 3)), 7)  # enlarged
+    assert_same_views(saved(tmp_path, mode, (3, 150)), 7)  # as thin as is resized whole
 
 
-@pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize(
-    "size", [(1, 400), (400, 1), (3, 500), (500, 3), (2, 33), (33, 2), (41, 700), (700, 41)]
-)
-def test_thin_pictures_give_the_bits_of_the_whole(tmp_path, monkeypatch, size, stored):
-    monkeypatch.setattr(boxes, "STRIP", 997)
-    if stored:
-        monkeypatch.setattr(pictures, "LARGE", 0)
-    for mode, orientation in [("RGB", 1), ("I;16", 6), ("LA", 7)]:
-        path = saved(tmp_path, mode, size, orientation)
-        for resolution in (7, 30):
-            assert_same_views(path, resolution)
+@pytest.mark.parametrize("size", [(1, 900_000), (900_000, 1), (3, 151), (151, 3)])
+def test_a_thin_image_is_cut_to_its_middle_before_it_is_enlarged(size):
+    shade = np.linspace(0, 255, max(size)).round().astype(np.uint8)
+    grey = shade[:, None] if size[0] < size[1] else shade[None]
+    image = Image.fromarray(np.broadcast_to(grey, size[::-1]).copy()).convert("RGB")
+    view = np.asarray(transforms.eval_transform(image, 224))
+    assert view.shape == (224, 224, 3)
+    assert abs(view.mean() - 127.5) < 1  # of a square in the middle of a slow gradient
 
 
-def test_weights_are_pillows_for_any_lengths():
-    # of a column of 0 and 255, Pillow shows its weights; here for ordinary lengths, too
-    numbers = random.Random(0)
-    for _ in range(60):
-        length, size = numbers.randint(1, 90), numbers.randint(1, 90)
-        first = numbers.randrange(size)
-        kept = range(first, numbers.randint(first, size - 1) + 1)
-        column = np.random.default_rng(length).choice([0, 255, 128], (length, 1, 3)).astype("u1")
-        expected = Image.fromarray(column).resize((1, size), Image.Resampling.BICUBIC)
-        start, weights = transforms._bicubic(length, size, kept)
-        found = transforms._weighted(column[start : start + weights.shape[1]], weights, 0)
-        assert np.array_equal(found, np.asarray(expected)[kept.start : kept.stop])
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "LARGE", 31 * 17 - 1)
+    path, small = saved(tmp_path, "RGB", (31, 17)), saved(tmp_path, "F", (30, 17))
+    busy, most, to_rgb = [], [], decode._to_rgb
+
+    def slow(*arguments):
+        busy.append(None)
+        most.append(len(busy))
+        time.sleep(0.02)
+        busy.pop()
+        return to_rgb(*arguments)
+
+    monkeypatch.setattr(decode, "_to_rgb", slow)
+    list(map_ordered(decode.open_image, [path] * 4, workers=4))
+    assert max(most) == 1
+    list(map_ordered(decode.open_image, [small] * 4, workers=4))
+    assert max(most) > 1

@@ -13,10 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minidpt.clip import pictures, transforms
-from minidpt.clip.white import checked_white, white_level
-from minidpt.data import batches, crops
-from minidpt.data import samples as data
+from minidpt.images import decode, transforms
+from minidpt.images.white_level import WhiteLevel, check_white_level
 
 
 def pattern() -> Image.Image:
@@ -34,7 +32,7 @@ def row(*values: int) -> Image.Image:
 
 
 def test_central_view_equals_resize_and_center_crop_of_torchvision():
-    assert np.asarray(transforms.central_view(pattern(), 5))[..., 1].tolist() == [
+    assert np.asarray(transforms.eval_transform(pattern(), 5))[..., 1].tolist() == [
         [69, 140, 116, 145, 120],
         [132, 135, 139, 132, 102],
         [170, 105, 150, 134, 136],
@@ -52,10 +50,10 @@ def test_resized_crop_equals_torchvision_and_looks_at_no_pixel_outside_the_box()
         [65, 152, 114, 119, 171],
     ]
     box = (2, 1, 11, 8)
-    assert np.asarray(crops.resized_crop(pattern(), box, 5))[..., 1].tolist() == expected
+    assert np.asarray(transforms.resized_crop(pattern(), box, 5))[..., 1].tolist() == expected
     framed = Image.new("RGB", (13, 11), "white")
     framed.paste(pattern().crop(box), box)
-    assert np.asarray(crops.resized_crop(framed, box, 5))[..., 1].tolist() == expected
+    assert np.asarray(transforms.resized_crop(framed, box, 5))[..., 1].tolist() == expected
 
 
 def test_preprocess_equals_the_whole_chain_of_torchvision():
@@ -89,7 +87,7 @@ def test_resampling_is_antialiased_bicubic(resolution):
     pixels = np.asarray(pattern(), np.float64)[1:8, 2:11]
     rows = bicubic(pixels.transpose(1, 0, 2), resolution).transpose(1, 0, 2)
     expected = bicubic(rows, resolution)
-    found = np.asarray(crops.resized_crop(pattern(), (2, 1, 11, 8), resolution), np.float64)
+    found = np.asarray(transforms.resized_crop(pattern(), (2, 1, 11, 8), resolution), np.float64)
     # Pillow's weights are rounded to 22 bits: at most a step of one where the sum is near a half
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
@@ -136,20 +134,20 @@ class Scripted(random.Random):
 def test_crop_box_worked_out_by_hand():
     # area: 60 * 50 * (0.08 + 0.92 / 4) = 930; shape e^0 = 1: sqrt(930) = 30.496 -> 30 x 30, and
     # the corner as far right and down as it goes: 60 - 30 = 30, 50 - 30 = 20; then two back
-    assert crops.random_resized_crop_box(60, 50, Scripted(0.25, 0.5)) == (30, 20, 60, 50)
-    box = crops.random_resized_crop_box(60, 50, Scripted(0.25, 0.5, back=2))
+    assert transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5)) == (30, 20, 60, 50)
+    box = transforms.random_resized_crop_box(60, 50, Scripted(0.25, 0.5, back=2))
     assert box == (28, 18, 58, 48)
 
 
 def test_crop_box_is_as_wide_as_its_shape_says():
     # area 3000 * 0.54 = 1620, shape 4/3: sqrt(2160) = 46.5 -> 46 wide, sqrt(1215) = 34.9 -> 35
-    left, top, right, bottom = crops.random_resized_crop_box(60, 50, Scripted(0.5, 1.0))
+    left, top, right, bottom = transforms.random_resized_crop_box(60, 50, Scripted(0.5, 1.0))
     assert (right - left, bottom - top) == (46, 35)
 
 
 def test_crop_box_that_does_not_fit_is_drawn_again():
     too_large = [1.0, 1.0]  # the whole area at 4:3 is higher or wider than a square
-    box = crops.random_resized_crop_box(50, 50, Scripted(*too_large * 9, 0.0, 0.5))
+    box = transforms.random_resized_crop_box(50, 50, Scripted(*too_large * 9, 0.0, 0.5))
     assert box == (36, 36, 50, 50)  # tenth try: sqrt(200) = 14.14 -> 14
 
 
@@ -161,14 +159,14 @@ def test_crop_box_that_does_not_fit_is_drawn_again():
     ],
 )
 def test_crop_box_falls_back_to_the_centre_of_thin_images(size, box):
-    assert crops.random_resized_crop_box(*size, random.Random(0)) == box
-    whole = crops.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
+    assert transforms.random_resized_crop_box(*size, random.Random(0)) == box
+    whole = transforms.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
     assert whole == (0, 0, 60, 50)
 
 
 def test_crop_boxes_have_the_published_distribution():
     generator, numpy = random.Random(3), np.random.default_rng(5)
-    boxes = [crops.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
+    boxes = [transforms.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
     left, top, right, bottom = np.array(boxes, np.float64).T
     assert left.min() >= 0 and top.min() >= 0 and right.max() <= 900 and bottom.max() <= 600
 
@@ -190,10 +188,10 @@ def test_crop_boxes_have_the_published_distribution():
 
 def test_random_view_mirrors_half_of_the_views_and_repeats_for_a_seed():
     image = row(*range(0, 250, 10)).resize((25, 25))  # brighter to the right
-    views = [crops.random_view(image, 6, random.Random(seed)) for seed in range(300)]
+    views = [transforms.train_transform(image, 6, random.Random(seed)) for seed in range(300)]
     falling = [np.asarray(view)[0, 0, 0] > np.asarray(view)[0, -1, 0] for view in views]
     assert 110 < sum(falling) < 190  # binomial, n = 300: more than four standard deviations
-    again = crops.random_view(image, 6, random.Random(7))
+    again = transforms.train_transform(image, 6, random.Random(7))
     assert np.array_equal(np.asarray(views[7]), np.asarray(again))
 
 
@@ -201,10 +199,10 @@ def test_random_view_is_the_crop_or_its_mirror_image_to_the_last_bit():
     mirrored = []
     for seed in range(9):
         generator = random.Random(seed)
-        box = crops.random_resized_crop_box(13, 11, generator)
+        box = transforms.random_resized_crop_box(13, 11, generator)
         mirrored.append(generator.random() < 0.5)
-        crop = np.asarray(crops.resized_crop(pattern(), box, 5))
-        view = np.asarray(crops.random_view(pattern(), 5, random.Random(seed)))
+        crop = np.asarray(transforms.resized_crop(pattern(), box, 5))
+        view = np.asarray(transforms.train_transform(pattern(), 5, random.Random(seed)))
         assert np.array_equal(view, crop[:, ::-1] if mirrored[-1] else crop)
     assert any(mirrored) and not all(mirrored)
 
@@ -250,7 +248,7 @@ def flag(size=(32, 16)) -> Image.Image:
 
 def saved(folder, image, name="a.png", **options):
     image.save(folder / name, **options)
-    return pictures.open_image(folder / name)
+    return decode.open_image(folder / name)
 
 
 def assert_shows(image, left, right, within=0):
@@ -315,7 +313,7 @@ def test_16_bit_colour(tmp_path, alpha):
         content += struct.pack(">I", len(body)) + name + body
         content += struct.pack(">I", zlib.crc32(name + body))
     (tmp_path / "a.png").write_bytes(content)
-    shown = pictures.open_image(tmp_path / "a.png")
+    shown = decode.open_image(tmp_path / "a.png")
     assert_shows(shown, (255, 128, 0), WHITE if alpha else (0, 64, 255), within=1)
 
 
@@ -364,8 +362,7 @@ def test_exif_rotated(tmp_path, orientation, name):
     exif[0x0112] = orientation
     image = saved(tmp_path, stored, name, exif=exif)
     assert np.array_equal(np.asarray(image), upright)
-    again = pictures.in_rgb(image, None, pictures.orientation_of(image))
-    assert np.array_equal(np.asarray(again), upright)  # not turned again
+    assert np.array_equal(np.asarray(decode.open_image(image)), upright)  # not turned again
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
@@ -377,7 +374,7 @@ def test_unreadable_exif_leaves_the_picture_as_it_is(tmp_path, exif):
 
 def test_first_frame_of_an_animation(tmp_path):
     flag().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 16))])
-    assert_shows(pictures.open_image(tmp_path / "a.gif"), RED, BLUE)
+    assert_shows(decode.open_image(tmp_path / "a.gif"), RED, BLUE)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tiff", "a.gif", "a.webp", "a.ppm"])
@@ -388,7 +385,7 @@ def test_truncated_file_is_named(tmp_path, name):
     for part in (0, 10, len(content) // 2):
         (tmp_path / name).write_bytes(content[:part])
         with pytest.raises(ValueError, match=f"image .*{name}: expected a readable") as error:
-            pictures.open_image(tmp_path / name)
+            decode.open_image(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
@@ -398,25 +395,34 @@ def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "b.eps").rename(tmp_path / "b.jpg")
     for name in ("a.png", "b.jpg"):  # no decoder of ours
         with pytest.raises(ValueError, match="expected a readable picture .*something else"):
-            pictures.open_image(tmp_path / name)
+            decode.open_image(tmp_path / name)
     with pytest.raises(ValueError, match=f"^image {tmp_path}: expected a picture, got a folder"):
-        pictures.open_image(tmp_path)
+        decode.open_image(tmp_path)
     with pytest.raises(FileNotFoundError, match="^image '': expected a picture, got nothing there"):
-        pictures.open_image("")
+        decode.open_image("")
     with pytest.raises(FileNotFoundError, match="none.png: expected a picture, got nothing"):
-        pictures.open_image(tmp_path / "none.png")
+        decode.open_image(tmp_path / "none.png")
 
 
-@pytest.mark.parametrize("limit", [300, 200])  # 512 pixels: a warning, an error of Pillow
-def test_too_large_a_picture_is_named(tmp_path, monkeypatch, limit):
+def test_pillows_limit_of_pixels_counts_in_the_library(tmp_path, monkeypatch):
     flag().save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with (
-        pytest.warns(Image.DecompressionBombWarning)
-        if limit == 300
-        else pytest.raises(ValueError, match="a.png: too large")
-    ):
-        pictures.open_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # of 512: a warning
+    with pytest.warns(Image.DecompressionBombWarning):
+        decode.open_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 255)
+    with pytest.raises(ValueError, match="a.png: expected fewer pixels, got: .*512.*--max-pixels"):
+        decode.open_image(tmp_path / "a.png")
+
+
+def test_a_scripts_limit_of_pixels_is_exact_and_without_a_warning(tmp_path, monkeypatch):
+    flag().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
+    with warnings.catch_warnings():
+        decode.set_max_pixels(512)
+        assert_shows(decode.open_image(tmp_path / "a.png"), RED, BLUE)
+        decode.set_max_pixels(511)
+        with pytest.raises(ValueError, match="a.png: expected fewer pixels"):
+            decode.open_image(tmp_path / "a.png")
 
 
 # ---- the level of white of pictures of more than 8 bits
@@ -430,53 +436,56 @@ def deep(folder, name: str, *values: float, kind=np.uint16):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
-def test_a_given_white_shows_integers_by_it_and_clips_brighter_ones(tmp_path, name):
+def test_a_white_level_shows_integers_by_it_and_clips_brighter_ones(tmp_path, name):
     path = deep(tmp_path, name, 1023, 4095)
-    assert_shows(pictures.open_image(path, {"integer": 1023}), WHITE, WHITE)
-    assert_shows(pictures.open_image(path, {"integer": 4095}), (64,) * 3, WHITE)  # 63.7
-    assert_shows(pictures.open_image(path), (4,) * 3, (16,) * 3)  # of 65535
-    assert_shows(pictures.open_image(path, {"float": 1.0}), (4,) * 3, (16,) * 3)
+    assert_shows(decode.open_image(path, WhiteLevel(integer=1023)), WHITE, WHITE)
+    assert_shows(decode.open_image(path, WhiteLevel(integer=4095)), (64,) * 3, WHITE)  # 63.7
+    assert_shows(decode.open_image(path), (4,) * 3, (16,) * 3)  # of 65535
+    assert_shows(decode.open_image(path, WhiteLevel(float=1.0)), (4,) * 3, (16,) * 3)
 
 
-def test_a_given_white_shows_a_dark_float_picture_dark(tmp_path):
+def test_a_white_level_shows_a_dark_float_image_dark(tmp_path):
     path = deep(tmp_path, "a.tiff", 51, 102, kind=np.float32)
-    assert_shows(pictures.open_image(path, {"float": 65535}), (0,) * 3, (0,) * 3)
-    assert_shows(pictures.open_image(path, {"float": 255}), (51,) * 3, (102,) * 3)
+    assert_shows(decode.open_image(path, WhiteLevel(float=65535)), (0,) * 3, (0,) * 3)
+    assert_shows(decode.open_image(path, WhiteLevel(float=255)), (51,) * 3, (102,) * 3)
 
 
 @pytest.mark.parametrize(
-    ("largest", "white"),
+    ("kind", "largest", "white"),
     [
-        (0, 255),
-        (255, 255),
-        (256, 1023),
-        (1023, 1023),
-        (1024, 4095),
-        (4096, 65535),
-        (70000, 2**31 - 1),
+        (np.uint16, 0, 255),
+        (np.uint16, 255, 255),
+        (np.uint16, 256, 1023),
+        (np.uint16, 1023, 1023),
+        (np.uint16, 1024, 4095),
+        (np.uint16, 4096, 65535),
+        (np.int32, 70000, 2**31 - 1),
+        (np.float32, 0.5, 1),
+        (np.float32, 1, 1),
+        (np.float32, 2, 255),
+        (np.float32, 999, 65535),
+        (np.float32, 1e6, 1e6),
     ],
 )
-def test_white_is_the_least_usual_value_that_none_exceeds(largest, white):
-    assert white_level({"integer": largest}) == {"integer": white}
-
-
-def test_white_of_floats_is_their_usual_range_or_their_largest_value():
-    levels = [white_level({"float": value})["float"] for value in (0.5, 1, 2, 999, 1e6)]
-    assert levels == [1, 1, 255, 65535, 1e6]
+def test_the_white_level_of_a_run_is_the_least_usual_value_that_none_exceeds(
+    tmp_path, kind, largest, white
+):
+    level = WhiteLevel()
+    decode.open_image(deep(tmp_path, "a.tiff", 0, largest, kind=kind), level)
+    decode.open_image(deep(tmp_path, "b.tiff", largest / 2, 0, kind=kind), level)
+    assert level == {} and level.settle() and not level.settle()
+    assert level == {"float" if kind == np.float32 else "integer": white}
 
 
 @pytest.mark.parametrize(
     "white",
     [3, [], {"integer": 0}, {"integer": "9"}, {"integer": math.nan}, {"grey": 9}, {"float": True}],
 )
-def test_a_white_that_is_none_is_refused(white):
+def test_a_white_level_that_is_none_is_refused(white):
     with pytest.raises(ValueError, match="^white: expected"):
-        checked_white(white)
-    assert checked_white(None) is None
-    assert checked_white({"integer": 4095, "float": 1.0}) == {
-        "integer": 4095,
-        "float": 1,
-    }
+        check_white_level(white)
+    assert check_white_level(None) == {}
+    assert check_white_level({"integer": 4095, "float": 1.0}) == {"integer": 4095, "float": 1}
 
 
 # ---- what is read, and what is refused before it is
@@ -486,39 +495,25 @@ def test_file_objects_are_read_as_files_are(tmp_path):
     flag().save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     with open(tmp_path / "a.png", "rb") as file:
-        assert_shows(pictures.open_image(file), RED, BLUE)
-    assert_shows(pictures.open_image(io.BytesIO(content)), RED, BLUE)
+        assert_shows(decode.open_image(file), RED, BLUE)
+    assert_shows(decode.open_image(io.BytesIO(content)), RED, BLUE)
     with pytest.raises(ValueError, match="image file object: expected a readable picture"):
-        pictures.open_image(io.BytesIO(content[:30]))
+        decode.open_image(io.BytesIO(content[:30]))
     with pytest.raises(ValueError, match="image file object: expected a readable picture"):
-        pictures.open_image(io.StringIO("words"))
+        decode.open_image(io.StringIO("words"))
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", os.devnull):
         with pytest.raises(ValueError, match="got a pipe, socket or device"):
-            pictures.open_image(path)
-        assert batches.deep_pictures([str(path)]) == {}
+            decode.open_image(path)
 
 
 def test_avif_is_read_where_this_pillow_can(tmp_path):
-    if not pictures.formats()[len(pictures.FORMATS) :]:
+    if not decode.formats()[len(decode.FORMATS) :]:
         pytest.skip("this Pillow does not read AVIF")
     assert_shows(saved(tmp_path, flag(), "a.avif", quality=95), RED, BLUE, within=8)
-
-
-def test_the_limit_of_pixels_is_our_own_and_named(tmp_path, monkeypatch):
-    flag().save(tmp_path / "a.png")
-    monkeypatch.setattr(pictures, "PILLOWS_LIMIT", 200)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # of which 512 pixels are an error
-    assert_shows(pictures.open_image(tmp_path / "a.png"), RED, BLUE)
-    assert Image.MAX_IMAGE_PIXELS == 200
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 511)
-    expected = r"a.png: expected at most 511 pixels, got 512 \(32 x 16\).*--max-pixels"
-    with pytest.raises(ValueError, match=expected):
-        pictures.open_image(tmp_path / "a.png")
-    assert Image.MAX_IMAGE_PIXELS == 200
 
 
 def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
@@ -528,12 +523,7 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
     flag().save(tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "load", lacking)
     with pytest.raises(ValueError, match="a.png: out of memory"):
-        pictures.open_image(tmp_path / "a.png")
-    monkeypatch.undo()
-    monkeypatch.setattr(transforms, "resized", lacking)
-    item = data.Sample(str(tmp_path / "a.png"), 0, "a")
-    with pytest.raises(ValueError, match="a.png: out of memory"):
-        list(batches.test_batches([item], 5, 1))
+        decode.open_image(tmp_path / "a.png")
 
 
 def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -547,13 +537,6 @@ def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
     return content
 
 
-def tiff_of(count: int) -> bytes:
-    """A TIFF whose strips begin at so many places."""
-    tags = [(256, 4, 1, 9), (257, 4, 1, 9), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, count, 80)]
-    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4 * count + 99)
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -563,11 +546,10 @@ def tiff_of(count: int) -> bytes:
         b"\xff\xd8" + b"\xff\xe5\0\x02" * 300_000,
         b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\1x" * 300_000,  # a comment of single letters
         b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(9),
-        tiff_of(2_000_000),
     ],
-    ids=["text", "profile", "chunks", "markers", "comment", "canvas", "strips"],
+    ids=["text", "profile", "chunks", "markers", "comment", "canvas"],
 )
 def test_hostile_headers_end_in_one_line(content):
     with pytest.raises(ValueError, match="^image file object: expected") as error:
-        pictures.open_image(io.BytesIO(content))
+        decode.open_image(io.BytesIO(content))
     assert len(str(error.value)) <= 500 and "\n" not in str(error.value)

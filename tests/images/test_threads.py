@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from minidpt.clip import workers
-from minidpt.clip.workers import PAUSE, default_workers, in_order
+from minidpt.images import threads
+from minidpt.images.threads import default_workers, map_ordered
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -18,26 +18,12 @@ def test_results_come_in_the_order_of_the_jobs_with_any_number_of_threads(count)
         time.sleep(0.02 if job == 0 else 0)
         return job * job
 
-    assert list(in_order(slow_first, range(7), count)) == [job * job for job in range(7)]
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_all_before_a_pause_is_given_out_before_the_next_job_is_asked_for(count):
-    given = []
-
-    def jobs():
-        yield from (1, 2, PAUSE)
-        assert given == [10, 20, PAUSE]
-        yield from (3, PAUSE, PAUSE, 4)
-
-    for result in in_order(lambda job: 10 * job, jobs(), count, ahead=100):
-        given.append(result)
-    assert given == [10, 20, PAUSE, 30, PAUSE, PAUSE, 40]
+    assert list(map_ordered(slow_first, range(7), count)) == [job * job for job in range(7)]
 
 
 def test_jobs_are_begun_at_most_that_many_ahead():
     begun = []
-    results = in_order(begun.append, range(99), 2, ahead=5)
+    results = map_ordered(begun.append, range(99), 2, ahead=5)
     assert begun == []  # nothing starts before it is asked for
     next(results)
     time.sleep(0.05)
@@ -54,7 +40,7 @@ def machine(monkeypatch, tmp_path):
         for name in ("process_cpu_count", "cpu_count"):
             monkeypatch.setattr(os, name, lambda: processors, raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), False)
-        monkeypatch.setattr(workers, "CONTAINER", tmp_path / "cpu.max")
+        monkeypatch.setattr(threads, "CONTAINER", tmp_path / "cpu.max")
         if share is not None:
             (tmp_path / "cpu.max").write_text(share)
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

@@ -13,8 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from minidpt.clip import pictures, transforms
-from minidpt.data import crops
+from minidpt.images import decode, transforms
 
 RESOLUTION = 16
 NUMBERS = (0, 1, 2, 4, 7, 255, 256, 65535, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
@@ -103,10 +102,10 @@ def with_checksums(png: bytearray) -> bytearray:
 def failure(content: bytes, seed: int) -> str | None:
     """What is wrong about how the file is read, if something is."""
     try:
-        image = pictures.open_image(io.BytesIO(content))
+        image = decode.open_image(io.BytesIO(content))
         for view in (
-            transforms.central_view(image, RESOLUTION),
-            crops.random_view(image, RESOLUTION, random.Random(seed)),
+            transforms.eval_transform(image, RESOLUTION),
+            transforms.train_transform(image, RESOLUTION, random.Random(seed)),
         ):
             if (view.mode, view.size) != ("RGB", (RESOLUTION, RESOLUTION)):
                 return f"a view of {view.size} in {view.mode}"

@@ -13,7 +13,6 @@ from typing import Any
 
 MOST = 32  # more threads would wait for Python's lock, which each picture needs for a moment
 CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # its processors: microseconds of each period, or "max"
-PAUSE = object()  # in place of a job: the next one may be long in coming
 
 
 def default_workers() -> int:
@@ -35,7 +34,7 @@ def default_workers() -> int:
     return min(max(processors, 1), MOST)
 
 
-def in_order(
+def map_ordered(
     function: Callable, jobs: Iterable, workers: int | None = None, ahead: int | None = None
 ) -> Iterator[Any]:
     """Yields function(job) for each job, in order, computed by threads up to `ahead` jobs early.
@@ -44,24 +43,20 @@ def in_order(
         `default_workers`.
     ahead: None: twice as many as threads.
 
-    Before the job after a `PAUSE` is asked for, everything is yielded that came before it, and then
-    the `PAUSE`. When the consumer closes the generator early, the threads end.
+    When the consumer closes the generator early, the threads end.
     """
     workers = default_workers() if workers is None else workers
     ahead = 2 * workers if ahead is None else ahead
     if workers == 0:
-        yield from (job if job is PAUSE else function(job) for job in jobs)
+        yield from map(function, jobs)
         return
     executor = ThreadPoolExecutor(workers, thread_name_prefix="minidpt-images")
     pending = deque()
     try:
         for job in jobs:
-            if job is not PAUSE:
-                pending.append(executor.submit(function, job))
-            while len(pending) > (0 if job is PAUSE else ahead):
+            pending.append(executor.submit(function, job))
+            if len(pending) > ahead:
                 yield pending.popleft().result()
-            if job is PAUSE:
-                yield PAUSE
         while pending:
             yield pending.popleft().result()
     finally:  # also when the consumer stops early: the generator is closed at its yield

@@ -1,0 +1,192 @@
+"""From an image to CLIP's input, equal to torchvision on Pillow images to the last bit.
+
+open_image -> eval_transform, or in training train_transform -> to_uint8 -> normalize
+
+Sizes follow Pillow, (width, height); arrays and tensors are (3, height, width). Resampling is
+Pillow's bicubic filter, which averages over all source pixels when it shrinks (antialiasing).
+Images travel as 8-bit values, a quarter of the bytes of floats; `normalize` runs where the model
+is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .decode import ImageSource, open_image
+from .white_level import WhiteLevel
+
+Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
+
+# Statistics of CLIP's training pictures (OpenAI's clip/clip.py).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_ASPECT = 50  # times as long as wide: what is thinner is cut before it is resized
+
+
+def eval_transform(image: Image.Image, resolution: int) -> Image.Image:
+    """Resize the shorter side to `resolution` and take the central square, for evaluation.
+
+    Equal to torchvision's Resize and CenterCrop, unless a side is more than `MAX_ASPECT` times the
+    other: then the middle is cut out first, as the image would become long without bound.
+    """
+    longest = MAX_ASPECT * min(image.size)
+    if max(image.size) > longest:
+        left, top = (max(0, side - longest) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
+    return center_crop(resize_short_side(image, resolution), resolution)
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` pixels, bicubic; as torchvision's Resize(size).
+
+    The longer side is rounded down. Raises ValueError for an image without pixels.
+    """
+    width, height = image.size
+    if not width * height:
+        raise ValueError(f"expected a picture with pixels, got one of {width} x {height}")
+    short = min(image.size)
+    return image.resize(
+        (int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC
+    )
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle `size` x `size` pixels; as torchvision's CenterCrop(size).
+
+    With an odd margin the half pixel is rounded to the even side; where the image is smaller, black
+    is added, with the odd pixel at the right and at the bottom.
+    """
+    left, top = (
+        round((side - size) / 2) if side >= size else -((size - side) // 2) for side in image.size
+    )
+    return image.crop((left, top, left + size, top + size))  # Pillow fills what lies outside, black
+
+
+def train_transform(image: Image.Image, resolution: int, generator: random.Random) -> Image.Image:
+    """Take a random resized crop, mirrored half of the time, for training."""
+    view = resized_crop(image, random_resized_crop_box(*image.size, generator), resolution)
+    if generator.random() < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return view
+
+
+def resized_crop(
+    image: Image.Image, box: tuple[int, int, int, int], resolution: int
+) -> Image.Image:
+    """Crop to `box`, then resize to `resolution` x `resolution`, bicubic, as torchvision does.
+
+    Pillow's `resize(..., box=box)` lets the filter look at pixels outside the box.
+    """
+    return image.crop(box).resize((resolution, resolution), Image.Resampling.BICUBIC)
+
+
+def random_resized_crop_box(
+    width: int,
+    height: int,
+    generator: random.Random,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """Draws the crop of RandomResizedCrop: (left, top, right, bottom) in pixels.
+
+    Its area is uniform in `scale` (of the image's area), its width / height log-uniform in `ratio`.
+    Ten tries to draw one that fits into the image, then the largest central crop whose shape is
+    within `ratio` (Szegedy et al., "Going deeper with convolutions", section 6, as in torchvision).
+    """
+    for _ in range(10):
+        area = width * height * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = generator.randrange(height - h + 1)
+            left = generator.randrange(width - w + 1)
+            return left, top, left + w, top + h
+
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def to_uint8(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image as a contiguous (3, height, width) array, uint8.
+
+    NumPy, not torch: data threads call it, and torch would start its own threads in each of them.
+    """
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def normalize(
+    images: torch.Tensor, mean: Colours = CLIP_MEAN, std: Colours = CLIP_STD
+) -> torch.Tensor:
+    """A model's input from 8-bit pixels: (..., 3, R, R) uint8 -> float32, on the same device.
+
+    `(x / 255 - mean) / std` in exactly this order: bit-equal to ToTensor, then Normalize. A CLIP
+    has its own mean and std: `clip.normalize`.
+    Raises ValueError for anything but uint8, which is most likely normalised already.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 pixels, got {images.dtype}: normalize only once")
+    white, shift, scale = _constants(images.device, mean, std)
+    return images.to(torch.float32).div_(white).sub_(shift).div_(scale)
+
+
+@functools.cache
+def _constants(
+    device: torch.device, mean: Colours, std: Colours
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """255, mean and std on the device, made once: a copy in each step would wait for the GPU.
+
+    255 is a tensor because CUDA replaces division by a number with a (less exact) multiplication.
+    """
+    with torch.inference_mode(False):
+        white, *colours = (
+            torch.tensor(value, dtype=torch.float32, device=device) for value in (255.0, mean, std)
+        )
+        return white, *(value.view(3, 1, 1) for value in colours)
+
+
+def eval_pixels(
+    image: ImageSource, resolution: int, white_level: WhiteLevel | None = None
+) -> np.ndarray:
+    """Open and transform an image for evaluation: (3, resolution, resolution), uint8.
+
+    Raises as `open_image`, and ValueError for no `ImageSource`.
+    """
+    if not (isinstance(image, (Image.Image, str, os.PathLike)) or hasattr(image, "read")):
+        raise ValueError(
+            "picture: expected a path, a Pillow image or a binary file object (io.BytesIO for "
+            f"bytes, Image.fromarray for an array), got a {type(image).__name__}"
+        )
+    return to_uint8(eval_transform(open_image(image, white_level), resolution))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The test transform: a Pillow image of any mode and size -> (3, R, R) float32, R = resolution.
+
+    Short side to R (bicubic), central square, mean and std, CLIP's unless a model has others.
+    """
+
+    resolution: int
+    mean: Colours = CLIP_MEAN
+    std: Colours = CLIP_STD
+
+    def __post_init__(self):
+        if self.resolution < 1:
+            raise ValueError(f"resolution: expected at least 1 pixel, got {self.resolution}")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(eval_pixels(image, self.resolution))
+        return normalize(pixels, self.mean, self.std)
