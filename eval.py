@@ -40,6 +40,7 @@ from minidpt.data.copies import copies_note
 from minidpt.data.splits import split_content
 from minidpt.exporting import check_target, export
 from minidpt.files import write_rows
+from minidpt.model import PromptedCLIP, build_model, load_model
 from minidpt.ranks import ALONE, Ranks, join, started
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import run_command
@@ -64,7 +65,6 @@ from minidpt.runs.report import write_report
 from minidpt.runs.sources import sources_of, tests_of
 from minidpt.runs.tables import write_tables
 from minidpt.runs.transfer import note_transfer, noted_tests
-from minidpt.trained import PromptedCLIP, build_model, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,
                  "head_width": int | None, "image_size": int | None}  # fmt: skip

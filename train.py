@@ -48,7 +48,7 @@ from minidpt.data.items import Dataset
 from minidpt.data.layouts import layout_of
 from minidpt.data.shots import few_shot, select_classes
 from minidpt.data.splits import write_split
-from minidpt.model import ModelOutput
+from minidpt.model import ModelOutput, PromptedCLIP, build_model
 from minidpt.ranks import LostRank, Ranks, join, started
 from minidpt.runs.command_line import AfterTheStep, Interrupted, is_expected, report, run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, need_compiler, place
@@ -82,7 +82,6 @@ from minidpt.runs.results import read_results, summarise, tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.tables import harmonic_mean, markdown, write_tables
 from minidpt.runs.train_options import config_of, parse_arguments, prompts_of, runs_on
-from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import all_finite, learning_rate, parameter_groups
 
 TEXT_WARMUP = 1  # epochs
@@ -320,7 +319,7 @@ def train(
             run.create()
         run.write_json(CONFIG, {**config_of(settings), "white": model.white})
         write_split(drawn, run.path(SPLIT))
-    if model.learned():
+    if model.prompt_state_dict():
         learn(settings, model, drawn, store, run)
     elif ranks.first:
         model.save(run.path(MODEL))
@@ -348,7 +347,7 @@ def train(
     run.write_json(SUMMARY, {
         "dataset": dataset.name, "classes": len(drawn.classnames), "method": settings.method,
         "shots": settings.shots, "seed": settings.seed, "model": clip.name,
-        "epochs": settings.epochs if model.learned() else 0,
+        "epochs": settings.epochs if model.prompt_state_dict() else 0,
         "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
@@ -397,7 +396,7 @@ def build(
     model = build_model(clip, drawn.classnames, settings.template, prompts_of(settings), ranks)
     if settings.class_chunk is not None:
         model.class_chunk = settings.class_chunk or None
-    count = sum(parameter.numel() for parameter in model.learned().values())
+    count = sum(parameter.numel() for parameter in model.prompt_state_dict().values())
     if count:
         say(f"{settings.method} learns {count:,} numbers from {len(drawn.train)} images")
 
@@ -492,8 +491,6 @@ def learn(
                 f"{record['images_per_second']:.0f} images/s, waiting for them "
                 f"{100 * record['waited_for_images']:.0f} %",
             )
-    with torch.no_grad():
-        model.prepared()  # with text features, for which who loads the file need not wait
     if model.ranks.first:
         model.save(run.path(MODEL))
 
@@ -513,7 +510,7 @@ def train_epoch(
     batch_size: images of a batch on all ranks, whose parts of the loss and of the gradients add up.
     """
     started, seen, device = time.monotonic(), 0, state.model.clip.device
-    ranks, learned = state.model.ranks, list(state.model.learned().values())
+    ranks, learned = state.model.ranks, list(state.model.prompt_state_dict().values())
     totals = torch.zeros(2, device=device)
     total_loss, total_correct = totals  # views
     for images, labels in batches:
@@ -545,7 +542,7 @@ def train_epoch(
 
 def check_finite(settings: Namespace, state: TrainingState, loss: float, run: Run) -> None:
     """ValueError if the loss or a learned number is infinite or NaN."""
-    if not (math.isfinite(loss) and all_finite(state.model.learned().values())):
+    if not (math.isfinite(loss) and all_finite(state.model.prompt_state_dict().values())):
         then = ", the prompts after it are not finite" if math.isfinite(loss) else ""
         lower = "" if settings.precision == "fp32" else "--precision fp32 or "
         raise ValueError(

@@ -225,6 +225,11 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
     return text
 
 
+def canonical_classname(name: object, where: str) -> str:
+    """Return a class's name as prompts have it: `_` is a space; raises as `good_name`."""
+    return good_name(name, where).replace("_", " ").strip()
+
+
 def cell(value: object) -> object:
     """A value for a CSV file: a text that a spreadsheet would compute has a ' before it.
 

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import PromptedModel
+from .model import PromptedCLIP
 
 WARMUP_LR = 1e-5
 
 
 def parameter_groups(
-    model: PromptedModel, visual_lr: float = 0.01, text_lr: float = 0.002
+    model: PromptedCLIP, visual_lr: float = 0.01, text_lr: float = 0.002
 ) -> list[dict[str, Any]]:
     """Parameter groups for `torch.optim`: image side, then text side; neither if it is empty.
 
     Each has a "name", "visual" or "text", beside its learning rate.
     """
-    text = [] if model.text_prompts is None else [model.text_prompts.ctx]
-    visual = [p for name, p in model.learned().items() if not name.startswith("text_prompts.")]
+    visual = model.prompt_state_dict()
+    text = [visual.pop(name) for name in ("text_prompts.ctx",) if name in visual]
     groups = [
-        {"name": "visual", "params": visual, "lr": visual_lr},
+        {"name": "visual", "params": [*visual.values()], "lr": visual_lr},
         {"name": "text", "params": text, "lr": text_lr},
     ]
     return [group for group in groups if group["params"]]

@@ -139,7 +139,8 @@ def test_a_step_on_cuda_computes_what_the_processor_does(method, monkeypatch):
     for device in ("cpu", "cuda"):
         model = build(method, "fp32", device)
         loss = step(model, random_images(CLIP, 5).to(device), (torch.arange(5) % 3).to(device))
-        results.append((loss.cpu(), {n: p.grad.cpu() for n, p in model.learned().items()}))
+        learned = model.prompt_state_dict()
+        results.append((loss.cpu(), {n: p.grad.cpu() for n, p in learned.items()}))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
@@ -154,6 +155,6 @@ def test_a_compiled_step_on_cuda_computes_the_same(precision):
         model.zero_grad()
         output = forward(images)
         model.loss(output, labels, guidance=True).backward()
-        gradients = {name: value.grad.clone() for name, value in model.learned().items()}
+        gradients = {name: value.grad.clone() for name, value in model.prompt_state_dict().items()}
         results.append((output.logits.detach(), gradients))
     torch.testing.assert_close(*results, rtol=5e-2, atol=0.1)

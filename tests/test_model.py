@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         ({"alpha": float("nan")}, "alpha.*nan"),
         ({"alpha": 10**40}, "alpha: .* got a int"),
         ({"n_ctx": 10**11}, "n_ctx: expected at least 1 and at most 1000, got 100000000000"),
-        ({"n_ctx": 78}, "n_ctx: 78 context vectors, but CLIP takes 77 tokens"),
+        ({"n_ctx": 78}, "78 context vectors and class 'ox' make a prompt of 82 tokens"),
         ({"n_visual": 10**11}, "n_visual.*at most 1000"),
         ({"top_k": np.int64(10**11)}, "top_k.*at most 1000000, got 100000000000"),
         ({"csc": 1}, "csc.*bool"),
@@ -277,7 +277,7 @@ def test_a_changed_context_changes_what_is_predicted(how):
         ctx.data.add_(1)
     with torch.no_grad():
         after = pair.model.eval()(images).logits
-        pair.model._kept = None
+        pair.model._cache = None
         afresh = pair.model(images).logits
     assert torch.equal(after, afresh) and not torch.equal(after, before)
 

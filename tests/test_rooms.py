@@ -17,14 +17,14 @@ ROOMS = {  # what the modules of a room, or a module of the ground floor, may im
     "config": {"files"},
     "losses": {"ranks"},
     "prompts": GROUND | {"clip", "config"},
-    "model": GROUND | {"clip", "config", "losses", "prompts"},
+    "inference": GROUND | {"clip", "checkpoints"},
+    "model": GROUND | {"clip", "checkpoints", "config", "inference", "losses", "prompts"},
     "maps": GROUND | {"clip", "prompts", "model"},
-    "trained": GROUND | {"clip", "config", "prompts", "checkpoints", "model"},
     "exporting": GROUND | {"clip", "prompts", "model"},
     "training": GROUND | {"clip", "prompts", "model"},
     "__main__": GROUND | {"checkpoints"},
     "runs": GROUND | {"clip", "checkpoints", "data", "config", "prompts", "model", "maps",
-                      "trained", "training"},
+                      "inference", "training"},
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_the_imports_of_a_module_are_found():
     )
     assert imported("clip.tokenizer", source) == {"files", "clip.network", "clip.packing"}
     assert imported("model", "from .clip.network import CLIP") == {"clip.network"}
-    assert imported("trained", "from .checkpoints import saved") == {"checkpoints.saved"}
+    assert imported("model", "from .checkpoints import saved") == {"checkpoints.saved"}
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

@@ -21,11 +21,11 @@ from pairs import (
     labels_for,
 )
 from PIL import Image
-from tiny_models import DEEP, WIDE, clip_state, random_images, shared_clip
+from tiny_models import DEEP, WIDE, clip_state, random_images
 
 import minidpt
-from minidpt import trained
-from minidpt.trained import learned_tensors as learned_tensors_of
+from minidpt import inference
+from minidpt.model import parameters_on_meta
 
 pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 @pytest.mark.parametrize(
     ("classnames", "message"),
     [
-        ("ox", "two class names, .* got 'ox'"),
+        ("ox", "a list of names, got 'ox'"),
         (None, "a list of names, got None"),
         ({"ox", "gnu"}, "a list of names, got"),  # in another order each time
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
@@ -62,7 +62,7 @@ def test_prompts_are_fp32_whatever_torchs_default_is():
     torch.set_default_dtype(torch.float64)
     try:
         model = minidpt.build_model(clip, ["ox", "gnu"], TEMPLATE)
-        assert all(value.dtype == torch.float32 for value in model.learned().values())
+        assert all(value.dtype == torch.float32 for value in model.prompt_state_dict().values())
         output = model(images)
         model.loss(output, torch.tensor([0, 1]), guidance=True).backward()
     finally:
@@ -83,66 +83,6 @@ def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
     for name, value in pair.model.published().items():
         assert torch.equal(loaded.published()[name], value), name
     assert loaded.published().keys() == pair.model.published().keys()
-
-
-@every_method
-def test_a_loaded_model_predicts_by_the_saved_text_features_without_encoding_a_text(
-    method, tmp_path, monkeypatch
-):
-    pair, path = Pair(OF_METHOD[method]), tmp_path / "model.pt"
-    predicted = pair.model.predict(pair.images())
-    pair.model.save(path)
-    monkeypatch.setattr(minidpt.CLIP, "encode_prompts", lambda *_: pytest.fail("a text is encoded"))
-    loaded = minidpt.load_model(path, pair.clip)
-    path.write_bytes(bytes(path.stat().st_size))  # what was read is no longer the mapped file
-    assert loaded.predict(pair.images()) == predicted
-
-
-@pytest.mark.parametrize(
-    "change", ["nothing", "ctx", "names", "template", "position", "precision", "device"]
-)
-def test_saved_text_features_that_follow_from_anything_else_are_not_used(
-    change, tmp_path, monkeypatch
-):
-    pair, path, clip = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt", shared_clip(WIDE)
-    if change == "device":
-        computed_on = property(lambda clip: torch.device("cuda"))
-        monkeypatch.setattr(minidpt.CLIP, "device", computed_on)
-        fingerprint = trained.text_fingerprint(
-            clip, UNEQUAL, TEMPLATE, pair.model.config, pair.model.learned()
-        )
-        monkeypatch.undo()
-    pair.model.save(path)
-    content = torch.load(path, weights_only=True)
-    for name in ("template", "learned"):
-        content["text_features"][name] += 1  # a model that takes them shows it
-    if change == "ctx":
-        content["learned"]["text_prompts.ctx"][0, 0] += 1
-    elif change == "names":
-        content["classnames"].reverse()
-    elif change == "template":
-        content["template"] = "a sketch of a {}."
-    elif change == "position":
-        content["config"]["class_token_position"] = "front"
-    elif change == "precision":
-        clip = minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16)
-    elif change == "device":
-        content["text_features"]["fingerprint"] = fingerprint
-    torch.save(content, path)
-    loaded = minidpt.load_model(path, clip)
-    del content["text_features"]  # as earlier versions wrote it
-    torch.save(content, path)
-    expected = minidpt.load_model(path, clip)
-    computed = change != "nothing"
-    assert torch.equal(loaded.template_features, expected.template_features) is computed
-    with torch.no_grad():
-        assert torch.equal(loaded.text_features(), expected.text_features()) is computed
-
-
-def test_text_features_may_be_left_out_of_a_model_file(tmp_path):
-    Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt", text_features=False)
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert content["text_features"] == {"fingerprint": ""}
 
 
 def test_names_and_numbers_of_numpy_are_saved_as_pythons(tmp_path):
@@ -248,15 +188,6 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("clip fingerprint", "0" * 64, "were learned with the weights of custom .000000000000…"),
         ("clip name", 5, "'name' .*got 5"),
         ("clip quick_gelu", 1, "'quick_gelu' .*got 1"),
-        ("text_features", None, "text_features: expected named entries, got None"),
-        ("text_features fingerprint", 5, "'fingerprint' .*got 5"),
-        (
-            "text_features template",
-            torch.zeros(3, 36),
-            r"template is \(3, 36\), expected \(3, 37\)",
-        ),
-        ("text_features learned", NO_NUMBERS, r"text features: learned is"),
-        ("text_features other", torch.zeros(1), "text features: unknown other"),
     ],
 )
 def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(
@@ -278,8 +209,8 @@ def test_shapes_that_a_config_implies_are_those_that_it_learns():
     for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), OF_METHOD):
         config = minidpt.PromptConfig(method=method, csc=bool(csc), ctx_init=ctx_init)
         clip = minidpt.build_clip(clip_state(WIDE))
-        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).learned()
-        expected = learned_tensors_of(clip, len(UNEQUAL), config)
+        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).prompt_state_dict()
+        expected = parameters_on_meta(clip, len(UNEQUAL), config)
         assert {k: v.shape for k, v in learned.items()} == {k: v.shape for k, v in expected.items()}
         assert all(value.is_meta for value in expected.values())
 
@@ -337,7 +268,7 @@ def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeyp
     pair = Pair(OF_METHOD["vlp"])
     pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
     at_once = pair.model.predict(pictures, top=2)
-    monkeypatch.setattr(trained, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     in_parts = pair.model.predict(pictures, top=2)
     assert [[p.classname for p in row] for row in in_parts] == [
         [p.classname for p in row] for row in at_once

@@ -28,7 +28,7 @@ MAPLE = "MultiModalPromptLearner"  # MaPLe's folder
 OTHERS = {"compound_prompt": "MaPLe", "meta_net.linear": "CoCoOp"}  # pieces of names → whose
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
-OUR_NAMES = {  # as `PromptedModel.learned` names them
+OUR_NAMES = {  # as `PromptedCLIP.prompt_state_dict` names them
     "text_prompts.ctx": f"{TEXT}.ctx",
     "visual_prompts.prompts": f"{VISUAL}.ctx",
 }

@@ -17,20 +17,16 @@ from .reader import read_checkpoint
 
 FORMATS = ("minidpt 1", "minidpt 2")  # 2: with an image_size, which 0.1.0 would not see
 OF_CLIP = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
-NO_FEATURES = {"fingerprint": ""}
 
 
 class SavedModel(NamedTuple):
     """What a model file holds.
 
-    learned: name → tensor, as `PromptedModel.learned` names them.
+    learned: name → tensor, as `PromptedCLIP.prompt_state_dict` names them.
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `clip/white.py`; None in files of earlier versions.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were interpolated for that (`CLIP.interpolate`).
-    text_features: "fingerprint", of all that they follow from, and in fp32, (C, E) each, "template"
-        and where a context was learned "learned". In a file that is written while training, or by
-        an earlier version, the fingerprint is "" and nothing else there.
     """
 
     learned: dict[str, Tensor]
@@ -39,7 +35,6 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: White | None
     clip: dict[str, Any]
-    text_features: dict[str, Any]
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
@@ -81,7 +76,6 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             entries(content.get("config"), "config"),
             checked_white(content.get("white")),
             entries(content.get("clip"), "clip", **OF_CLIP),
-            entries(content.get("text_features", NO_FEATURES), "text_features", fingerprint=str),
         )
     except ValueError as error:
         raise not_saved(path, error) from error

@@ -17,8 +17,9 @@ from typing import BinaryIO, TextIO
 from ..clip.workers import PAUSE
 from ..data.listing import images_in, unread_note
 from ..files import naming, writing_rows
+from ..inference import PREDICT_BATCH, Prediction
+from ..model import PromptedCLIP
 from ..ranks import ALONE, Ranks
-from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
 from .command_line import report
 from .progress_line import Progress, say
 

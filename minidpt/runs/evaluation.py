@@ -28,9 +28,9 @@ from ..clip.white import White
 from ..data.batches import Batch, deep_pictures, naming_all_broken, test_batches
 from ..data.items import Item
 from ..files import locked, replacing
+from ..model import PromptedCLIP
 from ..progress import job
 from ..ranks import ALONE, Ranks
-from ..trained import PromptedCLIP
 
 _HEADER = re.compile(  # of np.save for float32 (N, E)
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '<f4', 'fortran_order': False, 'shape': "
@@ -232,7 +232,7 @@ class Predicted(NamedTuple):
 def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
     """What a model takes the test pictures for."""
     if not test.own:
-        model.prepared()  # for which the other ranks need this one, too
+        model.prompt_features()  # for which the other ranks need this one, too
     batches = test.batches(images=model.config.learns_image)
     logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
     return _likeliest(test, logits)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..clip.network import CLIP
 from ..files import shown
-from ..model import PromptedModel
+from ..model import PromptedCLIP
 from .folders import CONFIG, Run
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +69,7 @@ def noted_precision(runs: Iterable[Run]) -> str | None:
     return None
 
 
-def slow_note(model: PromptedModel, steps: int, trained: int, tested: int) -> str:
+def slow_note(model: PromptedCLIP, steps: int, trained: int, tested: int) -> str:
     """A line if a run will take long in fp32 on this CPU, and much less in bf16; else an empty one.
 
     steps: of training; trained, tested: pictures that pass in all of them, and in one test.
@@ -92,11 +92,11 @@ def slow_note(model: PromptedModel, steps: int, trained: int, tested: int) -> st
     )
 
 
-def weight_operations(model: PromptedModel, steps: int, trained: int, tested: int) -> int:
+def weight_operations(model: PromptedCLIP, steps: int, trained: int, tested: int) -> int:
     """Multiplications and additions of the products with the weights of CLIP's layers in a run.
 
     Arguments as in `slow_note`. As the weights are frozen, a backward pass is as many as a forward
-    one. That some passes are left out (`PromptedModel.forward`) is not counted off.
+    one. That some passes are left out (`PromptedCLIP.forward`) is not counted off.
     """
     config, clip = model.config, model.clip
     frozen = config.guided or not config.learns_image

@@ -21,8 +21,8 @@ from ..clip.white import checked_white
 from ..data.splits import split_content
 from ..files import entries, one_line, one_line_errors, parse_json, read_json, read_text, replacing
 from ..maps import attention_maps
+from ..model import PromptedCLIP
 from ..prompts import nearest_words
-from ..trained import PromptedCLIP
 from .charts import Series, legend, line_chart
 from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, Run
 from .page import Markup, joined, name, page, section, table, tag

@@ -15,7 +15,7 @@ from ..checkpoints.reader import read_checkpoint
 from ..checkpoints.saved import write_checkpoint
 from ..clip.state_dict import check_tensors
 from ..files import entries, one_line_errors, parse_json, shown
-from ..trained import PromptedCLIP
+from ..model import PromptedCLIP
 from .folders import ANEW, METRICS, MODEL, STATE, Run, decisive
 
 FORMAT = "minidpt state 1"
@@ -43,7 +43,7 @@ class TrainingState:
         """
         if not self.model.ranks.first:
             return
-        learned, state = self.model.learned(), self.optimizer.state
+        learned, state = self.model.prompt_state_dict(), self.optimizer.state
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
@@ -56,7 +56,7 @@ class TrainingState:
             # as numbers, which a checkpoint may have more of than of text
             "metrics": torch.tensor(list(self.metrics.encode()), dtype=torch.uint8),
         })  # fmt: skip
-        self.model.save(run.path(MODEL), text_features=False)
+        self.model.save(run.path(MODEL))
         run.write_text(METRICS, self.metrics)
 
     @one_line_errors
@@ -82,7 +82,8 @@ class TrainingState:
             if name in noted and noted[name] != value:
                 got = f"one with {name} {shown(noted[name])}"
                 raise ValueError(f"expected {name} {shown(value)}, got {got}")
-        epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.learned()
+        epoch, epochs = content["epoch"], self.settings["epochs"]
+        learned = self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")
         metrics = lines_of(content["metrics"], epoch)
@@ -100,7 +101,7 @@ class TrainingState:
             if (drawn := content["generators"].get(name)) is not None:  # else on another device
                 generator.set_rng_state(drawn.clone())
         self.scaler.load_state_dict(content["scaler"])
-        self.model.set_learned(content["learned"])
+        self.model.load_prompt_state_dict(content["learned"])
         for name, value in momentum.items():
             parameter = learned[name]
             self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter, copy=True)

@@ -33,8 +33,8 @@ from minidpt.data.demo import SEED, demo_files
 from minidpt.data.scenes import STREET_STYLE, draw_scene_and_mask
 from minidpt.data.splits import read_split
 from minidpt.maps import AttentionMaps
+from minidpt.model import PromptedCLIP
 from minidpt.runs.folders import MODEL, SPLIT, Run
-from minidpt.trained import PromptedCLIP
 
 BATCH = 96
 COLUMNS = ("area", "zero-shot", "tuned", "to prompts", "true class", "other classes", "on patches",

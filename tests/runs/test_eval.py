@@ -19,7 +19,7 @@ from small_runs import CLASSNAMES, Place, learned, printed, train
 from tiny_models import DEEP
 
 import minidpt
-from minidpt import trained as trained_models
+from minidpt import inference
 
 # The test
 
@@ -204,7 +204,7 @@ def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
             raise error
         return predict(model, images, *options)
 
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
     options = ["--image", *images, "--csv", "out.csv", "--top", 1]
