@@ -89,27 +89,26 @@ def predict_all(
     return predictions
 
 
-def find_clip(saved: SavedModel, clip: CLIP | None, where: str) -> CLIP:
+def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
     """Load the CLIP of a model file by its name, or check that `clip` is the one.
 
-    Raises ValueError, which `where` begins, for other weights or another image size.
+    Raises ValueError for other weights or another image size.
     """
-    name, fingerprint = saved.clip["name"], saved.clip["fingerprint"]
-    image_size = saved.clip.get("image_size")
+    name, image_size = saved.clip["name"], saved.clip.get("image_size")
     if clip is None:
         if name not in NAMES:
-            raise ValueError(f"{where}: its CLIP {shown(name)} is no known name: pass clip=")
+            raise ValueError(f"its CLIP {shown(name)} is no known name: pass clip=")
         clip, _ = load(name, quick_gelu=saved.clip["quick_gelu"], image_size=image_size)
-    if clip.fingerprint() != fingerprint:
+    expected, got = saved.clip["fingerprint"], clip.fingerprint()
+    if got != expected:
         raise ValueError(
-            f"{where}: its prompts were learned with the weights of {name[:60]} "
-            f"({fingerprint[:12]}…), got those of {clip.name} ({clip.fingerprint()[:12]}…): pass "
-            "the CLIP it was trained on"
+            f"its prompts were learned with the weights of {name[:60]} ({expected[:12]}…), got "
+            f"those of {clip.name} ({got[:12]}…): pass the CLIP it was trained on"
         )
     if clip.image_size != image_size:
         expected, got = (size or "the checkpoint's" for size in (image_size, clip.image_size))
         raise ValueError(
-            f"{where}: its prompts were learned at image size {expected}, got a CLIP at {got}: "
-            f"load it with image_size={image_size}"
+            f"its prompts were learned at image size {expected}, got a CLIP at {got}: load it with "
+            f"image_size={image_size}"
         )
     return clip

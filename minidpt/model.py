@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints.published import from_published, to_published
-from .checkpoints.saved import SavedModel, not_saved, read_model, write_model
+from .checkpoints.saved import SavedModel, read_model, write_model
 from .clip.network import CLIP
 from .clip.packing import pack
 from .clip.pictures import Picture
@@ -482,11 +482,10 @@ def check_texts(classnames: Sequence[str], template: str) -> None:
     if not 2 <= len(classnames) <= MAX_CLASSES:
         expected = f"at least two class names, at most {MAX_CLASSES:,}"
         raise ValueError(f"expected {expected}, got {len(classnames):,}")
-    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
-        expected = f"a template of at most {MAX_TEMPLATE} characters"
-        raise ValueError(f"expected {expected}, got {shown(template)}")
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise ValueError(f"template '{template}': expected {{}} once, where the class name goes")
+    is_text = isinstance(template, str) and len(template) <= MAX_TEMPLATE
+    if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
+        raise ValueError(f"template {shown(template)}: expected {expected}")
 
 
 @one_line_errors
@@ -499,20 +498,17 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
     weights are others than those the prompts were learned with, or the prompts are not finite.
     """
-    saved, where = read_model(path), f"model file {path}"
+    saved = read_model(path)
     try:
-        config = PromptConfig(**saved.config)
-    except (ValueError, TypeError) as error:
-        raise not_saved(path, error) from error
-    clip = find_clip(saved, clip, where)
-    try:  # the shapes first: what a config asks for may be more than any memory
+        config, clip = PromptConfig(**saved.config), find_clip(saved, clip)
         check_texts(saved.classnames, saved.template)
+        # Before any is made: what a config asks for may be more than any memory.
         expected = parameters_on_meta(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
             model = build_model(clip, saved.classnames, saved.template, config)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model file {path}: {error}") from error
     model.load_prompt_state_dict(saved.learned)
     model.white = saved.white
     return model.eval()

@@ -22,7 +22,7 @@ def parameter_groups(
     Each has a "name", "visual" or "text", beside its learning rate.
     """
     visual = model.prompt_state_dict()
-    text = [visual.pop(name) for name in ("text_prompts.ctx",) if name in visual]
+    text = [] if model.text_prompts is None else [visual.pop("text_prompts.ctx")]
     groups = [
         {"name": "visual", "params": [*visual.values()], "lr": visual_lr},
         {"name": "text", "params": text, "lr": text_lr},
