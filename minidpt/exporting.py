@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .clip.network import CLIP
 from .files import replacing
 from .model import PromptedCLIP, PromptFeatures
 
@@ -63,11 +64,10 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
 
     Raises as `check_target`, and ValueError if the model is not in fp32 or too large for ONNX.
     """
-    path = Path(path)
+    path, clip, size = Path(path), model.clip, model.clip.visual.resolution
     check_target(path)
     if path.suffix == ".onnx":
-        check_onnx(model)
-    clip, size = model.clip, model.clip.visual.resolution
+        check_onnx(clip)
     about = json.dumps(
         {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
     )
@@ -124,12 +124,12 @@ def check_target(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: torch's ONNX exporter lacks {' and '.join(missing)}: {fix}")
 
 
-def check_onnx(model: PromptedCLIP) -> None:
-    """ValueError if runtimes could not read or run what would be written."""
-    if model.clip.dtype != torch.float32:
+def check_onnx(clip: CLIP) -> None:
+    """Raise ValueError if runtimes could not read or run what would be written."""
+    if clip.dtype != torch.float32:
         fix = "load it in fp32 (--precision fp32)"
-        raise ValueError(f".onnx: expected a CLIP in fp32, got {model.clip.dtype}: {fix}")
-    size = 4 * sum(weight.numel() for weight in model.clip.visual.parameters())
+        raise ValueError(f".onnx: expected a CLIP in fp32, got {clip.dtype}: {fix}")
+    size = 4 * sum(weight.numel() for weight in clip.visual.parameters())
     if size > MAX_ONNX:
-        got = f"got {size:,}: export a .pt2"
-        raise ValueError(f".onnx: expected an image side of up to {MAX_ONNX:,} bytes, {got}")
+        expected = f"an image side of up to {MAX_ONNX:,} bytes"
+        raise ValueError(f".onnx: expected {expected}, got {size:,}: export a .pt2")

@@ -333,11 +333,11 @@ class PromptedCLIP(nn.Module):
 
     def published(self, grad: bool = False) -> dict[str, Tensor]:
         """Return the learned tensors (or their gradients) under the published names."""
-        learned = self.prompt_state_dict()
+        values = self.prompt_state_dict()
         if grad:
-            zeros = {name: torch.zeros_like(value) for name, value in learned.items()}
-            learned = {n: zeros[n] if p.grad is None else p.grad for n, p in learned.items()}
-        return to_published(learned)
+            for name, value in values.items():
+                values[name] = torch.zeros_like(value) if value.grad is None else value.grad
+        return to_published(values)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write learned tensors, class names, template, config, CLIP's name and fingerprint.

@@ -44,7 +44,6 @@ class Ranks:
     local_size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
     parent: int | None = field(default=None, compare=False, repr=False)
-    _told: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # a count
 
     @property
     def first(self) -> bool:
@@ -120,8 +119,8 @@ class Ranks:
         """
         if self.size == 1:
             return [content]
-        self._told[0] += 1
-        number = self._told[0]
+        with self._exchange():
+            number = self.store.add(f"messages of {self.rank}", 1)
         self.put(f"told {number} by {self.rank}", content)
         return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
 

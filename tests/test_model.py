@@ -76,6 +76,16 @@ def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
         Pair(OF_METHOD["coop"], template="a photo")
 
 
+def test_an_underscore_in_a_class_name_is_a_space_and_the_class_the_same():
+    pair = Pair({**OF_METHOD["coop"], "csc": True}, classnames=["red_fox", "ox"])
+    other = pair.model.for_classes([" red fox", "ox_"])
+    assert (pair.model.classnames[0], other.classnames) == ("red_fox", [" red fox", "ox_"])
+    assert torch.equal(other.text_features(), pair.model.text_features())
+    assert torch.equal(other.template_features, pair.model.template_features)
+    with pytest.raises(ValueError, match="csc"):
+        pair.model.for_classes(["ox", "red fox"])
+
+
 def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monkeypatch):
     config = OF_METHOD["vlp"]
     clip = minidpt.build_clip(clip_state(WIDE))
