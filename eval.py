@@ -29,6 +29,7 @@ from minidpt.config import PromptConfig
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
+from minidpt.model import PromptedCLIP, build_model
 from minidpt.ranks import join, started
 from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import run_command
@@ -46,7 +47,6 @@ from minidpt.runs.report import write_report
 from minidpt.runs.sources import data_folders, seen_notes, sources_of, tests_of, train_images
 from minidpt.runs.tables import write_tables
 from minidpt.runs.transfer import note_transfer, noted_tests
-from minidpt.trained import PromptedCLIP, build_model
 
 
 def main() -> int:

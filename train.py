@@ -27,6 +27,7 @@ from minidpt.data.copies import copies_note
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
+from minidpt.model import PromptedCLIP, build_model
 from minidpt.ranks import join, started
 from minidpt.runs.command_line import AfterTheStep, run_command
 from minidpt.runs.config import RunConfig, versions
@@ -42,7 +43,6 @@ from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.runs.tables import harmonic_mean
 from minidpt.runs.train_options import parse_train_command
-from minidpt.trained import PromptedCLIP, build_model
 from minidpt.training import check_finite, learning_rate, parameter_groups
 
 TEXT_WARMUP = 1  # epochs
@@ -82,7 +82,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     if model.ranks.first:
         run.create(config, record)
         write_split(drawn, run.path(SPLIT))
-    if model.learned():
+    if model.prompt_state_dict():
         settings = config.result_settings() | record.result_settings()
         fit(model, drawn, config, run, shared, settings)
     if model.ranks.first:
@@ -116,7 +116,7 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
 
 def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> Iterable[str]:
     """Print what is to be learned; yield notes where the settings leave too little training."""
-    count = sum(parameter.numel() for parameter in model.learned().values())
+    count = sum(parameter.numel() for parameter in model.prompt_state_dict().values())
     if not count:
         return
     say(f"{config.prompts.method} trains {count:,} parameters on {len(drawn.train)} images")
@@ -228,7 +228,7 @@ def train_one_epoch(
 
     guidance: the first stage of training, see `PromptedCLIP.loss`.
     """
-    device, learned = model.clip.device, list(model.learned().values())
+    device, learned = model.clip.device, list(model.prompt_state_dict().values())
     totals, steps = torch.zeros(2, device=device), 0
     for images, labels in loader:
         images = model.clip.normalize(images.to(device, non_blocking=True))  # (B, 3, R, R)
@@ -286,7 +286,7 @@ def finish(
     seconds: float,
 ) -> None:
     """Write summary.json, which makes the run a finished one, and print the results."""
-    (result, *others), learns = results.values(), bool(model.learned())
+    (result, *others), learns = results.values(), bool(model.prompt_state_dict())
     method, before = config.prompts.method, result["zero_shot_accuracy"]
     run.write_json(SUMMARY, {
         "dataset": drawn.name, "classes": len(drawn.classnames), "method": method,

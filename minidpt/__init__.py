@@ -7,9 +7,9 @@ from .clip.state_dict import build_clip
 from .clip.tokenizer import tokenize
 from .config import METHODS, PromptConfig
 from .exporting import export
+from .inference import Prediction
 from .maps import AttentionMaps, attention_maps
-from .model import ModelOutput
-from .trained import Prediction, PromptedCLIP, build_model, load_model
+from .model import ModelOutput, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 
 __version__ = "1.0.0.dev0"

@@ -5,57 +5,56 @@ The text side is not in it, only its features: what cannot change any more is a 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .files import one_line_errors, replacing
-from .model import Prepared, PromptedModel
+from .clip.network import CLIP
+from .files import replacing
+from .model import PromptedCLIP, PromptFeatures
 
 ABOUT = "minidpt.json"  # what travels in the program: JSON, see `export`
 ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's 2 GiB, and room for the graph
 
 
-class ImageClassifier(PromptedModel):
+class ImageClassifier(PromptedCLIP):
     """The image side of a model with the features that its texts have now, for `torch.export`."""
 
-    def __init__(self, model: PromptedModel):
+    def __init__(self, model: PromptedCLIP):
         nn.Module.__init__(self)  # its parts are the model's: nothing is made, no text encoded
         self.clip = nn.Module()
         self.clip.visual, self.clip.logit_scale = model.clip.visual, model.clip.logit_scale
         self.classnames, self.config = model.classnames, model.config
         self.visual_prompts, self.class_aware = model.visual_prompts, model.class_aware
         self.first_class_aware = model.first_class_aware
-        prepared = model.prepared()
+        features = model.prompt_features()
         self.register_buffer("template_features", model.template_features)
-        self.register_buffer("features", prepared.text_features)
-        self.register_buffer("classifier", prepared.classifier)
+        self.register_buffer("features", features.text_features)
+        self.register_buffer("classifier", features.classifier)
         self.register_buffer("prompt_kv", None)
-        if prepared.prompt_kv:
-            self.prompt_kv = torch.stack(prepared.prompt_kv)  # (layers, P, 2, H, d)
+        if features.prompt_kv:
+            self.prompt_kv = torch.stack(features.prompt_kv)  # (layers, P, 2, H, d)
 
-    def prepared(self) -> Prepared:
-        """Constants."""
+    def prompt_features(self) -> PromptFeatures:
+        """Return constants."""
         prompt_kv = [] if self.prompt_kv is None else list(self.prompt_kv)
-        return Prepared(self.features, self.classifier, prompt_kv)
+        return PromptFeatures(self.features, self.classifier, prompt_kv)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, R, R) from `preprocess` → probabilities (B, C) in fp32."""
         return super().forward(images, branches=False).logits.softmax(dim=-1)
 
 
-@one_line_errors
 @torch.no_grad()
-def export(model: PromptedModel, path: str | os.PathLike) -> None:
+def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     """Write the new file `path`, a program that predicts as the model does, without this package.
 
     Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes where
@@ -65,35 +64,22 @@ def export(model: PromptedModel, path: str | os.PathLike) -> None:
 
     Raises as `check_target`, and ValueError if the model is not in fp32 or too large for ONNX.
     """
-    path = Path(path)
+    path, clip, size = Path(path), model.clip, model.clip.visual.resolution
     check_target(path)
     if path.suffix == ".onnx":
-        check_onnx(model)
-    clip, size = model.clip, model.clip.visual.resolution
+        check_onnx(clip)
     about = json.dumps(
         {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
     )
-    images = torch.zeros(2, 3, size, size, device=model.clip.device)  # 1 would be taken for fixed
+    images = torch.zeros(2, 3, size, size, device=clip.device)  # 1 would be taken for fixed
     batch = {0: torch.export.Dim("batch")}
-    own_precision = torch.autocast(model.clip.device.type, enabled=False)
-    with own_precision, frozen(classifier := ImageClassifier(model)):
+    with torch.autocast(clip.device.type, enabled=False):
+        # A copy, of which nothing learns: what is exported has no gradient.
+        classifier = copy.deepcopy(ImageClassifier(model)).requires_grad_(False)
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
         content = WRITERS[path.suffix](program, about)
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """In the block no parameter learns, so that what is exported has no gradient."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 def torch_program(program: torch.export.ExportedProgram, about: str) -> bytes:
@@ -138,12 +124,12 @@ def check_target(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: torch's ONNX exporter lacks {' and '.join(missing)}: {fix}")
 
 
-def check_onnx(model: PromptedModel) -> None:
-    """ValueError if runtimes could not read or run what would be written."""
-    if model.clip.dtype != torch.float32:
+def check_onnx(clip: CLIP) -> None:
+    """Raise ValueError if runtimes could not read or run what would be written."""
+    if clip.dtype != torch.float32:
         fix = "load it in fp32 (--precision fp32)"
-        raise ValueError(f".onnx: expected a CLIP in fp32, got {model.clip.dtype}: {fix}")
-    size = 4 * sum(weight.numel() for weight in model.clip.visual.parameters())
+        raise ValueError(f".onnx: expected a CLIP in fp32, got {clip.dtype}: {fix}")
+    size = 4 * sum(weight.numel() for weight in clip.visual.parameters())
     if size > MAX_ONNX:
-        got = f"got {size:,}: export a .pt2"
-        raise ValueError(f".onnx: expected an image side of up to {MAX_ONNX:,} bytes, {got}")
+        expected = f"an image side of up to {MAX_ONNX:,} bytes"
+        raise ValueError(f".onnx: expected {expected}, got {size:,}: export a .pt2")

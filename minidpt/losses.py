@@ -1,7 +1,7 @@
 """Cross-entropy and DPT's auxiliary loss, means over a batch.
 
-Of a batch that several ranks share, each computes what its images add to the mean: all ranks' sum
-to it.
+Several ranks that share a batch pass its `GlobalCounts`: each divides by those, so that the losses
+of all ranks, and their gradients, sum to those of the batch.
 """
 
 from __future__ import annotations
@@ -15,43 +15,45 @@ from torch.nn import functional as F
 from .ranks import NO_LABEL, Ranks
 
 
-class Counts(NamedTuple):
-    """Of a batch: images with a label, and those of its selected classes that are the label."""
+class GlobalCounts(NamedTuple):
+    """Of a batch on all ranks: images with a label, and selected classes that are the label."""
 
     images: Tensor
     hits: Tensor
 
 
-def counts(labels: Tensor, top_classes: Tensor | None, ranks: Ranks) -> Counts:
-    """`Counts` of the batch that all ranks make up: labels (B,), top_classes (B, K) or none."""
+def global_counts(labels: Tensor, top_classes: Tensor | None, ranks: Ranks) -> GlobalCounts | None:
+    """Count over all ranks: labels (B,), top_classes (B, K) or none; None for a single process."""
+    if ranks.size == 1:
+        return None
     images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
     if top_classes is not None:
         hits = (top_classes == labels.unsqueeze(1)).sum()
-    return Counts(*ranks.add(torch.stack([images, hits])))
+    return GlobalCounts(*ranks.add(torch.stack([images, hits])))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, whole: Counts | None = None) -> Tensor:
-    """The mean over the images (B, C), or what they add to the mean over a `whole` batch."""
-    if whole is None:
+def cross_entropy(logits: Tensor, labels: Tensor, counts: GlobalCounts | None = None) -> Tensor:
+    """Compute the mean cross-entropy of logits (B, C)."""
+    if counts is None:
         return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="sum") / whole.images
+    return F.cross_entropy(logits, labels, reduction="sum") / counts.images
 
 
 def auxiliary_loss(
-    class_aware_logits: Tensor, top_classes: Tensor, labels: Tensor, whole: Counts | None = None
+    class_aware_logits: Tensor,
+    top_classes: Tensor,
+    labels: Tensor,
+    counts: GlobalCounts | None = None,
 ) -> Tensor:
-    """Cross-entropy of class-aware logits (B, layers, K, C) where the slot's class is the label.
+    """Compute the cross-entropy of logits (B, layers, K, C) where the selected class is the label.
 
-    Averaged over just those (image, layer, slot); 0 if there is none, where the published code
-    divides by zero. top_classes are the slots' (B, K); `whole` as in `cross_entropy`.
+    The mean over just those of the top_classes (B, K), in all layers; 0 if there is none, where the
+    published code divides by zero.
     """
-    _, layers, _, classes = class_aware_logits.shape
-    hits = (top_classes == labels.unsqueeze(1)).float()  # (B, K)
-    logits = class_aware_logits.transpose(1, 2).flatten(0, 1)  # (B·K, layers, C)
-    targets = labels.repeat_interleave(hits.shape[1])  # (B·K,)
+    hits = top_classes == labels.unsqueeze(1)  # (B, K)
+    targets = labels.view(-1, 1, 1).expand(class_aware_logits.shape[:-1])  # (B, layers, K)
     losses = F.cross_entropy(
-        logits.reshape(-1, classes), targets.repeat_interleave(layers), reduction="none"
-    )
-    losses = losses.view(*hits.shape, layers).mean(dim=-1)  # (B, K)
-    count = hits.sum() if whole is None else whole.hits
-    return (losses * hits).sum() / count.clamp(min=1)
+        class_aware_logits.flatten(0, 2), targets.flatten(), reduction="none"
+    ).view_as(targets)
+    count = hits.sum() if counts is None else counts.hits
+    return (losses.mean(dim=1) * hits).sum() / count.clamp(min=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .model import PromptedModel
+from .model import PromptedCLIP
 
 
 class AttentionMaps(NamedTuple):
@@ -30,14 +30,14 @@ class AttentionMaps(NamedTuple):
 
 
 @torch.no_grad()
-def attention_maps(model: PromptedModel, images: Tensor) -> AttentionMaps:
+def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
     """Attention over the patches of preprocessed images (B, 3, R, R).
 
-    The layers below the last are passed through twice, as in `PromptedModel.forward`; of the last
+    The layers below the last are passed through twice, as in `PromptedCLIP.forward`; of the last
     one the attention is spelled out. Where the image side learns nothing, `tuned` is `zero_shot`.
     Raises ValueError for images of another shape.
     """
-    visual, prepared = model.clip.visual, model.prepared()
+    visual, prepared = model.clip.visual, model.prompt_features()
     tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)
     plain, last = visual.forward_to_last_layer(tokens), visual.transformer.resblocks[-1]
     zero_shot = over_patches(last.cls_attention_weights(plain).mean(dim=1), tokens)
@@ -47,8 +47,8 @@ def attention_maps(model: PromptedModel, images: Tensor) -> AttentionMaps:
     top_classes = class_features = class_aware = None
     if model.config.method == "dpt":
         frozen = F.normalize(visual.project_cls(last.forward_cls(plain)).float(), dim=-1)
-        top_classes, class_features = model.select(frozen, prepared.text_features)
-    prompted = model.before_last(tokens, prepared.prompt_kv, class_features)
+        top_classes, class_features = model.select(frozen, prepared.text_features, len(images))
+    prompted = model.forward_to_last_layer(tokens, prepared.prompt_kv, class_features)
     weights = last.cls_attention_weights(prompted.tokens, prompted.prompts)  # (B, H, N+P)
     tuned = over_patches(weights.mean(dim=1), tokens)
     if prompted.class_aware_weights is not None:

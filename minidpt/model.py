@@ -1,34 +1,61 @@
 """CLIP with learned prompts: the forward pass and the loss of the five methods (`config.py`).
 
-Layers are counted from 1, as in the paper and in `PromptConfig`.
+Letters of shapes, here and below: B images of N tokens (the class token and the patches), C
+classes, K of them selected for each image, P visual prompts of a layer, L layers of the image
+transformer of width D with H heads of width d, and E the width that images and texts share.
+
+Layers are counted from 1, as in the paper and in `PromptConfig`. Those of DPT, j being
+`class_aware_from`; without class-aware prompts j is L + 1:
+
+    layer     1 … j−1                     j … L−1                        L
+    x         (B, N, D) ───────────────▶  (B, N, D) ──────────────────▶  class token only (B, E)
+    sees      x and P learned prompts     x and K class-aware prompts    the same
+                                          made from x and text features
+
+With g the text features of the learned context and W0 those of the template, f the image feature
+with prompts and f0 without, n(x) = x / |x|, s = exp(logit_scale) and CE the cross-entropy:
+
+    logits = s·n(f)·n(g)ᵀ
+    plain  = CE(logits)
+    guided = CE(s·n(f0)·n(g)ᵀ) + CE(s·n(f)·W0ᵀ) + 0.1·plain       the first epochs of VLP and DPT
+    loss   = plain or guided + α·auxiliary                        the last of DPT: `auxiliary_loss`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checkpoints.prompt_file import SavedModel, read_model, write_model
+from .checkpoints.published import from_published, to_published
 from .clip.network import CLIP
 from .clip.packing import pack
+from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
+from .files import MAX_CLASSES, canonical_classname, one_line_errors, shown
+from .images.decode import ImageSource
+from .images.transforms import eval_pixels
 from .images.white_level import WhiteLevel
-from .losses import auxiliary_loss, counts, cross_entropy
-from .prompts import TextPrompts, check_length, image_prompts
+from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
+from .losses import auxiliary_loss, cross_entropy, global_counts
+from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .ranks import ALONE, Ranks
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
+MAX_TEMPLATE = 1000  # characters; CLIP takes 77 tokens
 
 
 class ModelOutput(NamedTuple):
-    """What `PromptedModel` returns; B images, C classes, K selected ones.
-
-    Logits are cosines times exp(logit_scale), in fp32.
+    """What `PromptedCLIP` returns. Logits are cosines times exp(logit_scale), in fp32.
 
     logits: (B, C).
     text_branch_logits: (B, C), learned text features against the frozen image feature.
@@ -45,7 +72,7 @@ class ModelOutput(NamedTuple):
     class_aware_logits: Tensor | None = None  # DPT
 
 
-class Prepared(NamedTuple):
+class PromptFeatures(NamedTuple):
     """What the learned prompts give that no image has a part in.
 
     text_features: (C, E) in fp32, learned and not normalised, or the template's.
@@ -58,13 +85,21 @@ class Prepared(NamedTuple):
     prompt_kv: list[Tensor]
 
 
-class LastLayer(NamedTuple):
+class CachedFeatures(NamedTuple):
+    """Cached prompt features, with copies of the values and the precision they came from."""
+
+    sources: list[Tensor]
+    dtype: torch.dtype
+    features: PromptFeatures
+
+
+class LastLayerInput(NamedTuple):
     """What the last layer of the image transformer works on.
 
     tokens: (B, N, D), the image's, that enter it.
     prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
     class_aware_logits: (B, layers, K, C) of the class-aware prompts of all layers, DPT's.
-    class_aware_weights: (B, K, N+10), the attention that its own were made by (`ClassAware`).
+    class_aware_weights: (B, K, N+10), the attention that made its own (`ClassAwareOutput`).
     """
 
     tokens: Tensor
@@ -73,22 +108,8 @@ class LastLayer(NamedTuple):
     class_aware_weights: Tensor | None = None
 
 
-class Kept(NamedTuple):
-    """Something `Prepared`, from which learned values and in which precision.
-
-    The values are kept, not their version: fused optimizers change them behind autograd.
-    """
-
-    learned: list[Tensor]
-    dtype: torch.dtype
-    prepared: Prepared
-
-
-class PromptedModel(nn.Module):
-    """Forward pass and losses of a frozen CLIP with one method's prompts.
-
-    `PromptedCLIP` adds what is done with a model: predict, save, other classes.
-    """
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP and the learned prompts of one method. Made by `build_model`."""
 
     def __init__(
         self,
@@ -97,119 +118,29 @@ class PromptedModel(nn.Module):
         template: str,
         config: PromptConfig,
         ranks: Ranks = ALONE,
-        template_features: Tensor | None = None,
     ):
-        """template_features: where they are known, what `_template_features` would compute."""
         super().__init__()
-        self.ranks = ranks
-        self.clip = clip
+        names = [canonical_classname(name, "class names") for name in classnames]
+        self.clip, self.ranks = clip, ranks
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
         self.config = config
         self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
-        self.text_prompts: TextPrompts | None = None
-        self._kept: Kept | None = None
-        self.notes: tuple[str, ...] = ()  # what was chosen in building it, a line each
-
-        if config.learns_text:
-            self.text_prompts = TextPrompts(
-                clip,
-                classnames,
-                config.n_ctx,
-                config.ctx_init,
-                config.csc,
-                config.class_token_position,
-                ranks,
-            )
-        self.visual_prompts, self.class_aware = image_prompts(clip, len(classnames), config)
+        self.text_prompts = TextPrompts(clip, names, config, ranks) if config.learns_text else None
+        self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         # Classes encoded at a time; None: all at once.
-        self.class_chunk = self._classes_that_fit()
-        if template_features is None:
-            template_features = self._template_features()
-        self.register_buffer("template_features", template_features, persistent=False)
+        self.class_chunk = classes_that_fit(clip, self.text_prompts)
+        features = encode_template(clip, names, self.template, ranks)
+        self.register_buffer("template_features", features, persistent=False)
+        self._cache: CachedFeatures | None = None
         self.to(clip.device)
-
-    @torch.no_grad()
-    def _template_features(self) -> Tensor:
-        """The zero-shot classifier W0: normalised text features (C, E) of the filled template."""
-        prompts = []
-        for name in self.classnames:
-            text = self.template.replace("{}", name.replace("_", " "))
-            prompts.append([SOT_TOKEN, *encode(text), EOT_TOKEN])
-            check_length(prompts[-1], f"template '{self.template}' and class '{name}'", self.clip)
-        layout = pack(self.ranks.share(prompts) or prompts[:1]).to(self.clip.device)
-        features = self.clip.encode_prompts(self.clip.embed_prompts(layout), layout).float()
-        return self.ranks.gather(F.normalize(features, dim=-1), len(prompts))
-
-    def _classes_that_fit(self) -> int | None:
-        """How many classes keep TEXT_MEMORY: None if all do.
-
-        A token keeps about 10 numbers for each of a layer's width: what enters the two norms,
-        queries, keys, values, and the inner layer of the MLP.
-        """
-        if self.text_prompts is None:
-            return None
-        layout, blocks = self.text_prompts.layout, self.clip.transformer.resblocks
-        itemsize = torch.finfo(self.clip.dtype).bits // 8
-        numbers = 10 * self.clip.positional_embedding.shape[1] * len(blocks)
-        share = TEXT_MEMORY / (len(layout.tokens) * numbers * itemsize)
-        return None if share >= 1 else max(1, int(share * len(layout.ends)))
-
-    def text_features(self) -> Tensor:
-        """Features (C, E) of all classes in fp32: learned and not normalised, or the template's."""
-        return self.prepared().text_features
-
-    def prepared(self) -> Prepared:
-        """What the prompts give without an image.
-
-        Without gradient it is computed once and kept until what was learned or the precision is
-        another. The CLIP is frozen: that its weights change is not noticed.
-        """
-        if torch.is_grad_enabled():
-            return self._prepare()
-        kept, dtype, learned = self._kept, computing_dtype(self.clip), self._prepared_from()
-        if kept is None or kept.dtype != dtype or not all(map(same_tensor, kept.learned, learned)):
-            kept = self._keep(self._prepare())
-        return kept.prepared
-
-    @torch.no_grad()
-    def take_text_features(self, text_features: Tensor) -> None:
-        """Keep features (C, E) that the learned context has given before: they are not computed."""
-        self._keep(self._prepare(text_features))
-
-    def _keep(self, prepared: Prepared) -> Kept:
-        values = [value.clone() for value in self._prepared_from()]
-        self._kept = Kept(values, computing_dtype(self.clip), prepared)
-        return self._kept
-
-    def _prepared_from(self) -> list[Tensor]:
-        learned = [self.template_features]  # tells the device where nothing is learned
-        learned += [] if self.text_prompts is None else [self.text_prompts.ctx]
-        learned += [] if self.visual_prompts is None else [self.visual_prompts.prompts]
-        return learned
-
-    def _prepare(self, text_features: Tensor | None = None) -> Prepared:
-        if self.text_prompts is None:
-            return Prepared(self.template_features, self.template_features, self.visual_kv())
-        if text_features is None:
-            rows, layout = self.text_prompts(), self.text_prompts.layout
-            own = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
-            text_features = self.ranks.gather(own, len(self.classnames))
-        classifier = F.normalize(text_features, dim=-1)
-        return Prepared(text_features, classifier, self.visual_kv())
-
-    def visual_kv(self) -> list[Tensor]:
-        """Keys and values (P, 2, H, d) of the visual prompts of each layer but the last."""
-        *blocks, _ = self.clip.visual.transformer.resblocks
-        prompts = () if self.visual_prompts is None else self.visual_prompts.prompts
-        return [block.project_prompts(own) for block, own in zip(blocks, prompts)]
 
     def forward(
         self, images: Tensor | None, frozen: Tensor | None = None, branches: bool = True
     ) -> ModelOutput:
-        """Logits of preprocessed images (B, 3, R, R).
+        """Compute the logits of preprocessed images (B, 3, R, R).
 
         Args:
             images: methods that learn nothing on the image side need none, given `frozen`. No
@@ -218,74 +149,99 @@ class PromptedModel(nn.Module):
                 known: one pass less.
             branches: False leaves out the logits of the two branches, which only the loss in the
                 guidance stage reads. VLP's frozen pass is for them alone, and goes with them; so
-                does DPT's where K >= C, as all classes are selected.
+                does DPT's where all classes are selected.
         """
-        config, prepared = self.config, self.prepared()
-        text_features, classifier, _ = prepared  # (C, E) each
-        select = config.method == "dpt" and config.top_k < len(self.classnames)
+        config, visual = self.config, self.clip.visual
+        text_features, classifier, prompt_kv = self.prompt_features()
+        branches = branches and config.guided
         with torch.no_grad():
             if config.learns_image or frozen is None:
-                tokens = self.clip.visual.embed(images)  # (B, N, D), shared by both passes
-            needed = select or not config.learns_image or (branches and config.guided)
-            if frozen is None and needed:
-                frozen = F.normalize(self.clip.visual.encode(tokens).float(), dim=-1)
+                tokens = visual.embed(images)  # (B, N, D), shared by both passes
+            if frozen is None and (branches or self.selects or not config.learns_image):
+                frozen = F.normalize(visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
 
         top_classes = class_features = None
-        if config.method == "dpt" and frozen is None:  # all classes are selected: in their order
-            class_features = text_features.expand(tokens.shape[0], -1, -1)  # (B, C, E)
-            top_classes = torch.arange(len(self.classnames), device=tokens.device)
-            top_classes = top_classes.expand(tokens.shape[0], -1)
-        elif config.method == "dpt":
-            top_classes, class_features = self.select(frozen, text_features)
-        features, class_aware_logits = self.encode_tokens(
-            tokens, prepared.prompt_kv, class_features
-        )
-        features = F.normalize(features.float(), dim=-1)  # (B, E)
+        if config.method == "dpt":
+            top_classes, class_features = self.select(frozen, text_features, tokens.shape[0])
+        last = self.forward_to_last_layer(tokens, prompt_kv, class_features)
+        x = visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)  # (B, D)
+        features = F.normalize(visual.project_cls(x).float(), dim=-1)  # (B, E)
         logits = self.scaled_cosines(features, classifier)
         text_branch = image_branch = None
-        if branches and config.guided:
+        if branches:
             text_branch = self.scaled_cosines(frozen, classifier)
             image_branch = self.scaled_cosines(features, self.template_features)
-        return ModelOutput(logits, text_branch, image_branch, top_classes, class_aware_logits)
+        return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
-    def select(self, frozen: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """The K classes that zero-shot CLIP finds likeliest, best first, and their features.
+    def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
+        """Compute the training loss of a batch, a scalar in fp32.
 
-        frozen (B, E), normalised, and text_features (C, E) → (B, K) and (B, K, E).
+        A model that several ranks share gives what their images add to it: the parts of all ranks
+        sum to the loss of the whole batch.
+
+        Args:
+            output: of `forward`.
+            labels: (B,) class indices, or `NO_LABEL`.
+            guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
+                that each side first learns beside the other's frozen knowledge.
+
+        Raises ValueError if guidance is to use branches that `forward` was told to leave out.
         """
+        counts = global_counts(labels, output.top_classes, self.ranks)
+        loss = cross_entropy(output.logits, labels, counts)
+        if guidance and self.config.guided:
+            if output.text_branch_logits is None:
+                raise ValueError(
+                    "guidance: expected the logits of both branches, got an output without: "
+                    "call the model with branches=True"
+                )
+            text_branch = cross_entropy(output.text_branch_logits, labels, counts)
+            image_branch = cross_entropy(output.image_branch_logits, labels, counts)
+            loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
+        if output.class_aware_logits is not None:
+            loss = loss + self.config.alpha * auxiliary_loss(
+                output.class_aware_logits, output.top_classes, labels, counts
+            )
+        return loss
+
+    @property
+    def selects(self) -> bool:
+        """Whether `select` needs the frozen feature: DPT, unless it takes all classes."""
+        return self.config.method == "dpt" and self.config.top_k < len(self.classnames)
+
+    def select(
+        self, frozen: Tensor | None, text_features: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Select the K classes that zero-shot CLIP finds likeliest, best first, and their features.
+
+        frozen (B, E), normalised, and text_features (C, E) → (B, K) and (B, K, E). Without frozen
+        features: all classes in their order, for a `batch` of B images.
+        """
+        if frozen is None:
+            top_classes = torch.arange(len(text_features), device=text_features.device)
+            return top_classes.expand(batch, -1), text_features.expand(batch, -1, -1)
         zero_shot = self.scaled_cosines(frozen, self.template_features)
-        top_classes = zero_shot.topk(min(self.config.top_k, len(self.classnames))).indices
+        top_classes = zero_shot.topk(min(self.config.top_k, len(text_features))).indices
         # not text_features[top_classes], whose gradient sums in an order left to the threads
         return top_classes, F.embedding(top_classes, text_features)
 
     def scaled_cosines(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Logits (B, C) of normalised features (B, E), (C, E), in fp32 also inside autocast."""
+        """Compute logits (B, C) of normalised (B, E) and (C, E), in fp32 also inside autocast."""
         with torch.autocast(image_features.device.type, enabled=False):
             return self.clip.logit_scale.exp() * image_features @ text_features.t()
 
-    def encode_tokens(
+    def forward_to_last_layer(
         self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The image transformer with its prompts.
+    ) -> LastLayerInput:
+        """Pass through the image transformer up to its last layer.
 
         Args:
             x: tokens that enter the first layer, (B, N, D), from `clip.visual.embed`.
-            prompt_kv: of `prepared`, the plain visual prompts of the first layers.
+            prompt_kv: of `prompt_features`, the plain visual prompts of the first layers.
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
-
-        Returns: image features (B, E), not normalised, and the auxiliary logits (B, layers, K, C)
-        of the layers with class-aware prompts, or None.
         """
-        last = self.before_last(x, prompt_kv, class_features)
-        x = self.clip.visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)
-        return self.clip.visual.project_cls(x), last.class_aware_logits
-
-    def before_last(
-        self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
-    ) -> LastLayer:
-        """What enters the last layer; arguments as of `encode_tokens`."""
         blocks, auxiliary = self.clip.visual.transformer.resblocks, []
         for layer, block in enumerate(blocks, start=1):
             prompts = keys = weights = None
@@ -302,57 +258,268 @@ class PromptedModel(nn.Module):
                     keys = prompt_kv[layer - 1]
                 x = block(x, keys)
         class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
-        return LastLayer(x, prompts, class_aware_logits, weights)
+        return LastLayerInput(x, prompts, class_aware_logits, weights)
 
-    def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """The training loss of a batch, a scalar in fp32.
+    def text_features(self) -> Tensor:
+        """Compute features (C, E) of all classes in fp32: learned, not normalised, or W0."""
+        return self.prompt_features().text_features
 
-        A model that several ranks share gives what their images add to it: the parts of all ranks
-        sum to the loss of the whole batch.
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor | ImageSource | Sequence[ImageSource], top: int = 5
+    ) -> list[list[Prediction]]:
+        """Predict for each image the `top` likeliest classes, best first.
 
         Args:
-            output: of `forward`.
-            labels: (B,) class indices, or `NO_LABEL`.
-            guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
-                that each side first learns beside the other's frozen knowledge.
+            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures: Pillow
+                images, paths, or binary file objects (of bytes, `io.BytesIO`).
 
-        Raises ValueError if guidance is to use branches that `forward` was told to leave out.
+        Pictures of more than 8 bits are shown by the model's `white_level`, which `preprocess` does not
+        know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read,
+        and ValueError for what is none of these and for `top` below 1.
         """
-        whole = counts(labels, output.top_classes, self.ranks) if self.ranks.size > 1 else None
-        loss = cross_entropy(output.logits, labels, whole)
-        if guidance and self.config.guided:
-            if output.text_branch_logits is None:
-                raise ValueError(
-                    "guidance: expected the logits of both branches, got an output without: "
-                    "call the model with branches=True"
-                )
-            text_branch = cross_entropy(output.text_branch_logits, labels, whole)
-            image_branch = cross_entropy(output.image_branch_logits, labels, whole)
-            loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
-        if output.class_aware_logits is not None:
-            auxiliary = auxiliary_loss(output.class_aware_logits, output.top_classes, labels, whole)
-            loss = loss + self.config.alpha * auxiliary
-        return loss
+        if top < 1:
+            raise ValueError(f"top: expected at least 1, got {top}")
+        if not isinstance(images, Tensor):
+            return predict_all(self.predict_each, images, top)
+        size = self.clip.visual.resolution
+        if images.shape[1:] != (3, size, size) or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected floats (B, 3, {size}, {size}) from preprocess, got "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        logits = self(images.to(self.clip.device), branches=False).logits
+        return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 
-    def learned(self) -> dict[str, Tensor]:
-        """Name → learned parameter: all but CLIP's."""
+    def predict_each(
+        self, pictures: Iterable[ImageSource], top: int = 5, workers: int | None = None
+    ) -> Iterator[tuple[ImageSource, Result]]:
+        """Predict any number of images in little memory: yields each with what `predict` gives.
+
+        Of one that cannot be read, the error. They are read ahead by threads (`workers` as in
+        `map_ordered`) while a batch of up to PREDICT_BATCH is computed, and yielded after each.
+        """
+
+        def predict(pixels: Tensor) -> list[list[Prediction]]:
+            return self.predict(self.clip.normalize(pixels.to(self.clip.device)), top)
+
+        def read(picture: ImageSource) -> np.ndarray:
+            return eval_pixels(picture, self.clip.visual.resolution, self.white_level)
+
+        return predict_each(predict, read, pictures, workers)
+
+    def prompt_state_dict(self) -> dict[str, Tensor]:
+        """Return the learned parameters by name, with their gradients: all but CLIP's."""
         named = self.named_parameters()
         return {name: value for name, value in named if not name.startswith("clip.")}
 
     @torch.no_grad()
-    def set_learned(self, values: Mapping[str, Tensor]) -> None:
+    def load_prompt_state_dict(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into learned parameters, by their names."""
-        learned = self.learned()
+        learned = self.prompt_state_dict()
         for name, value in values.items():
             learned[name].copy_(value)
 
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load prompts learned with the published implementations of CoOp and DPT.
 
-def computing_dtype(clip: CLIP) -> torch.dtype:
-    """The precision that CLIP computes in: its own, or autocast's around it."""
-    device = clip.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else clip.dtype
+        Args:
+            tensors: by their published names, from `minidpt.read_published` for instance.
+
+        Raises ValueError if names or shapes do not fit this model; it is unchanged then.
+        """
+        where = f"published prompts do not fit {self.config}"
+        self.load_prompt_state_dict(from_published(tensors, self.prompt_state_dict(), where))
+
+    def published(self, grad: bool = False) -> dict[str, Tensor]:
+        """Return the learned tensors (or their gradients) under the published names."""
+        values = self.prompt_state_dict()
+        if grad:
+            for name, value in values.items():
+                values[name] = torch.zeros_like(value) if value.grad is None else value.grad
+        return to_published(values)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
+
+        CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
+        An existing file is replaced whole.
+        """
+        learned = {name: value.detach().cpu() for name, value in self.prompt_state_dict().items()}
+        about_clip = {
+            "name": self.clip.name,
+            "quick_gelu": self.clip.quick_gelu,
+            "fingerprint": self.clip.fingerprint(),
+            "image_size": self.clip.image_size,
+        }
+        texts, config = (self.classnames, self.template), asdict(self.config)
+        white = dict(self.white_level)
+        write_model(path, SavedModel(learned, *texts, config, white, about_clip))
+
+    def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
+        """Return a model of the learned prompts for other classes, ready to predict.
+
+        For base-to-new and cross-data-set tests. CLIP is shared. The auxiliary classifier of
+        class-aware prompts, which only training needs, starts anew. `template` None is this
+        model's. Raises ValueError if contexts were learned class by class.
+        """
+        ours, theirs = (
+            [canonical_classname(name, "class names") for name in names]
+            for names in (self.classnames, classnames)
+        )
+        if self.config.csc and self.config.learns_text and ours != theirs:
+            raise ValueError(
+                "contexts of this model belong to its classes (csc): expected a shared context for "
+                "other classes: train without csc"
+            )
+        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+            template = template or self.template
+            model = build_model(self.clip, classnames, template, self.config, self.ranks)
+        learned = self.prompt_state_dict()
+        if ours != theirs:
+            learned = {n: v for n, v in learned.items() if not n.endswith("classifier.weight")}
+        model.load_prompt_state_dict(learned)
+        model.white_level = WhiteLevel(self.white_level)
+        return model.eval()
+
+    def encode_prompts(self) -> PromptFeatures:
+        """Compute what the prompts give without an image."""
+        text_features = classifier = self.template_features
+        if self.text_prompts is not None:
+            rows, layout = self.text_prompts(), self.text_prompts.layout
+            encoded = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+            text_features = self.ranks.gather(encoded, len(self.classnames))
+            classifier = F.normalize(text_features, dim=-1)
+        blocks = self.clip.visual.transformer.resblocks[:-1]
+        visual = () if self.visual_prompts is None else self.visual_prompts.prompts
+        prompt_kv = [block.project_prompts(prompts) for block, prompts in zip(blocks, visual)]
+        return PromptFeatures(text_features, classifier, prompt_kv)
+
+    def prompt_features(self) -> PromptFeatures:
+        """Compute what the prompts give without an image; without gradient it is cached.
+
+        The cache is used while learned values, device and precision equal those it came from. The
+        values are compared, as fused optimizers change them behind autograd. CLIP is frozen: that
+        its weights change is not noticed.
+        """
+        if torch.is_grad_enabled():
+            return self.encode_prompts()
+        sources = [self.template_features]
+        for prompts in (self.text_prompts, self.visual_prompts):
+            sources += [] if prompts is None else prompts.parameters()
+        cache, dtype, device = self._cache, self.clip.dtype, self.clip.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if cache is None or cache.dtype != dtype or not all(map(is_same, cache.sources, sources)):
+            copies = [value.clone() for value in sources]
+            self._cache = cache = CachedFeatures(copies, dtype, self.encode_prompts())
+        return cache.features
 
 
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are on one device and hold the same numbers."""
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Compare two tensors of one shape: whether device and values are the same."""
     return a.device == b.device and torch.equal(a, b)
+
+
+@torch.no_grad()
+def encode_template(clip: CLIP, names: Sequence[str], template: str, ranks: Ranks) -> Tensor:
+    """Compute the zero-shot classifier W0: normalised text features (C, E) of the filled template.
+
+    names: canonical ones.
+    """
+    prompts = []
+    for name in names:
+        prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
+        check_length(prompts[-1], f"template '{template}' and class '{name}'", clip)
+    layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
+    features = clip.encode_prompts(clip.embed_prompts(layout), layout).float()
+    return ranks.gather(F.normalize(features, dim=-1), len(prompts))
+
+
+def classes_that_fit(clip: CLIP, text_prompts: TextPrompts | None) -> int | None:
+    """Compute how many classes at a time keep TEXT_MEMORY: None if all do.
+
+    A token keeps about 10 numbers for each of a layer's width: what enters the two norms, queries,
+    keys, values, and the inner layer of the MLP.
+    """
+    if text_prompts is None:
+        return None
+    layout, width = text_prompts.layout, clip.positional_embedding.shape[1]
+    numbers = 10 * width * len(clip.transformer.resblocks)
+    itemsize = torch.finfo(clip.dtype).bits // 8
+    share = TEXT_MEMORY / (len(layout.tokens) * numbers * itemsize)
+    return None if share >= 1 else max(1, int(share * len(layout.ends)))
+
+
+def build_model(
+    clip: CLIP,
+    classnames: Sequence[str],
+    template: str,
+    config: PromptConfig | None = None,
+    ranks: Ranks = ALONE,
+) -> PromptedCLIP:
+    """Build a model to train, its prompts at their initial values, on CLIP's device.
+
+    Args:
+        clip: frozen; it is used, not copied.
+        classnames: C names; `_` is read as a space.
+        template: with `{}` where the name goes, such as "a photo of a {}.".
+        config: None for DPT as in the paper.
+        ranks: processes that share it, see `ranks.py`; all of them make it, from one seed, and call
+            it at the same time, each with its own images.
+
+    Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
+    long, or the config does not fit this CLIP.
+    """
+    check_texts(classnames, template)
+    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), ranks)
+
+
+def check_texts(classnames: Sequence[str], template: str) -> None:
+    """Raise ValueError unless these are as many names as a classifier has, and a template."""
+    if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
+        raise ValueError(f"classnames: expected a list of names, got {shown(classnames)}")
+    if not 2 <= len(classnames) <= MAX_CLASSES:
+        expected = f"at least two class names, at most {MAX_CLASSES:,}"
+        raise ValueError(f"expected {expected}, got {len(classnames):,}")
+    is_text = isinstance(template, str) and len(template) <= MAX_TEMPLATE
+    if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
+        raise ValueError(f"template {shown(template)}: expected {expected}")
+
+
+@one_line_errors
+def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
+    """Load a model that `PromptedCLIP.save` wrote, ready to predict.
+
+    Args:
+        clip: the CLIP it was trained on; None: found by its name, as `load` does.
+
+    Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
+    weights are others than those the prompts were learned with, or the prompts are not finite.
+    """
+    saved = read_model(path)
+    try:
+        config, clip = PromptConfig(**saved.config), find_clip(saved, clip)
+        check_texts(saved.classnames, saved.template)
+        # Before any is made: what a config asks for may be more than any memory.
+        expected = parameters_on_meta(clip, len(saved.classnames), config)
+        check_tensors(saved.learned, expected, "learned prompts")
+        with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
+            model = build_model(clip, saved.classnames, saved.template, config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model file {path}: {error}") from error
+    model.load_prompt_state_dict(saved.learned)
+    model.white_level = saved.white
+    return model.eval()
+
+
+def parameters_on_meta(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
+    """Make what `prompt_state_dict` will be, on the meta device: shapes without numbers."""
+    prompts = nn.Module()
+    with torch.device("meta"):
+        prompts.visual_prompts, prompts.class_aware = build_visual_prompts(clip, classes, config)
+        if config.learns_text:
+            prompts.text_prompts = nn.Module()
+            prompts.text_prompts.ctx = initial_context(clip, classes, config)
+    return dict(prompts.named_parameters())

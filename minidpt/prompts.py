@@ -25,8 +25,8 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
 
 def random_parameter(*shape: int) -> nn.Parameter:
-    """N(0, 0.02²); on the meta device nothing is drawn, for which torch would import for long."""
-    parameter = nn.Parameter(torch.empty(*shape, dtype=torch.float32))  # whatever the default
+    """Draw from N(0, 0.02²); not on the meta device, where torch would import for long."""
+    parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))  # whatever the default
     return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
 
 
@@ -39,13 +39,12 @@ class TextPrompts(nn.Module):
 
     Args:
         clip: whose token embeddings the prompts start from.
-        classnames: C names; `_` is read as a space.
-        n_ctx: M. With `ctx_init` it is the number of that phrase's words instead, and the context
-            begins as the phrase's first M tokens: all of them, where each word is one token.
-        ctx_init: a phrase such as "a photo of a" to begin with; None: random, N(0, 0.02²).
-        csc: class-specific context, ctx (C, M, W) instead of (M, W).
-        class_token_position: the name stands at the "end", at the "front" of the context, or in the
-            "middle", after its first M // 2 vectors.
+        classnames: C canonical names.
+        config: M is its n_ctx. With ctx_init it is the number of that phrase's words instead, and
+            the context begins as the phrase's first M tokens: all of them, where each word is one
+            token. With csc every class has a context. By class_token_position the name stands at
+            the "end", at the "front" of the context, or in the "middle", after its first M // 2
+            vectors.
         ranks: share the classes: each embeds the prompts of its own (one without any, the first
             class's); `ctx` is the same on all.
 
@@ -53,33 +52,19 @@ class TextPrompts(nn.Module):
     """
 
     def __init__(
-        self,
-        clip: CLIP,
-        classnames: Sequence[str],
-        n_ctx: int = 16,
-        ctx_init: str | None = None,
-        csc: bool = False,
-        class_token_position: str = "end",
-        ranks: Ranks = ALONE,
+        self, clip: CLIP, classnames: Sequence[str], config: PromptConfig, ranks: Ranks = ALONE
     ):
         super().__init__()
-        vocabulary, width = clip.token_embedding.weight.shape
-        if ctx_init is None:
-            # Drawn on the CPU: a seed means the same everywhere.
-            ctx = torch.empty(n_ctx, width, dtype=torch.float32)
-        else:
-            phrase = words_of(ctx_init)
-            n_ctx, ctx = len(phrase), clip.token_embedding.weight[phrase].float().cpu()
-        if csc:
-            ctx = ctx.repeat(len(classnames), 1, 1)
-        self.ctx = nn.Parameter(ctx if ctx_init is not None else nn.init.normal_(ctx, std=INIT_STD))
+        vocabulary = len(clip.token_embedding.weight)
+        self.ctx = initial_context(clip, len(classnames), config)
+        n_ctx = self.ctx.shape[-2]
 
         # The m-th context vector (of class c) is written as a token beyond the vocabulary.
         prompts = []
         for index, name in enumerate(classnames):
-            first = vocabulary + (index * n_ctx if csc else 0)
-            slots = list(range(first, first + n_ctx))
-            prompts.append(prompt_tokens(name, slots, class_token_position))
+            first = vocabulary + (index * n_ctx if config.csc else 0)
+            context_ids = list(range(first, first + n_ctx))
+            prompts.append(prompt_tokens(name, context_ids, config.class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
         layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
         self._prompts_per_bin = layout.prompts_per_bin
@@ -109,26 +94,23 @@ class TextPrompts(nn.Module):
         return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
 
 
-def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[str, float]]]:
-    """For each vector of a context (M, W) the tokens of the nearest embeddings, with distances.
+def initial_context(clip: CLIP, classes: int, config: PromptConfig) -> nn.Parameter:
+    """Make the context before training: (M, W) in fp32, or (C, M, W) with csc.
 
-    Euclidean, as in CoOp's Table 4. A token that ends within a word has a "-" behind it.
+    Random values are drawn on the CPU, so that a seed means the same everywhere.
     """
-    embeddings = clip.token_embedding.weight.float()
-    distances, tokens = torch.cdist(ctx.float(), embeddings).topk(count, largest=False)
-    return [
-        [(_word(token), distance) for token, distance in zip(*row, strict=True)]
-        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
-    ]
+    embeddings, tokens = clip.token_embedding.weight, None
+    if config.ctx_init is not None:
+        tokens = phrase_tokens(config.ctx_init)
+    shape = (config.n_ctx if tokens is None else len(tokens), embeddings.shape[1])
+    shape = (classes, *shape) if config.csc else shape
+    if tokens is None:
+        return random_parameter(*shape)
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32).copy_(embeddings[tokens]))
 
 
-def _word(token: int) -> str:
-    text = decode([token])
-    return text.strip() if text.endswith(" ") else f"{text}-"
-
-
-def words_of(phrase: str) -> list[int]:
-    """The first tokens of a phrase, as many as it has words; ValueError if it has none."""
+def phrase_tokens(phrase: str) -> list[int]:
+    """Encode a phrase: its first tokens, as many as it has words; ValueError if it has none."""
     words = phrase.replace("_", " ")[:1000]  # CLIP takes 77 tokens
     tokens = encode(words)[: len(words.split())]
     if not tokens:
@@ -136,26 +118,44 @@ def words_of(phrase: str) -> list[int]:
     return tokens
 
 
-def prompt_tokens(name: str, slots: list[int], position: str) -> list[int]:
-    """The tokens of one class's prompt, `slots` standing for its context vectors."""
-    name = name.replace("_", " ")
-    own, length = encode(name + "."), len(encode(name))  # the name and a stop; the name alone
-    half = len(slots) // 2
+def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]:
+    """Compose the tokens of one class's prompt; `context_ids` stand for its context vectors."""
+    tokens, length = encode(name + "."), len(encode(name))
+    name_tokens, stop = tokens[:length], tokens[length:]
+    half = len(context_ids) // 2
     body = {
-        "end": slots + own,
-        "middle": slots[:half] + own[:length] + slots[half:] + own[length:],
-        "front": own[:length] + slots + own[length:],
+        "end": context_ids + name_tokens + stop,
+        "middle": context_ids[:half] + name_tokens + context_ids[half:] + stop,
+        "front": name_tokens + context_ids + stop,
     }[position]
     return [SOT_TOKEN, *body, EOT_TOKEN]
 
 
 def check_length(tokens: Sequence[int], what: str, clip: CLIP) -> None:
-    """ValueError if a prompt has more tokens than CLIP has positions."""
+    """Raise ValueError if a prompt has more tokens than CLIP has positions."""
     if len(tokens) > clip.context_length:
         raise ValueError(
             f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}: "
             "shorten the name, or the context or template around it"
         )
+
+
+def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[str, float]]]:
+    """Find for each vector of a context (M, W) the nearest token embeddings, with distances.
+
+    Euclidean, as in CoOp's Table 4. A token that ends within a word has a "-" behind it.
+    """
+    embeddings = clip.token_embedding.weight.float()
+    distances, tokens = torch.cdist(ctx.float(), embeddings).topk(count, largest=False)
+
+    def spell(token: int) -> str:
+        text = decode([token])
+        return text.strip() if text.endswith(" ") else f"{text}-"
+
+    return [
+        [(spell(token), distance) for token, distance in zip(*row, strict=True)]
+        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
+    ]
 
 
 class VisualPrompts(nn.Module):
@@ -174,7 +174,7 @@ class VisualPrompts(nn.Module):
         return self.prompts[layer - 1] if layer <= len(self.prompts) else None
 
 
-class ClassAware(NamedTuple):
+class ClassAwareOutput(NamedTuple):
     """prompts (B, K, D) for a layer, and class_logits (B, K, C) for the auxiliary loss.
 
     weights: (B, K, N+10), the attention of each class over the image's tokens and the learned ones.
@@ -215,7 +215,7 @@ class ClassAwarePrompts(nn.Module):
         self.ln_prompt = nn.LayerNorm(width)
         self.float()  # whatever torch's default
 
-    def forward(self, x: Tensor, class_features: Tensor) -> ClassAware:
+    def forward(self, x: Tensor, class_features: Tensor) -> ClassAwareOutput:
         """Prompts for the layer that `x` enters.
 
         Args:
@@ -229,27 +229,27 @@ class ClassAwarePrompts(nn.Module):
         attended, weights = attention_with_weights(self.query(queries), self.key(tokens), tokens)
         attended = self.value(attended)  # (B, K, D)
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
-        return ClassAware(self.ln_prompt(attended + queries), class_logits, weights)
+        return ClassAwareOutput(self.ln_prompt(attended + queries), class_logits, weights)
 
 
-def image_prompts(
+def build_visual_prompts(
     clip: CLIP, classes: int, config: PromptConfig
 ) -> tuple[VisualPrompts | None, nn.ModuleList]:
-    """The plain prompts of the image side, and the class-aware ones of the last layers.
+    """Make the plain prompts of the image side, and the generators of the class-aware layers.
 
     Raises ValueError if the config has more layers than the CLIP.
     """
-    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
     visual, class_aware = None, nn.ModuleList()
     if not config.learns_image:
         return visual, class_aware
+    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
     used = {"visual_layers": config.visual_layers or layers}
     if config.method == "dpt":
-        used["class_aware_from"] = first
+        used["class_aware_from"] = config.class_aware_from or layers
     for name, layer in used.items():
         if layer > layers:
             raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
+    first = used.get("class_aware_from", layers + 1)
     prompted = min(used["visual_layers"], first - 1)
     if prompted and config.n_visual:
         visual = VisualPrompts(prompted, config.n_visual, width)

@@ -44,7 +44,6 @@ class Ranks:
     local_size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
     parent: int | None = field(default=None, compare=False, repr=False)
-    _told: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # a count
 
     @property
     def first(self) -> bool:
@@ -76,10 +75,9 @@ class Ranks:
 
         Parts differ by one element at most; with fewer than ranks some are empty.
         """
-        return whole if self.size == 1 else self._part(self.rank, whole)
-
-    def _part(self, rank: int, whole: Whole) -> Whole:
-        first, last = (len(whole) * number // self.size for number in (rank, rank + 1))
+        if self.size == 1:
+            return whole
+        first, last = (len(whole) * rank // self.size for rank in (self.rank, self.rank + 1))
         return whole[first:last]
 
     def gather(self, part: Tensor, count: int) -> Tensor:
@@ -121,8 +119,8 @@ class Ranks:
         """
         if self.size == 1:
             return [content]
-        self._told[0] += 1
-        number = self._told[0]
+        with self._exchange():
+            number = self.store.add(f"messages of {self.rank}", 1)
         self.put(f"told {number} by {self.rank}", content)
         return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
 
@@ -160,13 +158,9 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks, count: int) -> Tensor:
         ctx.ranks = ranks
-        lengths = [len(ranks._part(rank, range(count))) for rank in range(ranks.size)]
-        padded = part.new_zeros(max(lengths), *part.shape[1:])  # messages of one size
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in lengths]
-        with ranks._exchange():
-            distributed.all_gather(parts, padded)
-        return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+        rows = part.new_zeros(count, *part.shape[1:])
+        ranks.share(rows)[:] = part
+        return ranks.add(rows)  # where one rank has its rows the others have zeros
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

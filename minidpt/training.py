@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from .model import PromptedModel
+from .model import PromptedCLIP
 
 WARMUP_LR = 1e-5
 
 
 def parameter_groups(
-    model: PromptedModel, visual_lr: float = 0.01, text_lr: float = 0.002
+    model: PromptedCLIP, visual_lr: float = 0.01, text_lr: float = 0.002
 ) -> list[dict[str, Any]]:
     """Parameter groups for `torch.optim`: image side, then text side; neither if it is empty.
 
     Each has a "name", "visual" or "text", beside its learning rate.
     """
-    text = [] if model.text_prompts is None else [model.text_prompts.ctx]
-    visual = [p for name, p in model.learned().items() if not name.startswith("text_prompts.")]
+    visual = model.prompt_state_dict()
+    text = [] if model.text_prompts is None else [visual.pop("text_prompts.ctx")]
     groups = [
-        {"name": "visual", "params": visual, "lr": visual_lr},
+        {"name": "visual", "params": [*visual.values()], "lr": visual_lr},
         {"name": "text", "params": text, "lr": text_lr},
     ]
     return [group for group in groups if group["params"]]
@@ -39,13 +39,13 @@ def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -
 
 
 def check_finite(
-    loss: float, model: PromptedModel, epoch: int, saved: str, precision: str = "fp32"
+    loss: float, model: PromptedCLIP, epoch: int, saved: str, precision: str = "fp32"
 ) -> None:
     """Raise ValueError if the loss or a learned number is infinite or NaN.
 
     saved: the file that holds the prompts of the epoch before.
     """
-    learned = model.learned().values()
+    learned = model.prompt_state_dict().values()
     if math.isfinite(loss) and torch.stack([value.isfinite().all() for value in learned]).all():
         return
     prompts = ", the prompts after it are not finite" if math.isfinite(loss) else ""

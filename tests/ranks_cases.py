@@ -73,7 +73,7 @@ class Trained(NamedTuple):
 def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) -> Trained:
     """A rank's part of some steps as train.py makes them; the rates are the golden cases'."""
     ranks, losses = model.ranks, []
-    before = {name: value.detach().clone() for name, value in model.learned().items()}
+    before = {name: value.detach().clone() for name, value in model.prompt_state_dict().items()}
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9, weight_decay=5e-4)
     for step, (images, labels) in enumerate(batches):
         for group in optimizer.param_groups:
@@ -86,12 +86,12 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
         loss = model.loss(model(own), own_labels, guidance=step < guided)
         optimizer.zero_grad()
         loss.backward()
-        ranks.add_gradients(model.learned().values())
+        ranks.add_gradients(model.prompt_state_dict().values())
         optimizer.step()
         losses.append(ranks.add(loss.detach()).item())
     with torch.no_grad():
         logits = model.eval()(batches[0][0]).logits
-    learned = {name: value.detach() for name, value in model.learned().items()}
+    learned = {name: value.detach() for name, value in model.prompt_state_dict().items()}
     changes = {name: value - before[name] for name, value in learned.items()}
     return Trained(losses, learned, changes, logits)
 
@@ -123,7 +123,7 @@ def train_golden(name: str, ranks: Ranks) -> Trained:
     config = minidpt.PromptConfig(**case.config)
     clip = golden_clip()
     model = minidpt.build_model(clip, case.spec["classnames"], case.template, config, ranks)
-    model.load_published(case.learned())
+    model.load_published(case.prompt_state_dict())
     batches = list(zip(*case.batches(), strict=True))
     trained = steps(model, batches, golden_cases.GUIDANCE_EPOCHS, case.spec["steps"])
     return trained._replace(learned=model.published())

@@ -76,7 +76,8 @@ def test_torch_alone_predicts_as_the_model_for_any_number_of_images(tmp_path):
     model.clip.visual.ln_post.requires_grad_(True)  # by a user who trains it
     with torch.autocast("cpu", torch.bfloat16):  # is not the program's
         minidpt.export(model, tmp_path / "a.pt2")
-    assert all(value.requires_grad for value in model.learned().values())  # of the model, still
+    learned = model.prompt_state_dict().values()
+    assert all(value.requires_grad for value in learned)  # of the model, still
     assert model.clip.visual.ln_post.weight.requires_grad
     model.clip.visual.ln_post.requires_grad_(False)
     command = [sys.executable, "-I", "-c", READER]
@@ -123,8 +124,8 @@ def test_what_cannot_be_written_is_said_in_one_line_before_it_is_tried(tmp_path,
     with pytest.raises(ValueError, match=needed):
         minidpt.export(model, tmp_path / "a.onnx")
     with pytest.raises(ValueError, match="expected a CLIP in fp32, got torch.bfloat16"):
-        exporting.check_onnx(model_of(OF_METHOD["zeroshot"], torch.bfloat16))
+        exporting.check_onnx(model_of(OF_METHOD["zeroshot"], torch.bfloat16).clip)
     monkeypatch.setattr(exporting, "MAX_ONNX", 1000)
     with pytest.raises(ValueError, match="image side of up to 1,000 bytes, got [0-9]+,"):
-        exporting.check_onnx(model)
+        exporting.check_onnx(model.clip)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]

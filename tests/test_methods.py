@@ -179,8 +179,10 @@ def test_the_order_of_the_selected_classes_does_not_change_the_logits():
     with torch.no_grad():
         outputs = pair.model(images)
         shuffled = outputs.top_classes[:, order]
-        tokens, (g, _, keys) = pair.clip.visual.embed(images), pair.model.prepared()
-        features, class_logits = pair.model.encode_tokens(tokens, keys, g[shuffled])
+        visual, (g, _, keys) = pair.clip.visual, pair.model.prompt_features()
+        last = pair.model.forward_to_last_layer(visual.embed(images), keys, g[shuffled])
+        x = visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)
+        features, class_logits = visual.project_cls(x), last.class_aware_logits
     cosines = reference.normalize(features) @ reference.normalize(g).t()
     assert_close(pair.clip.logit_scale.exp() * cosines, outputs.logits, "logits")
     assert_close(class_logits, outputs.class_aware_logits[:, :, order], "class-aware logits")

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         ({"alpha": float("nan")}, "alpha.*nan"),
         ({"alpha": 10**40}, "alpha: .* got a int"),
         ({"n_ctx": 10**11}, "n_ctx: expected at least 1 and at most 1000, got 100000000000"),
-        ({"n_ctx": 78}, "n_ctx: 78 context vectors, but CLIP takes 77 tokens"),
+        ({"n_ctx": 78}, "78 context vectors and class 'ox' make a prompt of 82 tokens"),
         ({"n_visual": 10**11}, "n_visual.*at most 1000"),
         ({"top_k": np.int64(10**11)}, "top_k.*at most 1000000, got 100000000000"),
         ({"csc": 1}, "csc.*bool"),
@@ -74,6 +74,16 @@ def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
         Pair(OF_METHOD["coop"], classnames=["ox"])
     with pytest.raises(ValueError, match="{}"):
         Pair(OF_METHOD["coop"], template="a photo")
+
+
+def test_an_underscore_in_a_class_name_is_a_space_and_the_class_the_same():
+    pair = Pair({**OF_METHOD["coop"], "csc": True}, classnames=["red_fox", "ox"])
+    other = pair.model.for_classes([" red fox", "ox_"])
+    assert (pair.model.classnames[0], other.classnames) == ("red_fox", [" red fox", "ox_"])
+    assert torch.equal(other.text_features(), pair.model.text_features())
+    assert torch.equal(other.template_features, pair.model.template_features)
+    with pytest.raises(ValueError, match="csc"):
+        pair.model.for_classes(["ox", "red fox"])
 
 
 def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monkeypatch):
@@ -277,7 +287,7 @@ def test_a_changed_context_changes_what_is_predicted(how):
         ctx.data.add_(1)
     with torch.no_grad():
         after = pair.model.eval()(images).logits
-        pair.model._kept = None
+        pair.model._cache = None
         afresh = pair.model(images).logits
     assert torch.equal(after, afresh) and not torch.equal(after, before)
 

@@ -15,7 +15,11 @@ import minidpt
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from minidpt.prompts import ClassAwarePrompts, TextPrompts, VisualPrompts, prompt_tokens
 
-NAMES = ["ox", "boeing_747-400", "red fox"]
+NAMES = ["ox", "boeing 747-400", "red fox"]
+
+
+def text_prompts(clip: minidpt.CLIP, names: list[str] = NAMES, **options) -> TextPrompts:
+    return TextPrompts(clip, names, minidpt.PromptConfig(**options))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_the_name_stands_at_the_end_in_the_middle_or_at_the_front():
         "front": [red, fox, 90001, 90002, 90003, stop],
     }
     for position, body in expected.items():
-        assert prompt_tokens("red_fox", slots, position) == [SOT_TOKEN, *body, EOT_TOKEN]
+        assert prompt_tokens("red fox", slots, position) == [SOT_TOKEN, *body, EOT_TOKEN]
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,9 @@ def test_the_name_stands_at_the_end_in_the_middle_or_at_the_front():
     [(False, "end", 6), (False, "middle", 3), (False, "front", 1), (True, "end", 1)],
 )
 def test_only_what_begins_every_class_is_stored_once(clip, csc, position, prefix):
-    prompts = TextPrompts(clip, NAMES, n_ctx=5, csc=csc, class_token_position=position)
+    prompts = text_prompts(clip, n_ctx=5, csc=csc, class_token_position=position)
     assert prompts.layout.prefix == prefix
-    lengths = [len(encode(name.replace("_", " "))) + 8 for name in NAMES]  # SOS, 5, stop, EOT
+    lengths = [len(encode(name)) + 8 for name in NAMES]  # SOS, 5, stop, EOT
     used = prefix + sum(length - prefix for length in lengths)
     left_over = 1.05 * used  # the rows at the ends of bins
     assert used <= len(prompts()) == len(prompts.tokens) <= left_over
@@ -52,7 +56,8 @@ def test_only_what_begins_every_class_is_stored_once(clip, csc, position, prefix
 @pytest.mark.parametrize("csc", [False, True])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_every_row_is_a_token_or_a_context_vector_plus_its_position(clip, csc, position):
-    prompts, state = TextPrompts(clip, NAMES, 4, None, csc, position), clip_state(WIDE)
+    options = {"n_ctx": 4, "csc": csc, "class_token_position": position}
+    prompts, state = text_prompts(clip, **options), clip_state(WIDE)
     rows, layout = prompts(), prompts.layout
     end = 0
     for c, name in enumerate(NAMES):
@@ -71,7 +76,7 @@ def test_every_row_is_a_token_or_a_context_vector_plus_its_position(clip, csc, p
 
 
 def test_a_context_that_classes_share_collects_the_gradient_of_all_its_places(clip):
-    shared, own = (TextPrompts(clip, NAMES, n_ctx=2, class_token_position="front", csc=csc)
+    shared, own = (text_prompts(clip, n_ctx=2, class_token_position="front", csc=csc)
                    for csc in (False, True))  # fmt: skip
     for prompts in (shared, own):
         prompts().sum().backward()
@@ -80,10 +85,10 @@ def test_a_context_that_classes_share_collects_the_gradient_of_all_its_places(cl
 
 
 def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(clip):
-    prompts = TextPrompts(clip, NAMES, n_ctx=16, ctx_init="a_photo of")
+    prompts = text_prompts(clip, n_ctx=16, ctx_init="a_photo of")
     expected = clip_state(WIDE)["token_embedding.weight"][encode("a photo of")]
     assert torch.equal(prompts.ctx, expected)
-    csc = TextPrompts(clip, NAMES, n_ctx=16, ctx_init="a photo of", csc=True)
+    csc = text_prompts(clip, n_ctx=16, ctx_init="a photo of", csc=True)
     assert torch.equal(csc.ctx, expected.expand(3, -1, -1))
     with torch.no_grad():
         csc.ctx[0, 0, 0] += 1  # each class has its own copy
@@ -94,7 +99,7 @@ def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(cl
 def test_a_phrase_of_rare_words_gives_as_many_vectors_as_it_has_words(clip):
     tokens = encode("a photomicrograph of")
     assert len(tokens) > 3
-    prompts = TextPrompts(clip, NAMES, ctx_init="a  photomicrograph_of ")
+    prompts = text_prompts(clip, ctx_init="a  photomicrograph_of ")
     expected = clip_state(WIDE)["token_embedding.weight"][tokens[:3]]
     assert torch.equal(prompts.ctx, expected)
 
@@ -108,20 +113,20 @@ def test_a_phrase_without_a_word_is_refused(clip, phrase):
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_class(clip):
-    TextPrompts(clip, ["ox", "x " * 10], n_ctx=64)  # 77: just fits
+    text_prompts(clip, ["ox", "x " * 10], n_ctx=64)  # 77: just fits
     with pytest.raises(ValueError, match=r"65 context vectors and class 'x x.* 78 tokens.* 77"):
-        TextPrompts(clip, ["ox", "x " * 10], n_ctx=65)
+        text_prompts(clip, ["ox", "x " * 10], n_ctx=65)
 
 
 def test_text_prompts_are_in_fp32_also_for_a_clip_in_lower_precision():
     clip = minidpt.build_clip(clip_state(WIDE)).cast(torch.bfloat16)
     for phrase in (None, "a photo of"):
-        prompts = TextPrompts(clip, NAMES, ctx_init=phrase)
+        prompts = text_prompts(clip, ctx_init=phrase)
         assert prompts.ctx.dtype == prompts().dtype == torch.float32
 
 
 def test_nothing_but_the_context_is_stored(clip):
-    assert TextPrompts(clip, NAMES).state_dict().keys() == {"ctx"}
+    assert text_prompts(clip).state_dict().keys() == {"ctx"}
 
 
 def test_layers_beyond_the_last_with_visual_prompts_have_none():

@@ -24,9 +24,9 @@ from PIL import Image
 from tiny_models import DEEP, WIDE, clip_state, random_images
 
 import minidpt
-from minidpt import trained
+from minidpt import inference
 from minidpt.images.white_level import WhiteLevel
-from minidpt.trained import learned_tensors as learned_tensors_of
+from minidpt.model import parameters_on_meta
 
 pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 @pytest.mark.parametrize(
     ("classnames", "message"),
     [
-        ("ox", "two class names, .* got 'ox'"),
+        ("ox", "a list of names, got 'ox'"),
         (None, "a list of names, got None"),
         ({"ox", "gnu"}, "a list of names, got"),  # in another order each time
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
@@ -63,7 +63,7 @@ def test_prompts_are_fp32_whatever_torchs_default_is():
     torch.set_default_dtype(torch.float64)
     try:
         model = minidpt.build_model(clip, ["ox", "gnu"], TEMPLATE)
-        assert all(value.dtype == torch.float32 for value in model.learned().values())
+        assert all(value.dtype == torch.float32 for value in model.prompt_state_dict().values())
         output = model(images)
         model.loss(output, torch.tensor([0, 1]), guidance=True).backward()
     finally:
@@ -210,8 +210,8 @@ def test_shapes_that_a_config_implies_are_those_that_it_learns():
     for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), OF_METHOD):
         config = minidpt.PromptConfig(method=method, csc=bool(csc), ctx_init=ctx_init)
         clip = minidpt.build_clip(clip_state(WIDE))
-        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).learned()
-        expected = learned_tensors_of(clip, len(UNEQUAL), config)
+        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).prompt_state_dict()
+        expected = parameters_on_meta(clip, len(UNEQUAL), config)
         assert {k: v.shape for k, v in learned.items()} == {k: v.shape for k, v in expected.items()}
         assert all(value.is_meta for value in expected.values())
 
@@ -269,7 +269,7 @@ def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeyp
     pair = Pair(OF_METHOD["vlp"])
     pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
     at_once = pair.model.predict(pictures, top=2)
-    monkeypatch.setattr(trained, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     in_parts = pair.model.predict(pictures, top=2)
     assert [[p.classname for p in row] for row in in_parts] == [
         [p.classname for p in row] for row in at_once

@@ -59,7 +59,7 @@ def test_a_few_steps_lower_the_loss_and_change_nothing_but_what_is_learned(metho
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0], losses
 
-    learned = model.learned().keys()
+    learned = model.prompt_state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in learned), name
     assert torch.equal(model.template_features, template)

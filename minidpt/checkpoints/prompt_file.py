@@ -20,7 +20,7 @@ CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size"
 class SavedModel(NamedTuple):
     """The contents of a prompt file.
 
-    learned: name → tensor, as `PromptedModel.learned` names them.
+    learned: name → tensor, as `PromptedCLIP.learned` names them.
     config: the fields of a `PromptConfig`.
     white: of pictures of more than 8 bits, see `clip/white.py`.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if

@@ -33,7 +33,7 @@ METHODS = {  # text, visual and class-aware prompts → method
 }
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
-OUR_NAMES = {  # as `PromptedModel.learned` names them
+OUR_NAMES = {  # as `PromptedCLIP.prompt_state_dict` names them
     "text_prompts.ctx": f"{TEXT}.ctx",
     "visual_prompts.prompts": f"{VISUAL}.ctx",
 }

@@ -13,7 +13,8 @@ from typing import TextIO
 
 from ..data.listing import images_in, unread_note
 from ..files import naming, writing_rows
-from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
+from ..inference import PREDICT_BATCH, Prediction
+from ..model import PromptedCLIP
 from .command_line import report
 from .progress_line import Progress, say
 

@@ -20,10 +20,10 @@ import torch
 from .. import __version__
 from ..checkpoints.pretrained import NAMES
 from ..clip.network import MAX_RESOLUTION
-from ..images.decode import MAX_PIXELS
 from ..config import COMMON, METHOD, Option, PromptConfig, check_option, option
 from ..data.layouts import LAYOUTS
 from ..files import entries, shown
+from ..images.decode import MAX_PIXELS
 from ..training import default_epochs
 from .precision import AUTO, PRECISIONS
 

@@ -20,9 +20,9 @@ from ..clip.network import CLIP
 from ..data.batches import Batch, eval_batches, name_all_broken
 from ..data.samples import Sample
 from ..images.white_level import WhiteLevel
+from ..model import PromptedCLIP
 from ..progress import job
 from ..ranks import ALONE, Ranks
-from ..trained import PromptedCLIP
 
 
 class TestBatch(NamedTuple):
@@ -136,7 +136,7 @@ class Predicted(NamedTuple):
 def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
     """What a model takes the test pictures for."""
     if not test.own:
-        model.prepared()  # for which the other ranks need this one, too
+        model.prompt_features()  # for which the other ranks need this one, too
     batches = test.batches(images=model.config.learns_image)
     logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
     return _likeliest(test, logits)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..files import replacing
 from ..images.transforms import eval_pixels
 from ..maps import attention_maps
-from ..trained import PromptedCLIP
+from ..model import PromptedCLIP
 from .drawing import BRIGHTEST, PALE, bar, colour_scale, overlay, write
 from .folders import claimed
 

@@ -7,8 +7,8 @@ from argparse import Namespace
 
 import torch
 
+from ..model import PromptedCLIP, load_model
 from ..ranks import started
-from ..trained import PromptedCLIP, load_model
 from .config import RunConfig, RunRecord
 from .devices import choose_device, load_clip, place
 from .folders import MODEL, SUMMARY, RunFolder

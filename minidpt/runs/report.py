@@ -22,8 +22,8 @@ from ..images.decode import open_image
 from ..images.transforms import eval_transform, to_uint8
 from ..images.white_level import check_white_level
 from ..maps import attention_maps
+from ..model import PromptedCLIP
 from ..prompts import nearest_words
-from ..trained import PromptedCLIP
 from .charts import Series, legend, line_chart
 from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, joined, name, page, section, table, tag

@@ -15,7 +15,7 @@ from ..checkpoints.prompt_file import write_checkpoint
 from ..checkpoints.reader import read_checkpoint
 from ..clip.state_dict import check_tensors
 from ..files import entries, parse_json, shown
-from ..trained import PromptedCLIP
+from ..model import PromptedCLIP
 from .folders import ANEW, METRICS, MODEL, STATE, RunFolder
 
 FORMAT = "minidpt state 2"
@@ -43,7 +43,7 @@ class TrainingState:
         """
         if not self.model.ranks.first:
             return
-        learned, state = self.model.learned(), self.optimizer.state
+        learned, state = self.model.prompt_state_dict(), self.optimizer.state
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
@@ -79,7 +79,7 @@ class TrainingState:
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
                 raise ValueError(f"expected {name} {shown(value)}, got one with {name} {shown(there)}")
-        epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.learned()
+        epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")
         metrics = lines_of(content["metrics"], epoch)
@@ -97,7 +97,7 @@ class TrainingState:
             if (drawn := content["generators"].get(name)) is not None:  # else on another device
                 generator.set_rng_state(drawn.clone())
         self.scaler.load_state_dict(content["scaler"])
-        self.model.set_learned(content["learned"])
+        self.model.load_prompt_state_dict(content["learned"])
         for name, value in momentum.items():
             parameter = learned[name]
             self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter, copy=True)

@@ -23,8 +23,8 @@ from ..data.datasets import open_dataset
 from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
+from ..model import build_model
 from ..ranks import LostRank, Ranks
-from ..trained import build_model
 from .command_line import Interrupted, is_expected, report
 from .config import RunConfig, RunRecord, expand_grid
 from .devices import load_clip, place

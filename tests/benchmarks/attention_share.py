@@ -33,8 +33,8 @@ from minidpt.demo.demo import SEED, demo_files
 from minidpt.demo.scenes import STREET_STYLE, draw_scene_and_mask
 from minidpt.images.transforms import eval_pixels, normalize
 from minidpt.maps import AttentionMaps
+from minidpt.model import PromptedCLIP
 from minidpt.runs.folders import MODEL, SPLIT, RunFolder
-from minidpt.trained import PromptedCLIP
 
 BATCH = 96
 COLUMNS = ("area", "zero-shot", "tuned", "to prompts", "true class", "other classes", "on patches",

@@ -58,7 +58,7 @@ def step(connection, rank: int, size: int, store: str, classes: int, runs: int) 
     tiny_models.clip_state.cache_clear()  # CLIP has its own copies
     model = minidpt.build_model(clip, classnames(classes), "a photo of a {}.", ranks=ranks).train()
     model.class_chunk = None
-    learned = list(model.learned().values())
+    learned = list(model.prompt_state_dict().values())
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9)
     images = ranks.share(torch.randn(32, 3, VIT_B_32.patch * VIT_B_32.grid, 224))
     labels = ranks.share(torch.randint(0, classes, (32,)))

@@ -87,8 +87,13 @@ class Ours:
     def image(self, images, labels):
         self.model.zero_grad()
         features = self.model.template_features[: self.model.config.top_k]
-        x, keys = self.model.clip.visual.embed(images), self.model.visual_kv()
-        self.model.encode_tokens(x, keys, features.expand(len(images), -1, -1))[0].sum().backward()
+        visual, *blocks = self.model.clip.visual, *self.model.clip.visual.transformer.resblocks
+        prompts = self.model.visual_prompts.prompts
+        keys = [block.project_prompts(own) for block, own in zip(blocks[:-1], prompts)]
+        class_features = features.expand(len(images), -1, -1)
+        last = self.model.forward_to_last_layer(visual.embed(images), keys, class_features)
+        x = blocks[-1].forward_cls(last.tokens, last.prompts)
+        visual.project_cls(x).sum().backward()
 
 
 class Reference:

@@ -18,7 +18,7 @@ from PIL import Image
 from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, save_clip
 
 import minidpt
-from minidpt import trained as trained_models
+from minidpt import inference
 from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify, progress_line
 
@@ -81,7 +81,7 @@ def no_longer_than(seconds: float, end: Callable[[], object]) -> Iterator[None]:
 
 
 def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 3)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 3)
     paths = pictures(7)
     expected = one_by_one(model, paths)
     assert_same(model.predict(paths), expected)
@@ -92,7 +92,7 @@ def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatch):
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     good, other = pictures(2)
     Path("broken.png").write_bytes(b"no picture")
     paths = ["broken.png", "gone.png", good, "gone.png", other]  # the first batch has none to see
@@ -106,7 +106,7 @@ def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypat
 
 
 def test_few_pictures_are_read_ahead_of_those_that_are_classified(model, monkeypatch):
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     (picture,), asked = pictures(1), []
 
     def many():
@@ -129,8 +129,8 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
         readers.add(threading.current_thread())
         return eval_pixels(*arguments)
 
-    eval_pixels = trained_models.eval_pixels
-    monkeypatch.setattr(trained_models, "eval_pixels", reading)
+    eval_pixels = inference.eval_pixels
+    monkeypatch.setattr(inference, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}
@@ -270,7 +270,7 @@ def test_json_keeps_names_of_files_that_are_no_text(run):
 
 
 def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     sizes, predict = [], minidpt.PromptedCLIP.predict
 
     def noting(model, *options):
@@ -284,7 +284,7 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
 
 
 def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     predict, calls = minidpt.PromptedCLIP.predict, []
 
     def stopped(model, *options):
@@ -306,7 +306,7 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
 
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     monkeypatch.setattr(progress_line, "AFTER", 0.0)
     result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]

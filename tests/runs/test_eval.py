@@ -19,7 +19,7 @@ from small_runs import CLASSNAMES, Place, learned, printed, train
 from tiny_models import DEEP
 
 import minidpt
-from minidpt import trained as trained_models
+from minidpt import inference
 from minidpt.runs import predictions
 
 # The test
@@ -132,11 +132,11 @@ def test_images_are_classified_with_names_and_probabilities(trained, place):
     guesses = printed(result)
     assert list(guesses) == [str(path) for path in images]
     model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(place.clip)[0])
-    for path, predictions in zip(images, model.predict(images), strict=True):
+    for path, guess in zip(images, model.predict(images), strict=True):
         names, percents = zip(*guesses[str(path)], strict=True)
         assert sorted(names) == CLASSNAMES  # 4 classes, of which up to 5 are printed
-        assert list(names) == [p.classname for p in predictions]
-        assert percents == pytest.approx([100 * p.probability for p in predictions], abs=0.051)
+        assert list(names) == [p.classname for p in guess]
+        assert percents == pytest.approx([100 * p.probability for p in guess], abs=0.051)
         assert sum(percents) == pytest.approx(100, abs=0.3)
         assert list(percents) == sorted(percents, reverse=True)
 
@@ -205,7 +205,7 @@ def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
             raise error
         return predict(model, images, *options)
 
-    monkeypatch.setattr(trained_models, "PREDICT_BATCH", 1)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
     options = [*images, "--csv", "out.csv", "--top", 1]

@@ -404,7 +404,7 @@ def test_learned_prompts_serve_other_classes(clip, method):
     assert model.classnames == ["ox", "owl", "gnu"] and not other.training
     images = torch.randn(2, 3, loaded.visual.resolution, loaded.visual.resolution)
     assert other(images).logits.shape == (2, 4)
-    ours, theirs = other.learned(), model.learned()
+    ours, theirs = other.prompt_state_dict(), model.prompt_state_dict()
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if not name.endswith("classifier.weight"):

@@ -1,0 +1,114 @@
+"""Predict the classes of image files, and find the CLIP that a model file was trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoints.pretrained import NAMES, load
+from .checkpoints.prompt_file import SavedModel
+from .clip.network import CLIP
+from .files import shown
+from .images.decode import ImageSource
+from .images.threads import map_ordered
+
+PREDICT_BATCH = 100
+
+
+class Prediction(NamedTuple):
+    """A class name and its probability, 0–1."""
+
+    classname: str
+    probability: float
+
+
+Result = list[Prediction] | ValueError | OSError
+
+
+def top_predictions(
+    probabilities: Tensor, classnames: Sequence[str], top: int
+) -> list[list[Prediction]]:
+    """Name the `top` likeliest classes of each image, best first: probabilities (B, C)."""
+    values, classes = probabilities.topk(min(top, len(classnames)))
+    return [
+        [Prediction(classnames[c], p) for c, p in zip(row, row_values, strict=True)]
+        for row, row_values in zip(classes.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def predict_each(
+    predict: Callable[[Tensor], list[list[Prediction]]],
+    read: Callable[[ImageSource], np.ndarray],
+    images: Iterable[ImageSource],
+    workers: int | None = None,
+) -> Iterator[tuple[ImageSource, Result]]:
+    """Predict images as they come: yields each with its predictions, or the error of `read`.
+
+    Args:
+        predict: what a batch of up to PREDICT_BATCH images is given to, bytes (B, 3, R, R).
+        read: an image's bytes (3, R, R); called by `workers` threads, ahead of the batches.
+    """
+
+    def read_or_fail(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
+        try:
+            return image, read(image)
+        except (ValueError, OSError) as error:
+            return image, error
+
+    with closing(map_ordered(read_or_fail, images, workers, ahead=2 * PREDICT_BATCH)) as contents:
+        while batch := list(islice(contents, PREDICT_BATCH)):
+            pixels = [content for _, content in batch if isinstance(content, np.ndarray)]
+            results = iter(predict(torch.from_numpy(np.stack(pixels))) if pixels else ())
+            for image, content in batch:
+                yield image, next(results) if isinstance(content, np.ndarray) else content
+
+
+def predict_all(
+    predict_each: Callable[..., Iterator[tuple[ImageSource, Result]]],
+    images: ImageSource | Iterable[ImageSource],
+    top: int,
+) -> list[list[Prediction]]:
+    """Predict one or several images by a model's `predict_each`; raises what it yields."""
+    single = isinstance(images, (str, bytes, np.ndarray)) or hasattr(images, "read")
+    images = list(images) if isinstance(images, Iterable) and not single else [images]
+    # Pillow images may share an open file, so that only paths are read by several threads.
+    paths = all(isinstance(image, (str, os.PathLike)) for image in images)
+    predictions = []
+    with closing(predict_each(images, top, None if paths else 0)) as results:
+        for _, result in results:
+            if isinstance(result, Exception):
+                raise result
+            predictions.append(result)
+    return predictions
+
+
+def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
+    """Load the CLIP of a model file by its name, or check that `clip` is the one.
+
+    Raises ValueError for other weights or another image size.
+    """
+    name, image_size = saved.clip["name"], saved.clip.get("image_size")
+    if clip is None:
+        if name not in NAMES:
+            raise ValueError(f"its CLIP {shown(name)} is no known name: pass clip=")
+        clip, _ = load(name, quick_gelu=saved.clip["quick_gelu"], image_size=image_size)
+    expected, got = saved.clip["fingerprint"], clip.fingerprint()
+    if got != expected:
+        raise ValueError(
+            f"its prompts were learned with the weights of {name[:60]} ({expected[:12]}…), got "
+            f"those of {clip.name} ({got[:12]}…): pass the CLIP it was trained on"
+        )
+    if clip.image_size != image_size:
+        expected, got = (size or "the checkpoint's" for size in (image_size, clip.image_size))
+        raise ValueError(
+            f"its prompts were learned at image size {expected}, got a CLIP at {got}: load it with "
+            f"image_size={image_size}"
+        )
+    return clip
