@@ -61,9 +61,9 @@ from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
 from minidpt.runs.processes import command_of
 from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
+from minidpt.runs.results import noted_tests, record_cross_dataset
 from minidpt.runs.sources import sources_of, tests_of
 from minidpt.runs.tables import write_tables
-from minidpt.runs.transfer import note_transfer, noted_tests
 from minidpt.trained import PromptedCLIP, build_model, load_model
 
 CLIP_SETTINGS = {"model": str, "device": str, "precision": str, "exact_gelu": bool,
@@ -157,7 +157,7 @@ def evaluate(args: Namespace, stdout: TextIO) -> int:
                 model = model.for_classes(dataset.classnames, dataset.template)
             zero_shot, result = test_model(name, model, test, where, args)
             if other and ranks.first:
-                note_transfer(run, dataset, precision, zero_shot, result)
+                record_cross_dataset(run, dataset, precision, zero_shot, result)
     return 0
 
 

@@ -27,7 +27,7 @@ from .charts import Series, legend, line_chart
 from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, Run
 from .page import Markup, joined, name, page, section, table, tag
 from .predictions import Predictions, read_predictions
-from .results import read_results, summarise, unfinished
+from .results import left_out, read_results, summarise
 from .sections import (
     METHOD_NAMES,
     by_class,
@@ -65,7 +65,7 @@ def write_report(
         title, content, notes = report.title, report.content(), report.notes
     else:
         rows = summarise(read_results(folder))
-        title, content, notes = sweep_report(rows, len(unfinished(folder)))
+        title, content, notes = sweep_report(rows, len(left_out(folder)))
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))

@@ -1,4 +1,4 @@
-"""What runs have given: mean ± standard deviation over seeds.
+"""Results of runs: read from their folders, grouped over seeds, and completed by eval.py.
 
 read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
 summarise:    Results that differ in nothing but their seed -> Row
@@ -8,45 +8,65 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+from .. import __version__
 from ..config import METHODS, PromptConfig
-from ..files import entries, good_name, one_line, one_line_errors, shown
+from ..data.items import Dataset
+from ..files import entries, good_name, locked, one_line, one_line_errors, shown
 from ..training import default_epochs
-from .folders import CONFIG, FINGERPRINTS, NOT_COMPARED, SUMMARY, TRANSFER, Run, is_run
+from .folders import (CONFIG, FINGERPRINTS, NOT_COMPARED, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK,
+                      Run, is_run)  # fmt: skip
 from .parser import flag
 
-# What config.json says beside settings: it is in a `Result` already, or changes no result.
-NOT_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "prompts", "shots", "seed"}
-# Options that runs of earlier versions did not have: as if they had not been given.
-LATER = {"image_size": None, "head_width": None}
-# Options of the training, by what a method must have to read them, and what is published: of two,
-# by method and data set (`_usual`).
-OF_TEXT = {"n_ctx", "ctx_init", "csc", "class_token_position", "text_lr"}
-OF_IMAGE = {"n_visual", "visual_layers", "visual_lr", "warmup_epochs"}
-OF_CLASS_AWARE = {"class_aware_from", "top_k", "alpha"}
-OF_SOME = OF_TEXT | OF_IMAGE | OF_CLASS_AWARE | {"guidance_epochs"}
-PUBLISHED_OPTIONS = asdict(PromptConfig()) | {
-    "batch_size": 32, "guidance_epochs": 30, "visual_lr": 0.01, "text_lr": 0.002,
-}  # fmt: skip
-# Settings that each data set has its own of.
+# All that is asked about options here and in tables: this block, and the three functions below.
+NO_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "shots", "seed"}
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
+OF_TEXT, OF_IMAGE = ("coop", "vlp", "dpt"), ("vpt", "vlp", "dpt")
+READ_BY = {  # option of the training -> the methods that read it
+    **dict.fromkeys(("epochs", "batch_size"), METHODS[1:]),
+    **dict.fromkeys(("n_ctx", "ctx_init", "csc", "class_token_position", "text_lr"), OF_TEXT),
+    **dict.fromkeys(("n_visual", "visual_layers", "visual_lr", "warmup_epochs"), OF_IMAGE),
+    **dict.fromkeys(("class_aware_from", "top_k", "alpha"), ("dpt",)),
+    "guidance_epochs": ("vlp", "dpt"),
+}
+
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float, "tested": str | None,
            "settings": dict | None}  # fmt: skip
-AT_MOST = {"shots": 10**9, "seed": 2**63, "zero_shot_accuracy": 100, "accuracy": 100}
+
+
+def is_compared(name: str, method: str) -> bool:
+    """Return whether runs of a method that differ in this entry of config.json differ at all."""
+    return name not in NO_SETTINGS and method in READ_BY.get(name, METHODS)
+
+
+def published_settings(method: str, shots: int, dataset: str) -> dict[str, Any]:
+    """Return the published values of the options that the training of a method reads."""
+    published = asdict(PromptConfig()) | {
+        "epochs": default_epochs(method, shots, dataset), "batch_size": 32, "guidance_epochs": 30,
+        "visual_lr": 0.01, "text_lr": 0.002, "warmup_epochs": 1 if dataset == "ImageNet" else 10,
+    }  # fmt: skip
+    return {name: published[name] for name, methods in READ_BY.items() if method in methods}
+
+
+def format_setting(name: str, value: Any) -> str:
+    """Return a setting as tables show it; of a fingerprint, its beginning."""
+    if name in FINGERPRINTS:
+        return f"{FINGERPRINTS[name]} fingerprint {str(value)[:8]}"
+    return f"{name} {one_line(value, 200)}"
 
 
 class Result(NamedTuple):
     """One accuracy of one run, in percent.
 
     trained, tested: data sets, and the part of the classes if not all (`tested_on`).
-    settings: what config.json says beyond that, without what changes no result, and what a test by
-        eval.py had otherwise.
+    settings: config.json's entries, and what a test by eval.py had otherwise.
     """
 
     dataset: str
@@ -91,126 +111,146 @@ class Row(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The method, and what is special about it."""
+        """The method and its variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 def tested_on(dataset: str, subset: str) -> str:
-    """What a data set or a part of it is called in tables: "EuroSAT", "EuroSAT, base classes"."""
+    """Return the name of a data set or subset in tables: "EuroSAT", "EuroSAT, base classes"."""
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
+
+
+def is_earlier_version(config: dict[str, Any]) -> bool:
+    """Return whether config.json is of an earlier major version, whose runs are not read."""
+    version = entries(config.get("versions") or {}, CONFIG).get("minidpt", "0")
+    return str(version).split(".")[0] < __version__.split(".")[0]
 
 
 @one_line_errors
 def read_results(folder: str | os.PathLike) -> list[Result]:
-    """The results of all finished runs in a folder and below, the oldest first.
+    """Read the results of all finished runs in a folder and below, the oldest first.
 
-    Raises FileNotFoundError if there is none, ValueError if one is damaged.
+    Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
+    if one is damaged.
     """
     results = []
-    found = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
-    for path in sorted(found, key=lambda path: (path.stat().st_mtime, path)):
-        one = Run(path.parent)
-        run, config = one.read_json(SUMMARY, **OF_RUN), one.read_json(CONFIG, classes=str)
-        transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
-        config = LATER | config
-        settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-        trained = tested_on(good_name(run["dataset"], str(path), folder=True), config["classes"])
-        for name, test in {**transfer, **run["tests"]}.items():
-            where = f"{path.parent}, test {name[:60]!r}"
-            said = run | entries(test, where, **OF_TEST)
-            wrong = [name for name, most in AT_MOST.items() if not 0 <= said[name] <= most]
-            if wrong := wrong or ["method"] * (run["method"] not in METHODS):
-                got = f"{wrong[0]} {shown(said[wrong[0]])}"
-                raise ValueError(f"{where}: expected the result of a run of train.py, got {got}")
+    paths = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
+        run = Run(path.parent)
+        config = run.read_json(CONFIG, classes=str)
+        if is_earlier_version(config):
+            continue
+        summary = run.read_json(SUMMARY, **OF_RUN)
+        trained = tested_on(good_name(summary["dataset"], str(path), folder=True),
+                            config["classes"])  # fmt: skip
+        for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
+            where = f"{run.folder}, test {name[:60]!r}"
+            accuracies = [entries(test, where, **OF_TEST)[key] for key in list(OF_TEST)[:2]]
+            if summary["method"] not in METHODS or not all(0 <= own <= 100 for own in accuracies):
+                got = f"{accuracies} of {shown(summary['method'])}"
+                raise ValueError(f"{where}: expected percentages of a run of train.py, got {got}")
             results.append(Result(
-                run["dataset"], trained, test.get("tested") or name, run["model"], run["method"],
-                run["shots"], settings | (test.get("settings") or {}), run["seed"],
-                float(test["zero_shot_accuracy"]), float(test["accuracy"]),
+                summary["dataset"], trained, test.get("tested") or name, summary["model"],
+                summary["method"], summary["shots"], config | (test.get("settings") or {}),
+                summary["seed"], *map(float, accuracies),
             ))  # fmt: skip
     if not results:
-        got = f"{len(begun)} unfinished" if (begun := unfinished(folder)) else "none"
+        got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
     return results
 
 
-def unfinished(folder: str | os.PathLike) -> list[Path]:
-    """The runs in a folder and below that have no result: stopped, or still learning."""
-    begun = sorted(path.parent for path in Path(folder).rglob(CONFIG))
-    return [run for run in begun if not (run / SUMMARY).is_file() and is_run(run)]
+LEFT_OUT = "that are not finished or of an earlier version"
+
+
+def left_out(folder: str | os.PathLike) -> list[Path]:
+    """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
+    runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
+    return [
+        run for run in runs
+        if not (run / SUMMARY).is_file() or is_earlier_version(Run(run).read_json(CONFIG))
+    ]  # fmt: skip
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
-    """A row for all that differ in the seed only; by data set, method and shots.
+    """Group results that differ in the seed only into rows, by data set, method and shots.
 
     Of runs that differ in nothing, not even the seed, the last counts.
     """
-    kinds: dict[tuple, dict[str, dict[int, Result]]] = {}  # kind → settings → seed → result
-    for result in map(_as_read, results):
-        variants = kinds.setdefault(result[:6], {})
-        settings = json.dumps(result.settings, sort_keys=True)
-        variants.setdefault(settings, {})[result.seed] = result
-    compared: dict[tuple, list[dict[str, Any]]] = {}  # model, method, shots → settings
-    for kind, variants in kinds.items():
-        for own in variants.values():
-            compared.setdefault(kind[3:], []).append(_across(next(iter(own.values()))))
-    rows = []
-    for kind, variants in kinds.items():
+    groups: dict[tuple, dict[int, Result]] = {}  # all but seed and accuracies -> seed -> Result
+    within, across = defaultdict(dict), defaultdict(dict)  # kind -> key of a group -> settings
+    for result in results:
+        usual = published_settings(*result[4:6], result.dataset)
+        settings = {k: v for k, v in result.settings.items() if is_compared(k, result.method)}
+        key = *result[:6], json.dumps(settings, sort_keys=True)
+        groups.setdefault(key, {})[result.seed] = result._replace(settings=settings)
         # A setting that varies between data sets is named on all: only what is alike is averaged.
-        names = differences([json.loads(settings) for settings in variants])
-        names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
-        for own in variants.values():
-            first = next(iter(own.values()))
-            settings, usual = first.settings, _usual(first)
-            name = ", ".join(named(name, settings[name]) for name in names if name in settings)
-            zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
-            accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
-            unusual = tuple(
-                flag(option) + f" {one_line(value, 200)}" * (value is not True)
-                for option, value in settings.items()
-                if option not in names and usual.get(option, value) != value
-            )
-            rows.append(Row(*kind, name, zero_shot, accuracies, unusual))
+        within[key[:6]][key] = settings
+        across[key[3:6]][key] = {
+            name: "usual" if name in usual and usual[name] == value else value
+            for name, value in settings.items() if name not in OF_DATA
+        }  # fmt: skip
+    rows = [
+        _row(list(by_seed.values()), differences(within[key[:6]]) | differences(across[key[3:6]]))
+        for key, by_seed in groups.items()
+    ]
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def _as_read(result: Result) -> Result:
-    """Without the options of the training that its method does not read."""
-    read = _usual(result)
-    settings = {k: v for k, v in result.settings.items() if k not in OF_SOME or k in read}
-    return result._replace(settings=settings)
+def _row(results: list[Result], names: set[str]) -> Row:
+    """Make a row of results that differ in the seed; its variant is the settings of these names."""
+    first, settings = results[0], results[0].settings
+    usual = published_settings(*first[4:6], first.dataset)
+    variant = (format_setting(name, settings[name]) for name in sorted(names & settings.keys()))
+    unusual = tuple(
+        flag(name) if value is True else f"{flag(name)} {one_line(value, 200)}"
+        for name, value in settings.items()
+        if name not in names and usual.get(name, value) != value
+    )
+    zero_shot = fmean(result.zero_shot_accuracy for result in results)
+    accuracies = {result.seed: result.accuracy for result in sorted(results, key=lambda r: r.seed)}
+    return Row(*first[:6], ", ".join(variant), zero_shot, accuracies, unusual)
 
 
-def _across(result: Result) -> dict[str, Any]:
-    """The settings by which runs on several data sets differ: not in each one's own, or usual."""
-    own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
-    usual = _usual(result).items()
-    return own | {name: "usual" for name, value in usual if name in own and own[name] == value}
+def differences(settings: dict[Any, dict[str, Any]]) -> set[str]:
+    """Return the names of settings that are not the same in all."""
+    first, *others = settings.values()
+    names = {name for other in others for name in first.keys() | other}
+    return {n for n in names if any(other.get(n) != first.get(n) for other in others)}
 
 
-def _usual(result: Result) -> dict[str, Any]:
-    """The options that the training of a run reads, as published."""
-    config = PromptConfig(result.method)
-    published = PUBLISHED_OPTIONS | {
-        "epochs": default_epochs(result.method, result.shots, result.dataset),
-        "warmup_epochs": 1 if result.dataset == "ImageNet" else 10,
+def record_cross_dataset(
+    run: Run, dataset: Dataset, precision: str, zero_shot: float, accuracy: float
+) -> None:
+    """Write a result on other data to transfer.json, for tables; not what train.py has tested.
+
+    Its "settings" are those that are not the run's: the same test by others has its own entry.
+    """
+    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, root=str)["root"]
+    root = str(dataset.root.resolve())
+    settings = {
+        "tested in": (root, trained_root),
+        "tested by": (dataset.template, config.get("template")),
+        "tested in precision": (precision, config.get("precision")),
     }
-    read = {"batch_size", "epochs"}
-    read |= OF_TEXT if config.learns_text else set()
-    read |= OF_IMAGE if config.learns_image else set()
-    read |= {"guidance_epochs"} if config.guided else set()
-    read |= OF_CLASS_AWARE if config.method == "dpt" else set()
-    return {name: published[name] for name in read}
+    settings = {name: value for name, (value, of_run) in settings.items() if value != of_run}
+    is_tested = dataset.name in noted_tests(run)[0]
+    if is_tested and not settings:
+        return
+    elsewhere = is_tested and root != trained_root  # other images of that name
+    with locked(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+        _, noted = noted_tests(run)
+        entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
+        noted[entry] = {
+            "tested": f"{dataset.name} in {root}" if elsewhere else dataset.name,
+            "zero_shot_accuracy": zero_shot, "accuracy": accuracy,
+            "test_images": len(dataset.test), "root": root, "template": dataset.template,
+            "settings": settings,
+        }  # fmt: skip
+        run.write_json(TRANSFER, noted)
 
 
-def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of those that are not the same in all."""
-    names = dict.fromkeys(name for own in settings for name in own)
-    first = settings[0]
-    return [n for n in names if any(own.get(n) != first.get(n) for own in settings)]
-
-
-def named(setting: str, value: Any) -> str:
-    """A setting as tables show it; of a fingerprint, its beginning."""
-    if setting in FINGERPRINTS:
-        return f"{FINGERPRINTS[setting]} fingerprint {str(value)[:8]}"
-    return f"{setting} {one_line(value, 200)}"
+def noted_tests(run: Run) -> tuple[dict, dict]:
+    """Read what train.py has tested, and what eval.py has: name → result."""
+    tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
+    return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}

@@ -15,7 +15,7 @@ from .drawing import overlay
 from .page import Markup, joined, name, picture, section, table, tag
 from .predictions import Predictions
 from .results import Row
-from .tables import charted, over, tables
+from .tables import caption, chart_groups, tables
 
 MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
 CLASSES, LISTED = 60, 1000  # most classes that are shown, and those that can be unfolded
@@ -171,11 +171,11 @@ def sweep_report(rows: Sequence[Row], begun: int) -> tuple[str, list[Markup], li
     title += datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
     figures = []
-    for heading, own in charted(rows).items():
+    for heading, own in chart_groups(rows).items():
         learned = [row for row in own if row.method != "zeroshot"]
         if learned:
             figures.append(tag("figure", tag("h3", heading), *by_shots(learned, labels)))
-    parts = [tag("h1", title), tag("p", f"{runs} runs. {over(rows)}", class_="soft")]
+    parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
         several = any(len(row.accuracies) > 1 for row in rows)
         about = "Mean over seeds; bars are one standard deviation to each side." * several
