@@ -25,7 +25,6 @@ from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import TextIO
 
 import torch
@@ -39,15 +38,14 @@ from minidpt.data.batches import white_of
 from minidpt.data.copies import copies_note
 from minidpt.data.splits import split_content
 from minidpt.exporting import check_target, export
-from minidpt.files import write_rows
 from minidpt.ranks import ALONE, Ranks, join, started
+from minidpt.runs.attention_pngs import AttentionMapFolder
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, place
 from minidpt.runs.drawing import font_notes
 from minidpt.runs.eval_options import is_elsewhere, new_files, parse_arguments
 from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
-from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import (
     CONFIG,
     MODEL,
@@ -58,6 +56,7 @@ from minidpt.runs.folders import (
     folders_of,
 )
 from minidpt.runs.precision import AUTO, PRECISIONS, choose_precision
+from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.processes import command_of
 from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
@@ -180,8 +179,8 @@ def classify_images(
     root = split_content(run.path(SPLIT)).get("root")
     data = map(Path, [*args.image, *([root] if root else [])])
     say_notes(font_notes(model.classnames))
-    with Explanations.new(args.explain, data, model, args.top) as explanations:
-        return classify(model, paths, *options, explanations.write)
+    with AttentionMapFolder.new(args.explain, data, model, args.top) as maps:
+        return classify(model, paths, *options, maps.write)
 
 
 def seen_notes(learned_from: set[str], test: TestSet) -> Iterator[str]:
@@ -215,7 +214,7 @@ def test_model(
         say(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {zero_shot:.2f} % "
             f"on {len(test)} test images ({model.clip.name} {where})")  # fmt: skip
         if args.per_class:
-            say_classes(model.classnames, test.labels, labels, args.csv)
+            print_class_accuracy(model.classnames, test.labels, labels, args.csv)
     return zero_shot, result
 
 
@@ -261,29 +260,6 @@ def model_of(run: Run, args: Namespace) -> PromptedCLIP:
     clip, _ = load(name, **settings)
     precision, _ = choose_precision(precision, device, clip)
     return load_model(run.path(MODEL), place(clip, device, precision))
-
-
-def say_classes(
-    classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor, table: str | None = None
-) -> None:
-    """A line for each class: its accuracy, and the three that it is mistaken for most often.
-
-    Then the mean of the classes' accuracies. `table`: a CSV file for it, with all mistakes.
-    """
-    width, rows, shares = max(map(len, classnames)), [], []
-    for label, name in enumerate(classnames):
-        counts = predicted[labels == label].bincount(minlength=len(classnames)).tolist()
-        right, total = counts[label], sum(counts)
-        wrong = sorted((-count, i) for i, count in enumerate(counts) if count and i != label)
-        mistakes = [f"{classnames[i]} {-count}" for count, i in wrong]
-        shares += [100 * right / total] if total else []
-        share = f"{shares[-1]:6.2f} %" if total else "     -  "
-        taken = f", taken for {', '.join(mistakes[:3])}" if wrong else ""
-        say(f"  {name:{width}} {share}  {right} of {total}{taken}")
-        rows.append((name, shares[-1] if total else "", right, total, ", ".join(mistakes)))
-    say(f"mean of {len(shares)} classes {fmean(shares):.2f} %")
-    if table:
-        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
 def one_clip(args: Namespace, configs: list[dict]) -> dict:
