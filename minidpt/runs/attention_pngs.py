@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..clip.transforms import test_pixels
 from ..files import replacing
-from ..maps import attention_maps
+from ..maps import AttentionMaps, attention_maps
 from ..trained import PromptedCLIP
 from .drawing import BRIGHTEST, PALE, bar, colour_scale, overlay, write
 from .folders import claimed
@@ -25,7 +25,8 @@ WIDTH = 3 * PANEL + 2 * GAP + 2 * MARGIN
 ROW = 38  # of a class with two bars
 LEARNED, ZERO_SHOT = "#0072b2", "#e69f00"  # told apart by the colour-blind (Okabe, Ito 2008)
 MOST_CLASSES = 10
-Row = tuple[str, list[tuple[str, Image.Image]]]  # a heading, panels under captions
+Panel = tuple[str, Image.Image]  # with a caption
+Row = tuple[str, list[Panel]]  # with a heading
 Bars = tuple[str, str, list[float]]  # a label, a colour and a share (0–1) for each name
 
 
@@ -64,31 +65,39 @@ class AttentionMapFolder:
         return file
 
 
+def attention_panels(
+    model: PromptedCLIP, path: str | os.PathLike, side: int
+) -> tuple[list[Panel], Tensor, AttentionMaps]:
+    """Draw an image as the model sees it, and attention over it without and with learned prompts.
+
+    Returns square images of `side` pixels under captions, the model's input (1, 3, R, R), its maps.
+    """
+    pixels = test_pixels(path, model.clip.visual.resolution, model.white)
+    images = model.clip.normalize(torch.from_numpy(pixels)[None])
+    maps = attention_maps(model, images)
+    seen = Image.fromarray(pixels.transpose(1, 2, 0))
+    seen = seen.resize((side, side), Image.Resampling.BICUBIC)
+    captions = {"Attention (not tuned)": maps.zero_shot}
+    if model.config.learns_image:
+        captions = {"Attention before tuning": maps.zero_shot, "Attention after tuning": maps.tuned}
+    panels = [(caption, overlay(seen, weights[0])) for caption, weights in captions.items()]
+    return [("What the model sees", seen), *panels], images, maps
+
+
 @torch.no_grad()
 def draw_attention(model: PromptedCLIP, path: str | os.PathLike, top: int = 5) -> Image.Image:
     """Draw an image as the model sees it, attention before and after tuning, of DPT also that of
     the three likeliest of its selected classes, and bars of probabilities.
     """
-    pixels = test_pixels(path, model.clip.visual.resolution, model.white)
-    images = model.clip.normalize(torch.from_numpy(pixels)[None])
-    maps = attention_maps(model, images)
+    panels, images, maps = attention_panels(model, path, PANEL)
     learned = model(images.to(model.clip.device), branches=False).logits[0].softmax(dim=-1).cpu()
     zero_shot = zero_shot_probabilities(model, images)
-
-    seen = Image.fromarray(pixels.transpose(1, 2, 0))
-    seen = seen.resize((PANEL, PANEL), Image.Resampling.BICUBIC)
-    panels = [("What the model sees", seen)]
-    if model.config.learns_image:
-        panels.append(("Attention before tuning", overlay(seen, maps.zero_shot[0])))
-        panels.append(("Attention after tuning", overlay(seen, maps.tuned[0])))
-    else:
-        panels.append(("Attention (not tuned)", overlay(seen, maps.zero_shot[0])))
     rows: list[Row] = [("", panels)]
     if maps.class_aware is not None:
         selected = maps.top_classes[0].cpu()
         likeliest = learned[selected].topk(min(3, len(selected))).indices.tolist()
         rows.append(("Where the prompts of the likeliest classes look (class-aware attention)", [
-            (model.classnames[selected[slot]], overlay(seen, maps.class_aware[0, slot]))
+            (model.classnames[selected[slot]], overlay(panels[0][1], maps.class_aware[0, slot]))
             for slot in likeliest
         ]))  # fmt: skip
     classes = learned.topk(min(top, MOST_CLASSES, len(learned))).indices.tolist()

@@ -1,6 +1,6 @@
 """A page of HTML in one file that needs nothing else: no script, no font, no address.
 
-tag, table, image, section, line_chart, legend -> Markup; page -> the text of the file
+tag, table, image, section, line_chart -> Markup; page -> the text of the file
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ p { margin: 0 0 10px; max-width: 78ch }
 .numbers b { display: block; font-size: 28px; line-height: 1.25 }
 .grid { display: grid; gap: 20px;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)) }
-.narrow { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
 figure { margin: 0; min-width: 0; max-width: 440px }
 figcaption b { color: var(--ink) } figcaption span, figcaption small { display: block }
 svg { display: block; width: 100%; overflow: visible }
@@ -95,11 +94,6 @@ def text(value: object) -> Markup:
 def name(value: object, limit: int = 80) -> Markup:
     """Return a name from the data, cut in its middle, of whatever direction of writing."""
     return tag("bdi", one_line(value, limit))
-
-
-def joined(parts: Iterable[Markup]) -> Markup:
-    """Concatenate."""
-    return Markup("".join(parts))
 
 
 def table(
@@ -160,6 +154,12 @@ class Series(NamedTuple):
     marker: int | None = None
     dashed: bool = False
 
+    def key(self) -> Markup:
+        """Return its entry in the chart's legend, if it has a name."""
+        parts = [self.path("M0,6H26"), *([] if self.marker is None else [self.mark(13, 6)])]
+        sample = tag("svg", *parts, viewBox="0 0 26 12")
+        return tag("span", sample, tag("em", self.name), class_=self.style) if self.name else ""
+
     def path(self, d: str) -> Markup:
         """Return a line as this one is drawn."""
         return tag("path", d=d, class_="line dashed" if self.dashed else "line")
@@ -189,25 +189,24 @@ def line_chart(
     x_title: str,
     series: Sequence[Series],
     categories: Sequence[str] = (),
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    percent: bool = False,
     shaded: float | None = None,
 ) -> Markup:
     """Draw lines over numbers, from the least x; or over `categories`, whose numbers are the xs.
 
-    bounds: those that the y axis does not go beyond, as 0 and 100 for percent. shaded: up to which
-    x the background is another.
+    percent: the y axis ends at 0 and 100. shaded: up to which x the background is another.
     """
     xs = [x for each in series for x, _ in each.points]
     left, right = (-0.5, len(categories) - 0.5) if categories else (min(xs), max(xs))
     ys = [y + sign * deviation for each in series for sign in (-1, 1) for (_, y), deviation
           in zip(each.points, each.deviations or [0] * len(each.points), strict=True)]  # fmt: skip
-    y_ticks = [y for y in ticks(min(ys), max(ys)) if bounds[0] <= y <= bounds[1]] or bounds
+    y_ticks = [y for y in ticks(min(ys), max(ys)) if not percent or 0 <= y <= 100]
     x_of = scale(left, right, LEFT, WIDTH - RIGHT)
     y_of = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     labels = dict(enumerate(categories)) or {
         x: f"{x:g}" for x in [left, *ticks(left, right, 4)] if left <= x <= right and x == int(x)
     }
-    parts = [tag("title", f"{y_title} by {x_title}: {', '.join(each.name for each in series)}")]
+    parts = [tag("title", f"{y_title} by {x_title}")]
     if shaded is not None and shaded > left:
         width = x_of(min(shaded, right)) - LEFT
         parts.append(tag("rect", x=LEFT, y=TOP, width=width, height=HEIGHT - TOP - BOTTOM,
@@ -221,7 +220,8 @@ def line_chart(
     parts.append(tag("text", y_title, x=0, y=TOP - 8))
     parts.append(tag("text", x_title, x=middle, y=HEIGHT - 4, text_anchor="middle"))
     parts += [_line(each, x_of, y_of) for each in series]
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    chart = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    return tag("figure", chart, tag("div", *(each.key() for each in series), class_="legend"))
 
 
 def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
@@ -236,13 +236,3 @@ def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
     if series.marker is not None or len(places) == 1:
         parts += [series.mark(x, y) for x, y in places]
     return tag("g", *parts, class_=series.style)
-
-
-def legend(series: Sequence[Series]) -> Markup:
-    """Return what the lines of a chart are."""
-    keys = []
-    for each in series:
-        parts = [each.path("M0,6H26"), *([] if each.marker is None else [each.mark(13, 6)])]
-        key = tag("svg", *parts, viewBox="0 0 26 12", aria_hidden="true")
-        keys.append(tag("span", key, tag("em", each.name), class_=each.style))
-    return tag("div", *keys, class_="legend")

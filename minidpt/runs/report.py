@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from ..clip.transforms import test_pixels
@@ -19,13 +17,12 @@ from ..clip.white import checked_white
 from ..config import METHODS
 from ..data.splits import split_content
 from ..files import one_line, one_line_errors, parse_json, read_text, replacing
-from ..maps import attention_maps
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
-from .drawing import overlay
+from .attention_pngs import attention_panels
 from .folders import (CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS,
                       Run)  # fmt: skip
-from .page import Markup, Series, image, joined, legend, line_chart, name, page, section, table, tag
+from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
 from .results import Row, is_earlier_version, left_out, read_results, summarise
 from .tables import caption, chart_groups, tables
@@ -36,12 +33,12 @@ VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single 
 MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
 CLASSES = 500  # most that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
-Model = Callable[[], PromptedCLIP]
+Model = Callable[[], PromptedCLIP | None]
 
 
 @one_line_errors
 def write_report(
-    folder: str | os.PathLike, model: Model | None = None, root: str | None = None
+    folder: str | os.PathLike, model: Model = lambda: None, root: str | None = None
 ) -> list[str]:
     """Write report.html of a run's folder, or of a folder of runs; return notes.
 
@@ -76,7 +73,7 @@ def write_words(run: Run, model: PromptedCLIP) -> None:
 class RunReport:
     """The sections of a run's report; `notes` says which were left out, and why."""
 
-    def __init__(self, run: Run, model: Model | None, root: str | None):
+    def __init__(self, run: Run, model: Model, root: str | None):
         self.run, self.model, self.notes = run, model, []
         self.config = run.read_json(CONFIG, method=str, versions=dict | None)
         if is_earlier_version(self.config):
@@ -125,40 +122,34 @@ class RunReport:
             return None
 
     def header(self) -> Markup:
-        """Return what was run on what, in a line, and where the data lie."""
+        """Return what was run on what, in two lines."""
         config, split = self.config, self.split
         version = (config.get("versions") or {}).get("minidpt")
-        training = "" if config["method"] == "zeroshot" else (
-            f"{config.get('shots')} shots · seed {config.get('seed')} · {config.get('epochs')} "
-            f"epochs · {len(split['train']):,} training images · "
-        )  # fmt: skip
-        facts = (
-            f"{len(split['classnames'])} classes ({config.get('classes', 'all')}) · {training}"
-            f"{len(split['test']):,} test images · CLIP {one_line(config.get('model'), 60)} · "
-            f"{config.get('device')}, {config.get('precision')} · minidpt {version}"
-        )
-        root = one_line(split.get("root"), 200)
-        data = f"Data {root} · zero-shot prompt “{split.get('template')}”"
-        lines = (tag("p", line, class_="soft") for line in (facts, data))
-        return joined([tag("h1", self.title), *lines])
+        facts = [f"{len(split['classnames'])} classes ({config.get('classes')})"]
+        if config["method"] != "zeroshot":
+            facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
+                      f"{config.get('epochs')} epochs",
+                      f"{len(split['train']):,} training images"]  # fmt: skip
+        facts += [f"{len(split['test']):,} test images", f"CLIP {one_line(config.get('model'), 60)}",
+                  f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
+                  f"data {one_line(split.get('root'), 200)}",
+                  f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
+        return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
         """Return the result beside zero-shot CLIP's, and tables of what else was tested."""
         kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
         summary = self.run.read_json(SUMMARY, **kinds)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
-        tiles = [
-            (f"{accuracy:.2f} %", f"{self.method}, test accuracy", "c0"),
-            (f"{zero_shot:.2f} %", "zero-shot CLIP", ""),
-            (f"{accuracy - zero_shot:+.2f}", "percentage points gained", ""),
-            (f"{summary['seconds'] / 60:.1f} min", "training and tests", ""),
-        ]
-        if self.config["method"] == "zeroshot":
-            tiles = [tiles[1], tiles[3]]
+        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", ""),
+                 (f"{summary['seconds'] / 60:.1f} min", "training and tests", "")]  # fmt: skip
+        if self.config["method"] != "zeroshot":
+            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy", "c0"))
+            tiles.insert(2, (f"{accuracy - zero_shot:+.2f}", "percentage points gained", ""))
         numbers = (tag("div", tag("b", n, class_=style), text) for n, text, style in tiles)
         rows = summarise(read_results(self.run.folder))
         more = html_tables(rows) if len(rows) > 1 else []
-        return joined([tag("div", *numbers, class_="numbers"), *more])
+        return tag("section", tag("div", *numbers, class_="numbers"), *more)
 
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""
@@ -168,91 +159,66 @@ class RunReport:
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
         def chart(title: str, *names: str, **options: Any) -> Markup:
-            rates = [{**record, **record["lr"]} for record in records]
-            curves = [
-                Series(SIDES.get(name, name), f"c{n}", [(each["epoch"], each[name]) for each in rates])
-                for n, name in enumerate(names)
-            ]
-            keys = [legend(curves)] if names[0] in SIDES else []
-            svg = line_chart(title, "epoch", curves, shaded=shaded, **options)
-            return tag("figure", svg, *keys)
+            lines = [
+                Series(SIDES.get(key, ""), f"c{number}",
+                       [(record["epoch"], {**record, **record["lr"]}[key]) for record in records])
+                for number, key in enumerate(names)
+            ]  # fmt: skip
+            return line_chart(title, "epoch", lines, shaded=shaded, **options)
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
-            chart("accuracy on training views, %", "train_accuracy", bounds=(0, 100)),
+            chart("accuracy on training views, %", "train_accuracy", percent=True),
             chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
         ]
         about = "Of each epoch; views are random crops of the training images, mirrored or not."
         if shaded:
-            about += (" Shaded is the guidance stage, where the loss is another: that of both "
-                      "branches.")  # fmt: skip
+            about += " Shaded is the guidance stage, where the loss is that of both branches."
         return section("Training", about, tag("div", *charts, class_="grid"))
 
     def mistakes(self, predictions: Predictions) -> Markup:
         """Return the surest mistakes, with maps of attention where the model is to be had."""
-        files, classnames = self.split["test"], self.split["classnames"]
+        files, names = self.split["test"], self.split["classnames"]
         if len(files) != len(predictions.labels):
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
         chosen = predictions.surest_mistakes(MISTAKES)
-        if not chosen:
-            return section("Mistakes", "There are none.")
-        views = self._views([files[index][0] for index in chosen])
-        cards = []
+        model = self._made("Maps of attention", MODEL, self.model) if chosen else None
+        cards, errors = [], []
         for index in chosen:
-            path = files[index][0]
-            label, learned, zero_shot = (
-                classnames[labels[index]]
-                for labels in (predictions.labels, predictions.learned, predictions.zero_shot)
-            )
-            shares = predictions.learned_probability, predictions.zero_shot_probability
-            share, other_share = (f" {100 * share[index]:.1f}\u00a0%" for share in shares)
-            images = (image(view, f"{label}, taken for {learned}") for view in views.get(path, []))
+            path, images = files[index][0], []
+            label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
+            try:
+                images = self._views(path, model)
+            except (OSError, ValueError) as error:
+                errors.append(error)
             cards.append(tag(
                 "figure",
                 tag("div", *images, class_="views"),
-                tag("figcaption", tag("span", tag("b", name(label)), " taken for ",
-                                      tag("b", name(learned)), share),
-                    tag("span", "zero-shot: ", name(zero_shot), other_share),
+                tag("figcaption", tag("span", tag("b", name(names[label])), " taken for ",
+                                      tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
+                    tag("span", "zero-shot: ", name(names[zero_shot]),
+                        f" {100 * other_share:.1f}\u00a0%"),
                     tag("small", name(path, 60))),
             ))  # fmt: skip
-        about, most = f"The {len(chosen)} with the greatest probability.", max(map(len, views.values()), default=0)
-        if most > 1:
+        if errors:
+            count = f"{len(errors)} of {len(chosen)} images left out"
+            self.notes.append(one_line(f"Mistakes: {count}: {errors[0]}"))
+        about = f"The {len(chosen)} with the greatest probability."
+        if model:
             about += (
                 " Beside the image as the model sees it, where its class token looks in the last "
-                "layer: blue nowhere, yellow four times what even attention would give"
+                "layer (with prompts on the image side left before tuning, right after it): blue "
+                "nowhere, yellow four times what even attention would give."
             )
-            about += ": left zero-shot CLIP, right after tuning." if most > 2 else "."
-        style = "grid" if most > 1 else "grid narrow"
-        return section("Surest mistakes", about, tag("div", *cards, class_=style))
+        return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
-    def _views(self, paths: Sequence[str]) -> dict[str, list[Image.Image]]:
-        """Return of each image that can be read a view, and maps of attention over it."""
-        model = self._made("Maps of attention", MODEL, self._load_model)
-        white = checked_white(self.config.get("white"))
-        views, pixels, errors = {}, [], []
-        for path in dict.fromkeys(paths):
-            file = os.path.join(self.root, path)
-            try:
-                view = test_pixels(file, SIDE, white).transpose(1, 2, 0)
-                if model:
-                    pixels.append(test_pixels(file, model.clip.visual.resolution, white))
-                views[path] = [Image.fromarray(view)]
-            except (OSError, ValueError) as error:
-                errors.append(error)
-        if errors:
-            count = f"{len(errors)} of {len(paths)} images left out"
-            self.notes.append(one_line(f"Mistakes: {count}: {errors[0]}"))
-        if pixels:
-            maps = attention_maps(model, model.clip.normalize(torch.from_numpy(np.stack(pixels))))
-            kinds = [maps.zero_shot, maps.tuned] if model.config.learns_image else [maps.zero_shot]
-            for view, *attention in zip(views.values(), *kinds, strict=True):
-                view += [overlay(view[0], weights) for weights in attention]
-        return views
-
-    def _load_model(self) -> PromptedCLIP:
-        if self.model is None:
-            raise ValueError("no model was given")
-        return self.model()
+    def _views(self, path: str, model: PromptedCLIP | None) -> list[Markup]:
+        """Return an image as the model sees it, and maps of attention over it."""
+        path = os.path.join(self.root, path)
+        if model:
+            return [image(view, about) for about, view in attention_panels(model, path, SIDE)[0]]
+        view = test_pixels(path, SIDE, checked_white(self.config.get("white")))
+        return [image(Image.fromarray(view.transpose(1, 2, 0)), "What the model sees")]
 
     def words(self) -> Markup:
         """Return the nearest words of each learned context vector."""
@@ -360,7 +326,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     figures = []
     for heading, group in chart_groups(rows).items():
         if learned := [row for row in group if row.method != "zeroshot"]:
-            figures.append(tag("figure", tag("h3", heading), *chart_by_shots(learned, labels)))
+            figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
         several = any(len(row.accuracies) > 1 for row in rows)
@@ -369,8 +335,8 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 
 
-def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> tuple[Markup, Markup]:
-    """Draw accuracy against shots; return the chart and its legend."""
+def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
+    """Draw accuracy against shots."""
     shots = sorted({row.shots for row in rows})
     ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
     series = [Series("zero-shot", "cz", ends, dashed=True)]
@@ -382,9 +348,9 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> tuple[Markup, 
             deviations = [row.std for row in group]
             series.append(Series(label, f"c{number % 5}", points, deviations, number))
     x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
-    return line_chart("accuracy, %", x_title, series, names, (0, 100)), legend(series)
+    return line_chart("accuracy, %", x_title, series, names, percent=True)
 
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:
     """Return the tables of table.md."""
-    return [joined([tag("h3", each.title), table(each.heads, each.lines)]) for each in tables(rows)]
+    return [tag("div", tag("h3", t.title), table(t.heads, t.lines)) for t in tables(rows)]

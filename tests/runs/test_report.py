@@ -235,9 +235,9 @@ def test_of_a_damaged_file_a_note_says_what_is_wrong_and_the_rest_is_reported(
     text, count = re.subn(part, other, (run / name).read_text(), count=1)
     assert count == 1
     (run / name).write_text(text)
-    note, maps = sorted(write_report(run), key=lambda note: note.startswith("Maps"))
+    (note,) = write_report(run)
     assert re.match(said, note) and note.count(str(run / name)) == 1, note
-    for heading in ("All settings", "Surest mistakes", note, maps):
+    for heading in ("All settings", "Surest mistakes", note):
         assert heading in page_of(run).text
     assert ("training loss" in page_of(run).text) == (not said.startswith("Curves"))
     assert "Euclidean" in page_of(run).text or said.startswith("Words")
@@ -309,7 +309,7 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
             for n in range(pictures)
         )])  # fmt: skip
     notes = write_report(tmp_path)
-    assert [note.split(":")[0] for note in notes] == ["Accuracy", "Maps of attention", "Words"]
+    assert [note.split(":")[0] for note in notes] == ["Accuracy", "Words"]
     page = page_of(tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert [name for name, _ in page.tags].count("img") == 24
