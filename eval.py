@@ -39,7 +39,7 @@ from minidpt.data.copies import copies_note
 from minidpt.data.splits import split_content
 from minidpt.exporting import check_target, export
 from minidpt.ranks import ALONE, Ranks, join, started
-from minidpt.runs.attention_pngs import AttentionMapFolder
+from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, picture_paths
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, place
@@ -179,8 +179,8 @@ def classify_images(
     root = split_content(run.path(SPLIT)).get("root")
     data = map(Path, [*args.image, *([root] if root else [])])
     say_notes(font_notes(model.classnames))
-    with AttentionMapFolder.new(args.explain, data, model, args.top) as maps:
-        return classify(model, paths, *options, maps.write)
+    with attention_map_folder(args.explain, data, model, args.top) as draw_maps:
+        return classify(model, paths, *options, draw_maps)
 
 
 def seen_notes(learned_from: set[str], test: TestSet) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -30,39 +30,33 @@ Row = tuple[str, list[Panel]]  # with a heading
 Bars = tuple[str, str, list[float]]  # a label, a colour and a share (0–1) for each name
 
 
-class AttentionMapFolder:
-    """PNG files in a folder, named after the images that they are of."""
+@contextmanager
+def attention_map_folder(
+    folder: str | os.PathLike, data: Iterable[Path], model: PromptedCLIP, top: int = 5
+) -> Iterator[Callable[[str | os.PathLike], Path]]:
+    """Lock a new or empty folder outside the data; raises as `claimed`.
 
-    def __init__(self, folder: Path, model: PromptedCLIP, top: int):
-        self.folder, self.model, self.top, self.names = folder, model, top, set()
+    top: how many of the likeliest classes have bars, at most `MOST_CLASSES`.
+    Yields a function that draws the maps of a.jpg in a.png, or in a-2.png, and returns that path;
+    it raises as `PromptedCLIP.predict`.
+    """
+    taken: set[str] = set()
 
-    @classmethod
-    @contextmanager
-    def new(
-        cls, folder: str | os.PathLike, data: Iterable[Path], model: PromptedCLIP, top: int = 5
-    ) -> Iterator[AttentionMapFolder]:
-        """Lock a new or empty folder outside the data to write to; raises as `claimed`.
-
-        top: how many of the likeliest classes have bars, at most `MOST_CLASSES`.
-        """
-
-        def unfinished(contents: set[str]) -> bool:  # what a killed process has left
-            return all(name.endswith(".png.part") for name in contents)
-
-        with claimed(Path(folder), data, unfinished, "--explain"):
-            yield cls(Path(folder), model, top)
-
-    def write(self, path: str | os.PathLike) -> Path:
-        """Draw the maps of a.jpg in a.png, or in a-2.png; raises as `PromptedCLIP.predict`."""
+    def draw(path: str | os.PathLike) -> Path:
         stem = os.fsdecode(os.fsencode(Path(path).stem)[:200])
         numbered = chain([stem], (f"{stem}-{number}" for number in count(2)))
-        name = next(name for name in numbered if name.casefold() not in self.names)
-        self.names.add(name.casefold())
-        file = self.folder / f"{name}.png"
+        name = next(name for name in numbered if name.casefold() not in taken)
+        taken.add(name.casefold())
+        file = Path(folder, f"{name}.png")
         with replacing(file) as unfinished:
-            drawn = draw_attention(self.model, path, self.top)
-            drawn.save(unfinished, format="PNG", optimize=True)
+            draw_attention(model, path, top).save(unfinished, format="PNG", optimize=True)
         return file
+
+    def is_unfinished(contents: set[str]) -> bool:  # what a killed process has left
+        return all(name.endswith(".png.part") for name in contents)
+
+    with claimed(Path(folder), data, is_unfinished, "--explain"):
+        yield draw
 
 
 def attention_panels(

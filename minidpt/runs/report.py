@@ -122,7 +122,7 @@ class RunReport:
             return None
 
     def header(self) -> Markup:
-        """Return what was run on what, in two lines."""
+        """Return what was run on what."""
         config, split = self.config, self.split
         version = (config.get("versions") or {}).get("minidpt")
         facts = [f"{len(split['classnames'])} classes ({config.get('classes')})"]
@@ -156,6 +156,8 @@ class RunReport:
         path = self.run.path(METRICS)
         lines = read_text(path, str(path)).splitlines()
         records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+        if not records:
+            raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
         def chart(title: str, *names: str, **options: Any) -> Markup:

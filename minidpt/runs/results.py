@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -37,8 +36,7 @@ READ_BY = {  # option of the training -> the methods that read it
 }
 
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
-OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float, "tested": str | None,
-           "settings": dict | None}  # fmt: skip
+OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 
 
 def is_compared(name: str, method: str) -> bool:
@@ -63,30 +61,22 @@ def format_setting(name: str, value: Any) -> str:
 
 
 class Result(NamedTuple):
-    """One accuracy of one run, in percent.
-
-    trained, tested: data sets, and the part of the classes if not all (`tested_on`).
-    settings: config.json's entries, and what a test by eval.py had otherwise.
-    """
+    """One accuracy of one run, in percent."""
 
     dataset: str
-    trained: str
+    trained: str  # the data set, or a subset of its classes (`tested_on`)
     tested: str
     model: str
     method: str
     shots: int
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # config.json's entries, and what a test by eval.py had otherwise
     seed: int
     zero_shot_accuracy: float
     accuracy: float
 
 
 class Row(NamedTuple):
-    """Results that differ in their seed only. Accuracies in percent, by seed.
-
-    variant: the settings that tell it from rows that are otherwise of the same kind, or "".
-    unusual: options of the training that are not as published and not in `variant`.
-    """
+    """Results that differ in their seed only."""
 
     dataset: str
     trained: str
@@ -94,10 +84,10 @@ class Row(NamedTuple):
     model: str
     method: str
     shots: int
-    variant: str
-    zero_shot_accuracy: float
-    accuracies: dict[int, float]
-    unusual: tuple[str, ...] = ()
+    variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
+    zero_shot_accuracy: float  # in percent
+    accuracies: dict[int, float]  # by seed, in percent
+    unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
 
     @property
     def accuracy(self) -> float:
@@ -145,14 +135,15 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
                             config["classes"])  # fmt: skip
         for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
             where = f"{run.folder}, test {name[:60]!r}"
-            accuracies = [entries(test, where, **OF_TEST)[key] for key in list(OF_TEST)[:2]]
+            entries(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+            accuracies = [float(test[key]) for key in OF_TEST]
             if summary["method"] not in METHODS or not all(0 <= own <= 100 for own in accuracies):
                 got = f"{accuracies} of {shown(summary['method'])}"
-                raise ValueError(f"{where}: expected percentages of a run of train.py, got {got}")
+                raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Result(
                 summary["dataset"], trained, test.get("tested") or name, summary["model"],
                 summary["method"], summary["shots"], config | (test.get("settings") or {}),
-                summary["seed"], *map(float, accuracies),
+                summary["seed"], *accuracies,
             ))  # fmt: skip
     if not results:
         got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
@@ -178,45 +169,46 @@ def summarise(results: Iterable[Result]) -> list[Row]:
     Of runs that differ in nothing, not even the seed, the last counts.
     """
     groups: dict[tuple, dict[int, Result]] = {}  # all but seed and accuracies -> seed -> Result
-    within, across = defaultdict(dict), defaultdict(dict)  # kind -> key of a group -> settings
     for result in results:
-        usual = published_settings(*result[4:6], result.dataset)
         settings = {k: v for k, v in result.settings.items() if is_compared(k, result.method)}
         key = *result[:6], json.dumps(settings, sort_keys=True)
         groups.setdefault(key, {})[result.seed] = result._replace(settings=settings)
+    unusual = {key: _without_usual(next(iter(group.values()))) for key, group in groups.items()}
+    rows = []
+    for key, group in groups.items():
         # A setting that varies between data sets is named on all: only what is alike is averaged.
-        within[key[:6]][key] = settings
-        across[key[3:6]][key] = {
-            name: "usual" if name in usual and usual[name] == value else value
-            for name, value in settings.items() if name not in OF_DATA
+        names = {
+            name
+            for other in groups if other[3:6] == key[3:6]
+            for name in unusual[key].keys() | unusual[other].keys()
+            if unusual[key].get(name) != unusual[other].get(name)
+            and (name not in OF_DATA or other[:6] == key[:6])
         }  # fmt: skip
-    rows = [
-        _row(list(by_seed.values()), differences(within[key[:6]]) | differences(across[key[3:6]]))
-        for key, by_seed in groups.items()
-    ]
+        rows.append(_row(list(group.values()), names, unusual[key]))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def _row(results: list[Result], names: set[str]) -> Row:
+def _without_usual(result: Result) -> dict[str, Any]:
+    """Return the settings with "usual" for what is published for the method and data set."""
+    usual = published_settings(result.method, result.shots, result.dataset)
+    return {
+        name: "usual" if name in usual and value == usual[name] else value
+        for name, value in result.settings.items()
+    }
+
+
+def _row(results: list[Result], names: set[str], unusual: dict[str, Any]) -> Row:
     """Make a row of results that differ in the seed; its variant is the settings of these names."""
     first, settings = results[0], results[0].settings
-    usual = published_settings(*first[4:6], first.dataset)
     variant = (format_setting(name, settings[name]) for name in sorted(names & settings.keys()))
-    unusual = tuple(
+    options = tuple(
         flag(name) if value is True else f"{flag(name)} {one_line(value, 200)}"
-        for name, value in settings.items()
-        if name not in names and usual.get(name, value) != value
+        for name, value in unusual.items()
+        if name in READ_BY and name not in names and value != "usual"
     )
     zero_shot = fmean(result.zero_shot_accuracy for result in results)
     accuracies = {result.seed: result.accuracy for result in sorted(results, key=lambda r: r.seed)}
-    return Row(*first[:6], ", ".join(variant), zero_shot, accuracies, unusual)
-
-
-def differences(settings: dict[Any, dict[str, Any]]) -> set[str]:
-    """Return the names of settings that are not the same in all."""
-    first, *others = settings.values()
-    names = {name for other in others for name in first.keys() | other}
-    return {n for n in names if any(other.get(n) != first.get(n) for other in others)}
+    return Row(*first[:6], ", ".join(variant), zero_shot, accuracies, options)
 
 
 def record_cross_dataset(

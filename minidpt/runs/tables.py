@@ -69,18 +69,18 @@ def caption(rows: Sequence[Row]) -> str:
 
 def _rows_with(option: str, rows: Sequence[Row]) -> str:
     """Say which rows have an unpublished option: " (dpt, coop with 16 shots)"; "" for all."""
-    having: dict[str, set[int]] = {}
-    every: dict[str, set[int]] = {}
+    shots: dict[str, list[str]] = {}
+    without = {(row.label, row.shots) for row in rows}
     for row in rows:
-        every.setdefault(row.label, set()).add(row.shots)
-        if option in row.unusual:
-            having.setdefault(row.label, set()).add(row.shots)
+        if option in row.unusual and (row.label, row.shots) in without:
+            shots.setdefault(row.label, []).append(f"{row.shots}")
+            without.remove((row.label, row.shots))
+    partly = {label for label, _ in without}
     names = (
-        label if shots == every[label]
-        else f"{label} with {' and '.join(map(str, sorted(shots)))} shots"
-        for label, shots in having.items()
-    )  # fmt: skip
-    return "" if having == every else f" ({', '.join(names)})"
+        f"{label} with {' and '.join(each)} shots" if label in partly else label
+        for label, each in shots.items()
+    )
+    return f" ({', '.join(names)})" if without else ""
 
 
 def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -161,17 +161,16 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
-    zero_shot: dict[str, list[str]] = {}
-    lines = []
+    lines, datasets = [], set()
     for base, new, mean in pairs:
-        if base.dataset not in zero_shot:
-            accuracies = base.zero_shot_accuracy, new.zero_shot_accuracy
-            accuracies = (f"{each:.1f}" for each in (*accuracies, harmonic_mean(*accuracies)))
-            zero_shot[base.dataset] = [base.dataset, "zero-shot", "", *accuracies]
-            lines.append(zero_shot[base.dataset])
+        if base.dataset not in datasets:
+            datasets.add(base.dataset)
+            zero_shot = [base.zero_shot_accuracy, new.zero_shot_accuracy]
+            zero_shot.append(harmonic_mean(*zero_shot))
+            lines.append([base.dataset, "zero-shot", "", *(f"{each:.1f}" for each in zero_shot)])
         if base.method != "zeroshot":
-            lines.append([base.dataset, base.label, f"{base.shots}", _cell(base), _cell(new),
-                          f"{mean:.1f}"])  # fmt: skip
+            cells = _cell(base), _cell(new), f"{mean:.1f}"
+            lines.append([base.dataset, base.label, f"{base.shots}", *cells])
     return Table(title, ["data set", "method", "shots", "base", "new", "harmonic mean"], lines)
 
 
@@ -187,12 +186,12 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     lines = [(row, row.accuracy, row.std if len(row.accuracies) > 1 else "") for row in rows]
     for base, new, mean in base_to_new(rows):
         both = [seed for seed in base.accuracies if seed in new.accuracies]
-        means = base._replace(
+        row = base._replace(
             tested=f"{base.dataset}, harmonic mean of base and new",
             zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
             accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
         )
-        lines.append((means, mean, ""))
+        lines.append((row, mean, ""))
     cells = (
         [*row[:7], len(row.accuracies), row.zero_shot_accuracy, accuracy, std]
         + [row.accuracies.get(seed, "") for seed in seeds]

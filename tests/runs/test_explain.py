@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import minidpt
 from minidpt.runs import attention_pngs
-from minidpt.runs.attention_pngs import WIDTH, AttentionMapFolder, draw_attention
+from minidpt.runs.attention_pngs import WIDTH, attention_map_folder, draw_attention
 
 
 class Place(NamedTuple):
@@ -79,8 +79,8 @@ def test_a_number_does_not_take_the_name_of_a_later_picture(place, tmp_path):
         file.parent.mkdir(exist_ok=True)
         shutil.copy(place.data / "red" / "0.png", file)
     (tmp_path / "empty").mkdir()
-    with AttentionMapFolder.new(tmp_path / "empty", [], place.model) as maps:
-        written = [maps.write(file).name for file in files]
+    with attention_map_folder(tmp_path / "empty", [], place.model) as draw_maps:
+        written = [draw_maps(file).name for file in files]
     assert written[:3] == ["x.png", "X-2.png", "x-2-2.png"]  # one file where case does not count
     assert names_in(tmp_path / "empty") == sorted(written)
 
