@@ -27,8 +27,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from minidpt.checkpoints.pretrained import NAMES, is_here, load
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.clip import pictures

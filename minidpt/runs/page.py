@@ -96,9 +96,7 @@ def name(value: object, limit: int = 80) -> Markup:
     return tag("bdi", one_line(value, limit))
 
 
-def table(
-    heads: Sequence[object], lines: Iterable[Sequence[object]], style: str = ""
-) -> Markup:
+def table(heads: Sequence[object], lines: Iterable[Sequence[object]], style: str = "") -> Markup:
     """Return a table; each line's first cell is its head, columns of numbers stand right."""
     rows = [[cell if isinstance(cell, Markup) else text(cell) for cell in line] for line in lines]
     numeric = [all(map(NUMBER.match, column)) for column in zip(*rows)] or [False] * len(heads)

@@ -20,8 +20,7 @@ from ..files import one_line, one_line_errors, parse_json, read_text, replacing
 from ..prompts import nearest_words
 from ..trained import PromptedCLIP
 from .attention_pngs import attention_panels
-from .folders import (CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS,
-                      Run)  # fmt: skip
+from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, Run
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
 from .results import Row, is_earlier_version, left_out, read_results, summarise
@@ -130,10 +129,10 @@ class RunReport:
             facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
                       f"{config.get('epochs')} epochs",
                       f"{len(split['train']):,} training images"]  # fmt: skip
-        facts += [f"{len(split['test']):,} test images", f"CLIP {one_line(config.get('model'), 60)}",
+        model, root = one_line(config.get("model"), 60), one_line(split.get("root"), 200)
+        facts += [f"{len(split['test']):,} test images", f"CLIP {model}",
                   f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
-                  f"data {one_line(split.get('root'), 200)}",
-                  f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
+                  f"data {root}", f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
         return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
@@ -262,8 +261,9 @@ def accuracy_by_class(
             before, after = zero_shot[label].accuracy, result.accuracy
             style = "c0" if after > before else "c1" if after < before else ""
             change = f"{after - before:+.1f}".replace("-", "−")
-            lines.append((name(classnames[label]), accuracy_track(before, after), f"{before:.1f}",
-                          f"{after:.1f}", tag("span", change, class_=style), result.images))
+            track, change = accuracy_track(before, after), tag("span", change, class_=style)
+            shares = f"{before:.1f}", f"{after:.1f}"
+            lines.append((name(classnames[label]), track, *shares, change, result.images))
     lines.sort(key=lambda line: float(line[3]))
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images")
     about = "In percent, the lowest first: the ring is zero-shot CLIP, the dot what was learned."
@@ -293,7 +293,7 @@ def confusion(classnames: Sequence[str], results: Sequence[ClassResult]) -> Mark
             cells = (matrix_cell(counts.get(other, 0), result.images, other == label)
                      for other in range(len(classnames)))  # fmt: skip
             rows.append((name(classnames[label], 32), *cells))
-        about = "Rows are the true classes, columns what they are taken for; numbers of test images."
+        about = "Rows are the true classes, columns what they are taken for; in test images."
         return section("Confusion matrix", about, table(heads, rows, "matrix"))
     pairs = sorted(
         (-count, label, other)

@@ -19,12 +19,12 @@ from ..config import METHODS, PromptConfig
 from ..data.items import Dataset
 from ..files import entries, good_name, locked, one_line, one_line_errors, shown
 from ..training import default_epochs
-from .folders import (CONFIG, FINGERPRINTS, NOT_COMPARED, SPLIT, SUMMARY, TRANSFER, TRANSFER_LOCK,
-                      Run, is_run)  # fmt: skip
+from . import folders
+from .folders import CONFIG, FINGERPRINTS, SUMMARY, TRANSFER, Run, is_run
 from .parser import flag
 
 # All that is asked about options here and in tables: this block, and the three functions below.
-NO_SETTINGS = {*NOT_COMPARED, "name", "dataset", "classes", "method", "shots", "seed"}
+NO_SETTINGS = {*folders.NOT_COMPARED, "name", "dataset", "classes", "method", "shots", "seed"}
 OF_DATA = {"data", "data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_TEXT, OF_IMAGE = ("coop", "vlp", "dpt"), ("vpt", "vlp", "dpt")
 READ_BY = {  # option of the training -> the methods that read it
@@ -218,7 +218,7 @@ def record_cross_dataset(
 
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
-    config, trained_root = run.read_json(CONFIG), run.read_json(SPLIT, root=str)["root"]
+    config, trained_root = run.read_json(CONFIG), run.read_json(folders.SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
@@ -230,7 +230,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     elsewhere = is_tested and root != trained_root  # other images of that name
-    with locked(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+    with locked(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
