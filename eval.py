@@ -31,22 +31,22 @@ from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.ranks import join, started
+from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
 from minidpt.runs.drawing import font_notes
 from minidpt.runs.eval_options import evaluates_other_data, parse_arguments, published_config
 from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
-from minidpt.runs.explain import Explanations
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
 from minidpt.runs.loading import device_of_runs, load_runs
 from minidpt.runs.precision import choose_precision
-from minidpt.runs.predictions import say_classes
+from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
+from minidpt.runs.results import noted_tests, record_cross_dataset
 from minidpt.runs.sources import data_folders, seen_notes, sources_of, tests_of, train_images
 from minidpt.runs.tables import write_tables
-from minidpt.runs.transfer import note_transfer, noted_tests
 
 
 def main() -> int:
@@ -108,8 +108,8 @@ def predict(args: Namespace) -> int:
         if args.attention_maps is None:
             return classify(model, batches, *options)
         say_notes(font_notes(model.classnames))
-        with Explanations.new(args.attention_maps, data, model, args.top) as maps:
-            return classify(model, batches, *options, maps.write)
+        with attention_map_folder(args.attention_maps, data, model, args.top) as draw_maps:
+            return classify(model, batches, *options, draw_maps)
 
 
 def test(args: Namespace) -> None:
@@ -147,7 +147,7 @@ def test(args: Namespace) -> None:
                 model = model.for_classes(dataset.classnames, dataset.template)
             accuracies = evaluate_model(name, model, eval_set, where, args)
             if is_other and world.first:
-                note_transfer(run, dataset, precision, *accuracies)
+                record_cross_dataset(run, dataset, precision, *accuracies)
 
 
 def test_published(args: Namespace) -> None:
@@ -206,7 +206,7 @@ def evaluate_model(
         say(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
             f"on {len(eval_set)} test images ({model.clip.name} {where})")  # fmt: skip
         if args.per_class:
-            say_classes(model.classnames, eval_set.labels, labels, args.csv)
+            print_class_accuracy(model.classnames, eval_set.labels, labels, args.csv)
     return before, result
 
 

@@ -160,16 +160,6 @@ class RunConfig:
             if OPTIONS[name].decides_result and self.prompts.reads(OPTIONS[name])
         }
 
-    def published_settings(self, dataset: str) -> dict[str, Any]:
-        """Return the options that the training of this run reads, with their published values."""
-        usual = self.from_dict({"method": self.prompts.method, "shots": self.shots})
-        usual = usual.resolve(dataset, self.template).to_dict()
-        return {
-            name: usual[name]
-            for name, about in OPTIONS.items()
-            if about.read_by and not about.is_grid and self.prompts.reads(about)
-        }
-
     def resolve(self, dataset: str, template: str | None) -> RunConfig:
         """Return the config with what is usual on a data set in place of None."""
         epochs, warmup_epochs = self.epochs, self.warmup_epochs
@@ -199,6 +189,17 @@ def option_fields() -> dict[str, Field]:
 FIELDS = option_fields()
 OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
 PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
+
+
+def published_settings(method: str, shots: int, dataset: str) -> dict[str, Any]:
+    """Return the published values of the options that the training of a method reads."""
+    usual = RunConfig(prompts=PromptConfig(method), shots=shots or 1).resolve(dataset, None)
+    values = usual.to_dict()
+    return {
+        name: values[name]
+        for name, about in OPTIONS.items()
+        if about.read_by and not about.is_grid and usual.prompts.reads(about)
+    }
 
 
 def flag(name: str) -> str:

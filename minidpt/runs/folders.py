@@ -222,9 +222,14 @@ def read_options(path: Path) -> tuple[dict[str, Any], Any]:
 def is_run(folder: Path) -> bool:
     """Whether it is a run's: config.json of others, Hugging Face's say, lies in many folders."""
     try:
-        return RECORD in read_json(folder / CONFIG, CONFIG)
-    except (OSError, ValueError, TypeError):
+        return not is_earlier_version(folder) or (folder / SPLIT).is_file()
+    except (OSError, ValueError):
         return (folder / SPLIT).is_file()  # of a run, and damaged
+
+
+def is_earlier_version(folder: Path) -> bool:
+    """Whether the config.json of a run is not of this version. Raises ValueError if damaged."""
+    return RECORD not in entries(read_json(folder / CONFIG, str(folder / CONFIG)), CONFIG)
 
 
 def held_in(folder: Path) -> set[str]:

@@ -1,6 +1,6 @@
 """A page of HTML in one file that needs nothing else: no script, no font, no address.
 
-tag, table, figure, picture -> Markup; page -> the text of the file
+tag, table, image, section, line_chart -> Markup; page -> the text of the file
 """
 
 from __future__ import annotations
@@ -8,93 +8,64 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from PIL import Image
 
 from ..files import one_line, printable
 
-LONGEST = 80  # characters of a name from the data
+WIDTH, HEIGHT = 340, 210  # of a chart
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
+MOST_POINTS = 400  # of a line: more are not to be seen
+MARKERS = ("M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-3.5,-3.5h7v7h-7z", "M0,-4.6L4.6,3.6H-4.6z",
+           "M0,-5L5,0L0,5L-5,0z", "M0,4.6L4.6,-3.6H-4.6z")  # fmt: skip
+NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|$)")  # how a cell begins that stands right
 STYLE = """
-:root { --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0; --wash: #f4f6f8;
-  --zero: #8a929c; --learned: #0072b2; --wrong: #d55e00;
-  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0578d; --c4: #a87d00; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0;
+  --wash: #f4f6f8; --zero: #8a929c;
+  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0578d; --c4: #a87d00 }
 @media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e6e9ed; --soft: #9aa4af;
-  --rule: #363d46; --wash: #1e2329; --zero: #8a929c; --learned: #56b4e9; --wrong: #f0883e;
-  --c0: #56b4e9; --c1: #f0883e; --c2: #2fc99b; --c3: #dd93c0; --c4: #e2c04f; } }
-* { box-sizing: border-box }
-html { color-scheme: light dark; -webkit-text-size-adjust: 100% }
+  --rule: #363d46; --wash: #1e2329;
+  --c0: #56b4e9; --c1: #f0883e; --c2: #2fc99b; --c3: #dd93c0; --c4: #e2c04f } }
+* { box-sizing: border-box; overflow-wrap: anywhere }
 body { margin: 0 auto; padding: 24px 16px 48px; max-width: 1080px; background: var(--paper);
   color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif }
-h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere }
+h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px }
 h2 { font-size: 18px; margin: 40px 0 4px }
 h3 { font-size: 14px; margin: 20px 0 6px }
-p { margin: 0 0 10px; max-width: 78ch; overflow-wrap: anywhere }
-.soft, figcaption, summary { color: var(--soft); font-size: 13.5px }
-ul { margin: 6px 0; padding-left: 20px; overflow-wrap: anywhere }
+p { margin: 0 0 10px; max-width: 78ch }
+.soft, figcaption, summary, small { color: var(--soft); font-size: 13.5px }
 .numbers { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 12px }
 .numbers div { background: var(--wash); border-radius: 8px; padding: 10px 16px; flex: 1 1 150px }
-.numbers b { display: block; font-size: 28px; line-height: 1.25; font-weight: 600;
-  font-variant-numeric: tabular-nums }
-.numbers .learned b { color: var(--learned) }
+.numbers b { display: block; font-size: 28px; line-height: 1.25 }
 .grid { display: grid; gap: 20px;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)) }
-.wide { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)) }
-figure > svg, .wide figure { max-width: 440px }
-.narrow { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
-figure { margin: 0; min-width: 0 }
-figcaption { overflow-wrap: anywhere }
-figcaption { margin-top: 4px; line-height: 1.4 }
-figcaption b { color: var(--ink); font-weight: 600 }
-figcaption span, figcaption small { display: block }
-figcaption i { font-style: normal; white-space: nowrap }
-svg { display: block; width: 100%; height: auto; overflow: visible }
-svg text { font-size: 11px; fill: var(--soft); font-family: inherit }
-.axis { stroke: var(--rule); stroke-width: 1; fill: none }
-.line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round }
-.dashed { stroke-dasharray: 5 4 }
-.mark { fill: var(--paper); stroke: currentColor; stroke-width: 1.8 }
-.full { fill: currentColor }
-.shade { fill: var(--wash) }
+figure { margin: 0; min-width: 0; max-width: 440px }
+figcaption b { color: var(--ink) } figcaption span, figcaption small { display: block }
+svg { display: block; width: 100%; overflow: visible }
+svg text { font-size: 11px; fill: var(--soft) }
+.axis { stroke: var(--rule) } .shade { fill: var(--wash) } .mark { fill: currentColor }
+.ring { fill: var(--paper); stroke: currentColor }
+.line { fill: none; stroke: currentColor; stroke-width: 1.8 } .dashed { stroke-dasharray: 5 4 }
 .c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: var(--c2) } .c3 { color: var(--c3) }
 .c4 { color: var(--c4) } .cz { color: var(--zero) }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; margin: 2px 0 0 }
-.legend span { display: inline-flex; align-items: center; gap: 6px }
-.legend svg { width: 26px; flex: none }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px }
+.legend span { display: flex; align-items: center; gap: 6px } .legend svg { width: 26px }
 .legend em { font-style: normal; color: var(--ink) }
-.scroll { overflow-x: auto; max-width: 100% }
+.scroll { overflow: auto; max-height: 1200px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 600 }
-td, th { padding: 3px 12px 3px 0; vertical-align: baseline }
-thead th { border-bottom: 1px solid var(--rule); color: var(--soft); font-weight: 500 }
-tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--rule) }
+th { text-align: left; font-weight: 400 } thead th { color: var(--soft) }
+td, th { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--rule); overflow-wrap: normal }
 .number { text-align: right; white-space: nowrap }
-.better { color: var(--learned) } .worse { color: var(--wrong) }
-.classes { width: 100% } .classes th { font-weight: 400; min-width: 84px; overflow-wrap: anywhere }
-.track { width: 45%; min-width: 90px; padding-right: 20px }
-.track div { position: relative; height: 12px; top: 1px }
-.track div::before { content: ""; position: absolute; left: 0; right: 0; top: 5.5px;
-  border-top: 1px solid var(--rule) }
-.track i { position: absolute; width: 10px; height: 10px; margin: 1px 0 0 -5px; border-radius: 5px;
-  background: var(--learned) }
-.track i.z { background: var(--paper); border: 2px solid var(--zero) }
-.track u { position: absolute; top: 4.5px; height: 3px; background: var(--learned); opacity: .45 }
-.track u.worse { background: var(--wrong) }
-.matrix td { width: 27px; height: 27px; min-width: 27px; padding: 0; text-align: center;
-  border: 1px solid var(--paper); font-size: 12px; background: var(--wash); vertical-align: middle }
-.matrix th, .matrix tbody tr + tr th { font-weight: 400; border: 0;
-  padding: 0 8px 0 0; white-space: nowrap; vertical-align: middle }
-.matrix thead th { vertical-align: bottom; padding: 0 0 6px; color: var(--ink) }
-.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); display: inline-block;
-  line-height: 27px; max-height: 150px; overflow: hidden }
-.shots { display: flex; gap: 3px } .shots span { flex: 1 1 0; min-width: 0 }
-.shots img { display: block; width: 100%; border-radius: 4px }
-.words td { white-space: nowrap } .words th { font-weight: 400; color: var(--soft) }
-.words small { color: var(--soft); margin-left: 3px }
-details { margin: 14px 0 } summary { cursor: pointer }
-@media (max-width: 560px) { .classes td, .classes th { padding-right: 7px; font-size: 12.5px }
-  .classes th { min-width: 78px } .track { min-width: 60px } }
-@media print { body { max-width: none } }
+.track { width: clamp(90px, 30vw, 320px) }
+.matrix td { min-width: 27px; padding: 0; text-align: center; border: 1px solid var(--paper);
+  background: var(--wash) } .matrix td span { display: block; padding: 3px 0 }
+.matrix th { border: 0; white-space: nowrap }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg) }
+.views { display: flex; gap: 3px } .views img { flex: 1 1 0; min-width: 0; border-radius: 4px }
 """
 
 
@@ -103,90 +74,163 @@ class Markup(str):
 
 
 def tag(name: str, /, *content: object, **attributes: object) -> Markup:
-    """An element. Content that is no Markup, and every attribute, is escaped, whatever it holds.
+    """Return an element. Content that is no Markup, and every attribute, is escaped.
 
     `class_` stands for class, `stroke_width` for stroke-width.
     """
     inside = "".join(part if isinstance(part, Markup) else text(part) for part in content)
-    named = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items()
-    )
-    return Markup(
-        f"<{name}{named}>" if name in ("img", "meta", "br") else f"<{name}{named}>{inside}</{name}>"
-    )
+    opening = " ".join([name, *(
+        f'{key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items()
+    )])  # fmt: skip
+    end = "" if name in ("img", "meta") else f"{inside}</{name}>"
+    return Markup(f"<{opening}>{end}")
 
 
 def text(value: object) -> Markup:
-    """A value as text; control characters and what is no text of UTF-8 are spelt out."""
+    """Return a value as text; control characters and what is no text of UTF-8 are spelt out."""
     return Markup(html.escape(printable(str(value))))
 
 
-def name(value: object, longest: int = LONGEST) -> Markup:
-    """A name from the data, cut in its middle, of whatever direction of writing."""
-    return tag("bdi", one_line(value, longest))
+def name(value: object, limit: int = 80) -> Markup:
+    """Return a name from the data, cut in its middle, of whatever direction of writing."""
+    return tag("bdi", one_line(value, limit))
 
 
-def joined(parts: Iterable[Markup]) -> Markup:
-    """One after the other."""
-    return Markup("".join(parts))
+def table(heads: Sequence[object], lines: Iterable[Sequence[object]], style: str = "") -> Markup:
+    """Return a table; each line's first cell is its head, columns of numbers stand right."""
+    rows = [[cell if isinstance(cell, Markup) else text(cell) for cell in line] for line in lines]
+    numeric = [all(map(NUMBER.match, column)) for column in zip(*rows)] or [False] * len(heads)
+    styles = [{}, *({"class_": "number"} if right else {} for right in numeric[1:])]
+    head = (tag("th", cell, scope="col", **style) for cell, style in zip(heads, styles))
+    body = (
+        tag("tr", tag("th", row[0], scope="row"),
+            *(tag("td", cell, **style) for cell, style in zip(row[1:], styles[1:])))
+        for row in rows
+    )  # fmt: skip
+    content = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_=style)
+    return tag("div", content, class_="scroll")
 
 
-def table(heads: Iterable[object], lines: Iterable[Iterable[object]], **attributes: str) -> Markup:
-    """The first cell of a line is its head; cells that are numbers, or look so, stand right."""
-    rows = [list(line) for line in lines]
-    body = joined(
-        tag("tr", tag("th", line[0], scope="row"), *map(_cell, line[1:])) for line in rows
-    )
-    numeric = [bool(rows) and all(map(_is_number, column)) for column in zip(*rows)]
-    heads = [
-        tag("th", head, scope="col", **{"class": "number"} if number else {})
-        for head, number in zip(heads, numeric or [False] * 99)
-    ]
-    return tag(
-        "div",
-        tag("table", tag("thead", tag("tr", *heads)), tag("tbody", body), **attributes),
-        class_="scroll",
-    )
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, Markup):
-        return value.startswith('<td class="number')
-    return value != "" and str(value)[0] in "+-−0123456789"
-
-
-def _cell(value: object) -> Markup:
-    if isinstance(value, Markup) and value.startswith("<td"):
-        return value
-    return tag("td", value, class_="number") if _is_number(value) else tag("td", value)
-
-
-def picture(image: Image.Image, about: str) -> Markup:
-    """A picture within the page, as JPEG."""
+def image(view: Image.Image, about: str) -> Markup:
+    """Return an image within the page, as JPEG."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
+    view.save(stream, "JPEG", quality=82)
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    side, height = image.size
-    opening = f'<img src="{source}" width="{side}" height="{height}" alt="{text(about)}">'
-    return Markup(opening)
+    return Markup(f'<img src="{source}" alt="{text(about)}">')
 
 
 def section(title: str, about: str, *content: Markup) -> Markup:
-    """A heading, what is to be seen below it, and that."""
+    """Return a heading, what is to be seen below it, and that."""
     return tag("section", tag("h2", title), tag("p", about, class_="soft"), *content)
 
 
 def page(title: str, content: Iterable[Markup]) -> str:
-    """The whole file. Its policy forbids the browser to fetch or to run anything."""
+    """Return the file's text. Its policy forbids the browser to fetch or to run anything."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
         tag("style", Markup(STYLE)),
     )
-    body = tag("body", joined(content))
+    body = tag("body", *content)
     return f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'
+
+
+class Series(NamedTuple):
+    """A line of a chart: points (x, y), perhaps with the deviation of each y.
+
+    style: a class of the page. marker: the number of the shape at each point.
+    """
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float]]
+    deviations: Sequence[float] = ()
+    marker: int | None = None
+    dashed: bool = False
+
+    def key(self) -> Markup:
+        """Return its entry in the chart's legend, if it has a name."""
+        parts = [self.path("M0,6H26"), *([] if self.marker is None else [self.mark(13, 6)])]
+        sample = tag("svg", *parts, viewBox="0 0 26 12")
+        return tag("span", sample, tag("em", self.name), class_=self.style) if self.name else ""
+
+    def path(self, d: str) -> Markup:
+        """Return a line as this one is drawn."""
+        return tag("path", d=d, class_="line dashed" if self.dashed else "line")
+
+    def mark(self, x: float, y: float) -> Markup:
+        """Return its marker at a place."""
+        shape = MARKERS[(self.marker or 0) % len(MARKERS)]
+        return tag("path", d=shape, transform=f"translate({x},{y}) scale(.8)", class_="mark")
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return some `count` round numbers, the first at or below `low`, the last at or above."""
+    rough = max(high - low, abs(high) / 1000, 1e-9) / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * n, 12) for n in range(first, max(last, first + 1) + 1)]
+
+
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """Return the function from values in low–high to places in start–stop."""
+    return lambda value: round(start + (value - low) / ((high - low) or 1) * (stop - start), 1)
+
+
+def line_chart(
+    y_title: str,
+    x_title: str,
+    series: Sequence[Series],
+    categories: Sequence[str] = (),
+    percent: bool = False,
+    shaded: float | None = None,
+) -> Markup:
+    """Draw lines over numbers, from the least x; or over `categories`, whose numbers are the xs.
+
+    percent: the y axis ends at 0 and 100. shaded: up to which x the background is another.
+    """
+    xs = [x for each in series for x, _ in each.points]
+    left, right = (-0.5, len(categories) - 0.5) if categories else (min(xs), max(xs))
+    ys = [y + sign * deviation for each in series for sign in (-1, 1) for (_, y), deviation
+          in zip(each.points, each.deviations or [0] * len(each.points), strict=True)]  # fmt: skip
+    y_ticks = [y for y in ticks(min(ys), max(ys)) if not percent or 0 <= y <= 100]
+    x_of = scale(left, right, LEFT, WIDTH - RIGHT)
+    y_of = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    labels = dict(enumerate(categories)) or {
+        x: f"{x:g}" for x in [left, *ticks(left, right, 4)] if left <= x <= right and x == int(x)
+    }
+    parts = [tag("title", f"{y_title} by {x_title}")]
+    if shaded is not None and shaded > left:
+        width = x_of(min(shaded, right)) - LEFT
+        parts.append(tag("rect", x=LEFT, y=TOP, width=width, height=HEIGHT - TOP - BOTTOM,
+                         class_="shade"))  # fmt: skip
+    for y in y_ticks:
+        parts.append(tag("path", d=f"M{LEFT},{y_of(y)}H{WIDTH - RIGHT}", class_="axis"))
+        parts.append(tag("text", f"{y:g}", x=LEFT - 6, y=y_of(y) + 4, text_anchor="end"))
+    for x, label in labels.items():
+        parts.append(tag("text", label, x=x_of(x), y=HEIGHT - 21, text_anchor="middle"))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(tag("text", y_title, x=0, y=TOP - 8))
+    parts.append(tag("text", x_title, x=middle, y=HEIGHT - 4, text_anchor="middle"))
+    parts += [_line(each, x_of, y_of) for each in series]
+    chart = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    return tag("figure", chart, tag("div", *(each.key() for each in series), class_="legend"))
+
+
+def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
+    stride = math.ceil(len(series.points) / MOST_POINTS)
+    points = [*series.points[:-1:stride], series.points[-1]]
+    places = [(x_of(x), y_of(y)) for x, y in points]
+    parts = [series.path("M" + "L".join(f"{x},{y}" for x, y in places))]
+    for (x, y), deviation in zip(series.points, series.deviations):
+        top, bottom = y_of(y + deviation), y_of(y - deviation)
+        if deviation:
+            parts.append(series.path(f"M{x_of(x) - 5},{top}h10m-5,0V{bottom}m-5,0h10"))
+    if series.marker is not None or len(places) == 1:
+        parts += [series.mark(x, y) for x, y in places]
+    return tag("g", *parts, class_=series.style)

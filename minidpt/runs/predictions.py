@@ -1,16 +1,17 @@
-"""What each test picture of a run is taken for: predictions.csv, and what follows from it."""
+"""What each test image of a run is taken for: predictions.csv, and how each class fares."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from ..data.samples import Dataset
 from ..files import MAX_PICTURES, cell, one_line_errors, read_text, write_rows
@@ -22,94 +23,98 @@ HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-
 
 
 class Predictions(NamedTuple):
-    """N test pictures of C classes: labels (N,), and the likeliest classes with probabilities."""
+    """Labels of N test images (N,), and the likeliest classes with probabilities."""
 
-    classnames: list[str]
     labels: np.ndarray
     learned: np.ndarray
     learned_probability: np.ndarray
     zero_shot: np.ndarray
     zero_shot_probability: np.ndarray
 
-    def accuracies(self, predicted: np.ndarray) -> np.ndarray:
-        """The accuracy of each class (C,), in percent; NaN for one without a test picture."""
-        right = np.bincount(self.labels[predicted == self.labels], minlength=len(self.classnames))
-        with np.errstate(invalid="ignore"):
-            return 100 * right / self.counts()
-
-    def counts(self) -> np.ndarray:
-        """Test pictures of each class (C,)."""
-        return np.bincount(self.labels, minlength=len(self.classnames))
-
-    def confused(self) -> list[tuple[int, int, int]]:
-        """Pairs that are taken for one another: pictures, label, predicted; the most first."""
-        pairs = self.labels * len(self.classnames) + self.learned
-        found, counts = np.unique(pairs[self.learned != self.labels], return_counts=True)
-        pairs = np.stack([counts, *divmod(found, len(self.classnames))], axis=1)
-        return sorted(map(tuple, pairs.tolist()), key=lambda row: (-row[0], row[1:]))
-
     def surest_mistakes(self, most: int) -> list[int]:
-        """The pictures that are taken for a wrong class with the greatest probability."""
+        """Return the images that are taken for a wrong class with the greatest probability."""
         wrong = np.flatnonzero(self.learned != self.labels)
         return wrong[np.argsort(-self.learned_probability[wrong], kind="stable")][:most].tolist()
 
 
+class ClassResult(NamedTuple):
+    """A class's test images, how many are recognised, and (class, images) of what others are
+    taken for, the most frequent first.
+    """
+
+    images: int
+    correct: int
+    mistakes: list[tuple[int, int]]
+
+    @property
+    def accuracy(self) -> float:
+        """In percent, of a class with test images."""
+        return 100 * self.correct / self.images
+
+
+def class_results(
+    labels: Tensor | np.ndarray, predicted: Tensor | np.ndarray, classes: int
+) -> list[ClassResult]:
+    """Count for each class what its test images (N,) are taken for (N,)."""
+    counts = [Counter() for _ in range(classes)]
+    for label, prediction in zip(labels.tolist(), predicted.tolist(), strict=True):
+        counts[label][prediction] += 1
+    return [
+        ClassResult(count.total(), count.pop(label, 0),
+                    sorted(count.items(), key=lambda item: (-item[1], item[0])))
+        for label, count in enumerate(counts)
+    ]  # fmt: skip
+
+
+def print_class_accuracy(
+    classnames: list[str], labels: Tensor, predicted: Tensor, table: str | None = None
+) -> None:
+    """Print each class's accuracy and its three most frequent mistakes, then the classes' mean.
+
+    table: a CSV file for it, with all mistakes.
+    """
+    results = class_results(labels, predicted, len(classnames))
+    width, rows = max(map(len, classnames)), []
+    for name, result in zip(classnames, results):
+        mistakes = [f"{classnames[label]} {count}" for label, count in result.mistakes]
+        share = f"{result.accuracy:6.2f} %" if result.images else "     -  "
+        taken_for = f", taken for {', '.join(mistakes[:3])}" if mistakes else ""
+        say(f"  {name:{width}} {share}  {result.correct} of {result.images}{taken_for}")
+        accuracy = result.accuracy if result.images else ""
+        rows.append((name, accuracy, result.correct, result.images, ", ".join(mistakes)))
+    accuracies = [result.accuracy for result in results if result.images]
+    say(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
+    if table:
+        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
+
+
 def write_predictions(run: RunFolder, dataset: Dataset, learned: Predicted, zero_shot: Predicted) -> None:
-    """A line for each test picture, in the order of split.json."""
-    columns = [
-        column.tolist()
-        for predicted in (learned, zero_shot)
-        for column in (predicted.labels, predicted.probabilities)
-    ]
-    names = dataset.classnames
+    """Write a line for each test image, in the order of split.json."""
+    columns = []
+    for labels, probabilities in (learned, zero_shot):
+        columns.append([dataset.classnames[label] for label in labels.tolist()])
+        columns.append([f"{probability:.6f}" for probability in probabilities.tolist()])
     rows = (
-        (os.path.relpath(item.path, dataset.root), item.classname,
-         names[one], f"{share:.6f}", names[other], f"{other_share:.6f}")
-        for item, one, share, other, other_share in zip(dataset.test, *columns, strict=True)
-    )  # fmt: skip
+        (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
+        for item, *predicted in zip(dataset.test, *columns, strict=True)
+    )
     write_rows(run.path(PREDICTIONS), HEADER, rows, "backslashreplace")
 
 
 @one_line_errors
 def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
-    """What `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
+    """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
     content = read_text(path, str(path), most=8 * MAX_PICTURES)
-    known = {str(cell(name)): label for label, name in reversed(list(enumerate(classnames)))}
+    known = {str(cell(name)): label for label, name in enumerate(classnames)}
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
-        if tuple(header) != HEADER or not rows:
-            raise ValueError(f"columns {', '.join(header)[:100]} of {len(rows)} pictures")
-        columns = list(zip(*rows, strict=True))
-        labels = [np.array([known[name] for name in columns[place]]) for place in (1, 2, 4)]
-        shares = [np.array(columns[place], float) for place in (3, 5)]
-        if not all(np.all((0 <= own) & (own <= 1)) for own in shares):
-            raise ValueError("a probability that is none")
-    except (KeyError, ValueError, IndexError, csv.Error) as error:
+        _, label, learned, probability, zero_shot, other_probability = zip(*rows, strict=True)
+        labels = [np.array([known[n] for n in column]) for column in (label, learned, zero_shot)]
+        shares = [np.array(column, float) for column in (probability, other_probability)]
+        if tuple(header) != HEADER or not all(np.all((0 <= p) & (p <= 1)) for p in shares):
+            raise ValueError("other columns, or a probability that is none")
+    except (KeyError, ValueError, csv.Error) as error:
         expected = f"expected {', '.join(HEADER)}, with classes of {SPLIT}"
         raise ValueError(f"{path}: {expected}, got {error}") from None
-    label, learned, zero_shot = labels
-    return Predictions(list(classnames), label, learned, shares[0], zero_shot, shares[1])
-
-
-def say_classes(
-    classnames: list[str], labels: torch.Tensor, predicted: torch.Tensor, table: str | None = None
-) -> None:
-    """A line for each class: its accuracy, and the three that it is mistaken for most often.
-
-    Then the mean of the classes' accuracies. `table`: a CSV file for it, with all mistakes.
-    """
-    width, rows, shares = max(map(len, classnames)), [], []
-    for label, name in enumerate(classnames):
-        counts = predicted[labels == label].bincount(minlength=len(classnames)).tolist()
-        right, total = counts[label], sum(counts)
-        wrong = sorted((-count, i) for i, count in enumerate(counts) if count and i != label)
-        mistakes = [f"{classnames[i]} {-count}" for count, i in wrong]
-        shares += [100 * right / total] if total else []
-        share = f"{shares[-1]:6.2f} %" if total else "     -  "
-        taken = f", taken for {', '.join(mistakes[:3])}" if wrong else ""
-        say(f"  {name:{width}} {share}  {right} of {total}{taken}")
-        rows.append((name, shares[-1] if total else "", right, total, ", ".join(mistakes)))
-    say(f"mean of {len(shares)} classes {fmean(shares):.2f} %")
-    if table:
-        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
+    return Predictions(labels[0], labels[1], shares[0], labels[2], shares[1])

@@ -1,62 +1,48 @@
 """report.html: a run or a sweep to look at, made from its files alone.
 
-What a part needs and is not there, such as the pictures, CLIP, or predictions.csv of a run of an
-earlier version, is left out, and a note says so.
+A section whose files, images or CLIP are not there is left out, and a note says so.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
+from ..config import METHODS
 from ..data.splits import split_content
-from ..files import entries, one_line, one_line_errors, parse_json, read_json, read_text, replacing
-from ..images.decode import open_image
-from ..images.transforms import eval_transform, to_uint8
+from ..files import one_line, one_line_errors, parse_json, read_text, replacing
+from ..images.transforms import eval_pixels
 from ..images.white_level import check_white_level
-from ..maps import attention_maps
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
-from .charts import Series, legend, line_chart
-from .folders import CONFIG, METRICS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
-from .page import Markup, joined, name, page, section, table, tag
-from .predictions import Predictions, read_predictions
-from .results import read_results, summarise, unfinished
-from .sections import (
-    METHOD_NAMES,
-    by_class,
-    card,
-    confusion,
-    flow,
-    sweep_report,
-    tables_of,
-    two_maps,
-)
+from .attention_pngs import attention_panels
+from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
+from .page import Markup, Series, image, line_chart, name, page, section, table, tag
+from .predictions import ClassResult, Predictions, class_results, read_predictions
+from .results import Row, left_out, read_results, summarise
+from .tables import caption, chart_groups, tables
 
-MISTAKES = 24  # most pictures
+METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
+MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
-SIDE = 144  # pixels of a thumbnail
-NUMBERS = ("epoch", "loss", "train_accuracy")  # of a line of metrics.jsonl
-LARGEST = torch.finfo(torch.float32).max  # of them
-SIDES = {"visual": ("image side", "c0"), "text": ("text side", "c1")}  # as "lr" calls them
+MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
+CLASSES = 500  # most that are listed
+SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
+Model = Callable[[], PromptedCLIP | None]
 
 
 @one_line_errors
 def write_report(
-    folder: str | os.PathLike,
-    model: Callable[[], PromptedCLIP] | None = None,
-    root: str | None = None,
+    folder: str | os.PathLike, model: Model = lambda: None, root: str | None = None
 ) -> list[str]:
-    """Write report.html of a run's folder, or of a folder of runs; returns notes.
+    """Write report.html of a run's folder, or of a folder of runs; return notes.
 
-    model: gives the run's, for maps of attention, or raises why it does not. root: of the pictures,
+    model: gives the run's, for maps of attention, or raises why it does not. root: of the images,
     if they have moved. Raises FileNotFoundError or ValueError if there is no run, or what it is
     cannot be read from its files.
     """
@@ -65,231 +51,307 @@ def write_report(
         report = RunReport(RunFolder(folder), model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
-        rows = summarise(read_results(folder))
-        title, content, notes = sweep_report(rows, len(unfinished(folder)))
+        title, content = sweep_report(summarise(read_results(folder)))
+        count = len(left_out(folder))
+        notes = [f"{count} runs have no result yet: they are not in it."] if count else []
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
-    with replacing(folder / REPORT) as unfinished_file:
-        unfinished_file.write_text(page(title, content), encoding="utf-8")
+    with replacing(folder / REPORT) as unfinished:
+        unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
 
 
 def write_words(run: RunFolder, model: PromptedCLIP) -> None:
-    """words.json: the nearest words of each vector of the context, or of each class's."""
+    """Write words.json: the nearest words of each vector of the context, or of each class's."""
     ctx = model.text_prompts.ctx.detach()
-    own = zip(model.classnames, ctx[:CONTEXTS]) if ctx.dim() == 3 else [(None, ctx)]
-    contexts = [{"class": name, "words": nearest_words(ctx, model.clip)} for name, ctx in own]
-    run.write_json(WORDS, {"contexts": contexts})
+    contexts = zip(model.classnames, ctx[:CONTEXTS]) if ctx.dim() == 3 else [(None, ctx)]
+    words = [{"class": name, "words": nearest_words(ctx, model.clip)} for name, ctx in contexts]
+    run.write_json(WORDS, {"contexts": words})
 
 
 class RunReport:
-    """The parts of a run's report; `notes` says which were left out, and why."""
+    """The sections of a run's report; `notes` says which were left out, and why."""
 
-    def __init__(self, run: RunFolder, model: Callable[[], PromptedCLIP] | None, root: str | None):
-        self.run, self.model, self.root = run, model, root
+    def __init__(self, run: RunFolder, model: Model, root: str | None):
+        self.run, self.model, self.notes = run, model, []
         config, record = run.read_config()
         self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
-        self.summary: dict[str, Any] = {}  # until `accuracy` has read it
+        self.root = root or self.split.get("root") or ""
         self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
-        self.title = f"{self.method} on {one_line(self.split.get('name') or 'pictures', 80)}"
-        self.notes: list[str] = []
+        self.title = f"{self.method} on {one_line(self.split.get('name') or 'images', 80)}"
 
     def content(self) -> list[Markup]:
-        """All parts that can be made."""
-        learns_text = self.config["method"] in ("coop", "vlp", "dpt")
-        accuracy = self._made("Accuracy", self.accuracy)
-        parts = [self.header(), accuracy]
-        if self.config["method"] != "zeroshot":
-            parts.append(self._made("Curves", self.curves))
-        predictions = None
-
-        def read() -> Markup:
-            nonlocal predictions
-            predictions = read_predictions(self.run, self.split["classnames"])
-            subset = self.config.get("classes", "all")
-            return flow(predictions, "" if subset == "all" else f" of the {subset} classes")
-
-        parts.insert(2, self._made("Classes and mistakes", read))
+        """Return all sections that can be made."""
+        method, classnames = self.config["method"], self.split["classnames"]
+        parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
+        predictions = self._made(
+            "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, classnames)
+        )
         if predictions:
-            parts += [by_class(predictions), confusion(predictions)]
-            parts.append(self._made("Pictures", self.mistakes, predictions))
-        if learns_text:
-            parts.append(self._made("Words", self.words))
-        rows = ((key, one_line(value, 200)) for key, value in sorted(self.config.items()))
-        about = tag("summary", "All settings")
-        return [*parts, tag("details", about, table(("setting", "value"), rows))]
-
-    def _made(self, what: str, part: Callable[..., Markup], *arguments: Any) -> Markup:
-        try:
-            return part(*arguments)
-        except (OSError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            hint = " (a stopped run, or one of an earlier version, has none)" * missing
-            self.notes.append(one_line(f"{what}: left out: {error}{hint}"))
-            return Markup("")
-
-    def header(self) -> Markup:
-        """What was run on what, in a line, and where the data lie."""
-        config, split = self.config, self.split
-        zero_shot = config["method"] == "zeroshot"
-        said = [f"{len(split['classnames'])} classes"]
-        if config.get("classes", "all") != "all":
-            said[0] += f" ({config['classes']})"
-        if not zero_shot:
-            said += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
-                     f"{config.get('epochs')} epochs"]  # fmt: skip
-            said.append(f"{len(split['train']):,} training images")
-        said += [f"{len(split['test']):,} test images", f"CLIP {one_line(config.get('model'), 60)}"]
-        said += [f"{config.get('device')}, {config.get('precision')}"]
-        if seconds := self.summary.get("seconds"):
-            said.append(f"{seconds / 60:.1f} min")
-        said.append(f"minidpt {(config.get('versions') or {}).get('minidpt', '')}")
-        lines = [tag("h1", self.title), tag("p", " · ".join(said), class_="soft")]
-        data = (
-            f"Data {one_line(split.get('root'), 200)} · zero-shot prompt “{split.get('template')}”"
-        )
-        return joined([*lines, tag("p", data, class_="soft")])
-
-    def accuracy(self) -> Markup:
-        """The result beside zero-shot CLIP's; tables of what else was tested."""
-        if not self.run.path(SUMMARY).is_file():
-            raise ValueError(f"the training was stopped before its end, {SUMMARY} is not there")
-        kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy"), int | float)
-        said = self.run.read_json(SUMMARY, seconds=int | float | None, **kinds)
-        rows = summarise(read_results(self.run.folder))
-        self.summary, result, zero_shot = said, said["accuracy"], said["zero_shot_accuracy"]
-        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", "")]
-        if self.config["method"] != "zeroshot":
-            tiles.insert(0, (f"{result:.2f} %", f"{self.method}, test accuracy", "learned"))
-            tiles.append((f"{result - zero_shot:+.2f}", "percentage points gained", ""))
-        numbers = (tag("div", tag("b", n), text, class_=style) for n, text, style in tiles)
-        return joined(
-            [tag("div", *numbers, class_="numbers"), *(tables_of(rows) if len(rows) > 1 else [])]
-        )
-
-    def curves(self) -> Markup:
-        """Loss, accuracy on training views and learning rates of each epoch."""
-        records = self._epochs()
-        config = entries(self.config, str(self.run.path(CONFIG)), guidance_epochs=int | None)
-        shaded = config.get("guidance_epochs") if config["method"] in ("vlp", "dpt") else None
-
-        def series(title: str, style: str, name: str) -> Series:
-            return Series(title, style, [(record["epoch"], record[name]) for record in records])
-
-        rates = [series(*SIDES[side], side) for side in SIDES if side in records[0]]
-        loss = series("loss", "c0", "loss")
-        right = series("accuracy", "c0", "train_accuracy")
-        charts = [
-            tag("figure", line_chart("training loss (cross-entropy, nats)", "epoch", [loss],
-                                     shaded=shaded)),
-            tag("figure", line_chart("accuracy on training views, %", "epoch", [right],
-                                     bounds=(0, 100), shaded=shaded)),
-            tag("figure", line_chart("learning rate", "epoch", rates, shaded=shaded),
-                legend(rates)),
-        ]  # fmt: skip
-        about = "Of each epoch; views are random crops of the training images, mirrored or not."
-        if shaded:
-            about += (
-                " Shaded is the guidance stage, where the loss is another: that of both branches."
+            parts.append(summary_line(predictions, self.config.get("classes", "all")))
+        if method != "zeroshot":
+            parts.append(self._made("Curves", METRICS, self.curves))
+        if predictions:
+            learned, zero_shot = (
+                class_results(predictions.labels, predicted, len(classnames))
+                for predicted in (predictions.learned, predictions.zero_shot)
             )
-        return section("Training", about, tag("div", *charts, class_="grid"))
+            parts.append(accuracy_by_class(classnames, learned, zero_shot))
+            parts.append(confusion(classnames, learned))
+            parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
+        if method in ("coop", "vlp", "dpt"):
+            parts.append(self._made("Words", WORDS, self.words))
+        rows = [(key, one_line(value, 200)) for key, value in sorted(self.config.items())]
+        settings = table(("setting", "value"), rows)
+        parts.append(tag("details", tag("summary", "All settings"), settings))
+        return [part for part in parts if part]
 
-    def _epochs(self) -> list[dict[str, float]]:
-        """Of each line the `NUMBERS`, and the learning rates of the `SIDES` that the first has."""
-        path, records = str(self.run.path(METRICS)), []
-        for number, line in enumerate(read_text(path, path).splitlines(), start=1):
-            where, kinds = f"{path}, line {number}", dict.fromkeys(NUMBERS, int | float)
-            said = entries(parse_json(line, where), where, lr=dict, **kinds)
-            sides = [side for side in SIDES if side in (records or [said["lr"]])[0]]
-            rates = entries(said["lr"], f"{where}, lr", **dict.fromkeys(sides, int | float))
-            record = {name: said[name] for name in NUMBERS} | {side: rates[side] for side in sides}
-            if wrong := [what for what, value in record.items() if abs(value) > LARGEST]:
-                got = f"{record[wrong[0]]:g}"
-                raise ValueError(f"{where}: expected {wrong[0]} as fp32 can be, got {got}")
-            records.append(record)
-        if not records:
-            raise ValueError(f"{path}: expected a line for each epoch, got none")
-        return records
-
-    def mistakes(self, predictions: Predictions) -> Markup:
-        """The surest mistakes, with maps of attention where the model is to be had."""
-        files = self.split["test"]
-        if len(files) != len(predictions.labels):
-            raise ValueError(f"expected the pictures of {SPLIT}, got predictions of others")
-        chosen = predictions.surest_mistakes(MISTAKES)
-        if not chosen:
-            return section("Mistakes", "There are none.")
-        root, white = self.root or self.split.get("root") or "", self.config["white_level"]
-        model = self._model()
-        size = SIDE if model is None else model.clip.visual.resolution
-        opened: dict[int, tuple[Image.Image, np.ndarray]] = {}  # small views: a picture may be huge
-        missing = []
-        for number in chosen:
-            path = os.path.join(root, files[number][0])
-            try:
-                image = open_image(path, check_white_level(white))
-                opened[number] = eval_transform(image, SIDE), to_uint8(eval_transform(image, size))
-            except (OSError, ValueError) as error:
-                missing.append(error)
-        if missing:
-            more = f"{len(missing)} of {len(chosen)} pictures left out"
-            self.notes.append(one_line(f"Mistakes: {more}: {missing[0]}"))
-        maps = None
-        if opened and model is not None:
-            pixels = torch.from_numpy(np.stack([seen for _, seen in opened.values()]))
-            maps = attention_maps(model, model.clip.normalize(pixels))
-        cards = [
-            card(predictions, number, view, files[number][0], maps, place)
-            for place, (number, (view, _)) in enumerate(opened.items())
-        ]
-        cards += [
-            card(predictions, number, None, files[number][0])
-            for number in chosen
-            if number not in opened
-        ]
-        about = f"The {len(chosen)} with the greatest probability."
-        style = "grid narrow"
-        if maps:
-            style = "grid"
-            about += (
-                " Beside the picture as the model sees it, where its class token looks in the last "
-                "layer: blue nowhere, yellow four times what even attention would give"
-            )
-            about += ": left zero-shot CLIP, right after tuning." if two_maps(maps) else "."
-        return section("Surest mistakes", about, tag("div", *cards, class_=style))
-
-    def _model(self) -> PromptedCLIP | None:
-        """None, and a note, if it is not to be had."""
+    def _made(self, title: str, file: str, make: Callable[[], Any]) -> Any:
+        """Return what is made of a file, or None and a note of whatever is wrong with it."""
         try:
-            if self.model is None:
-                raise ValueError("no model was given")
-            return self.model()
-        except (OSError, ValueError) as error:
-            self.notes.append(one_line(f"Maps of attention: left out: {error}"))
+            return make()
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+            reason = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+            where = str(self.run.path(file))
+            reason = reason if where in reason else f"{where}: {reason}"
+            self.notes.append(one_line(f"{title}: left out: {reason}"))
             return None
 
-    def words(self) -> Markup:
-        """The nearest words of each learned context vector."""
-        path = str(self.run.path(WORDS))
-        parts = []
-        for context in entries(read_json(path, path), path, contexts=list)["contexts"]:
-            said = entries(context, path, words=list, **{"class": str | None})
+    def header(self) -> Markup:
+        """Return what was run on what."""
+        config, split = self.config, self.split
+        version = (config.get("versions") or {}).get("minidpt")
+        facts = [f"{len(split['classnames'])} classes ({config.get('classes')})"]
+        if config["method"] != "zeroshot":
+            facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
+                      f"{config.get('epochs')} epochs",
+                      f"{len(split['train']):,} training images"]  # fmt: skip
+        model, root = one_line(config.get("model"), 60), one_line(split.get("root"), 200)
+        facts += [f"{len(split['test']):,} test images", f"CLIP {model}",
+                  f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
+                  f"data {root}", f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
+        return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
+
+    def accuracy(self) -> Markup:
+        """Return the result beside zero-shot CLIP's, and tables of what else was tested."""
+        kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
+        summary = self.run.read_json(SUMMARY, **kinds)
+        accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
+        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", ""),
+                 (f"{summary['seconds'] / 60:.1f} min", "training and tests", "")]  # fmt: skip
+        if self.config["method"] != "zeroshot":
+            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy", "c0"))
+            tiles.insert(2, (f"{accuracy - zero_shot:+.2f}", "percentage points gained", ""))
+        numbers = (tag("div", tag("b", n, class_=style), text) for n, text, style in tiles)
+        rows = summarise(read_results(self.run.folder))
+        more = html_tables(rows) if len(rows) > 1 else []
+        return tag("section", tag("div", *numbers, class_="numbers"), *more)
+
+    def curves(self) -> Markup:
+        """Return charts of loss, accuracy on training views and learning rates by epoch."""
+        path = self.run.path(METRICS)
+        lines = read_text(path, str(path)).splitlines()
+        records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+        if not records:
+            raise ValueError("no epoch has ended")
+        shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
+
+        def chart(title: str, *names: str, **options: Any) -> Markup:
+            lines = [
+                Series(SIDES.get(key, ""), f"c{number}",
+                       [(record["epoch"], {**record, **record["lr"]}[key]) for record in records])
+                for number, key in enumerate(names)
+            ]  # fmt: skip
+            return line_chart(title, "epoch", lines, shaded=shaded, **options)
+
+        charts = [
+            chart("training loss (cross-entropy, nats)", "loss"),
+            chart("accuracy on training views, %", "train_accuracy", percent=True),
+            chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
+        ]
+        about = "Of each epoch; views are random crops of the training images, mirrored or not."
+        if shaded:
+            about += " Shaded is the guidance stage, where the loss is that of both branches."
+        return section("Training", about, tag("div", *charts, class_="grid"))
+
+    def mistakes(self, predictions: Predictions) -> Markup:
+        """Return the surest mistakes, with maps of attention where the model is to be had."""
+        files, names = self.split["test"], self.split["classnames"]
+        if len(files) != len(predictions.labels):
+            raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
+        chosen = predictions.surest_mistakes(MISTAKES)
+        model = self._made("Maps of attention", MODEL, self.model) if chosen else None
+        cards, errors = [], []
+        for index in chosen:
+            path, images = files[index][0], []
+            label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
             try:
-                rows = [
-                    (f"{number}", *(tag("td", w, tag("small", f"{d:.2f}")) for w, d in row))
-                    for number, row in enumerate(said["words"][:VECTORS], start=1)
-                ]
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}: expected words and distances: {error}") from error
-            if said.get("class") is not None:
-                parts.append(tag("h3", name(said["class"])))
-            parts.append(
-                table(("vector", "nearest", "2nd", "3rd", "4th", "5th"), rows, class_="words")
+                images = self._views(path, model)
+            except (OSError, ValueError) as error:
+                errors.append(error)
+            cards.append(tag(
+                "figure",
+                tag("div", *images, class_="views"),
+                tag("figcaption", tag("span", tag("b", name(names[label])), " taken for ",
+                                      tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
+                    tag("span", "zero-shot: ", name(names[zero_shot]),
+                        f" {100 * other_share:.1f}\u00a0%"),
+                    tag("small", name(path, 60))),
+            ))  # fmt: skip
+        if errors:
+            count = f"{len(errors)} of {len(chosen)} images left out"
+            self.notes.append(one_line(f"Mistakes: {count}: {errors[0]}"))
+        about = f"The {len(chosen)} with the greatest probability."
+        if model:
+            about += (
+                " Beside the image as the model sees it, where its class token looks in the last "
+                "layer (with prompts on the image side left before tuning, right after it): blue "
+                "nowhere, yellow four times what even attention would give."
             )
+        return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
+
+    def _views(self, path: str, model: PromptedCLIP | None) -> list[Markup]:
+        """Return an image as the model sees it, and maps of attention over it."""
+        path = os.path.join(self.root, path)
+        if model:
+            return [image(view, about) for about, view in attention_panels(model, path, SIDE)[0]]
+        view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
+        return [image(Image.fromarray(view.transpose(1, 2, 0)), "What the model sees")]
+
+    def words(self) -> Markup:
+        """Return the nearest words of each learned context vector."""
+        parts = []
+        for context in self.run.read_json(WORDS)["contexts"]:
+            rows = [
+                (number, *(tag("span", word, " ", tag("small", f"{distance:.2f}"))
+                           for word, distance in row))
+                for number, row in enumerate(context["words"][:VECTORS], start=1)
+            ]  # fmt: skip
+            parts += [tag("h3", name(context["class"]))] if context["class"] else []
+            parts.append(table(("vector", "nearest", "2nd", "3rd", "4th", "5th"), rows))
         about = (
             "The tokens whose embeddings lie nearest to each vector of the learned context, with "
             "the Euclidean distance. A hyphen stands where a word goes on."
         )
         return section("Learned context in words", about, *parts)
+
+
+def summary_line(predictions: Predictions, subset: str) -> Markup:
+    """Say how many images (of a subset of the classes) are right, and what that changed."""
+    right = predictions.learned == predictions.labels
+    before = predictions.zero_shot == predictions.labels
+    won, lost = int((right & ~before).sum()), int((before & ~right).sum())
+    classes = "" if subset == "all" else f" of the {subset} classes"
+    line = f"{int(right.sum()):,} of {len(right):,} test images{classes} are recognised"
+    if won or lost:
+        line += f"; zero-shot CLIP mistakes {won:,} of these and recognises {lost:,} of the others"
+    return tag("p", f"{line}.")
+
+
+def accuracy_by_class(
+    classnames: Sequence[str], learned: Sequence[ClassResult], zero_shot: Sequence[ClassResult]
+) -> Markup:
+    """Return the accuracy of each class beside zero-shot CLIP's, the lowest first."""
+    lines = []
+    for label, result in enumerate(learned):
+        if result.images:
+            before, after = zero_shot[label].accuracy, result.accuracy
+            style = "c0" if after > before else "c1" if after < before else ""
+            change = f"{after - before:+.1f}".replace("-", "−")
+            track, change = accuracy_track(before, after), tag("span", change, class_=style)
+            shares = f"{before:.1f}", f"{after:.1f}"
+            lines.append((name(classnames[label]), track, *shares, change, result.images))
+    lines.sort(key=lambda line: float(line[3]))
+    heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images")
+    about = "In percent, the lowest first: the ring is zero-shot CLIP, the dot what was learned."
+    if len(lines) > CLASSES:
+        about += f" The {CLASSES} lowest of {len(lines):,} classes."
+    return section("Accuracy by class", about, table(heads, lines[:CLASSES]))
+
+
+def accuracy_track(zero_shot: float, learned: float) -> Markup:
+    """Draw two accuracies on a line from 0 to 100 %."""
+    style = "c1" if learned < zero_shot else "c0"
+    return Markup(
+        '<svg viewBox="-3 0 106 10" class="track"><path d="M0,5H100" class="axis"/>'
+        f'<path d="M{zero_shot:.1f},5H{learned:.1f}" class="line {style}"/>'
+        f'<circle cx="{zero_shot:.1f}" cy="5" r="2" class="ring cz"/>'
+        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark c0"/></svg>'
+    )
+
+
+def confusion(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
+    """Return what each class is taken for: a matrix, or of many classes the worst pairs."""
+    if len(classnames) <= MATRIX:
+        heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
+        rows = []
+        for label, result in enumerate(results):
+            counts = {label: result.correct, **dict(result.mistakes)}
+            cells = (matrix_cell(counts.get(other, 0), result.images, other == label)
+                     for other in range(len(classnames)))  # fmt: skip
+            rows.append((name(classnames[label], 32), *cells))
+        about = "Rows are the true classes, columns what they are taken for; in test images."
+        return section("Confusion matrix", about, table(heads, rows, "matrix"))
+    pairs = sorted(
+        (-count, label, other)
+        for label, result in enumerate(results) for other, count in result.mistakes
+    )  # fmt: skip
+    rows = [
+        (name(classnames[label]), name(classnames[other]), -count,
+         f"{-100 * count / results[label].images:.0f} %")
+        for count, label, other in pairs[:PAIRS]
+    ]  # fmt: skip
+    about = f"The {len(rows)} most frequent of {len(pairs):,} pairs."
+    heads = ("class", "taken for", "images", "of the class")
+    return section("Most frequent mistakes", about, table(heads, rows))
+
+
+def matrix_cell(count: int, total: int, right: bool) -> Markup | str:
+    """Return a cell of the matrix, the darker the more of the class."""
+    if not count:
+        return ""
+    mix = f"var(--{'c0' if right else 'c1'}) {12 + 68 * count / total:.0f}%"
+    return tag("span", count, style=f"background:color-mix(in srgb,{mix},var(--wash))")
+
+
+def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
+    """Return title and content of the report of many runs."""
+    runs = sum(len(row.accuracies) for row in rows if row.trained == row.tested)
+    datasets = list(dict.fromkeys(row.trained for row in rows))
+    methods = dict.fromkeys(METHOD_NAMES[row.method] for row in rows)
+    where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
+    title = f"{', '.join(methods)} on {where}"
+    labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
+    figures = []
+    for heading, group in chart_groups(rows).items():
+        if learned := [row for row in group if row.method != "zeroshot"]:
+            figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
+    parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
+    if figures:
+        several = any(len(row.accuracies) > 1 for row in rows)
+        about = "Mean over seeds; bars are one standard deviation to each side." if several else ""
+        parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
+    return title, [*parts, section("Tables", "", *html_tables(rows))]
+
+
+def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
+    """Draw accuracy against shots."""
+    shots = sorted({row.shots for row in rows})
+    ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
+    series = [Series("zero-shot", "cz", ends, dashed=True)]
+    for number, label in enumerate(labels):
+        aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
+        group = [row for row in rows if row.label == label]
+        points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
+        if points:
+            deviations = [row.std for row in group]
+            series.append(Series(label, f"c{number % 5}", points, deviations, number))
+    x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
+    return line_chart("accuracy, %", x_title, series, names, percent=True)
+
+
+def html_tables(rows: Sequence[Row]) -> list[Markup]:
+    """Return the tables of table.md."""
+    return [tag("div", tag("h3", t.title), table(t.heads, t.lines)) for t in tables(rows)]

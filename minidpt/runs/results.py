@@ -1,4 +1,4 @@
-"""What runs have given: mean ± standard deviation over seeds.
+"""Results of runs: read from their folders, grouped over seeds, and completed by eval.py.
 
 read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
 summarise:    Results that differ in nothing but their seed -> Row
@@ -8,51 +8,63 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from ..config import METHODS
-from ..files import entries, good_name, one_line, one_line_errors, shown
-from .config import OPTIONS, RunConfig, RunRecord, flag
-from .folders import CONFIG, FINGERPRINTS, SUMMARY, TRANSFER, RunFolder, is_run
+from ..data.samples import Dataset
+from ..files import entries, good_name, locked, one_line, one_line_errors, shown
+from . import folders
+from .config import OPTIONS, RunConfig, RunRecord, flag, published_settings
+from .folders import (
+    CONFIG,
+    FINGERPRINTS,
+    SUMMARY,
+    TRANSFER,
+    RunFolder,
+    is_earlier_version,
+    is_run,
+)
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
-OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float, "tested": str | None,
-           "settings": dict | None}  # fmt: skip
-AT_MOST = {"shots": 10**9, "seed": 2**63, "zero_shot_accuracy": 100, "accuracy": 100}
+OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
+
+
+def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
+    """Return the settings that tell rows apart, beside what a `Result` has fields for."""
+    settings = config.result_settings() | record.result_settings()
+    apart = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
+    return {name: value for name, value in settings.items() if name not in apart}
+
+
+def format_setting(name: str, value: Any) -> str:
+    """Return a setting as tables show it; of a fingerprint, its beginning."""
+    if name in FINGERPRINTS:
+        return f"{FINGERPRINTS[name]} fingerprint {str(value)[:8]}"
+    return f"{name} {one_line(value, 200)}"
 
 
 class Result(NamedTuple):
-    """One accuracy of one run, in percent.
-
-    trained, tested: data sets, and the part of the classes if not all (`tested_on`).
-    settings: what config.json says beyond that, without what changes no result, and what a test by
-        eval.py had otherwise.
-    """
+    """One accuracy of one run, in percent."""
 
     dataset: str
-    trained: str
+    trained: str  # the data set, or a subset of its classes (`tested_on`)
     tested: str
     model: str
     method: str
     shots: int
-    settings: dict[str, Any]
-    config: RunConfig
+    settings: dict[str, Any]  # `compared_settings`, and what a test by eval.py had otherwise
     seed: int
     zero_shot_accuracy: float
     accuracy: float
 
 
 class Row(NamedTuple):
-    """Results that differ in their seed only. Accuracies in percent, by seed.
-
-    variant: the settings that tell it from rows that are otherwise of the same kind, or "".
-    unusual: options of the training that are not as published and not in `variant`.
-    """
+    """Results that differ in their seed only."""
 
     dataset: str
     trained: str
@@ -60,10 +72,10 @@ class Row(NamedTuple):
     model: str
     method: str
     shots: int
-    variant: str
-    zero_shot_accuracy: float
-    accuracies: dict[int, float]
-    unusual: tuple[str, ...] = ()
+    variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
+    zero_shot_accuracy: float  # in percent
+    accuracies: dict[int, float]  # by seed, in percent
+    unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
 
     @property
     def accuracy(self) -> float:
@@ -77,113 +89,143 @@ class Row(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The method, and what is special about it."""
+        """The method and its variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
 
 def tested_on(dataset: str, subset: str) -> str:
-    """What a data set or a part of it is called in tables: "EuroSAT", "EuroSAT, base classes"."""
+    """Return the name of a data set or subset in tables: "EuroSAT", "EuroSAT, base classes"."""
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
 @one_line_errors
 def read_results(folder: str | os.PathLike) -> list[Result]:
-    """The results of all finished runs in a folder and below, the oldest first.
+    """Read the results of all finished runs in a folder and below, the oldest first.
 
-    Raises FileNotFoundError if there is none, ValueError if one is damaged.
+    Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
+    if one is damaged.
     """
     results = []
-    found = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
-    for path in sorted(found, key=lambda path: (path.stat().st_mtime, path)):
-        one = RunFolder(path.parent)
-        run, (config, record) = one.read_json(SUMMARY, **OF_RUN), one.read_config()
-        transfer = one.read_json(TRANSFER) if one.path(TRANSFER).is_file() else {}
+    paths = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
+        if is_earlier_version(path.parent):
+            continue
+        run = RunFolder(path.parent)
+        config, record = run.read_config()
         settings = compared_settings(config, record)
-        trained = tested_on(good_name(run["dataset"], str(path), folder=True), config.classes)
-        for name, test in {**transfer, **run["tests"]}.items():
-            where = f"{path.parent}, test {name[:60]!r}"
-            said = run | entries(test, where, **OF_TEST)
-            wrong = [name for name, most in AT_MOST.items() if not 0 <= said[name] <= most]
-            if wrong := wrong or ["method"] * (run["method"] not in METHODS):
-                got = f"{wrong[0]} {shown(said[wrong[0]])}"
-                raise ValueError(f"{where}: expected the result of a run of train.py, got {got}")
+        summary = run.read_json(SUMMARY, **OF_RUN)
+        dataset = good_name(summary["dataset"], str(path), folder=True)
+        trained = tested_on(dataset, config.classes)
+        for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
+            where = f"{run.folder}, test {name[:60]!r}"
+            entries(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+            accuracies = [float(test[key]) for key in OF_TEST]
+            if summary["method"] not in METHODS or not all(0 <= own <= 100 for own in accuracies):
+                got = f"{accuracies} of {shown(summary['method'])}"
+                raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Result(
-                run["dataset"], trained, test.get("tested") or name, run["model"], run["method"],
-                run["shots"], settings | (test.get("settings") or {}), config, run["seed"],
-                float(test["zero_shot_accuracy"]), float(test["accuracy"]),
+                dataset, trained, test.get("tested") or name, summary["model"],
+                summary["method"], summary["shots"], settings | (test.get("settings") or {}),
+                summary["seed"], *accuracies,
             ))  # fmt: skip
     if not results:
-        got = f"{len(begun)} unfinished" if (begun := unfinished(folder)) else "none"
+        got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
     return results
 
 
-def unfinished(folder: str | os.PathLike) -> list[Path]:
-    """The runs in a folder and below that have no result: stopped, or still learning."""
-    begun = sorted(path.parent for path in Path(folder).rglob(CONFIG))
-    return [run for run in begun if not (run / SUMMARY).is_file() and is_run(run)]
+LEFT_OUT = "that are not finished or of an earlier version"
+
+
+def left_out(folder: str | os.PathLike) -> list[Path]:
+    """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
+    runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
+    return [
+        run for run in runs
+        if not (run / SUMMARY).is_file() or is_earlier_version(run)
+    ]  # fmt: skip
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
-    """A row for all that differ in the seed only; by data set, method and shots.
+    """Group results that differ in the seed only into rows, by data set, method and shots.
 
     Of runs that differ in nothing, not even the seed, the last counts.
     """
-    kinds: dict[tuple, dict[str, dict[int, Result]]] = {}  # kind → settings → seed → result
+    groups: dict[tuple, dict[int, Result]] = {}  # all but seed and accuracies -> seed -> Result
     for result in results:
-        variants = kinds.setdefault(result[:6], {})
-        settings = json.dumps(result.settings, sort_keys=True)
-        variants.setdefault(settings, {})[result.seed] = result
-    compared: dict[tuple, list[dict[str, Any]]] = {}  # model, method, shots → settings
-    for kind, variants in kinds.items():
-        for own in variants.values():
-            compared.setdefault(kind[3:], []).append(_across(next(iter(own.values()))))
+        key = *result[:6], json.dumps(result.settings, sort_keys=True)
+        groups.setdefault(key, {})[result.seed] = result
+    unusual = {key: _without_usual(next(iter(group.values()))) for key, group in groups.items()}
     rows = []
-    for kind, variants in kinds.items():
+    for key, group in groups.items():
         # A setting that varies between data sets is named on all: only what is alike is averaged.
-        names = differences([json.loads(settings) for settings in variants])
-        names = dict.fromkeys([*names, *differences(compared[kind[3:]])])
-        for own in variants.values():
-            first = next(iter(own.values()))
-            settings, usual = first.settings, first.config.published_settings(first.dataset)
-            name = ", ".join(named(name, settings[name]) for name in names if name in settings)
-            zero_shot = fmean(result.zero_shot_accuracy for result in own.values())
-            accuracies = {seed: result.accuracy for seed, result in sorted(own.items())}
-            unusual = tuple(
-                flag(option) + f" {one_line(value, 200)}" * (value is not True)
-                for option, value in settings.items()
-                if option not in names and usual.get(option, value) != value
-            )
-            rows.append(Row(*kind, name, zero_shot, accuracies, unusual))
+        names = {
+            name
+            for other in groups if other[3:6] == key[3:6]
+            for name in unusual[key].keys() | unusual[other].keys()
+            if unusual[key].get(name) != unusual[other].get(name)
+            and (name not in OF_DATA or other[:6] == key[:6])
+        }  # fmt: skip
+        rows.append(_row(list(group.values()), names, unusual[key]))
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
-    """Return the settings by which rows are told apart, beside what a `Result` says by itself."""
-    settings = config.result_settings() | record.result_settings()
+def _without_usual(result: Result) -> dict[str, Any]:
+    """Return the settings with "usual" for what is published for the method and data set."""
+    usual = published_settings(result.method, result.shots, result.dataset)
     return {
-        name: value
-        for name, value in settings.items()
-        if not (name in OPTIONS and OPTIONS[name].is_grid) and name != "classes"
+        name: "usual" if name in usual and value == usual[name] else value
+        for name, value in result.settings.items()
     }
 
 
-def _across(result: Result) -> dict[str, Any]:
-    """The settings by which runs on several data sets differ: not in each one's own, or usual."""
-    own = {name: value for name, value in result.settings.items() if name not in OF_DATA}
-    usual = result.config.published_settings(result.dataset).items()
-    return own | {name: "usual" for name, value in usual if name in own and own[name] == value}
+def _row(results: list[Result], names: set[str], unusual: dict[str, Any]) -> Row:
+    """Make a row of results that differ in the seed; its variant is the settings of these names."""
+    first, settings = results[0], results[0].settings
+    variant = (format_setting(name, settings[name]) for name in sorted(names & settings.keys()))
+    options = tuple(
+        flag(name) if value is True else f"{flag(name)} {one_line(value, 200)}"
+        for name, value in unusual.items()
+        if name in OPTIONS and OPTIONS[name].read_by and name not in names and value != "usual"
+    )
+    zero_shot = fmean(result.zero_shot_accuracy for result in results)
+    accuracies = {result.seed: result.accuracy for result in sorted(results, key=lambda r: r.seed)}
+    return Row(*first[:6], ", ".join(variant), zero_shot, accuracies, options)
 
 
-def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of those that are not the same in all."""
-    names = dict.fromkeys(name for own in settings for name in own)
-    first = settings[0]
-    return [n for n in names if any(own.get(n) != first.get(n) for own in settings)]
+def record_cross_dataset(
+    run: RunFolder, dataset: Dataset, precision: str, zero_shot: float, accuracy: float
+) -> None:
+    """Write a result on other data to transfer.json, for tables; not what train.py has tested.
+
+    Its "settings" are those that are not the run's: the same test by others has its own entry.
+    """
+    config, record = run.read_config()
+    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
+    root = str(dataset.root.resolve())
+    settings = {
+        "tested in": (root, trained_root),
+        "tested by": (dataset.template, config.template),
+        "tested in precision": (precision, record.precision),
+    }
+    settings = {name: value for name, (value, of_run) in settings.items() if value != of_run}
+    is_tested = dataset.name in noted_tests(run)[0]
+    if is_tested and not settings:
+        return
+    elsewhere = is_tested and root != trained_root  # other images of that name
+    with locked(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
+        _, noted = noted_tests(run)
+        entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
+        noted[entry] = {
+            "tested": f"{dataset.name} in {root}" if elsewhere else dataset.name,
+            "zero_shot_accuracy": zero_shot, "accuracy": accuracy,
+            "test_images": len(dataset.test), "root": root, "template": dataset.template,
+            "settings": settings,
+        }  # fmt: skip
+        run.write_json(TRANSFER, noted)
 
 
-def named(setting: str, value: Any) -> str:
-    """A setting as tables show it; of a fingerprint, its beginning."""
-    if setting in FINGERPRINTS:
-        return f"{FINGERPRINTS[setting]} fingerprint {str(value)[:8]}"
-    return f"{setting} {one_line(value, 200)}"
+def noted_tests(run: RunFolder) -> tuple[dict, dict]:
+    """Read what train.py has tested, and what eval.py has: name → result."""
+    tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
+    return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from ..data.layouts import LAYOUTS
-from ..files import one_line, one_line_errors, replacing, write_rows
-from .results import Row, read_results, summarise, tested_on, unfinished
+from ..files import one_line, replacing, write_rows
+from .results import LEFT_OUT, Row, left_out, read_results, summarise, tested_on
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
 # repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
-PUBLISHED = {
-    "CoOp": (63.0, 75.7),
-    "ProGrad": (64.8, 75.9),
-    "TaskRes": (64.0, 76.8),
-    "Tip-Adapter-F": (66.5, 77.1),
-    "PLOT++": (66.5, 77.6),
-    "CLIP-LoRA": (67.9, 78.9),
-}
+PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76.8),
+             "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
+             "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
+PUBLISHED_TITLE = (
+    "Published means over the 11 data sets, ViT-B/32 "
+    "(read off a plot in CLIP-LoRA's repository, ±0.2)"
+)
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
@@ -34,78 +33,113 @@ class Table(NamedTuple):
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables to read, and what they hold."""
-    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), over(rows)])) + "\n"
+    """Return the tables as Markdown, and what their cells are."""
+    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), caption(rows)])) + "\n"
 
 
-def over(rows: Sequence[Row]) -> str:
-    """What the cells of tables are: over how many seeds, and by which options, if not by those that
-    are published; "" if nothing was learned.
+def _markdown(table: Table) -> str:
+    """Format a table so that its columns also line up as plain text."""
+    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (table.heads, ["-" * width for width in widths], *lines)
+    ]
+    return "\n".join([f"**{one_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """Say over how many seeds accuracies are, and which options are not as published.
+
+    "" if nothing was learned.
     """
     learned = [row for row in rows if row.method != "zeroshot"]
-    seeds = sorted({len(row.accuracies) for row in learned})
-    if not seeds:
+    if not learned:
         return ""
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    said = f"mean ± standard deviation over seeds ({count})" if seeds != [1] else "one seed"
-    return " ".join([f"Accuracy in percent, {said}.", *_unpublished(learned)])
+    least, *_, most = sorted(len(row.accuracies) for row in learned) * 2
+    seeds = f"{least}" if least == most else f"{least} to {most}"
+    about = "one seed" if most == 1 else f"mean ± standard deviation over seeds ({seeds})"
+    unpublished: dict[str, list[str]] = {}  # which rows -> options
+    for option in dict.fromkeys(option for row in learned for option in row.unusual):
+        unpublished.setdefault(_rows_with(option, learned), []).append(option)
+    return f"Accuracy in percent, {about}." + "".join(
+        f" Not as published{where}: {' '.join(options)}." for where, options in unpublished.items()
+    )
 
 
-def _unpublished(learned: Sequence[Row]) -> Iterator[str]:
-    """Which options are not as published; of which rows, if not of all."""
-    owners: dict[str, set[tuple[str, int]]] = {}  # option → label and shots of its rows
-    for row in learned:
-        for option in row.unusual:
-            owners.setdefault(option, set()).add((row.label, row.shots))
-    options: dict[str, list[str]] = {}
-    for option, own in owners.items():
-        options.setdefault(_whose(own, learned), []).append(option)
-    for whose, own in options.items():
-        yield f"Not as published{whose}: {' '.join(own)}."
-
-
-def _whose(own: set[tuple[str, int]], rows: Sequence[Row]) -> str:
-    """ " (dpt, coop with 16 shots)" for some of the rows, nothing for all of them."""
-    shots: dict[str, set[int]] = {}
+def _rows_with(option: str, rows: Sequence[Row]) -> str:
+    """Say which rows have an unpublished option: " (dpt, coop with 16 shots)"; "" for all."""
+    shots: dict[str, list[str]] = {}
+    without = {(row.label, row.shots) for row in rows}
     for row in rows:
-        shots.setdefault(row.label, set()).add(row.shots)
-    names = []
-    for label, counts in shots.items():
-        having = sorted(count for count in counts if (label, count) in own)
-        if len(having) == len(counts):
-            names.append(label)
-        elif having:
-            names.append(f"{label} with {' and '.join(map(str, having))} shots")
-    return "" if names == list(shots) else f" ({', '.join(names)})"
+        if option in row.unusual and (row.label, row.shots) in without:
+            shots.setdefault(row.label, []).append(f"{row.shots}")
+            without.remove((row.label, row.shots))
+    partly = {label for label, _ in without}
+    names = (
+        f"{label} with {' and '.join(each)} shots" if label in partly else label
+        for label, each in shots.items()
+    )
+    return f" ({', '.join(names)})" if without else ""
 
 
-def charted(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
-    kinds: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row[1:4]):
-        if row.trained == row.tested:
-            kinds.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
-    return _averages(rows) | kinds
+    return _averages(rows) | _by_data_set(rows)
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """For each CLIP and data set methods by shots, then what goes beyond."""
+    """Return for each CLIP and data set methods by shots, then what goes beyond."""
     parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
     for model in sorted({row.model for row in rows}):
-        own = [row for row in rows if row.model == model]
-        pairs = base_to_new(own)
+        of_model = [row for row in rows if row.model == model]
+        pairs = base_to_new(of_model)
         halves = [row for base, new, _ in pairs for row in (base, new)]
-        same = [row for row in own if row.trained == row.tested and row not in halves]
-        for name in sorted({row.tested for row in same}):
-            title = f"{name}, CLIP {model}"
-            parts.append(_by_shots(title, [row for row in same if row.tested == name]))
+        others = [row for row in of_model if row not in halves]
+        parts += [_by_shots(title, same) for title, same in _by_data_set(others).items()]
         if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
-        if other := [row for row in own if row not in same and row not in halves]:
-            parts.append(_transfer_table(f"Trained on one, tested on another, CLIP {model}", other))
+        if crossed := [row for row in others if row.trained != row.tested]:
+            heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
+            lines = [[row.trained, row.tested, row.label, f"{row.shots}",
+                      f"{row.zero_shot_accuracy:.1f}", _cell(row)] for row in crossed]  # fmt: skip
+            parts.append(Table(f"Trained on one, tested on another, CLIP {model}", heads, lines))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
-        parts.append(_published())
+        lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
+        parts.append(Table(PUBLISHED_TITLE, ["method", "1 shot", "16 shots"], lines))
     return parts
+
+
+def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[1:4]):
+        if row.trained == row.tested:
+            groups.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
+    return groups
+
+
+def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """For each CLIP the means over data sets where several were run, for what was run on all.
+
+    They are taken for each seed that was run on all of them; the deviation is that of these means.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.trained == row.tested == row.dataset:
+            groups.setdefault((row.model, *row[4:7]), []).append(row)
+    averages: dict[str, list[Row]] = {}
+    for (model, *_), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        count = len({row.dataset for each in groups if each[0] == model for row in groups[each]})
+        first = group[0]
+        seeds = [s for s in first.accuracies if all(s in row.accuracies for row in group)]
+        if len(group) == count > 1 and seeds:
+            averages.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
+                first._replace(
+                    zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
+                    accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
+                )
+            )
+    return averages
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:
@@ -122,119 +156,61 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     ]
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
-    heads = [f"{count} shot{'s' * (count != 1)}" if count else "accuracy" for count in shots]
+    heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
     return Table(title, ["method", *heads], lines)
 
 
-def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """For each CLIP the means over data sets where several were run, for what was run on all.
-
-    They are taken for each seed that was run on all of them; the deviation is that of these means.
-    """
-    averages: dict[str, list[Row]] = {}
-    whole = [row for row in rows if row.trained == row.tested == row.dataset]
-    for kind in dict.fromkeys((row.model, row.method, row.shots, row.variant) for row in whole):
-        names = {row.dataset for row in whole if row.model == kind[0]}
-        own = [row for row in whole if (*row[3:6], row.variant) == kind]
-        seeds = [seed for seed in own[0].accuracies if all(seed in row.accuracies for row in own)]
-        if len(own) == len(names) > 1 and seeds:
-            zero_shot = fmean(row.zero_shot_accuracy for row in own)
-            means = {seed: fmean(row.accuracies[seed] for row in own) for seed in seeds}
-            averaged = own[0]._replace(zero_shot_accuracy=zero_shot, accuracies=means)
-            title = f"Mean of {len(names)} data sets, CLIP {kind[0]}"
-            averages.setdefault(title, []).append(averaged)
-    return dict(sorted(averages.items()))
-
-
 def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
-    lines, seen = [], set()
+    lines, datasets = [], set()
     for base, new, mean in pairs:
-        if base.dataset not in seen:
-            seen.add(base.dataset)
-            plain = base.zero_shot_accuracy, new.zero_shot_accuracy
-            percents = (f"{value:.1f}" for value in (*plain, harmonic_mean(*plain)))
-            lines.append([base.dataset, "zero-shot", "", *percents])
+        if base.dataset not in datasets:
+            datasets.add(base.dataset)
+            zero_shot = [base.zero_shot_accuracy, new.zero_shot_accuracy]
+            zero_shot.append(harmonic_mean(*zero_shot))
+            lines.append([base.dataset, "zero-shot", "", *(f"{each:.1f}" for each in zero_shot)])
         if base.method != "zeroshot":
             cells = _cell(base), _cell(new), f"{mean:.1f}"
             lines.append([base.dataset, base.label, f"{base.shots}", *cells])
-    heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-    return Table(title, heads, lines)
-
-
-def _transfer_table(title: str, rows: Sequence[Row]) -> Table:
-    lines = [
-        [row.trained, row.tested, row.label, f"{row.shots}", f"{row.zero_shot_accuracy:.1f}",
-         _cell(row)]
-        for row in rows
-    ]  # fmt: skip
-    return Table(
-        title, ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"], lines
-    )
-
-
-def _published() -> Table:
-    lines = [[name, f"{one:.1f}", f"{sixteen:.1f}"] for name, (one, sixteen) in PUBLISHED.items()]
-    title = (
-        "Published means over the 11 data sets, ViT-B/32 "
-        "(read off a plot in CLIP-LoRA's repository, ±0.2)"
-    )
-    return Table(title, ["method", "1 shot", "16 shots"], lines)
+    return Table(title, ["data set", "method", "shots", "base", "new", "harmonic mean"], lines)
 
 
 def _cell(row: Row) -> str:
-    return (
-        f"{row.accuracy:.1f} ± {row.std:.1f}" if len(row.accuracies) > 1 else f"{row.accuracy:.1f}"
-    )
-
-
-def _markdown(table: Table) -> str:
-    """A table whose columns also line up as plain text."""
-    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in table.lines]
-    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
-    rule = ["-" * width for width in widths]
-    rows = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (table.heads, rule, *lines)
-    ]
-    return f"**{one_line(table.title)}**\n\n" + "\n".join(rows)
+    deviation = f" ± {row.std:.1f}" if len(row.accuracies) > 1 else ""
+    return f"{row.accuracy:.1f}{deviation}"
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
-    """All rows, one a line, in full digits; base-to-new with its harmonic mean as a row more."""
+    """Write all rows in full digits, and of base-to-new a row of its harmonic mean."""
     seeds = sorted({seed for row in rows for seed in row.accuracies})
     header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
-    header += [f"seed {seed}" for seed in seeds]
-    lines = [
-        (row, row.zero_shot_accuracy, row.accuracy, row.std if len(row.accuracies) > 1 else "")
-        for row in rows
-    ]
+    lines = [(row, row.accuracy, row.std if len(row.accuracies) > 1 else "") for row in rows]
     for base, new, mean in base_to_new(rows):
-        zero_shot = harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy)
-        means = {
-            seed: harmonic_mean(accuracy, new.accuracies[seed])
-            for seed, accuracy in base.accuracies.items()
-            if seed in new.accuracies
-        }
-        tested = f"{base.dataset}, harmonic mean of base and new"
-        lines.append((base._replace(tested=tested, accuracies=means), zero_shot, mean, ""))
+        both = [seed for seed in base.accuracies if seed in new.accuracies]
+        row = base._replace(
+            tested=f"{base.dataset}, harmonic mean of base and new",
+            zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
+            accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
+        )
+        lines.append((row, mean, ""))
     cells = (
-        [*row[:7], len(row.accuracies), *numbers, *(row.accuracies.get(s, "") for s in seeds)]
-        for row, *numbers in lines
+        [*row[:7], len(row.accuracies), row.zero_shot_accuracy, accuracy, std]
+        + [row.accuracies.get(seed, "") for seed in seeds]
+        for row, accuracy, std in lines
     )
+    header += [f"seed {seed}" for seed in seeds]
     write_rows(path, header, cells, "backslashreplace")
 
 
-@one_line_errors
 def write_tables(folder: str | os.PathLike) -> str:
-    """Writes table.md and table.csv of all finished runs in a folder; returns the Markdown.
+    """Write table.md and table.csv of all finished runs in a folder; return the Markdown.
 
     Raises as `read_results`.
     """
     rows = summarise(read_results(folder))
     text = markdown(rows)
-    if others := unfinished(folder):
+    if others := left_out(folder):
         names = one_line(", ".join(run.name for run in others))
-        text += f"\nRuns that are not finished, so not in the tables: {len(others)} ({names}).\n"
+        text += f"\nRuns {LEFT_OUT}, so not in the tables: {len(others)} ({names}).\n"
     with replacing(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
@@ -242,17 +218,16 @@ def write_tables(folder: str | os.PathLike) -> str:
 
 
 def harmonic_mean(first: float, second: float) -> float:
-    """2ab/(a+b); 0 if both are."""
+    """Return 2ab/(a+b); 0 if both are."""
     return 2 * first * second / (first + second) if first + second else 0.0
 
 
 def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, float]]:
-    """Rows of runs on base classes, tested on these and on the new ones, and the harmonic mean."""
-    rows = {row[:7]: row for row in rows}
+    """Pair rows of runs on base classes, tested on these and on the new ones; harmonic means."""
+    by_kind = {row[:7]: row for row in rows}
     pairs = []
-    for base in rows.values():
+    for base in by_kind.values():
         if base.tested == base.trained == tested_on(base.dataset, "base"):
-            new = rows.get(base._replace(tested=tested_on(base.dataset, "new"))[:7])
-            if new:
+            if new := by_kind.get(base._replace(tested=tested_on(base.dataset, "new"))[:7]):
                 pairs.append((base, new, harmonic_mean(base.accuracy, new.accuracy)))
     return pairs

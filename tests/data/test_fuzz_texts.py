@@ -29,7 +29,8 @@ SPLIT_ROWS = {
 }
 CSV = "path,label,split\na.png,ox,train\nb.png,owl,train\nc.png,ox,test\nd.png,owl,test\n"
 TEST = {"zero_shot_accuracy": 50.5, "accuracy": 61, "test_images": 4}
-SETTINGS = {"epochs": 3, "classes": "all", "data": "/d", "dataset": None, "template": "a {}."}
+SETTINGS = {"epochs": 3, "classes": "all", "data": "/d", "dataset": None, "template": "a {}.",
+            "versions": {"minidpt": "1.0"}}  # fmt: skip
 RESULT = {"dataset": "pets", "model": "tiny", "method": "dpt", "shots": 2, "seed": 1}
 OTHER = {"ants": {**TEST, "tested": "ants", "settings": {"tested by": "my {}."}}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minidpt import PromptConfig
-from minidpt.runs.config import OPTIONS, RunConfig, RunRecord, expand_grid
+from minidpt.runs.config import OPTIONS, RunConfig, RunRecord, expand_grid, published_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DECLARATIONS = [ROOT / "minidpt" / "config.py", ROOT / "minidpt" / "runs" / "config.py"]
@@ -79,7 +79,7 @@ def test_options_that_a_method_does_not_read_decide_nothing(method, unread):
     assert not unread & settings
     assert {"n_ctx", "n_visual", "alpha", "epochs", "shots"} - unread <= settings
     assert not {"data", "model", "device", "workers", "no_report", "class_chunk"} & settings
-    usual = config.published_settings("ImageNet")
+    usual = published_settings(method, 16, "ImageNet")
     assert usual.keys() <= settings and usual.get("warmup_epochs", 1) == 1
 
 

@@ -15,7 +15,7 @@ from minidpt.runs.drawing import (
     COVER,
     bar,
     colour_scale,
-    cut,
+    ellipsize,
     font_for,
     font_notes,
     overlay,
@@ -67,7 +67,7 @@ LONG = {
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 @pytest.mark.parametrize("width", [40, 101, 224])
 def test_a_long_name_is_cut_at_its_logical_end_as_late_as_it_fits(text, width):
-    shown = cut(text, width, 14)
+    shown = ellipsize(text, width, 14)
     assert shown.endswith("…") and text.startswith(shown[:-1])
     assert font_for(shown, 14).getlength(shown) <= width
     rest = text[len(shown) - 1 :]
@@ -77,8 +77,8 @@ def test_a_long_name_is_cut_at_its_logical_end_as_late_as_it_fits(text, width):
 
 
 def test_a_name_that_fits_is_as_it_is_and_what_is_no_letter_is_spelt_out():
-    assert cut("sea horse", 224, 14) == "sea horse"
-    assert cut("a\nb\u202ec", 224, 14) == r"a\nb\u202ec"
+    assert ellipsize("sea horse", 224, 14) == "sea horse"
+    assert ellipsize("a\nb\u202ec", 224, 14) == r"a\nb\u202ec"
 
 
 def drawn(text: str) -> np.ndarray:
@@ -91,6 +91,9 @@ def drawn(text: str) -> np.ndarray:
 def only_pillows_font(monkeypatch):
     """As where the system has no other."""
     monkeypatch.setattr(drawing, "MORE_FONTS", ("no such font.ttf",))
+    drawing.fonts.cache_clear()
+    yield
+    drawing.fonts.cache_clear()
 
 
 def test_letters_that_no_font_has_are_named_and_drawn_as_boxes(only_pillows_font, monkeypatch):

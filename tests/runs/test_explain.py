@@ -1,4 +1,4 @@
-"""`eval.py --explain`: a PNG for each picture."""
+"""`eval.py --explain`: a PNG of attention for each image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from scripts import SHORT, assert_one_line, inside, save_clip
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.runs import explain
-from minidpt.runs.explain import WIDTH, Explanations, explained
+from minidpt.runs import attention_pngs
+from minidpt.runs.attention_pngs import WIDTH, attention_map_folder, draw_attention
 
 
 class Place(NamedTuple):
@@ -79,8 +79,8 @@ def test_a_number_does_not_take_the_name_of_a_later_picture(place, tmp_path):
         file.parent.mkdir(exist_ok=True)
         shutil.copy(place.data / "red" / "0.png", file)
     (tmp_path / "empty").mkdir()
-    with Explanations.new(tmp_path / "empty", [], place.model) as explanations:
-        written = [explanations.write(file).name for file in files]
+    with attention_map_folder(tmp_path / "empty", [], place.model) as draw_maps:
+        written = [draw_maps(file).name for file in files]
     assert written[:3] == ["x.png", "X-2.png", "x-2-2.png"]  # one file where case does not count
     assert names_in(tmp_path / "empty") == sorted(written)
 
@@ -114,9 +114,9 @@ def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(place, tmp
 
 
 def parts_of(monkeypatch, model, picture, **options):
-    """What `explained` composes: rows of panels, names, bars."""
-    monkeypatch.setattr(explain, "composed", lambda *parts: parts)
-    return explained(model, picture, **options)
+    """What `draw_attention` composes: rows of panels, names, bars."""
+    monkeypatch.setattr(attention_pngs, "compose", lambda *parts: parts)
+    return draw_attention(model, picture, **options)
 
 
 def test_bars_are_the_probabilities_with_and_without_what_was_learned(place, monkeypatch):
@@ -147,7 +147,7 @@ def test_the_likeliest_of_zero_shot_clip_has_a_bar_though_it_is_not_among_the_fi
     with monkeypatch.context() as patch:
         worst = place.model.predict(place.data / "red" / "0.png", top=3)[0][-1].classname
         share = torch.tensor([float(name == worst) for name in place.model.classnames])
-        patch.setattr(explain, "zero_shot_probabilities", lambda model, images: share)
+        patch.setattr(attention_pngs, "zero_shot_probabilities", lambda model, images: share)
         _, _, names, bars = parts_of(patch, place.model, place.data / "red" / "0.png", top=1)
     assert names[1:] == [worst] and bars[1][2] == [0, 1]
 

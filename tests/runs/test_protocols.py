@@ -16,12 +16,11 @@ from scripts import SCRIPTS, SHORT, Result, assert_one_line, inside, save_clip, 
 
 import minidpt
 from minidpt.data import batches, datasets
-from minidpt.data import samples as data
+from minidpt.data import items as data
 from minidpt.data.layouts import LAYOUTS
-from minidpt.images import transforms
 from minidpt.runs import evaluation, results, tables
 from minidpt.runs import folders as runs
-from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.runs.train_options import parse_arguments
 
 NAMES = [layout.name for layout in LAYOUTS]
 TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
@@ -220,24 +219,21 @@ def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures,
     assert_one_line(result, "train.py", "the same data", "fingerprint")
 
 
-def test_a_run_of_before_the_fingerprints_is_tested_but_not_gone_on_with(sweep, pictures):
-    folder, command, _ = sweep
-    shutil.copytree(folder, "again")
+def test_runs_of_an_earlier_version_are_left_out_of_the_tables(sweep, monkeypatch):
+    shutil.copytree(sweep[0], "again")
     (run,) = Path("again").glob("*-dpt-3shots-seed2")
-    config = json.loads((run / "config.json").read_text())
-    kept = {name: value for name, value in config.items() if name not in runs.FINGERPRINTS}
-    assert len(kept) == len(config) - 2
-    (run / "config.json").write_text(json.dumps(kept))
-    accuracy = f"dpt accuracy {summary(run)['accuracy']:.2f} %"
-    assert accuracy in succeed("eval.py", "test", run).out
-    succeed("eval.py", "test", run, "--data", pictures, "--classes", "new")
-    succeed("eval.py", "table", "again")  # where it has a row of its own
-    variants = {row["variant"] for row in read_csv("again/table.csv") if row["method"] == "dpt"}
-    clip_hash, data_hash = config["clip_fingerprint"][:8], config["data_fingerprint"][:8]
-    prints = f"CLIP fingerprint {clip_hash}, data fingerprint {data_hash}"
-    assert "" in variants and prints in variants
-    result = inside("train.py", *command, "--out", "again")
-    assert_one_line(result, "train.py", "the same", "fingerprint None")
+    monkeypatch.setattr(results, "__version__", "1.0.0")
+    for path in Path("again").glob("*/config.json"):
+        versions = {"minidpt": "0.2.0" if path.parent == run else "1.1.2"}
+        config = json.loads(path.read_text()) | {"versions": versions}
+        path.write_text(json.dumps(config))
+    out = succeed("eval.py", "table", "again").out
+    assert f"of an earlier version, so not in the tables: 1 ({run.name})" in out
+    table = {(row["method"], row["shots"]): row for row in read_csv("again/table.csv")}
+    assert (table["dpt", "3"]["seeds"], table["dpt", "1"]["seeds"]) == ("1", "2")
+    result = inside("eval.py", "table", run)
+    assert_one_line(result, "eval.py", "got 1 that are not finished or of an earlier version")
+    assert_one_line(inside("eval.py", "report", run), "eval.py", "an earlier version", str(run))
 
 
 def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, clip):
@@ -262,15 +258,15 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
 
 def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, monkeypatch):
     own = shutil.copytree(pictures, Path("own"))
-    run_once, calls = SCRIPTS["train.py"].run_once, []
+    train, calls = SCRIPTS["train.py"].train, []
 
-    def vanishing(planned, shared):
-        calls.append(planned.name)
+    def vanishing(settings, *others):
+        calls.append(settings.name)
         if len(calls) == 1:
             raise FileNotFoundError("image own/gone.png: no such file")
-        run_once(planned, shared)
+        train(settings, *others)
 
-    monkeypatch.setattr(SCRIPTS["train.py"], "run_once", vanishing)
+    monkeypatch.setattr(SCRIPTS["train.py"], "train", vanishing)
     command = ("--data", own, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
                "--out", "sweep")  # fmt: skip
     result = inside("train.py", *command)
@@ -282,29 +278,29 @@ def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, m
 
 
 def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(monkeypatch):
-    run, unlink = runs.RunFolder("run"), Path.unlink
-    settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32")
+    run, settings, unlink = runs.Run("run"), {"epochs": 3}, Path.unlink
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     for moment in range(6):  # files to be removed
-        run.create(*settings)
+        run.create()
+        run.write_json("config.json", settings)
         for name in ("metrics.jsonl", "split.json", "model.pt", "transfer.json"):
             run.path(name).touch()
         run.write_json("summary.json", {"tests": {}})
-        assert run.is_finished(*settings)
+        assert run.finished(settings)
         steps = iter([unlink] * moment + [stop])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", lambda *args, **kw: next(steps)(*args, **kw))  # noqa: B023
-            run.create(*settings)
-        assert run.is_finished(*settings) == (moment == 0)  # and it is no error
+            run.create()
+        assert run.finished(settings) == (moment == 0)  # and it is no error
 
     run.create()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.os, "replace", stop)
         run.write_json("config.json", settings)
-    assert not run.is_finished(*settings)
+    assert not run.finished(settings)
 
 
 def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, clip):
@@ -354,14 +350,18 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
-    decoded, open_image = [], transforms.open_image
-    counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
-    for module in (batches, transforms):
-        monkeypatch.setattr(module, "open_image", counting)
+    decoded, open_image = [], batches.open_image
+    counting = lambda path: decoded.append(path) or open_image(path)  # noqa: E731
+    monkeypatch.setattr(batches, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)
     assert len(decoded) == len(set(decoded))
+    assert len(list(Path("sweep/features").iterdir())) == 1
+    del decoded[:]
+    shutil.rmtree(next(Path("sweep").glob("*-coop-3shots-seed1")))
+    succeed("train.py", *command)
+    assert len(decoded) == 5 * 3  # the shots of that run; its test needs the kept features only
 
 
 def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
@@ -441,6 +441,12 @@ def test_contexts_of_classes_cannot_serve_others(clip):
         ("train.py", ["--seed", "1", "-1"], ["--seed", "at least 0"]),
         ("train.py", ["--classnames", "none.txt"], ["none.txt"]),
         ("eval.py", ["table", "empty"], ["empty", "finished runs"]),
+        ("eval.py", ["table", "empty", "test", "x"], ["test", "--table"]),
+        ("eval.py", ["table", "empty", "--data", "x"], ["--data", "--table"]),
+        ("eval.py", ["table", "empty", "--precision", "bf16"], ["--precision", "--table"]),
+        ("eval.py", ["table", ""], ["table", "expected a path"]),
+        ("eval.py", ["test", ""], ["test", "expected a path"]),
+        ("eval.py", [], ["test", "--table"]),
     ],
 )
 def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
@@ -457,7 +463,7 @@ def test_a_damaged_result_is_named(sweep):
     assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path))
     shutil.copy(sweep[0] / path.relative_to("again"), path)
     whole = json.loads(path.read_text())
-    changes = [{"shots": True}, {"shots": 10**40}, {"seed": -1}, {"method": "x"}, {"model": 5}]
+    changes = [{"shots": True}, {"method": "x"}, {"model": 5}]
     changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
     for change in changes:
         path.write_text(json.dumps(whole | change))
@@ -514,20 +520,6 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     # zero-shot CLIP does not depend on how long others learn
     plain = [*command[: command.index("--method")], "--method", "zeroshot", "--epochs", 7]
     assert "1 of them finished" in succeed("train.py", *plain, "--out", "again").out
-
-
-def test_runs_of_versions_without_max_pixels_and_white_are_gone_on_with(sweep):
-    folder, command, _ = sweep
-    shutil.copytree(folder, "again")
-    for path in Path("again").glob("*/config.json"):
-        config = json.loads(path.read_text())
-        del config["max_pixels"], config["white"]
-        path.write_text(json.dumps(config))
-    more = [*command[: command.index("--method")], "--method", "coop", "--shots", 1]
-    out = succeed("train.py", *more, "--seed", 0, 2, 4, "--out", "again").out
-    assert "3 runs in again, 2 of them finished" in out
-    rows = [row for row in read_csv("again/table.csv") if row["method"] == "coop"]
-    assert sorted((row["shots"], row["seeds"]) for row in rows) == [("1", "3"), ("3", "2")]
 
 
 def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
@@ -679,28 +671,30 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, visual_lr=0.01)
-    said = tables.over(results.summarise([result(**short), result(method="coop", **short)]))
+    said = tables.caption(results.summarise([result(**short), result(method="coop", **short)]))
     assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
-    said = tables.over(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    said = tables.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
     assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
     # by shots, and only what a method reads
     rows = [result(method="coop", epochs=50, n_visual=3)._replace(shots=n) for n in (1, 16)]
-    said = tables.over(results.summarise(rows))
+    said = tables.caption(results.summarise(rows))
     assert said.endswith("one seed. Not as published (coop with 16 shots): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
-    assert tables.over(rows) == (
+    assert tables.caption(rows) == (
         "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
         "Not as published: --csc."
     )
 
 
-def test_published_options_are_the_defaults_of_train_py():
-    usual = RunConfig().published_settings("pets")
+def test_published_options_are_the_defaults_of_train_py(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    defaults = vars(parse_arguments(""))
+    usual = results.published_settings("dpt", 16, "DTD")
     assert usual.pop("warmup_epochs") == 10 and usual.pop("epochs") == 100
-    assert usual == {name: RunConfig().to_dict()[name] for name in usual} and len(usual) == 13
+    assert usual == {name: defaults[name] for name in usual} and len(usual) == 13
 
 
 def test_unfinished_runs_are_counted_below_the_tables(sweep):
@@ -710,12 +704,13 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
         (run / "summary.json").unlink()
     out = succeed("eval.py", "table", "again").out
     names = ", ".join(run.name for run in stopped)
-    assert out.endswith(f"\nRuns that are not finished, so not in the tables: 2 ({names}).\n")
+    about = "that are not finished or of an earlier version"
+    assert out.endswith(f"\nRuns {about}, so not in the tables: 2 ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
     result = inside("eval.py", "table", "again")
-    assert_one_line(result, "eval.py", "finished runs", "got 9 unfinished")
+    assert_one_line(result, "eval.py", "finished runs", "got 9", "not finished")
 
 
 def test_what_is_no_run_is_left_out_of_the_tables(sweep):
