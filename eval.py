@@ -36,16 +36,28 @@ from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
 from minidpt.runs.drawing import font_notes
-from minidpt.runs.eval_options import evaluates_other_data, parse_arguments, published_config
+from minidpt.runs.eval_options import (
+    evaluates_other_data,
+    new_files,
+    parse_arguments,
+    published_config,
+)
 from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
-from minidpt.runs.loading import device_of_runs, load_runs
 from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset
-from minidpt.runs.sources import data_folders, seen_notes, sources_of, tests_of, train_images
+from minidpt.runs.sources import (
+    data_folders,
+    device_of_runs,
+    load_runs,
+    seen_notes,
+    sources_of,
+    tests_of,
+    train_images,
+)
 from minidpt.runs.tables import write_tables
 
 
@@ -183,9 +195,8 @@ def test_published(args: Namespace) -> None:
 def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
     """Raise ValueError if a file is to be written into one of the data folders."""
     data = list(data)
-    for option in ("csv", "json"):
-        if getattr(args, option, None) not in (None, "-"):
-            check_outside(Path(getattr(args, option)), data, "file", f"--{option}")
+    for option, path in new_files(args):
+        check_outside(Path(path), data, "file", option)
 
 
 def read_images(model: PromptedCLIP, eval_set: TestSet) -> list[str]:

@@ -23,16 +23,14 @@ from typing import NamedTuple
 import torch
 
 from minidpt.data.batches import Batch, train_batches
-from minidpt.data.copies import copies_note
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.ranks import join, started
 from minidpt.runs.command_line import AfterTheStep, run_command
 from minidpt.runs.config import RunConfig, versions
-from minidpt.runs.devices import choose_device, keep_freed_memory
-from minidpt.runs.evaluation import percent_correct, predicted, zero_shot
+from minidpt.runs.devices import keep_freed_memory
+from minidpt.runs.evaluation import percent_correct, predicted, read_images, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import command_of
@@ -56,8 +54,7 @@ def main() -> int:
         return 0
     set_max_pixels(command.options.get("max_pixels", RunConfig.max_pixels))
     keep_freed_memory()
-    device = choose_device(command.options.get("device"), started())
-    return make_runs(command, device, join(device), run_once)
+    return make_runs(command, run_once)
 
 
 def run_once(planned: PlannedRun, shared: Shared) -> None:
@@ -73,25 +70,20 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     say_notes(training_notes(config, model, drawn))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    read_images(model, drawn, shared)
+    read_images(model, drawn.train, shared.eval_sets.values(), shared.images, config.workers)
     subset, eval_set = next(iter(shared.eval_sets.items()))
     frozen = zero_shot(model, eval_set)
     before = percent_correct(frozen.labels, eval_set.labels)
     say(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
-    record = replace(shared.record, white_level=dict(model.white_level))
-    if model.ranks.first:
-        run.create(config, record)
+    if shared.is_main:
+        run.create(config, replace(shared.record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
     if model.prompt_state_dict():
-        settings = config.result_settings() | record.result_settings()
-        fit(model, drawn, config, run, shared, settings)
-    if model.ranks.first:
-        model.save(run.path(MODEL))
-
-    model.eval()
-    results, predictions = evaluate(model, planned, shared)
-    if not model.ranks.first:
+        fit(model, drawn, config, run, shared)
+    results, predictions = evaluate(model.eval(), planned, shared)
+    if not shared.is_main:
         return
+    model.save(run.path(MODEL))
     with optional_output(run.folder):
         write_predictions(run, drawn, *predictions)  # of the subset that was trained on
         if model.config.learns_text:
@@ -135,31 +127,8 @@ def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> It
         )
 
 
-def read_images(model: PromptedCLIP, drawn: Dataset, shared: Shared) -> None:
-    """Read all images, by one white level, which the model keeps; frozen features of the tests."""
-    ranks, workers = model.ranks, shared.workers
-    paths = [item.path for item in drawn.train]
-    tests = shared.eval_sets.values()
-    test_paths = [item.path for test in tests for item in test.items]
-    if ranks.first and (note := copies_note(paths, test_paths)):
-        say(f"note: {note}")
-    paths, test_paths = ranks.share(paths), ranks.share(test_paths)
-    shared.images.fill(paths, workers, test_paths, ranks)
-    model.white_level = shared.images.white_level
-    for test in tests:
-        test.set_white_level(model.white_level)
-        test.features()
-    say_notes(model.white_level.notes())
-    ranks.tell()  # also the slowest has read its images
-
-
 def fit(
-    model: PromptedCLIP,
-    train_set: Dataset,
-    config: RunConfig,
-    run: RunFolder,
-    shared: Shared,
-    settings: dict[str, object],
+    model: PromptedCLIP, train_set: Dataset, config: RunConfig, run: RunFolder, shared: Shared
 ) -> None:
     """Train the prompts by SGD, from where the run folder's state stands; save after each epoch."""
     device = model.clip.device
@@ -171,6 +140,7 @@ def fit(
     fused = device.type != "cpu" and not is_fp16
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
+    settings = config.result_settings() | shared.record.result_settings()
     state = TrainingState(model.train(), optimizer, scaler, settings)
     if run.path(STATE).is_file():
         state.load(run)

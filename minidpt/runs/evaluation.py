@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clip.network import CLIP
-from ..data.batches import Batch, eval_batches, name_all_broken
+from ..data.batches import Batch, ImageCache, eval_batches, name_all_broken
+from ..data.copies import copies_note
 from ..data.samples import Sample
 from ..images.white_level import WhiteLevel
 from ..model import PromptedCLIP
 from ..progress import job
 from ..ranks import ALONE, Ranks
+from .progress_line import say, say_notes
 
 
 class TestBatch(NamedTuple):
@@ -123,6 +125,32 @@ class TestSet:
         else:
             for features in frozen:
                 yield TestBatch(None, features)
+
+
+def read_images(
+    model: PromptedCLIP,
+    train_set: list[Sample],
+    eval_sets: Iterable[TestSet],
+    images: ImageCache,
+    workers: int | None,
+) -> None:
+    """Read all images of a run, so that a broken one is an error before anything is written.
+
+    They share one white level, which the model keeps and which is printed, as are copies of
+    training images among the test images.
+    """
+    ranks, eval_sets = model.ranks, list(eval_sets)
+    paths = [sample.path for sample in train_set]
+    test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.items]
+    if ranks.first and (note := copies_note(paths, test_paths)):
+        say(f"note: {note}")
+    images.fill(ranks.share(paths), workers, ranks.share(test_paths), ranks)
+    model.white_level = images.white_level
+    for eval_set in eval_sets:
+        eval_set.set_white_level(model.white_level)
+        eval_set.features()
+    say_notes(model.white_level.notes())
+    ranks.tell()  # also the slowest has read its images
 
 
 class Predicted(NamedTuple):

@@ -1,23 +1,32 @@
-"""Which data eval.py tests a run on: its own test pictures, or what its options name."""
+"""What eval.py works on: the models of run folders, their own test images or other data."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ..data.copies import copies_note
 from ..data.datasets import open_dataset
 from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
 from ..demo.demo import is_demo
-from .config import RunConfig
+from ..model import PromptedCLIP, load_model
+from ..ranks import started
+from .config import RunConfig, RunRecord
+from .devices import choose_device, load_clip, place
 from .eval_options import evaluates_other_data
 from .evaluation import TestSet
-from .folders import SPLIT, RunFolder
+from .folders import MODEL, SPLIT, SUMMARY, RunFolder
+from .precision import AUTO, choose_precision
+from .processes import command_of
+from .progress_line import say
 from .results import tested_on
 
 
@@ -96,3 +105,48 @@ def seen_notes(learned_from: set[str], eval_set: TestSet) -> Iterator[str]:
     others = [file for file in eval_set.files if file not in learned_from]
     if eval_set.ranks.first and (note := copies_note(learned_from, others)):
         yield note
+
+
+def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP], str]:
+    """Return the models of runs, which must have one CLIP, and the precision they compute in."""
+    settings = [run.read_config() for run in runs]
+    config, record = settings[0]
+    for other, other_record in settings[1:]:
+        check_same_clip(args, (config, record), (other, other_record))
+    device = device_of_runs(runs, args)
+    precision, reason = choose_precision(args.precision or record.precision, device)
+    clip = load_clip(config, args.model)
+    if args.precision == AUTO:
+        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+    clip = place(clip, device, precision)
+    for run in runs:
+        if not run.path(SUMMARY).is_file():
+            again = shlex.join([*command_of("train"), "--resume", str(run.folder)])
+            say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
+                f"to resume it: {again}")  # fmt: skip
+    models = [load_model(run.path(MODEL), clip) for run in runs]
+    return models, precision
+
+
+def check_same_clip(
+    args: Namespace, first: tuple[RunConfig, RunRecord], other: tuple[RunConfig, RunRecord]
+) -> None:
+    """Raise ValueError if two runs need different CLIPs, or compute otherwise."""
+    for name in ("clip_fingerprint", "device", "precision"):
+        values = [getattr(record, name) for _, record in (first, other)]
+        if values[0] != values[1] and getattr(args, name, None) is None:
+            fix = "" if name == "clip_fingerprint" else f", or pass --{name}"
+            raise ValueError(
+                f"expected runs with one CLIP, got {name} {values[0]} and {values[1]}: test them "
+                f"one by one{fix}"
+            )
+
+
+def device_of_runs(runs: list[RunFolder], args: Namespace) -> torch.device:
+    """Return the device that was asked for, or the runs' if it is on this machine."""
+    if args.device is None:
+        try:
+            return choose_device(runs[0].read_config()[1].device, started())
+        except ValueError:
+            pass  # it is not here
+    return choose_device(args.device, started())

@@ -24,10 +24,10 @@ from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
 from ..model import build_model
-from ..ranks import LostRank, Ranks
+from ..ranks import LostRank, Ranks, join, started
 from .command_line import Interrupted, is_expected, report
 from .config import RunConfig, RunRecord, expand_grid
-from .devices import load_clip, place
+from .devices import choose_device, load_clip, place
 from .evaluation import TestSet
 from .folders import (
     ANEW,
@@ -81,8 +81,12 @@ class Shared(NamedTuple):
     eval_sets: dict[str, TestSet]
     images: ImageCache
     world: Ranks
-    workers: int | None
     is_sweep: bool
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.world.first
 
 
 RunOnce = Callable[[PlannedRun, Shared], None]
@@ -157,14 +161,14 @@ def open_output(
         yield [replace(run, folder=folder) for run, folder in zip(runs, folders)], sweep
 
 
-def make_runs(
-    command: TrainCommand, device: torch.device, world: Ranks, run_once: RunOnce
-) -> int:
+def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
     """Make every run that has no result yet, with one frozen CLIP; then the table of a sweep.
 
     Several processes share one run; of a sweep each makes whole runs, dealt out as they become
     free. Returns 2 if runs of the sweep failed, or its table could not be written.
     """
+    device = choose_device(command.options.get("device"), started())
+    world = join(device)
     planned = plan_runs(command)
     with open_output(command, planned, world) as (runs, sweep):
         todo, clip, records = prepare(command, runs, sweep, device, world)
@@ -186,11 +190,8 @@ def make_runs(
                             for subset, tested in run.subsets.items()
                         }
                         opened = run.dataset
-                    shared = Shared(
-                        clip, records[run.dataset.name], eval_sets, images, sharing,
-                        run.config.workers, bool(sweep),
-                    )  # fmt: skip
-                    run_once(run, shared)
+                    record = records[run.dataset.name]
+                    run_once(run, Shared(clip, record, eval_sets, images, sharing, bool(sweep)))
                 except (Interrupted, LostRank) as stop:
                     stop.go_on = resume_command(run, sweep, world)
                     raise

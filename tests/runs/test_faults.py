@@ -28,7 +28,7 @@ from scripts import (
 import minidpt
 from minidpt import files
 from minidpt.demo import demo
-from minidpt.runs import command_line, transfer
+from minidpt.runs import command_line, results
 from minidpt.runs import folders as runs
 
 fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
@@ -342,7 +342,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
         raise PermissionError("a folder that is only read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "locked", refused)
+        patch.setattr(results, "locked", refused)
         assert inside("eval.py", "test", "run", "--data", place[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed

@@ -21,7 +21,7 @@ from tiny_models import WIDE, clip_state
 import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import page as html
-from minidpt.runs.folders import Run
+from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
 from minidpt.runs.predictions import HEADER, class_results, read_predictions
 from minidpt.runs.report import write_report
@@ -113,7 +113,7 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, place
 def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_path):
     train(place, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
     names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
-    found = read_predictions(Run(tmp_path / "base"), names)
+    found = read_predictions(RunFolder(tmp_path / "base"), names)
     results = class_results(found.labels, found.learned, len(names))
     assert [result.images for result in results] == [3, 3, 3]
     mean = sum(result.accuracy for result in results) / 3
@@ -131,7 +131,7 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
             (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
             for n, (a, b, c) in enumerate(rows)
         )])  # fmt: skip
-    found = read_predictions(Run(run), names)
+    found = read_predictions(RunFolder(run), names)
     pairs: dict[tuple, int] = {}
     for true, learned, _ in rows.tolist():
         if true != learned:
@@ -293,7 +293,7 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     for number in range(24):
         noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.write_json("config.json", {"method": "vlp", "guidance_epochs": 300, "classes": "all"})
     run.write_json("split.json", {
         "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,
