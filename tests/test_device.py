@@ -89,9 +89,9 @@ def test_that_test_would_see_an_index_of_the_host(rows):
         torch.zeros(3, device="meta")[rows()]
 
 
-def test_attention_without_heads_takes_a_fused_kernel():
+def test_attention_takes_a_fused_kernel():
     """Of the processor, which has but one; CUDA's want four dimensions, which that takes, too."""
-    q, k, v = torch.randn(3, 2, 7, 16)
+    q, k, v = torch.randn(3, 2, 1, 7, 16)
     noted = []
 
     class Note(TorchDispatchMode):

@@ -32,8 +32,7 @@ SHA256 = {
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
-TINY = "tiny"  # the small model that this project ships in weights/
-NAMES = (*SHA256, TINY)
+NAMES = (*SHA256, "tiny")  # the small model that this project ships in weights/
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 ARCHIVE_OF_OPENAI = "input_resolution"  # a number beside the weights, which nobody else writes
 CACHE = "~/.cache/clip"

@@ -94,8 +94,6 @@ def read_checkpoint(path: str | PathLike) -> object:
             return _Archive(path).load()
         if head[8:9] == b"{":
             return read_safetensors(path)
-    except UnicodeError as error:
-        raise ValueError(f"{path}: {error}: {again}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except zipfile.BadZipFile as error:

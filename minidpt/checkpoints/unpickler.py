@@ -143,6 +143,7 @@ class Unpickler(pickle._Unpickler):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
         if isinstance(state, dict):
             self.charge(len(state))
+            state.pop("_metadata", None)  # versions of modules, beside the tensors of a state dict
             self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:

@@ -60,11 +60,6 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    @property
-    def head_width(self) -> int:
-        """The width d of a head."""
-        return self.out_proj.in_features // self.heads
-
     def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
         """Those of queries, keys and values that `parts` names: "qkv", "q" or "kv".
 

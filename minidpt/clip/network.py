@@ -365,13 +365,13 @@ class CLIP(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
 
-        With what makes another model of the same weights: the GELU, head widths, mean and std.
+        With what makes another model of the same weights: the GELU, heads, mean and std.
         Computed once: that somebody changes frozen weights later is not noticed.
         """
         if not hasattr(self, "_fingerprint"):
             sides = (self.visual.transformer, self.transformer)
-            head_widths = [side.resblocks[0].attn.head_width for side in sides]
-            settings = (bool(self.quick_gelu), head_widths, self.mean, self.std)
+            heads = [side.resblocks[0].attn.heads for side in sides]
+            settings = (bool(self.quick_gelu), heads, self.mean, self.std)
             digest = hashlib.sha256(repr(settings).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import heapq
 import lzma
-import operator
 import pkgutil
 import struct
 from collections.abc import Iterable, Sequence
@@ -61,9 +60,6 @@ def tokenize(
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if operator.index(context_length) < 2:
-        raise ValueError(f"context_length is {context_length}, start and end need at least 2")
-
     rows = [[SOT_TOKEN, *encode(text), EOT_TOKEN] for text in texts]
     tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
     for row, (text, ids) in enumerate(zip(texts, rows)):

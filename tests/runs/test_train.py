@@ -108,7 +108,6 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
 def test_the_model_file_is_small_and_predicts(trained, place):
     file = trained[0] / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
-    assert torch.load(file, weights_only=True)["text_features"]["learned"].shape == (4, 37)
     clip, _ = minidpt.load(place.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
@@ -199,8 +198,9 @@ def test_the_options_of_prompts_reach_the_model(place):
 
 def test_options_of_the_model_reach_it_and_its_test(place):
     options = ("--no-quick-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
-    said = train(place, "run", *options).out
-    assert "note: the exact GELU was taken" in said and "--quick-gelu" in said
+    train(place, "run", *options)
+    saved = torch.load("run/model.pt", weights_only=True)
+    assert saved["clip"]["quick_gelu"] is False
     assert learned("run")["visual_prompts.prompts"].shape[0] == 1
     result = inside("eval.py", "test", "run")
     assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
