@@ -23,7 +23,7 @@ from .attention_pngs import attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, Run
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import Row, is_earlier_version, left_out, read_results, summarise
+from .results import LEFT_OUT, Row, is_earlier_version, left_out, read_results, summarise
 from .tables import caption, chart_groups, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
@@ -52,7 +52,7 @@ def write_report(
     else:
         title, content = sweep_report(summarise(read_results(folder)))
         count = len(left_out(folder))
-        notes = [f"{count} runs have no result yet: they are not in it."] if count else []
+        notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
@@ -74,8 +74,8 @@ class RunReport:
 
     def __init__(self, run: Run, model: Model, root: str | None):
         self.run, self.model, self.notes = run, model, []
-        self.config = run.read_json(CONFIG, method=str, versions=dict | None)
-        if is_earlier_version(self.config):
+        self.config = run.read_json(CONFIG, method=str)
+        if is_earlier_version(run):
             raise ValueError(f"run {run.folder}: expected one of this version, got an earlier "
                              "version's: train it again")  # fmt: skip
         self.split = split_content(run.path(SPLIT))

@@ -35,6 +35,7 @@ READ_BY = {  # option of the training -> the methods that read it
     "guidance_epochs": ("vlp", "dpt"),
 }
 
+LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 
@@ -110,10 +111,10 @@ def tested_on(dataset: str, subset: str) -> str:
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
-def is_earlier_version(config: dict[str, Any]) -> bool:
-    """Return whether config.json is of an earlier major version, whose runs are not read."""
-    version = entries(config.get("versions") or {}, CONFIG).get("minidpt", "0")
-    return str(version).split(".")[0] < __version__.split(".")[0]
+def is_earlier_version(run: Run) -> bool:
+    """Return whether a run is of an earlier major version: those are not read."""
+    versions = run.read_json(CONFIG, versions=dict | None).get("versions") or {}
+    return str(versions.get("minidpt", "0")).split(".")[0] < __version__.split(".")[0]
 
 
 @one_line_errors
@@ -127,9 +128,9 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     paths = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         run = Run(path.parent)
-        config = run.read_json(CONFIG, classes=str)
-        if is_earlier_version(config):
+        if is_earlier_version(run):
             continue
+        config = run.read_json(CONFIG, classes=str)
         summary = run.read_json(SUMMARY, **OF_RUN)
         trained = tested_on(good_name(summary["dataset"], str(path), folder=True),
                             config["classes"])  # fmt: skip
@@ -137,7 +138,8 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
             where = f"{run.folder}, test {name[:60]!r}"
             entries(test, where, **OF_TEST, tested=str | None, settings=dict | None)
             accuracies = [float(test[key]) for key in OF_TEST]
-            if summary["method"] not in METHODS or not all(0 <= own <= 100 for own in accuracies):
+            in_range = all(0 <= accuracy <= 100 for accuracy in accuracies)
+            if not in_range or summary["method"] not in METHODS:
                 got = f"{accuracies} of {shown(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Result(
@@ -151,16 +153,10 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     return results
 
 
-LEFT_OUT = "that are not finished or of an earlier version"
-
-
 def left_out(folder: str | os.PathLike) -> list[Path]:
     """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
     runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
-    return [
-        run for run in runs
-        if not (run / SUMMARY).is_file() or is_earlier_version(Run(run).read_json(CONFIG))
-    ]  # fmt: skip
+    return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(Run(run))]
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
