@@ -17,9 +17,12 @@ from ..files import printable
 INK, PALE = "#1a1a1a", "#666666"
 BRIGHTEST = 4  # times the share that even attention gives a patch: from there on full colour
 COVER = 0.68  # how much of an image the colours cover
-# Ends and middle of cividis (Nuñez, Anderton, Renslow 2018), which is about straight between them:
-# the same to the colour-blind, and lighter with every step.
-COLOURS = (0, 32, 77), (255, 234, 70), (124, 123, 120)
+# Cividis (Nuñez, Anderton, Renslow 2018): dark blue to yellow, the same to the colour-blind, and
+# lighter with every step.
+CIVIDIS = (
+    (0, 32, 77), (0, 52, 110), (60, 77, 108), (102, 105, 112), (124, 123, 120), (148, 142, 119),
+    (187, 175, 106), (222, 203, 87), (255, 234, 70),
+)  # fmt: skip
 # Looked for by name where the system keeps its fonts (Linux, macOS, Windows): for names that are
 # not ASCII, which is all that Pillow's own font has.
 MORE_FONTS = (
@@ -40,22 +43,25 @@ def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     """
     grey = ImageOps.autocontrast(image.convert("L"), 1).convert("RGB")
     times_even = attention.float().cpu().numpy() * attention.numel()
-    shares = Image.fromarray(np.uint8(255 * np.minimum(times_even / BRIGHTEST, 1)))
-    shares = shares.resize(image.size, Image.Resampling.BICUBIC)
-    return Image.blend(grey, ImageOps.colorize(shares, *COLOURS), COVER)
+    smooth = Image.fromarray(np.minimum(times_even / BRIGHTEST, 1))
+    return Image.blend(grey, coloured(smooth.resize(image.size, Image.Resampling.BICUBIC)), COVER)
+
+
+def coloured(values: Image.Image | np.ndarray) -> Image.Image:
+    """Return values (H, W) as colours; what is below 0 or above 1 has the colour of the end."""
+    steps = np.linspace(0, 1, len(CIVIDIS))
+    channels = [np.interp(values, steps, channel) for channel in zip(*CIVIDIS)]
+    return Image.fromarray(np.uint8(np.stack(channels, axis=-1).round()))
 
 
 def colour_scale(width: int, height: int) -> Image.Image:
     """Draw the colours of `overlay` from 0 to `BRIGHTEST`, left to right."""
-    values = np.tile(np.uint8(np.linspace(0, 255, width)), (height, 1))
-    return ImageOps.colorize(Image.fromarray(values), *COLOURS)
+    return coloured(np.tile(np.linspace(0, 1, width), (height, 1)))
 
 
 @functools.cache
 def fonts(size: int) -> list[ImageFont.FreeTypeFont]:
     """Return Pillow's own font, and those of `MORE_FONTS` that this system has."""
-    if not features.check("freetype2"):
-        raise ValueError("expected a Pillow with FreeType, got one without: reinstall pillow")
     there = [ImageFont.load_default(size)]
     for name in MORE_FONTS:
         with suppress(OSError):

@@ -19,7 +19,6 @@ from ..files import one_line, printable
 
 WIDTH, HEIGHT = 340, 210  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
-MOST_POINTS = 400  # of a line: more are not to be seen
 MARKERS = ("M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-3.5,-3.5h7v7h-7z", "M0,-4.6L4.6,3.6H-4.6z",
            "M0,-5L5,0L0,5L-5,0z", "M0,4.6L4.6,-3.6H-4.6z")  # fmt: skip
 NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|$)")  # how a cell begins that stands right
@@ -82,8 +81,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     opening = " ".join([name, *(
         f'{key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items()
     )])  # fmt: skip
-    end = "" if name in ("img", "meta") else f"{inside}</{name}>"
-    return Markup(f"<{opening}>{end}")
+    return Markup(f"<{opening}>{inside}</{name}>")
 
 
 def text(value: object) -> Markup:
@@ -127,16 +125,13 @@ def section(title: str, about: str, *content: Markup) -> Markup:
 def page(title: str, content: Iterable[Markup]) -> str:
     """Return the file's text. Its policy forbids the browser to fetch or to run anything."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Markup(STYLE)),
-    )
-    body = tag("body", *content)
-    return f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)}</title><style>{STYLE}</style></head>
+<body>{"".join(content)}</body></html>
+"""
 
 
 class Series(NamedTuple):
@@ -223,9 +218,7 @@ def line_chart(
 
 
 def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
-    stride = math.ceil(len(series.points) / MOST_POINTS)
-    points = [*series.points[:-1:stride], series.points[-1]]
-    places = [(x_of(x), y_of(y)) for x, y in points]
+    places = [(x_of(x), y_of(y)) for x, y in series.points]
     parts = [series.path("M" + "L".join(f"{x},{y}" for x, y in places))]
     for (x, y), deviation in zip(series.points, series.deviations):
         top, bottom = y_of(y + deviation), y_of(y - deviation)

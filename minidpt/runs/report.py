@@ -24,7 +24,7 @@ from .attention_pngs import attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import Row, left_out, read_results, summarise
+from .results import LEFT_OUT, Row, left_out, read_results, summarise
 from .tables import caption, chart_groups, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
@@ -53,7 +53,7 @@ def write_report(
     else:
         title, content = sweep_report(summarise(read_results(folder)))
         count = len(left_out(folder))
-        notes = [f"{count} runs have no result yet: they are not in it."] if count else []
+        notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))

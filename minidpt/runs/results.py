@@ -30,6 +30,7 @@ from .folders import (
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
+LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 
@@ -120,7 +121,8 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
             where = f"{run.folder}, test {name[:60]!r}"
             entries(test, where, **OF_TEST, tested=str | None, settings=dict | None)
             accuracies = [float(test[key]) for key in OF_TEST]
-            if summary["method"] not in METHODS or not all(0 <= own <= 100 for own in accuracies):
+            in_range = all(0 <= accuracy <= 100 for accuracy in accuracies)
+            if not in_range or summary["method"] not in METHODS:
                 got = f"{accuracies} of {shown(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Result(
@@ -134,16 +136,10 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
     return results
 
 
-LEFT_OUT = "that are not finished or of an earlier version"
-
-
 def left_out(folder: str | os.PathLike) -> list[Path]:
     """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
     runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
-    return [
-        run for run in runs
-        if not (run / SUMMARY).is_file() or is_earlier_version(run)
-    ]  # fmt: skip
+    return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
