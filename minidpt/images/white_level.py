@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ class WhiteLevel(dict[str, float]):
     which is noted, so that `settle` can choose a level for all images that were read.
     """
 
-    def __init__(self, *args, **levels: float):
+    def __init__(self, *args: Any, **levels: float):
         super().__init__(*args, **levels)
         self._max_values: dict[str, float] = {}
 
