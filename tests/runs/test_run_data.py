@@ -176,7 +176,7 @@ def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path
 def test_images_of_more_than_max_pixels_are_refused(trained, place):
     options = ["--data", place.data, "--model", place.clip, "--out", "run", *SHORT]
     result = inside("train.py", *options, "--max-pixels", 620)
-    expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620"
+    expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
     picture = place.data / "gnu" / "0.png"
     result = inside("eval.py", "--run", trained[0], "--image", picture, "--max-pixels", 620)
