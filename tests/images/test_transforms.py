@@ -421,7 +421,7 @@ def test_a_scripts_limit_of_pixels_is_its_own_and_without_a_warning(tmp_path, mo
         decode.set_max_pixels(512)
         assert_shows(decode.open_image(tmp_path / "a.png"), RED, BLUE)
         decode.set_max_pixels(510)
-        with pytest.raises(ValueError, match="a.png: expected fewer pixels, got: .*512.* limit of 510 pixels"):
+        with pytest.raises(ValueError, match="a.png: expected fewer pixels.* limit of 510 pixels"):
             decode.open_image(tmp_path / "a.png")
 
 
