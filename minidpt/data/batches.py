@@ -89,7 +89,7 @@ class ImageCache:
         FileNotFoundError that names all broken images; once there is one, also those among
         `others`, which are to be read next.
         """
-        if self.white_level:
+        if self.white_level.max_values:  # some are shown by it, or by their own
             self._clear()
         self.white_level, self._wanted = WhiteLevel(), set(paths)
         with name_all_broken([*paths, *others], workers):
