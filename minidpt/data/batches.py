@@ -89,7 +89,7 @@ class ImageCache:
         FileNotFoundError that names all broken images; once there is one, also those among
         `others`, which are to be read next.
         """
-        if self.white_level:
+        if self.white_level.max_values:  # some are shown by it, or by their own
             self._clear()
         self.white_level, self._wanted = WhiteLevel(), set(paths)
         with name_all_broken([*paths, *others], workers):
@@ -151,8 +151,6 @@ def train_batches(
     """
     order = list(range(len(items)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    if batch_size >= 1 and len(items) >= batch_size:
-        del order[len(items) - len(items) % batch_size :]
     read = open_image if cache is None else cache.get
 
     def pixels(place: int) -> np.ndarray:
@@ -165,7 +163,7 @@ def train_batches(
         return ranks.share(sorted(places, key=order.__getitem__) if ranks.size > 1 else places)
 
     labels = [items[number].label for number in order]
-    return _batches(pixels, labels, resolution, batch_size, workers, share, pin_memory)
+    return _batches(pixels, labels, resolution, batch_size, workers, True, share, pin_memory)
 
 
 def eval_batches(
@@ -189,6 +187,7 @@ def _batches(
     resolution: int,
     batch_size: int,
     workers: int | None,
+    drop_last: bool = False,
     share: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
@@ -196,7 +195,10 @@ def _batches(
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
-    places = range(len(labels))
+    count = len(labels)
+    if drop_last and count >= batch_size:
+        count -= count % batch_size
+    places = range(count)
     groups = [share(places[start : start + batch_size]) for start in places[::batch_size]]
 
     def batches() -> Iterator[Batch]:

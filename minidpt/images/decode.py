@@ -41,7 +41,7 @@ def set_max_pixels(max_pixels: int) -> None:
     For scripts. Without it Pillow's own limit counts: a warning from 89 megapixels, an error from
     179.
     """
-    Image.MAX_IMAGE_PIXELS = max_pixels / 2  # Pillow raises at more than twice its limit
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow raises beyond twice its limit
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 

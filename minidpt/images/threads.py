@@ -1,4 +1,4 @@
-"""Threads that read pictures: how many of them, and what they read in its order."""
+"""Threads that read images ahead, in order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-MOST = 32  # more threads would wait for Python's lock, which each picture needs for a moment
+MOST = 32  # more threads would wait for Python's lock, which each image needs for a moment
 CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # its processors: microseconds of each period, or "max"
 
 
 def default_workers() -> int:
-    """Threads that read pictures unless told otherwise: as many as there are processors for them.
+    """Return how many threads read images by default: as many as there are processors for them.
 
     That is those this process is bound to, or its container's share where that is less, divided by
     the processes that torchrun has started on this machine; from 1 to `MOST`.
@@ -37,7 +37,7 @@ def default_workers() -> int:
 def map_ordered(
     function: Callable, jobs: Iterable, workers: int | None = None, ahead: int | None = None
 ) -> Iterator[Any]:
-    """Yields function(job) for each job, in order, computed by threads up to `ahead` jobs early.
+    """Yield function(job) for each job, in order, computed by threads up to `ahead` jobs early.
 
     workers: threads; Pillow works outside Python's lock. 0: in the caller's; None: by
         `default_workers`.

@@ -23,6 +23,7 @@ from PIL import Image
 from .decode import ImageSource, open_image
 from .white_level import WhiteLevel
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
 
 # Statistics of CLIP's training pictures (OpenAI's clip/clip.py).
@@ -49,17 +50,15 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 
     The longer side is rounded down. Raises ValueError for an image without pixels.
     """
-    width, height = image.size
-    if not width * height:
-        raise ValueError(f"expected a picture with pixels, got one of {width} x {height}")
     short = min(image.size)
-    return image.resize(
-        (int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC
-    )
+    if not short:
+        raise ValueError(f"expected an image with pixels, got {image.width} x {image.height}")
+    new_size = tuple(int(size * side / short) for side in image.size)
+    return image.resize(new_size, Image.Resampling.BICUBIC)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` pixels; as torchvision's CenterCrop(size).
+    """Cut out the middle `size` x `size` pixels; as torchvision's CenterCrop(size).
 
     With an odd margin the half pixel is rounded to the even side; where the image is smaller, black
     is added, with the odd pixel at the right and at the bottom.
@@ -78,9 +77,7 @@ def train_transform(image: Image.Image, resolution: int, generator: random.Rando
     return view
 
 
-def resized_crop(
-    image: Image.Image, box: tuple[int, int, int, int], resolution: int
-) -> Image.Image:
+def resized_crop(image: Image.Image, box: Box, resolution: int) -> Image.Image:
     """Crop to `box`, then resize to `resolution` x `resolution`, bicubic, as torchvision does.
 
     Pillow's `resize(..., box=box)` lets the filter look at pixels outside the box.
@@ -89,38 +86,30 @@ def resized_crop(
 
 
 def random_resized_crop_box(
-    width: int,
-    height: int,
-    generator: random.Random,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
-    """Draws the crop of RandomResizedCrop: (left, top, right, bottom) in pixels.
+    width: int, height: int, generator: random.Random, scale: tuple[float, float] = (0.08, 1.0)
+) -> Box:
+    """Draw the crop of torchvision's RandomResizedCrop.
 
-    Its area is uniform in `scale` (of the image's area), its width / height log-uniform in `ratio`.
-    Ten tries to draw one that fits into the image, then the largest central crop whose shape is
-    within `ratio` (Szegedy et al., "Going deeper with convolutions", section 6, as in torchvision).
+    Its area is uniform in `scale` (of the image's area), its width / height log-uniform from 3:4 to
+    4:3. Ten tries to draw one that fits into the image, then the largest central crop of such a
+    shape (Szegedy et al., "Going deeper with convolutions", section 6).
     """
     for _ in range(10):
         area = width * height * generator.uniform(*scale)
-        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top = generator.randrange(height - h + 1)
             left = generator.randrange(width - w + 1)
             return left, top, left + w, top + h
 
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
 def to_uint8(image: Image.Image) -> np.ndarray:
-    """The pixels of an RGB image as a contiguous (3, height, width) array, uint8.
+    """Return the pixels of an RGB image as a contiguous (3, height, width) array, uint8.
 
     NumPy, not torch: data threads call it, and torch would start its own threads in each of them.
     """
@@ -130,7 +119,7 @@ def to_uint8(image: Image.Image) -> np.ndarray:
 def normalize(
     images: torch.Tensor, mean: Colours = CLIP_MEAN, std: Colours = CLIP_STD
 ) -> torch.Tensor:
-    """A model's input from 8-bit pixels: (..., 3, R, R) uint8 -> float32, on the same device.
+    """Normalize 8-bit pixels for a model: (..., 3, R, R) uint8 -> float32, on the same device.
 
     `(x / 255 - mean) / std` in exactly this order: bit-equal to ToTensor, then Normalize. A CLIP
     has its own mean and std: `clip.normalize`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,12 +28,12 @@ class WhiteLevel(dict[str, float]):
     """Kind of values ("integer", "float") -> the value that is white.
 
     An image of a kind that is not there is shown by its own: by what its largest value suggests,
-    which is noted, so that `settle` can choose a level for all images that were read.
+    which is noted in `max_values`, so that `settle` can choose a level for all that were read.
     """
 
-    def __init__(self, *args, **levels: float):
+    def __init__(self, *args: Any, **levels: float):
         super().__init__(*args, **levels)
-        self._max_values: dict[str, float] = {}
+        self.max_values: dict[str, float] = {}
 
     def convert(self, image: Image.Image) -> Image.Image:
         """Convert an image of more than 8 bits to 8-bit grey ("L"); return others as they are."""
@@ -43,7 +44,7 @@ class WhiteLevel(dict[str, float]):
         if white is None:
             largest = max(float(values.max()) for _, values in _blocks(image))
             with _lock:
-                self._max_values[kind] = max(largest, self._max_values.get(kind, largest))
+                self.max_values[kind] = max(largest, self.max_values.get(kind, largest))
             white = _least((65535, 2**31 - 1) if kind == "integer" else LEVELS[kind], largest)
         return _to_8_bits(image, white)
 
@@ -53,11 +54,11 @@ class WhiteLevel(dict[str, float]):
         Returns whether there were some: what was read must be converted again, then.
         """
         settled = False
-        for max_values in ranks.tell(self._max_values):
+        for max_values in ranks.tell(self.max_values):
             for kind, value in max_values.items():
-                self._max_values[kind] = max(value, self._max_values.get(kind, value))
-        for kind in self._max_values.keys() - self.keys():
-            self[kind], settled = _least(LEVELS[kind], self._max_values[kind]), True
+                self.max_values[kind] = max(value, self.max_values.get(kind, value))
+        for kind in self.max_values.keys() - self.keys():
+            self[kind], settled = _least(LEVELS[kind], self.max_values[kind]), True
         return settled
 
     def notes(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Classifying pictures, however many: each result goes out as it comes, and none is kept."""
+"""Classify images, however many: each result goes out as it comes, and none is kept."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def classify(
     batches: of paths; a list of them, or an iterator that waits for the next one.
     table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
         more; and when it ends early, with the images so far.
-    lines: a file of JSON, a line for each picture as it comes; "-": `stdout`, instead of text.
-    explain: called with the path of each picture that could be read; the file it returns is named
+    lines: a file of JSON, a line for each image as it comes; "-": `stdout`, instead of text.
+    explain: called with the path of each image that could be read; the file it returns is named
         beside the classes, and in JSON.
 
-    Returns 2 if a picture could not be read, after the others.
+    Returns 2 if an image could not be read, after the others.
     """
     total = sum(map(len, batches)) if isinstance(batches, list) else None
     stdout = stdout or sys.stdout
@@ -98,7 +98,7 @@ def _predict(
 
 
 def print_classes(path: str, result: Result, explained: Path | None) -> None:
-    """A line of text; none for a picture that was not read."""
+    """A line of text; none for an image that was not read."""
     if not isinstance(result, Exception):
         guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result)
         say(f"{path}: {guesses}" + (f" -> {explained}" if explained else ""))
@@ -123,19 +123,19 @@ def print_json(file: TextIO, path: str, result: Result, explained: Path | None) 
 
 @contextmanager
 def csv_table(path: str) -> Iterator[Output]:
-    """A new CSV file with a row for each class of a picture; see `writing_rows`."""
+    """A new CSV file with a row for each class of an image; see `writing_rows`."""
     with writing_rows(path, ("image", "class", "probability")) as write:
 
-        def output(picture: str, result: Result, explained: Path | None) -> None:
+        def output(image: str, result: Result, explained: Path | None) -> None:
             for name, share in () if isinstance(result, Exception) else result:
-                write((picture, name, f"{share:.6f}"))
+                write((image, name, f"{share:.6f}"))
 
         yield output
 
 
 @contextmanager
 def json_lines(path: str) -> Iterator[Output]:
-    """A new file with a line of JSON for each picture; gone if the block raises without a line."""
+    """A new file with a line of JSON for each image; gone if the block raises without a line."""
     file = open(path, "x", encoding="ascii")
     try:
         yield partial(print_json, file)

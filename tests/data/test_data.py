@@ -520,6 +520,11 @@ def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep)
     assert len(cache) == 1
     cache.fill([items[5].path])
     assert cache.white_level == {}
+    with pytest.raises(ValueError, match="broken.png"):  # what was read before it is read again
+        cache.fill([item.path for item in deep], workers=0)
+    cache.fill([item.path for item in items])
+    assert cache.white_level == {"integer": 1023, "float": 255}
+    assert np.asarray(cache.get(items[0].path))[0, 0, 0] == shown[0]
 
 
 def test_ranks_share_one_white_level(deep, monkeypatch):

@@ -135,7 +135,8 @@ def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, meth
     note = "note: in pictures of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
     assert json.loads(Path("run/config.json").read_text())["record"]["white_level"] == {"integer": 4095}
-    assert minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0]).white_level["integer"] == 4095
+    model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
+    assert model.white_level == {"integer": 4095}
     tested = inside("eval.py", "test", "run")
     assert note in tested.out
     accuracy = f"{method} accuracy {summary('run')['accuracy']:.2f} %"
@@ -175,7 +176,7 @@ def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path
 def test_images_of_more_than_max_pixels_are_refused(trained, place):
     options = ["--data", place.data, "--model", place.clip, "--out", "run", *SHORT]
     result = inside("train.py", *options, "--max-pixels", 620)
-    expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620"
+    expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
     picture = place.data / "gnu" / "0.png"
     result = inside("eval.py", "predict", trained[0], picture, "--max-pixels", 620)
