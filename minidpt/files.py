@@ -59,12 +59,11 @@ def one_line_errors(reader: Function) -> Function:
             return reader(*args, **options)
         except (RuntimeError, MemoryError) as error:
             deep = isinstance(error, RecursionError)
-            if type(error) not in (RecursionError, MemoryError) and NO_MEMORY not in str(error):
+            if not (deep or isinstance(error, MemoryError) or NO_MEMORY in str(error)):
                 raise
             problem = "nested too deeply" if deep else "out of memory"
-            where = next(
-                (a for a in args[:1] if isinstance(a, (str, os.PathLike))), reader.__name__
-            )
+            where = next(iter(args), None)
+            where = where if isinstance(where, (str, os.PathLike)) else reader.__name__
             raise ValueError(one_line(f"{where}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
             if str(error) == one_line(error):
