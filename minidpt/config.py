@@ -26,7 +26,7 @@ BOUNDS = {"n_ctx": (1, 1000), "n_visual": (0, 1000), "visual_layers": (1, 1000),
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Which method, and its options. Defaults are the paper's.
+    """Options of a method. Defaults are the paper's.
 
     method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
     n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
@@ -37,8 +37,8 @@ class PromptConfig:
     visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
         shallow.
 
-    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a number that is none, or
-    no whole one.
+    Raises ValueError for a value outside these or `BOUNDS`, TypeError for a non-number, or a
+    non-integer where an integer is required.
     """
 
     method: str = "dpt"
@@ -65,13 +65,13 @@ class PromptConfig:
                 continue
             kind = numbers.Real if name == "alpha" else numbers.Integral
             if not isinstance(value, kind) or isinstance(value, bool):
-                whole = "" if name == "alpha" else "whole "
-                raise TypeError(f"{name}: expected a {whole}number, got {shown(value)}")
+                expected = "a number" if name == "alpha" else "a whole number"
+                raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
             # A NumPy number becomes Python's, which is what a saved model can hold.
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
             if not least <= value <= most:  # nor NaN
-                got = shown(value)
-                raise ValueError(f"{name}: expected at least {least} and at most {most}, got {got}")
+                expected = f"at least {least} and at most {most}"
+                raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
             object.__setattr__(self, name, float(value) if name == "alpha" else value)
 
     @property
