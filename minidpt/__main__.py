@@ -32,8 +32,8 @@ def main() -> None:
         sys.exit(f"minidpt: error: {one_line(error)}")
     for name in NAMES:
         files = (folder / filename(name) for folder in searched)
-        path = next(filter(Path.is_file, files), None)
-        print(f"CLIP {name}: {'not on this machine' if path is None else one_line(path)}")
+        found = next(filter(Path.is_file, files), None)
+        print(f"CLIP {name}: {'not on this machine' if found is None else one_line(found)}")
     print(f"looked for in {', '.join(map(one_line, searched))}")
 
 
