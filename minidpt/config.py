@@ -88,7 +88,7 @@ def check_option(about: Field, value: object) -> Any:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Which method, and its options. Defaults are the paper's.
+    """Options of a method. Defaults are the paper's.
 
     method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
     n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.

@@ -39,9 +39,8 @@ class ImageClassifier(PromptedCLIP):
         self.register_buffer("template_features", model.template_features)
         self.register_buffer("features", features.text_features)
         self.register_buffer("classifier", features.classifier)
-        self.register_buffer("prompt_kv", None)
-        if features.prompt_kv:
-            self.prompt_kv = torch.stack(features.prompt_kv)  # (layers, P, 2, H, d)
+        prompt_kv = torch.stack(features.prompt_kv) if features.prompt_kv else None
+        self.register_buffer("prompt_kv", prompt_kv)  # (layers, P, 2, H, d)
 
     def prompt_features(self) -> PromptFeatures:
         """Return constants."""

@@ -59,12 +59,11 @@ def one_line_errors(reader: Function) -> Function:
             return reader(*args, **options)
         except (RuntimeError, MemoryError) as error:
             deep = isinstance(error, RecursionError)
-            if type(error) not in (RecursionError, MemoryError) and NO_MEMORY not in str(error):
+            if not (deep or isinstance(error, MemoryError) or NO_MEMORY in str(error)):
                 raise
             problem = "nested too deeply" if deep else "out of memory"
-            where = next(
-                (a for a in args[:1] if isinstance(a, (str, os.PathLike))), reader.__name__
-            )
+            where = next(iter(args), None)
+            where = where if isinstance(where, (str, os.PathLike)) else reader.__name__
             raise ValueError(one_line(f"{where}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
             if str(error) == one_line(error):
@@ -124,7 +123,7 @@ def read_json(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> A
 
 
 def parse_json(text: str, where: str) -> Any:
-    """What a JSON text holds; ValueError, which `where` begins, for what is no JSON.
+    """Parse a JSON text; ValueError, which `where` begins, for what is no JSON.
 
     NaN, Infinity and numbers beyond a float's range are none: they lead comparisons astray. Nor is
     an object with two entries of one name.
@@ -135,7 +134,7 @@ def parse_json(text: str, where: str) -> Any:
             raise ValueError(f"{number[:60]} is no finite number")
         return float(number)
 
-    def whole(number: str) -> int:
+    def integer(number: str) -> int:
         if len(number) > 300:
             finite(number)
         return int(number)
@@ -147,7 +146,7 @@ def parse_json(text: str, where: str) -> Any:
         return content
 
     try:
-        hooks = dict(parse_float=finite, parse_int=whole, parse_constant=finite)
+        hooks = dict(parse_float=finite, parse_int=integer, parse_constant=finite)
         return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
@@ -316,23 +315,23 @@ def locked(path: Path, busy: str | None = None) -> Iterator[bool]:
     The lock goes with the process, however that ends, so that a file left behind stops nobody.
     With another process in the block this one waits, or raises BlockingIOError that says `busy`.
     """
-    held = file = None
-    while fcntl and not held:
+    is_locked = file = None
+    while fcntl and not is_locked:
         file = open(path, "ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
             # Who had it has removed it since, if the name stands for another file now, or for none.
             with suppress(FileNotFoundError):
-                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                is_locked = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
             file.close()
             raise BlockingIOError(busy) from None
         except OSError:  # such as ENOLCK, ENOTSUP of a network's
             break
-        if not held:
+        if not is_locked:
             file.close()
     try:
-        yield bool(held)
+        yield bool(is_locked)
     finally:
         if file:
             path.unlink(missing_ok=True)

@@ -199,11 +199,6 @@ def join(device: torch.device) -> Ranks:
     ranks = started()
     if ranks.size == 1:
         return ranks
-    if not distributed.is_available():
-        raise ValueError(
-            "several processes: expected a torch with torch.distributed, got one without: start "
-            "one process alone"
-        )
     if device.type != "cpu":
         getattr(torch, device.type).set_device(device)
     with ranks._exchange():

@@ -29,14 +29,14 @@ def clip() -> minidpt.CLIP:
 
 def test_the_name_stands_at_the_end_in_the_middle_or_at_the_front():
     red, fox, stop = encode("red fox.")
-    slots = [90001, 90002, 90003]  # half of 3 is 1
+    context_ids = [90001, 90002, 90003]  # half of 3 is 1
     expected = {
         "end": [90001, 90002, 90003, red, fox, stop],
         "middle": [90001, red, fox, 90002, 90003, stop],
         "front": [red, fox, 90001, 90002, 90003, stop],
     }
     for position, body in expected.items():
-        assert prompt_tokens("red fox", slots, position) == [SOT_TOKEN, *body, EOT_TOKEN]
+        assert prompt_tokens("red fox", context_ids, position) == [SOT_TOKEN, *body, EOT_TOKEN]
 
 
 @pytest.mark.parametrize(
