@@ -13,18 +13,20 @@ from pathlib import Path
 
 from ..files import collector_paused, one_line_errors, read_json, read_text
 from .csv_file import LABELS, lists_images, open_csv
-from .folders import assemble, class_folders_of_parts, open_folder
-from .layouts import LAYOUTS, Layout, layout_of, plain
-from .listing import (
+from .folders import (
+    assemble,
+    class_folders_of_parts,
     describe_missing,
     images_in,
     in_no_class,
     loose_notes,
     missing_files,
+    open_folder,
     part_folders,
     sub_folders,
-    unread_note,
+    unread_notes,
 )
+from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .recognition import (
     DatasetLocation,
@@ -101,9 +103,7 @@ def _open_any_folder(
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
-        raise ValueError(
-            f"data folder {root}: expected one data set, got {names}: choose one (--dataset NAME)"
-        )
+        raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
     table = root / LABELS
     if table.is_file() and not locations and (layout is None or lists_images(table)):
         return open_csv(table, adapt(layout or Naming()), seed)
@@ -123,19 +123,14 @@ def _open_any_folder(
 def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dataset:
     """Open a folder that is none of the fifteen data sets, even if it is called as one of them."""
     for layout in LAYOUTS:  # its lists without its images?
-        for folder in (root, root / layout.inner):
-            lists = (layout.split_file, *layout.lists.values())
-            if any((folder / file).is_file() for file in lists):
-                raise incomplete_error(layout, folder)
+        if any((root / file).is_file() for file in (layout.split_file, *layout.lists.values())):
+            raise incomplete_error(layout, root)
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
     if alike is None:
         return open_folder(root, adapt(Naming()), seed)
     naming = Naming(name=distinct_name(alike, root, class_names(root)))
     dataset = open_folder(root, adapt(naming), seed)
-    note = (
-        f"not taken for {alike.name} in spite of the folder's name: it has other classes, or few; "
-        f"pass --dataset {alike.name} if it is"
-    )
+    note = f"not taken for {alike.name}, as its classes differ: else pass --dataset {alike.name}"
     return replace(dataset, notes=(*dataset.notes, note))
 
 
@@ -191,10 +186,8 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     if dataset.name != layout.name or sizes == layout.published:
         return dataset
     classes, *counts = layout.published
-    note = (
-        f"{layout.name} as published has {classes} classes and {'/'.join(map(str, counts))} "
-        f"images: mind this when you compare"
-    )
+    published = f"{classes} classes and {'/'.join(map(str, counts))} images"
+    note = f"{layout.name} as published has {published}: mind this when you compare"
     return replace(dataset, notes=(*dataset.notes, note))
 
 
@@ -266,9 +259,8 @@ def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
         if line and not line.startswith("#"):
             file, key = location.layout.entry(line)
             if not key:
-                raise ValueError(
-                    f"{where}, line {number}: expected an image and its class, got '{line}'"
-                )
+                expected = "an image and its class"
+                raise ValueError(f"{where}, line {number}: expected {expected}, got '{line}'")
             files.setdefault(key, []).append(os.path.join(location.images, file))
     if missing := missing_files(chain(*files.values())):
         got = describe_missing(missing)
@@ -287,8 +279,8 @@ def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
         raise incomplete_error(location.layout, location.folder)
     how, order = f"class folders in {location.images}", _in_order(location, files)
     dataset = assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    unread = filter(None, [unread_note(found.unread)])
-    return replace(dataset, notes=(*dataset.notes, *unread, *in_no_class(loose)))
+    notes = (*dataset.notes, *unread_notes(found.unread), *in_no_class(loose))
+    return replace(dataset, notes=notes)
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:
@@ -298,7 +290,5 @@ def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[st
         return location.layout.ordered(files)
     listed = [line.strip().strip("/") for line in read_text(path, f"list {path}").split("\n")]
     if unknown := files.keys() - set(listed):
-        raise ValueError(
-            f"list {path}: expected all classes, got none called '{min(unknown)}': mend the list"
-        )
+        raise ValueError(f"list {path}: expected all classes, got none called '{min(unknown)}'")
     return [key for key in listed if key in files]

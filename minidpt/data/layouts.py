@@ -237,7 +237,6 @@ LAYOUTS = (
         published=(200, 0, 0, 30_000),
     ),
 )
-_OTHER_NAMES = {"OxfordIIITPet": "OxfordPets", "Flowers102": "OxfordFlowers"}  # torchvision's
 
 
 def layout_of(name: str) -> Layout:
@@ -246,8 +245,7 @@ def layout_of(name: str) -> Layout:
     Raises ValueError with the choices.
     """
     for layout in LAYOUTS:
-        others = (other for other, ours in _OTHER_NAMES.items() if ours == layout.name)
-        if layout.is_called(name) or plain(name) in map(plain, others):
+        if layout.is_called(name):
             return layout
     choices = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(f"data set: expected one of {choices}, got '{name}'")

@@ -110,20 +110,16 @@ class Naming:
         names, keys_of, notes = {}, {}, []
         for key in keys:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
-                raise ValueError(
-                    f"folder {where}: expected a name for each class, got the WordNet id '{key}', "
-                    f"none of ImageNet's 1000: pass a file of '{key} NAME' lines as --classnames"
-                )
+                got = f"the WordNet id '{key}', none of ImageNet's 1000: name it (--classnames)"
+                raise ValueError(f"data folder {where}: expected a name for each class, got {got}")
             name = renamed.get(key) or canonical_classname(self.rule(key), f"data folder {where}")
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
             if other != key and key in renamed and other in renamed:
                 notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
             elif other != key:
-                raise ValueError(
-                    f"folder {where}: expected a name of its own for each class, got '{other}' "
-                    f"and '{key}': rename or merge them"
-                )
+                got = f"'{other}' and '{key}': rename or merge them"
+                raise ValueError(f"data folder {where}: expected different class names, got {got}")
         missing = filter(_MISSING.fullmatch, names.values())
         notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
         if all(map(str.isdecimal, names.values())):
@@ -140,16 +136,14 @@ class Naming:
             return dataset
         count = sum(key in self.given for key in keys)
         if not count:
-            raise ValueError(
-                f"class names {self.given_in}: expected lines for the classes of {dataset.name} "
-                f"({', '.join(list(keys)[:3])}, ...), got none of them"
-            )
+            expected = f"the classes of {dataset.name} ({', '.join(list(keys)[:3])}, ...)"
+            raise ValueError(f"class names {self.given_in}: expected {expected}, got none of them")
         file, notes = Path(self.given_in).name, list(dataset.notes)
         unused = [key for key in self.given if key not in keys]
         if unused and count < len(keys):
+            hint = "a folder with spaces in its name stands before a tab"
             notes.append(
-                f"names in {file} that no class has: {len(unused)}, first '{unused[0]}' (a folder "
-                "with spaces in its name stands before a tab)"
+                f"names in {file} of no class: {len(unused)}, first '{unused[0]}' ({hint})"
             )
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
         return replace(dataset, source=source, notes=tuple(notes))

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from .folders import contents, part_folders, sub_folders
 from .layouts import LAYOUTS, Layout, plain
-from .listing import contents, part_folders, sub_folders
 
 
 class DatasetLocation(NamedTuple):
@@ -95,10 +95,8 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
         raise incomplete_error(layout, folder)  # a folder of other data sets, not of classes
     for other in LAYOUTS:
         if other is not layout and find_dataset(other, folder, {}):
-            raise ValueError(
-                f"data folder {folder}: expected {layout.name}, got {other.name}: pass --dataset "
-                f"{other.name}, or the folder of {layout.name}"
-            )
+            got = f"{other.name}: pass --dataset {other.name}"
+            raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
     for images in (*layout.images, "."):
         if (folder / images).is_dir() and holds_classes(folder / images):
             return DatasetLocation(layout, folder, folder / images)
@@ -121,8 +119,8 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     ]
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
+    expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"
     return FileNotFoundError(
-        f"{layout.name} in {folder}: expected images in {' or '.join(images)} with "
-        f"{', or '.join(filter(None, lists))}; got {contents(folder)}{not_read}: put them there or "
-        f"into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
+        f"{layout.name} in {folder}: expected {expected}; got {contents(folder)}{not_read}: put "
+        f"them there or into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
     )

@@ -65,18 +65,16 @@ STREET_STYLE = Style(
 
 
 def draw_scene(
-    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
+    thing: str,
+    rng: random.Random,
+    style: Style,
+    side: int = 96,
+    others: list[str] | None = None,
+    outlines: list[list[Point]] | None = None,
 ) -> Image.Image:
-    """A picture (side × side, RGB) of one thing, with smaller others around it as in the style."""
-    return draw_scene_and_mask(thing, rng, style, side, others)[0]
+    """Draw an image (side × side, RGB) of one thing, with smaller others around it as in the style.
 
-
-def draw_scene_and_mask(
-    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
-) -> tuple[Image.Image, Image.Image]:
-    """The picture of `draw_scene`, and how much of each pixel is the thing's (L, 0–255).
-
-    What is drawn as an outline counts with all that it encloses.
+    outlines: takes the polygons of the thing, as they lie in an image of twice the side.
     """
     scale = 2  # drawn larger and reduced: smooth edges
     ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
@@ -91,11 +89,11 @@ def draw_scene_and_mask(
     for name in others:
         small = size * rng.uniform(*style.other_size)
         draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
-    mask = Image.new("L", image.size)
-    for polygon in draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False):
-        ImageDraw.Draw(mask).polygon(polygon, fill=255)  # the last one drawn: nothing covers it
-    image, mask = (drawn.resize((side, side), Image.Resampling.BOX) for drawn in (image, mask))
-    return add_grain(image, rng, style.noise) if style.noise else image, mask
+    polygons = draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False)
+    if outlines is not None:
+        outlines += polygons  # the last one drawn: nothing covers it
+    image = image.resize((side, side), Image.Resampling.BOX)
+    return add_grain(image, rng, style.noise) if style.noise else image
 
 
 def draw_thing(

@@ -15,7 +15,7 @@ from threading import Thread
 from typing import BinaryIO, TextIO
 
 from ..clip.workers import PAUSE
-from ..data.listing import images_in, unread_note
+from ..data.folders import images_in, unread_notes
 from ..files import naming, writing_rows
 from ..ranks import ALONE, Ranks
 from ..trained import PREDICT_BATCH, Prediction, PromptedCLIP
@@ -204,7 +204,7 @@ def picture_paths(given: list[str]) -> list[str] | Iterator[str]:
     for path in given:
         if os.path.isdir(path):
             found = images_in(path)
-            note = unread_note(found.unread)
+            note = "".join(unread_notes(found.unread))
             if not found:
                 more = f"; {note}" if note else ""
                 raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")

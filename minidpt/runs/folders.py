@@ -16,8 +16,8 @@ import PIL
 import torch
 
 from .. import __version__
+from ..data.folders import describe_missing, missing_files
 from ..data.layouts import LAYOUTS, plain
-from ..data.listing import describe_missing, missing_files
 from ..data.samples import PARTS, Dataset
 from ..data.splits import split_content
 from ..files import entries, locked, one_line_errors, read_json, replacing

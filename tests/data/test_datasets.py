@@ -345,7 +345,7 @@ def test_a_folder_of_another_data_set_is_refused(tmp_path, plain):
         folder = draw_class_folders(tmp_path / "food-101", "Food101")
     else:
         folder = draw_miniature(tmp_path, "Food101", split=False)
-    wrong = "expected DescribableTextures, got Food101: pass --dataset Food101, or the folder of"
+    wrong = "expected DescribableTextures, got Food101: pass --dataset Food101"
     for path in [folder] if plain else [folder, folder / "images"]:
         with pytest.raises(ValueError, match=wrong) as error:
             open_dataset(path, "DescribableTextures")
@@ -552,7 +552,7 @@ def test_unknown_name_lists_the_choices(tmp_path):
 
 
 def test_several_data_sets_are_listed(guide):
-    with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* choose one") as error:
+    with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* pass --dataset") as error:
         open_dataset(guide["ImageNet"].parent)
     one_line(error, guide["ImageNet"].parent)
 
@@ -632,7 +632,7 @@ def test_class_that_only_a_test_list_has_is_named(tmp_path):
     draw(folder / "images" / "woven" / "woven_0001.jpg")
     with open(folder / "labels" / "test1.txt", "a") as file:
         file.write("woven/woven_0001.jpg\n")
-    with pytest.raises(ValueError, match="only classes that train has, got 'woven' in test"):
+    with pytest.raises(ValueError, match="expected only classes of train, got 'woven' in test"):
         open_dataset(folder)
 
 
