@@ -5,10 +5,8 @@ files of each part and class (`Parts`), how the classes are called (`Naming`) ->
 
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -41,11 +39,6 @@ UNREAD_SUFFIXES = {  # of pictures in formats that are not read
     *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf"),
     *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".dcr", ".mrw"),
 }
-_BEGINNINGS = re.compile(  # of JPEG, PNG, GIF, TIFF, BMP, PPM, WebP, AVIF and HEIF, JPEG XL
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|II\*\0|MM\0\*|BM.{4}\0{4}|P[1-6]\s|RIFF.{4}WEBP"
-    rb"|.{4}ftyp(avi[fs]|he[iv][cfsx]|mif1|msf1)|\xff\x0a|\0\0\0\x0cJXL ",
-    re.DOTALL,
-)
 
 
 def image_suffixes() -> set[str]:
@@ -104,15 +97,11 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
 
 
 def _unread_kind(entry: os.DirEntry) -> str:
-    """Return an unread image's suffix, or "without ending"; an empty text for other files."""
+    """Return the suffix of a file that is an unread image, or "without ending"; else nothing."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
         return suffix
-    if not suffix and entry.is_file():
-        with suppress(OSError), open(entry.path, "rb") as file:
-            if _BEGINNINGS.match(file.read(16)):
-                return "without ending"
-    return ""
+    return "" if suffix or not entry.is_file() else "without ending"
 
 
 def unread_notes(unread: Counter[str]) -> list[str]:

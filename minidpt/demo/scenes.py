@@ -14,7 +14,9 @@ from .things import THINGS, Point
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene is drawn. Ranges are (low, high); shares are probabilities.
+    """How a scene is drawn, by default a street at night.
+
+    Ranges are (low, high); shares are probabilities.
 
     saturation, value: of the things' colours; hues are free.
     background: (saturation, value) ranges of the background.
@@ -25,18 +27,19 @@ class Style:
     noise: amplitude of grain, 0–255.
     """
 
-    saturation: tuple[float, float]
-    value: tuple[float, float]
-    background: tuple[tuple[float, float], tuple[float, float]]
-    outline: float
-    clutter: tuple[int, int]
-    others: tuple[int, int]
-    other_size: tuple[float, float]
-    size: tuple[float, float]
-    tilt: float
-    noise: float
+    saturation: tuple[float, float] = (0.2, 0.9)
+    value: tuple[float, float] = (0.6, 1.0)
+    background: tuple[tuple[float, float], tuple[float, float]] = ((0.1, 0.6), (0.05, 0.3))
+    outline: float = 0.0
+    clutter: tuple[int, int] = (0, 2)
+    others: tuple[int, int] = (2, 3)
+    other_size: tuple[float, float] = (0.3, 0.45)
+    size: tuple[float, float] = (0.55, 0.85)
+    tilt: float = 12
+    noise: float = 40
 
 
+STREET_STYLE = Style()
 BOOK_STYLE = Style(
     saturation=(0.4, 1.0),
     value=(0.35, 1.0),
@@ -48,19 +51,6 @@ BOOK_STYLE = Style(
     size=(0.5, 0.95),
     tilt=15,
     noise=0,
-)
-
-STREET_STYLE = Style(
-    saturation=(0.2, 0.9),
-    value=(0.6, 1.0),
-    background=((0.1, 0.6), (0.05, 0.3)),
-    outline=0.0,
-    clutter=(0, 2),
-    others=(2, 3),
-    other_size=(0.3, 0.45),
-    size=(0.55, 0.85),
-    tilt=12,
-    noise=40,
 )
 
 
