@@ -67,8 +67,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
     root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
-    dataset = assemble(root, parts, naming, path.name, seed)
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    return assemble(root, parts, naming, path.name, seed).with_notes(*notes)
 
 
 def lists_images(path: Path) -> bool:

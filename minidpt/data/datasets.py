@@ -73,7 +73,7 @@ def open_dataset(
         raise ValueError(f"template: expected one {{}} for the class name, got '{template}'")
     changes = {} if template is None else {"template": template}
     if classnames is not None:
-        changes |= {"given": read_classnames(classnames), "given_in": os.fspath(classnames)}
+        changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes
 
     if not root.exists():
@@ -116,7 +116,7 @@ def _open_any_folder(
     dataset = _open_location(location, seed)
     if table.is_file():
         note = f"{LABELS} is not read, as this is {location.layout.name}: to read it, pass the file"
-        dataset = replace(dataset, notes=(*dataset.notes, note))
+        dataset = dataset.with_notes(note)
     return dataset
 
 
@@ -129,9 +129,8 @@ def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dat
     if alike is None:
         return open_folder(root, adapt(Naming()), seed)
     naming = Naming(name=distinct_name(alike, root, class_names(root)))
-    dataset = open_folder(root, adapt(naming), seed)
     note = f"not taken for {alike.name}, as its classes differ: else pass --dataset {alike.name}"
-    return replace(dataset, notes=(*dataset.notes, note))
+    return open_folder(root, adapt(naming), seed).with_notes(note)
 
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
@@ -139,14 +138,14 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     layout, folder, images, _ = location
     names = location.file(layout.names)
     listed = read_classnames(names) if names else imagenet_classnames() if layout.numbered else {}
-    given = layout.given
+    renames = layout.renames
     if layout.numbered:
         number_of = {key: str(number) for number, key in enumerate(listed)}
-        listed, given = (
+        listed, renames = (
             {number_of.get(key, key): name for key, name in pairs.items()}
-            for pairs in (listed, given)
+            for pairs in (listed, renames)
         )
-    layout = replace(layout, renamed={**listed, **layout.renamed}, given=given)
+    layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
     location = location._replace(layout=layout)
 
     if layout.split and (split := location.file(layout.split_file)):
@@ -163,14 +162,14 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
             dataset = replace(dataset, source=source)
     if names:
-        those = "the others" if given else "class names"
+        those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
     return _compare_with_published(dataset, layout)
 
 
 def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
     """Give the data set of a split file the naming's template, and its renamed classes."""
-    renamed = {**naming.renamed, **naming.given}
+    renamed = {**naming.renamed, **naming.renames}
     names = [renamed.get(name, name) for name in dataset.classnames]
     parts = {
         part: [sample._replace(classname=names[sample.label]) for sample in getattr(dataset, part)]
@@ -188,7 +187,7 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     classes, *counts = layout.published
     published = f"{classes} classes and {'/'.join(map(str, counts))} images"
     note = f"{layout.name} as published has {published}: mind this when you compare"
-    return replace(dataset, notes=(*dataset.notes, note))
+    return dataset.with_notes(note)
 
 
 def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
@@ -204,15 +203,12 @@ def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
         if test.is_dir() and classes & {f.name for f in sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            notes.append(
-                f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, so it is not "
-                f"called {layout.name} (--dataset {layout.name} does)"
-            )
+            fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes"
+            notes.append(f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}")
             layout = replace(layout, name=distinct_name(layout, folder, classes))
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
     dataset = assemble(images, class_folders_of_parts(folders, layout), layout, how, seed)
-    loose = loose_notes(images, *folders.values())
-    return replace(dataset, notes=(*dataset.notes, *notes, *loose))
+    return dataset.with_notes(*notes, *loose_notes(images, *folders.values()))
 
 
 def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
@@ -279,8 +275,7 @@ def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
         raise incomplete_error(location.layout, location.folder)
     how, order = f"class folders in {location.images}", _in_order(location, files)
     dataset = assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    notes = (*dataset.notes, *unread_notes(found.unread), *in_no_class(loose))
-    return replace(dataset, notes=notes)
+    return dataset.with_notes(*unread_notes(found.unread), *in_no_class(loose))
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:

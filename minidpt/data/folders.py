@@ -7,7 +7,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -218,8 +217,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
     dataset = assemble(root, class_folders_of_parts(folders, naming), naming, how, seed)
-    notes = (*dataset.notes, *notes, *loose_notes(root, *folders.values()))
-    return replace(dataset, notes=notes)
+    return dataset.with_notes(*notes, *loose_notes(root, *folders.values()))
 
 
 def assemble(
@@ -284,7 +282,7 @@ def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
 def class_folders_of_parts(folders: dict[str, Path], naming: Naming) -> Parts:
     """List the class folders of each part; the first part must have two classes, the test one."""
     least = {"val": 0, "test": 1, next(iter(folders)): 2}
-    return {part: _class_folders(own, naming, least[part]) for part, own in folders.items()}
+    return {part: _class_folders(path, naming, least[part]) for part, path in folders.items()}
 
 
 def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, list[str]]:

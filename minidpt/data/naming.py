@@ -87,8 +87,10 @@ class Naming:
     template: str = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
-    given: Mapping[str, str] = field(default_factory=dict)  # the caller's names, before all others
-    given_in: str = ""  # the caller's file of them
+    renames: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the caller's names, before all others
+    renames_file: str = ""  # the caller's file of them
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
 
@@ -104,7 +106,7 @@ class Naming:
         Two folders that differ only in spelling are a mistake; that two classes have the same name
         in a list happens, even in ImageNet's.
         """
-        renamed = {**self.renamed, **self.given}
+        renamed = {**self.renamed, **self.renames}
         if any(map(_WORDNET_ID.fullmatch, keys)):
             renamed = {**imagenet_classnames(), **renamed}
         names, keys_of, notes = {}, {}, []
@@ -132,21 +134,23 @@ class Naming:
         Where some are not named, a note tells of names that are no key's. Raises ValueError if
         there are names, but for none of the keys.
         """
-        if not self.given:
+        if not self.renames:
             return dataset
-        count = sum(key in self.given for key in keys)
+        count = sum(key in self.renames for key in keys)
         if not count:
             expected = f"the classes of {dataset.name} ({', '.join(list(keys)[:3])}, ...)"
-            raise ValueError(f"class names {self.given_in}: expected {expected}, got none of them")
-        file, notes = Path(self.given_in).name, list(dataset.notes)
-        unused = [key for key in self.given if key not in keys]
+            raise ValueError(
+                f"class names {self.renames_file}: expected {expected}, got none of them"
+            )
+        file = Path(self.renames_file).name
+        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
+        dataset = replace(dataset, source=source)
+        unused = [key for key in self.renames if key not in keys]
         if unused and count < len(keys):
             hint = "a folder with spaces in its name stands before a tab"
-            notes.append(
-                f"names in {file} of no class: {len(unused)}, first '{unused[0]}' ({hint})"
-            )
-        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        return replace(dataset, source=source, notes=tuple(notes))
+            first = f"{len(unused)}, first '{unused[0]}'"
+            return dataset.with_notes(f"names in {file} of no class: {first} ({hint})")
+        return dataset
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:

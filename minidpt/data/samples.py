@@ -52,6 +52,10 @@ class Dataset:
     drawn: tuple[int, int] | None = None
     part: str = "all"
 
+    def with_notes(self, *notes: str) -> "Dataset":
+        """Return the same data set with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of the class names and of each part's samples: path, label.
 

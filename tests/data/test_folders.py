@@ -615,6 +615,10 @@ def two_of_val(root):
         draw_classes(root / part, {"owl": 3, "cat": 3})
 
 
+def one_image_each(root):
+    draw_classes(root, {"owl": 1, "cat": 1})
+
+
 def empty_test(root):
     draw_classes(root / "train", {"owl": 3, "cat": 3})
     draw_classes(root / "test", {"owl": 0})
@@ -642,6 +646,7 @@ def train_class_without_image(root):
         (one_class_in_parts, ValueError, "train: expected at least 2 class folders"),
         (class_called_train, ValueError, "in train/, got none there and bus/, car/ .* train_"),
         (two_of_val, ValueError, "expected one folder for val, got val/ and valid/"),
+        (one_image_each, ValueError, "expected images for the test, got none"),
         (empty_test, ValueError, "expected images for the test, got none"),
         (flat_test, ValueError, "test: expected a folder for each class .*, got a.png"),
         (train_class_without_image, ValueError, "got none for 'cat'"),
