@@ -87,10 +87,8 @@ class Naming:
     template: str = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
-    renames: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the caller's names, before all others
-    renames_file: str = ""  # the caller's file of them
+    renames: Mapping[str, str] = field(default_factory=dict)  # the caller's, before all others
+    renames_file: str = ""  # where the caller has them
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
 
@@ -139,9 +137,7 @@ class Naming:
         count = sum(key in self.renames for key in keys)
         if not count:
             expected = f"the classes of {dataset.name} ({', '.join(list(keys)[:3])}, ...)"
-            raise ValueError(
-                f"class names {self.renames_file}: expected {expected}, got none of them"
-            )
+            raise ValueError(f"class names {self.renames_file}: expected {expected}, got none")
         file = Path(self.renames_file).name
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
         dataset = replace(dataset, source=source)

@@ -1,7 +1,5 @@
 """Pictures of things, drawn by Pillow from a seed; what they look like is a `Style`."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 import random
