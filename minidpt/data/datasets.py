@@ -128,9 +128,8 @@ def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dat
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
     if alike is None:
         return open_folder(root, adapt(Naming()), seed)
-    naming = Naming(name=distinct_name(alike, root, class_names(root)))
-    note = f"not taken for {alike.name}, as its classes differ: else pass --dataset {alike.name}"
-    return open_folder(root, adapt(naming), seed).with_notes(note)
+    name, note = distinct_name(alike, root, class_names(root))
+    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
 
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
@@ -203,9 +202,8 @@ def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
         if test.is_dir() and classes & {f.name for f in sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes"
-            notes.append(f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}")
-            layout = replace(layout, name=distinct_name(layout, folder, classes))
+            name, note = distinct_name(layout, folder, classes)
+            layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
     dataset = assemble(images, class_folders_of_parts(folders, layout), layout, how, seed)
     return dataset.with_notes(*notes, *loose_notes(images, *folders.values()))
@@ -219,7 +217,8 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
-        layout = replace(layout, name=distinct_name(usual, folder, class_names(images)))
+        name, note = distinct_name(usual, folder, class_names(images))
+        return open_folder(images, replace(layout, name=name), seed).with_notes(note)
     return open_folder(images, layout, seed)
 
 

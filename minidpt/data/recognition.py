@@ -74,14 +74,16 @@ def name_of(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))
 
 
-def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> str:
-    """Name a folder of other classes than the data set's, or fewer: as it is called...
+def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
+    """Name a folder of other classes than the data set's, or fewer, and note why.
 
-    ...or with their number, ImageNet-100: under its very name, it gets the data set's settings and
-    stands beside its published numbers.
+    As it is called, or with their number, ImageNet-100: under the data set's very name, it gets its
+    settings and stands beside its published numbers.
     """
     name = folder.resolve().name
-    return f"{name}-{len(classes)}" if name == layout.name else name
+    fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, or others"
+    note = f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}"
+    return f"{name}-{len(classes)}" if name == layout.name else name, note
 
 
 def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:

@@ -127,6 +127,7 @@ def test_other_classes_in_the_layout_of_caltech101(tmp_path):
     draw_classes(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "road sign"] and dataset.name == tmp_path.name
+    assert "not taken for Caltech101; else pass --dataset Caltech101" in dataset.notes[-1]
 
 
 def test_a_link_to_the_pictures_leads_to_the_split_file(tmp_path):
@@ -335,7 +336,7 @@ def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
     assert dataset.name == named and dataset.classnames == ["cat A", "dog B"]
     assert dataset.template == "a photo of a {}."
     name = layout_of(folder).name
-    assert dataset.notes[0].startswith(f"not taken for {name}") and "--dataset" in dataset.notes[0]
+    assert f"not taken for {name}; else pass --dataset {name}" in dataset.notes[0]
     assert open_dataset(tmp_path / folder, name).name == name  # if the caller says so
 
 
