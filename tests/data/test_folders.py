@@ -510,7 +510,7 @@ def test_classes_that_are_named_by_a_file_are_counted_not_the_names(tmp_path):
     dataset = open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
     assert dataset.source.endswith("1 of 3 class names from names.txt")
     (tmp_path / "names.txt").write_text("owl x2\ndog x3\n")
-    with pytest.raises(ValueError, match=r"classes of data \(x1, x2, x3, ...\), got none of them"):
+    with pytest.raises(ValueError, match=r"classes of data \(x1, x2, x3, ...\), got none"):
         open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
 
 
