@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import MAX_CLASSES
-from .folders import Parts, assemble
-from .listing import IMAGE_SUFFIXES, IN_ORDER, PART_NAMES, describe_missing, missing_files
+from .folders import (
+    IMAGE_SUFFIXES,
+    IN_ORDER,
+    PART_NAMES,
+    Parts,
+    assemble,
+    describe_missing,
+    missing_files,
+)
 from .naming import Naming, read_rows
 from .samples import Dataset
 
@@ -42,17 +49,13 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         complete = len(row) == width or len(row) >= needed and not any(row[width:])
         part = "all" if at_split is None else complete and PART_NAMES.get(row[at_split].lower())
         if not (complete and row[at_path] and row[at_label] and part):
-            expected = "a path, a label" + ("" if at_split is None else " and train, val or test")
-            got = ",".join(row)
-            if len(row) > width:
-                got += f" ({len(row)} cells for {width} columns: quote one that has a separator)"
+            expected = "path, label" if at_split is None else "path, label, train, val or test"
+            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
             raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
         file = os.path.join(start, row[at_path])
         if lines.setdefault(file, line) != line:
-            raise ValueError(
-                f"{where}, line {line}: expected each image once, got {row[at_path]} again "
-                f"(line {lines[file]}): remove one"
-            )
+            got = f"{row[at_path]} again (line {lines[file]})"
+            raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
         parts.setdefault(part, {}).setdefault(row[at_label], []).append(file)
     labels = set(chain(*parts.values()))
     if not 2 <= len(labels) <= MAX_CLASSES:
@@ -64,8 +67,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
     root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
-    dataset = assemble(root, parts, naming, path.name, seed)
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    return assemble(root, parts, naming, path.name, seed).with_notes(*notes)
 
 
 def lists_images(path: Path) -> bool:
@@ -102,7 +104,5 @@ def _read_table(path: Path, where: str) -> _Table:
     if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
         columns = dict(zip(_COLUMNS, range(len(first))))
         return _Table(columns, len(first), chain([(line, first)], rows), [])
-    raise ValueError(
-        f"{where}, line {line}: expected a header path,label[,split], or an image file and its "
-        f"label, got {','.join(first) or 'an empty file'}"
-    )
+    got = ",".join(first) or "an empty file"
+    raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")

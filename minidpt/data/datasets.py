@@ -13,18 +13,20 @@ from pathlib import Path
 
 from ..files import collector_paused, one_line_errors, read_json, read_text
 from .csv_file import LABELS, lists_images, open_csv
-from .folders import assemble, class_folders_of_parts, open_folder
-from .layouts import LAYOUTS, Layout, layout_of, plain
-from .listing import (
+from .folders import (
+    assemble,
+    class_folders_of_parts,
     describe_missing,
     images_in,
     in_no_class,
     loose_notes,
     missing_files,
+    open_folder,
     part_folders,
     sub_folders,
-    unread_note,
+    unread_notes,
 )
+from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .recognition import (
     DatasetLocation,
@@ -71,7 +73,7 @@ def open_dataset(
         raise ValueError(f"template: expected one {{}} for the class name, got '{template}'")
     changes = {} if template is None else {"template": template}
     if classnames is not None:
-        changes |= {"given": read_classnames(classnames), "given_in": os.fspath(classnames)}
+        changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes
 
     if not root.exists():
@@ -101,9 +103,7 @@ def _open_any_folder(
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
-        raise ValueError(
-            f"data folder {root}: expected one data set, got {names}: choose one (--dataset NAME)"
-        )
+        raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
     table = root / LABELS
     if table.is_file() and not locations and (layout is None or lists_images(table)):
         return open_csv(table, adapt(layout or Naming()), seed)
@@ -116,27 +116,20 @@ def _open_any_folder(
     dataset = _open_location(location, seed)
     if table.is_file():
         note = f"{LABELS} is not read, as this is {location.layout.name}: to read it, pass the file"
-        dataset = replace(dataset, notes=(*dataset.notes, note))
+        dataset = dataset.with_notes(note)
     return dataset
 
 
 def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dataset:
     """Open a folder that is none of the fifteen data sets, even if it is called as one of them."""
     for layout in LAYOUTS:  # its lists without its images?
-        for folder in (root, root / layout.inner):
-            lists = (layout.split_file, *layout.lists.values())
-            if any((folder / file).is_file() for file in lists):
-                raise incomplete_error(layout, folder)
+        if any((root / file).is_file() for file in (layout.split_file, *layout.lists.values())):
+            raise incomplete_error(layout, root)
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
     if alike is None:
         return open_folder(root, adapt(Naming()), seed)
-    naming = Naming(name=distinct_name(alike, root, class_names(root)))
-    dataset = open_folder(root, adapt(naming), seed)
-    note = (
-        f"not taken for {alike.name} in spite of the folder's name: it has other classes, or few; "
-        f"pass --dataset {alike.name} if it is"
-    )
-    return replace(dataset, notes=(*dataset.notes, note))
+    name, note = distinct_name(alike, root, class_names(root))
+    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
 
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
@@ -144,14 +137,14 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     layout, folder, images, _ = location
     names = location.file(layout.names)
     listed = read_classnames(names) if names else imagenet_classnames() if layout.numbered else {}
-    given = layout.given
+    renames = layout.renames
     if layout.numbered:
         number_of = {key: str(number) for number, key in enumerate(listed)}
-        listed, given = (
+        listed, renames = (
             {number_of.get(key, key): name for key, name in pairs.items()}
-            for pairs in (listed, given)
+            for pairs in (listed, renames)
         )
-    layout = replace(layout, renamed={**listed, **layout.renamed}, given=given)
+    layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
     location = location._replace(layout=layout)
 
     if layout.split and (split := location.file(layout.split_file)):
@@ -168,14 +161,14 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
             dataset = replace(dataset, source=source)
     if names:
-        those = "the others" if given else "class names"
+        those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
     return _compare_with_published(dataset, layout)
 
 
 def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
     """Give the data set of a split file the naming's template, and its renamed classes."""
-    renamed = {**naming.renamed, **naming.given}
+    renamed = {**naming.renamed, **naming.renames}
     names = [renamed.get(name, name) for name in dataset.classnames]
     parts = {
         part: [sample._replace(classname=names[sample.label]) for sample in getattr(dataset, part)]
@@ -191,11 +184,9 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     if dataset.name != layout.name or sizes == layout.published:
         return dataset
     classes, *counts = layout.published
-    note = (
-        f"{layout.name} as published has {classes} classes and {'/'.join(map(str, counts))} "
-        f"images: mind this when you compare"
-    )
-    return replace(dataset, notes=(*dataset.notes, note))
+    published = f"{classes} classes and {'/'.join(map(str, counts))} images"
+    note = f"{layout.name} as published has {published}: mind this when you compare"
+    return dataset.with_notes(note)
 
 
 def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
@@ -211,15 +202,11 @@ def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
         if test.is_dir() and classes & {f.name for f in sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            notes.append(
-                f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, so it is not "
-                f"called {layout.name} (--dataset {layout.name} does)"
-            )
-            layout = replace(layout, name=distinct_name(layout, folder, classes))
+            name, note = distinct_name(layout, folder, classes)
+            layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
     dataset = assemble(images, class_folders_of_parts(folders, layout), layout, how, seed)
-    loose = loose_notes(images, *folders.values())
-    return replace(dataset, notes=(*dataset.notes, *notes, *loose))
+    return dataset.with_notes(*notes, *loose_notes(images, *folders.values()))
 
 
 def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
@@ -230,7 +217,8 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
-        layout = replace(layout, name=distinct_name(usual, folder, class_names(images)))
+        name, note = distinct_name(usual, folder, class_names(images))
+        return open_folder(images, replace(layout, name=name), seed).with_notes(note)
     return open_folder(images, layout, seed)
 
 
@@ -266,9 +254,8 @@ def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
         if line and not line.startswith("#"):
             file, key = location.layout.entry(line)
             if not key:
-                raise ValueError(
-                    f"{where}, line {number}: expected an image and its class, got '{line}'"
-                )
+                expected = "an image and its class"
+                raise ValueError(f"{where}, line {number}: expected {expected}, got '{line}'")
             files.setdefault(key, []).append(os.path.join(location.images, file))
     if missing := missing_files(chain(*files.values())):
         got = describe_missing(missing)
@@ -287,8 +274,7 @@ def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
         raise incomplete_error(location.layout, location.folder)
     how, order = f"class folders in {location.images}", _in_order(location, files)
     dataset = assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    unread = filter(None, [unread_note(found.unread)])
-    return replace(dataset, notes=(*dataset.notes, *unread, *in_no_class(loose)))
+    return dataset.with_notes(*unread_notes(found.unread), *in_no_class(loose))
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:
@@ -298,7 +284,5 @@ def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[st
         return location.layout.ordered(files)
     listed = [line.strip().strip("/") for line in read_text(path, f"list {path}").split("\n")]
     if unknown := files.keys() - set(listed):
-        raise ValueError(
-            f"list {path}: expected all classes, got none called '{min(unknown)}': mend the list"
-        )
+        raise ValueError(f"list {path}: expected all classes, got none called '{min(unknown)}'")
     return [key for key in listed if key in files]

@@ -1,27 +1,194 @@
-"""Any images with class names in folders: of classes, or train/ val/ test/ of them.
+"""What lies in a folder: images, folders of classes, train/ val/ test/ of them.
 
 files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
 """
 
+import os
 import random
 from collections import Counter
-from dataclasses import replace
-from itertools import repeat
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
 from pathlib import Path
 
+from ..images.decode import MORE_FORMATS, formats
 from ..progress import counted
-from .listing import (
-    ImageFiles,
-    contents,
-    image_suffixes,
-    images_in,
-    loose_notes,
-    part_folders,
-    sub_folders,
-    unread_note,
-)
 from .naming import Naming
 from .samples import PARTS, Dataset, Sample, make_dataset
+
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", *chain(*MORE_FORMATS.values())),
+}
+PART_NAMES = {  # what a folder, or a cell of a CSV file, calls a split
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+IN_ORDER = ("all", "train", "test", "val")  # the first that is there has all classes
+MANY = 1000  # missing files are enough to know of
+_OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python, in lower case; no
+    # words that a class may be called by, such as Windows XP's RECYCLER
+    *("@eadir", "@recycle", "@tmp", "@synoresource", "@sharebin", "#recycle", "#snapshot"),
+    *("$recycle.bin", "system volume information", "found.000", "lost+found", "__macosx"),
+    *("network trash folder", "~snapshot", "__pycache__"),
+}
+UNREAD_SUFFIXES = {  # of pictures in formats that are not read
+    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".jpx", ".jxr", ".wdp", ".psd", ".psb", ".svg"),
+    *(".eps", ".ico", ".tga", ".pcx", ".dds", ".exr", ".hdr", ".qoi", ".xcf", ".dcm", ".pnm"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf"),
+    *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".dcr", ".mrw"),
+}
+
+
+def image_suffixes() -> set[str]:
+    """`IMAGE_SUFFIXES` without those of formats that this Pillow has not."""
+    missing = MORE_FORMATS.keys() - set(formats())
+    return IMAGE_SUFFIXES - {suffix for name in missing for suffix in MORE_FORMATS[name]}
+
+
+class ImageFiles(list[str]):
+    """The paths of images, and of how many more the format is not read, by their suffix."""
+
+    def __init__(self, files: Iterable[str], unread: Counter[str]):
+        super().__init__(files)
+        self.unread = unread
+
+
+def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
+    """Scan a folder, leaving out what is hidden, and folders that systems make for themselves."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
+                yield entry
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """List the visible folders in a folder, by name."""
+    return [folder / name for name in sorted(e.name for e in _visible(folder) if e.is_dir())]
+
+
+def images_in(folder: str | os.PathLike) -> ImageFiles:
+    """List the image files in a folder and its sub-folders, sorted; hidden ones are left out.
+
+    Links to folders are followed, but never to a folder that was seen or that contains this one.
+    The system is asked about folders and links only, not about each file: a million files take
+    seconds. Raises FileNotFoundError for a link to nothing.
+    """
+    suffixes = tuple(image_suffixes())
+    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
+    files, unread, waiting = [], Counter(), [os.fspath(folder)]
+    while waiting:
+        current = waiting.pop()
+        if (identity := _identity(current)) in seen:
+            continue
+        seen.add(identity)
+        for entry in _visible(current):
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif not entry.name.lower().endswith(suffixes):
+                if kind := _unread_kind(entry):
+                    unread[kind] += 1
+            elif entry.is_file():
+                files.append(entry.path)
+            elif entry.is_symlink():
+                raise FileNotFoundError(f"image {entry.path}: expected a file, got a broken link")
+    return ImageFiles(sorted(files), unread)
+
+
+def _unread_kind(entry: os.DirEntry) -> str:
+    """Return the suffix of a file that is an unread image, or "without ending"; else nothing."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
+        return suffix
+    return "" if suffix or not entry.is_file() else "without ending"
+
+
+def unread_notes(unread: Counter[str]) -> list[str]:
+    """Note how many images are not read, of which kinds, if there are any."""
+    kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
+    named = ", ".join(f"{count} {what}" for what, count in kinds)
+    return [f"not read: {named} (convert or rename pictures)"] if named else []
+
+
+def loose_notes(*folders: Path) -> tuple[str, ...]:
+    """Note the images beside class folders, which are in no class: how many, and the first.
+
+    folders: those that hold class folders, or hold these, the data folder first.
+    """
+    suffixes, loose = tuple(image_suffixes()), []
+    for folder in dict.fromkeys(folders):
+        loose += sorted(
+            os.path.relpath(entry.path, folders[0])
+            for entry in _visible(folder)
+            if entry.is_file()
+            if entry.name.lower().endswith(suffixes) or _unread_kind(entry)
+        )
+    return in_no_class(loose)
+
+
+def in_no_class(loose: list[str]) -> tuple[str, ...]:
+    """Note images by their paths, if there are any."""
+    images = "1 picture" if len(loose) == 1 else f"{len(loose)} pictures"
+    return (f"not read: {images} in no class folder, first {loose[0]}",) if loose else ()
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def part_folders(folder: Path) -> dict[str, Path]:
+    """Map a part to its folder (train/, val/, test/ and other words for them).
+
+    In the order of `IN_ORDER`. Raises ValueError for two folders of a part.
+    """
+    folders: dict[str, Path] = {}
+    for child in sub_folders(folder):
+        part = PART_NAMES.get(child.name.lower())
+        if part and folders.setdefault(part, child) != child:
+            got = f"{folders[part].name}/ and {child.name}/: merge them"
+            raise ValueError(f"data folder {folder}: expected one folder for {part}, got {got}")
+    return {part: folders[part] for part in IN_ORDER if part in folders}
+
+
+def contents(folder: Path) -> str:
+    """Describe what lies in a folder, in a few words for an error."""
+    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in _visible(folder))
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more if names else "no folder and no file"
+
+
+def describe_missing(missing: list[str]) -> str:
+    """Say how many files are missing, and the first of them."""
+    more = " or more" if len(missing) == MANY else ""
+    there = " (which is no regular file)" if os.path.lexists(missing[0]) else ""
+    return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """List those of the paths that are no regular files, nor links to one; at most `MANY`.
+
+    Folders of which many files are asked for are listed, which on a network disk is much faster
+    than to ask for each file.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    missing: list[str] = []
+    for folder, asked in by_folder.items():
+        if len(asked) > 20 and os.path.isdir(folder):
+            wanted = set(map(os.path.basename, asked))
+            with os.scandir(folder) as entries:
+                there = {
+                    entry.name for entry in entries if entry.name in wanted and entry.is_file()
+                }
+            asked = [path for path in asked if os.path.basename(path) not in there]
+        others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
+        missing += islice(others, MANY - len(missing))
+        if len(missing) == MANY:
+            break
+    return missing
+
 
 # part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",
 # or "all": to be split by class.
@@ -38,11 +205,8 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     read = [f"{folders[part].name}/" for part in PARTS if part in folders]
     others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
     if folders and others and not any(map(sub_folders, folders.values())):  # bus/, car/, train/
-        raise ValueError(
-            f"data folder {root}: expected class folders in {', '.join(read)}, got none there and "
-            f"{', '.join(others[:3])} beside: if it is a class, call its folder {read[0][:-1]}_ "
-            f"(prompts leave the _ out)"
-        )
+        got = f"none there and {', '.join(others[:3])} beside (call a class {read[0][:-1]}_)"
+        raise ValueError(f"data folder {root}: expected classes in {', '.join(read)}, got {got}")
     how = f"folders {', '.join(read)}"
     if not folders:
         folders, others, how = {"all": root}, [], f"class folders in {root}"
@@ -53,8 +217,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
     dataset = assemble(root, class_folders_of_parts(folders, naming), naming, how, seed)
-    notes = (*dataset.notes, *notes, *loose_notes(root, *folders.values()))
-    return replace(dataset, notes=notes)
+    return dataset.with_notes(*notes, *loose_notes(root, *folders.values()))
 
 
 def assemble(
@@ -72,14 +235,11 @@ def assemble(
     names, notes = naming.classnames(root, keys)
     lists = [files for by_class in parts.values() for files in by_class.values()]
     unread = sum((files.unread for files in lists if isinstance(files, ImageFiles)), Counter())
-    notes += filter(None, [unread_note(unread)])
+    notes += unread_notes(unread)
     if empty := [key for key in keys if not parts[first].get(key)]:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        got = "; ".join([f"none for '{empty[0]}'{more}", *filter(None, [unread_note(unread)])])
-        raise ValueError(
-            f"data folder {root}: expected images ({' '.join(sorted(image_suffixes()))}) of every "
-            f"class, got {got}: add some, remove the class, or pass the folder of the classes"
-        )
+        fix = "; ".join([*unread_notes(unread), "add some or remove the class"])
+        got = f"none for '{empty[0]}' ({len(empty)} such); {fix}"
+        raise ValueError(f"data folder {root}: expected images of every class, got {got}")
     if "all" in parts:
         parts = _split_by_class({key: parts["all"][key] for key in keys}, seed)
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
@@ -94,10 +254,8 @@ def assemble(
     for part, by_class in parts.items():
         for key, files in by_class.items():
             if key not in labels:
-                raise ValueError(
-                    f"data folder {root}: expected only classes that {first} has, got '{key}' "
-                    f"in {part}: add {first} images of it or remove it"
-                )
+                got = f"'{key}' in {part}: remove it"
+                raise ValueError(f"data in {root}: expected only classes of {first}, got {got}")
             listed[part] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())
@@ -124,20 +282,16 @@ def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
 def class_folders_of_parts(folders: dict[str, Path], naming: Naming) -> Parts:
     """List the class folders of each part; the first part must have two classes, the test one."""
     least = {"val": 0, "test": 1, next(iter(folders)): 2}
-    return {part: _class_folders(own, naming, least[part]) for part, own in folders.items()}
+    return {part: _class_folders(path, naming, least[part]) for part, path in folders.items()}
 
 
 def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, list[str]]:
     classes = [f for f in sub_folders(folder) if f.name not in naming.dropped]
     if not classes and at_least:
-        raise ValueError(
-            f"data folder {folder}: expected a folder for each class (or train/ and test/ of class "
-            f"folders, or labels.csv), got {contents(folder)}: make one folder for each class"
-        )
+        expected = "a folder for each class (or train/ and test/ of such, or labels.csv)"
+        raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
     if len(classes) < at_least:
-        raise ValueError(
-            f"data folder {folder}: expected at least {at_least} class folders, got only "
-            f"'{classes[0].name}': add a class, or pass the folder of the classes"
-        )
+        got = f"only '{classes[0].name}': pass the folder of the classes"
+        raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
     listed = counted(classes, "class folders listed", len(classes))
     return {class_folder.name: images_in(class_folder) for class_folder in listed}

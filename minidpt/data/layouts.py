@@ -54,8 +54,8 @@ class Layout(Naming):
     """Where the files of a data set lie. Paths start from its folder, unless said."""
 
     folders: tuple[str, ...]  # what its folder is called below a root (CoOp's name first)
-    images: tuple[str, ...]  # where its images lie, the first that is there
     published: tuple[int, int, int, int]  # classes; train, val and test images
+    images: tuple[str, ...] = ("images",)  # where its images lie, the first that is there
     markers: tuple[str, ...] = ()  # what only it has (patterns); if none, the folder of its images
     rule: Callable[[str], str] = str  # hyphens and capitals are part of the published names
     inner: str = ""  # one more folder, in torchvision's downloads
@@ -108,7 +108,6 @@ LAYOUTS = (
     Layout(
         name="OxfordPets",
         folders=("oxford_pets", "oxford-iiit-pet"),
-        images=("images",),
         markers=("annotations/trainval.txt",),
         lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
         entry=pet,
@@ -139,7 +138,6 @@ LAYOUTS = (
     Layout(
         name="Food101",
         folders=("food-101",),
-        images=("images",),
         markers=("meta/train.json", "meta/train.txt"),
         lists={"train": "meta/train.json", "test": "meta/test.json"},
         classes=("apple_pie", "waffles"),
@@ -150,7 +148,6 @@ LAYOUTS = (
         name="FGVCAircraft",
         folders=("fgvc_aircraft", "fgvc-aircraft-2013b"),
         inner="data",
-        images=("images",),
         markers=("images_variant_train.txt",),
         split=False,
         lists={part: f"images_variant_{part}.txt" for part in PARTS},
@@ -176,7 +173,6 @@ LAYOUTS = (
         name="DescribableTextures",
         folders=("dtd", "describable_textures"),
         inner="dtd",
-        images=("images",),
         markers=("labels/train1.txt",),
         lists={part: f"labels/{part}1.txt" for part in PARTS},
         classes=("banded", "zigzagged"),
@@ -237,7 +233,6 @@ LAYOUTS = (
         published=(200, 0, 0, 30_000),
     ),
 )
-_OTHER_NAMES = {"OxfordIIITPet": "OxfordPets", "Flowers102": "OxfordFlowers"}  # torchvision's
 
 
 def layout_of(name: str) -> Layout:
@@ -246,8 +241,7 @@ def layout_of(name: str) -> Layout:
     Raises ValueError with the choices.
     """
     for layout in LAYOUTS:
-        others = (other for other, ours in _OTHER_NAMES.items() if ours == layout.name)
-        if layout.is_called(name) or plain(name) in map(plain, others):
+        if layout.is_called(name):
             return layout
     choices = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(f"data set: expected one of {choices}, got '{name}'")

@@ -87,8 +87,8 @@ class Naming:
     template: str = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
-    given: Mapping[str, str] = field(default_factory=dict)  # the caller's names, before all others
-    given_in: str = ""  # the caller's file of them
+    renames: Mapping[str, str] = field(default_factory=dict)  # the caller's, before all others
+    renames_file: str = ""  # where the caller has them
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
 
@@ -104,26 +104,22 @@ class Naming:
         Two folders that differ only in spelling are a mistake; that two classes have the same name
         in a list happens, even in ImageNet's.
         """
-        renamed = {**self.renamed, **self.given}
+        renamed = {**self.renamed, **self.renames}
         if any(map(_WORDNET_ID.fullmatch, keys)):
             renamed = {**imagenet_classnames(), **renamed}
         names, keys_of, notes = {}, {}, []
         for key in keys:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
-                raise ValueError(
-                    f"folder {where}: expected a name for each class, got the WordNet id '{key}', "
-                    f"none of ImageNet's 1000: pass a file of '{key} NAME' lines as --classnames"
-                )
+                got = f"the WordNet id '{key}', none of ImageNet's 1000: name it (--classnames)"
+                raise ValueError(f"data folder {where}: expected a name for each class, got {got}")
             name = renamed.get(key) or canonical_classname(self.rule(key), f"data folder {where}")
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
             if other != key and key in renamed and other in renamed:
                 notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
             elif other != key:
-                raise ValueError(
-                    f"folder {where}: expected a name of its own for each class, got '{other}' "
-                    f"and '{key}': rename or merge them"
-                )
+                got = f"'{other}' and '{key}': rename or merge them"
+                raise ValueError(f"data folder {where}: expected different class names, got {got}")
         missing = filter(_MISSING.fullmatch, names.values())
         notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
         if all(map(str.isdecimal, names.values())):
@@ -136,23 +132,21 @@ class Naming:
         Where some are not named, a note tells of names that are no key's. Raises ValueError if
         there are names, but for none of the keys.
         """
-        if not self.given:
+        if not self.renames:
             return dataset
-        count = sum(key in self.given for key in keys)
+        count = sum(key in self.renames for key in keys)
         if not count:
-            raise ValueError(
-                f"class names {self.given_in}: expected lines for the classes of {dataset.name} "
-                f"({', '.join(list(keys)[:3])}, ...), got none of them"
-            )
-        file, notes = Path(self.given_in).name, list(dataset.notes)
-        unused = [key for key in self.given if key not in keys]
-        if unused and count < len(keys):
-            notes.append(
-                f"names in {file} that no class has: {len(unused)}, first '{unused[0]}' (a folder "
-                "with spaces in its name stands before a tab)"
-            )
+            expected = f"the classes of {dataset.name} ({', '.join(list(keys)[:3])}, ...)"
+            raise ValueError(f"class names {self.renames_file}: expected {expected}, got none")
+        file = Path(self.renames_file).name
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        return replace(dataset, source=source, notes=tuple(notes))
+        dataset = replace(dataset, source=source)
+        unused = [key for key in self.renames if key not in keys]
+        if unused and count < len(keys):
+            hint = "a folder with spaces in its name stands before a tab"
+            first = f"{len(unused)}, first '{unused[0]}'"
+            return dataset.with_notes(f"names in {file} of no class: {first} ({hint})")
+        return dataset
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from .folders import contents, part_folders, sub_folders
 from .layouts import LAYOUTS, Layout, plain
-from .listing import contents, part_folders, sub_folders
 
 
 class DatasetLocation(NamedTuple):
@@ -74,14 +74,16 @@ def name_of(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))
 
 
-def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> str:
-    """Name a folder of other classes than the data set's, or fewer: as it is called...
+def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
+    """Name a folder of other classes than the data set's, or fewer, and note why.
 
-    ...or with their number, ImageNet-100: under its very name, it gets the data set's settings and
-    stands beside its published numbers.
+    As it is called, or with their number, ImageNet-100: under the data set's very name, it gets its
+    settings and stands beside its published numbers.
     """
     name = folder.resolve().name
-    return f"{name}-{len(classes)}" if name == layout.name else name
+    fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, or others"
+    note = f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}"
+    return f"{name}-{len(classes)}" if name == layout.name else name, note
 
 
 def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:
@@ -95,10 +97,8 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
         raise incomplete_error(layout, folder)  # a folder of other data sets, not of classes
     for other in LAYOUTS:
         if other is not layout and find_dataset(other, folder, {}):
-            raise ValueError(
-                f"data folder {folder}: expected {layout.name}, got {other.name}: pass --dataset "
-                f"{other.name}, or the folder of {layout.name}"
-            )
+            got = f"{other.name}: pass --dataset {other.name}"
+            raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
     for images in (*layout.images, "."):
         if (folder / images).is_dir() and holds_classes(folder / images):
             return DatasetLocation(layout, folder, folder / images)
@@ -121,8 +121,8 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     ]
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
+    expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"
     return FileNotFoundError(
-        f"{layout.name} in {folder}: expected images in {' or '.join(images)} with "
-        f"{', or '.join(filter(None, lists))}; got {contents(folder)}{not_read}: put them there or "
-        f"into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
+        f"{layout.name} in {folder}: expected {expected}; got {contents(folder)}{not_read}: put "
+        f"them there or into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
     )

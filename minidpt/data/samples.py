@@ -52,6 +52,10 @@ class Dataset:
     drawn: tuple[int, int] | None = None
     part: str = "all"
 
+    def with_notes(self, *notes: str) -> "Dataset":
+        """Return the same data set with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of the class names and of each part's samples: path, label.
 
@@ -116,10 +120,7 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
     if shots < 1:
         raise ValueError(f"shots: expected at least 1, got {shots}")
     if not dataset.train:
-        raise ValueError(
-            f"{dataset.name}: expected training images for few shots, got only a test set: "
-            f"train on another data set and test on this one"
-        )
+        raise ValueError(f"{dataset.name}: expected training images, got only a test set")
     train, val, generator = dataset.train, dataset.val, random.Random(seed)
     if dataset.drawn != (shots, seed):
         train = _draw(train, shots, generator)
@@ -157,16 +158,12 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     if which not in choices:
         raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
     if which != "all" != dataset.part:
-        raise ValueError(
-            f"{dataset.name}: expected all classes of a data set, got a split with the "
-            f"{dataset.part} ones: pass --classes all"
-        )
+        got = f"a split with the {dataset.part} ones: pass --classes all"
+        raise ValueError(f"{dataset.name}: expected all classes of a data set, got {got}")
     labels = choices[which]
     if len(labels) < 2:
-        raise ValueError(
-            f"{dataset.name}: expected at least 2 {which} classes, got {len(labels)} of {count}: "
-            f"use a data set of at least 4 classes"
-        )
+        got = f"{len(labels)} of {count}: use a data set of at least 4 classes"
+        raise ValueError(f"{dataset.name}: expected at least 2 {which} classes, got {got}")
     listed = {
         part: [
             sample._replace(label=sample.label - labels.start)

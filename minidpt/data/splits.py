@@ -19,7 +19,7 @@ from ..files import (
     replacing,
     shown,
 )
-from .listing import describe_missing, missing_files
+from .folders import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, PARTS, Dataset, Sample, make_dataset
 
 _DESCRIBED = ("name", "root", "template", "classnames", "drawn", "part")  # of a Dataset, noted
@@ -92,10 +92,8 @@ def read_split(
     counts = Counter(classnames).items()
     notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
-        got = "got none" if noted is None else f"{noted} is not there"
-        raise FileNotFoundError(
-            f"split file {path}: expected its image folder, {got}: name it (eval.py: --root)"
-        )
+        got = "none" if noted is None else f"{noted}, not there"
+        raise FileNotFoundError(f"split file {path}: expected its image folder, got {got} (--root)")
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}
     for part in PARTS:
@@ -105,10 +103,8 @@ def read_split(
         ]
     samples = chain(*listed.values())
     if missing := missing_files(sample.path for sample in samples):
-        raise FileNotFoundError(
-            f"split file {path}: expected all its images in {root}, got "
-            f"{describe_missing(missing)}: put them back, or name their folder (eval.py: --root)"
-        )
+        got = f"{describe_missing(missing)}: name their folder (eval.py: --root)"
+        raise FileNotFoundError(f"split file {path}: expected all its images in {root}, got {got}")
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE
     dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)

@@ -6,8 +6,6 @@ and grain, which those scenes lack, and two or three smaller things of other cla
 that counts. So the model knows the classes, but not this world: what few-shot tuning is for.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

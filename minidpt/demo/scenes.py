@@ -1,7 +1,5 @@
 """Pictures of things, drawn by Pillow from a seed; what they look like is a `Style`."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 import random
@@ -14,7 +12,9 @@ from .things import THINGS, Point
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene is drawn. Ranges are (low, high); shares are probabilities.
+    """How a scene is drawn, by default a street at night.
+
+    Ranges are (low, high); shares are probabilities.
 
     saturation, value: of the things' colours; hues are free.
     background: (saturation, value) ranges of the background.
@@ -25,18 +25,19 @@ class Style:
     noise: amplitude of grain, 0–255.
     """
 
-    saturation: tuple[float, float]
-    value: tuple[float, float]
-    background: tuple[tuple[float, float], tuple[float, float]]
-    outline: float
-    clutter: tuple[int, int]
-    others: tuple[int, int]
-    other_size: tuple[float, float]
-    size: tuple[float, float]
-    tilt: float
-    noise: float
+    saturation: tuple[float, float] = (0.2, 0.9)
+    value: tuple[float, float] = (0.6, 1.0)
+    background: tuple[tuple[float, float], tuple[float, float]] = ((0.1, 0.6), (0.05, 0.3))
+    outline: float = 0.0
+    clutter: tuple[int, int] = (0, 2)
+    others: tuple[int, int] = (2, 3)
+    other_size: tuple[float, float] = (0.3, 0.45)
+    size: tuple[float, float] = (0.55, 0.85)
+    tilt: float = 12
+    noise: float = 40
 
 
+STREET_STYLE = Style()
 BOOK_STYLE = Style(
     saturation=(0.4, 1.0),
     value=(0.35, 1.0),
@@ -50,33 +51,18 @@ BOOK_STYLE = Style(
     noise=0,
 )
 
-STREET_STYLE = Style(
-    saturation=(0.2, 0.9),
-    value=(0.6, 1.0),
-    background=((0.1, 0.6), (0.05, 0.3)),
-    outline=0.0,
-    clutter=(0, 2),
-    others=(2, 3),
-    other_size=(0.3, 0.45),
-    size=(0.55, 0.85),
-    tilt=12,
-    noise=40,
-)
-
 
 def draw_scene(
-    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
+    thing: str,
+    rng: random.Random,
+    style: Style,
+    side: int = 96,
+    others: list[str] | None = None,
+    outlines: list[list[Point]] | None = None,
 ) -> Image.Image:
-    """A picture (side × side, RGB) of one thing, with smaller others around it as in the style."""
-    return draw_scene_and_mask(thing, rng, style, side, others)[0]
+    """Draw an image (side × side, RGB) of one thing, with smaller others around it as in the style.
 
-
-def draw_scene_and_mask(
-    thing: str, rng: random.Random, style: Style, side: int = 96, others: list[str] | None = None
-) -> tuple[Image.Image, Image.Image]:
-    """The picture of `draw_scene`, and how much of each pixel is the thing's (L, 0–255).
-
-    What is drawn as an outline counts with all that it encloses.
+    outlines: takes the polygons of the thing, as they lie in an image of twice the side.
     """
     scale = 2  # drawn larger and reduced: smooth edges
     ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
@@ -91,11 +77,11 @@ def draw_scene_and_mask(
     for name in others:
         small = size * rng.uniform(*style.other_size)
         draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
-    mask = Image.new("L", image.size)
-    for polygon in draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False):
-        ImageDraw.Draw(mask).polygon(polygon, fill=255)  # the last one drawn: nothing covers it
-    image, mask = (drawn.resize((side, side), Image.Resampling.BOX) for drawn in (image, mask))
-    return add_grain(image, rng, style.noise) if style.noise else image, mask
+    polygons = draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False)
+    if outlines is not None:
+        outlines += polygons  # the last one drawn: nothing covers it
+    image = image.resize((side, side), Image.Resampling.BOX)
+    return add_grain(image, rng, style.noise) if style.noise else image
 
 
 def draw_thing(

@@ -3,8 +3,6 @@
 A thing is drawn anew each time: a few of its lengths come from the generator that is passed.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from ..data.listing import images_in, unread_note
+from ..data.folders import images_in
 from ..files import naming, writing_rows
 from ..inference import PREDICT_BATCH, Prediction
 from ..model import PromptedCLIP
@@ -161,7 +161,7 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
             files.append(path)
             continue
         images = images_in(path)
-        note = unread_note(images.unread)
+        note = "".join(unread_notes(images.unread))
         if not images:
             more = f"; {note}" if note else ""
             raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")

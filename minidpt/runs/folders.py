@@ -11,8 +11,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from ..data.folders import describe_missing, missing_files
 from ..data.layouts import LAYOUTS, plain
-from ..data.listing import describe_missing, missing_files
 from ..data.samples import PARTS, Dataset
 from ..data.splits import split_content
 from ..files import entries, locked, read_json, replacing
@@ -133,7 +133,7 @@ class RunFolder:
                 expected = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
                 there = f"other {FINGERPRINTS[name]} (fingerprint {got[name][:8]})"
                 if name == "data_fingerprint" and (gone := self._missing_images()):
-                    there, fix = f"{there}, {describe_missing(gone)}", f"put back what is missing, or {fix}"
+                    there, fix = f"{there}, {describe_missing(gone)}", f"put them back, or {fix}"
             elif name in FIELDS and type(got.get(name)) in (str, int, float):  # no bool
                 fix = f"pass {flag(name)} {got[name]}, or {fix}"
             raise ValueError(

@@ -24,13 +24,13 @@ from statistics import fmean, pstdev
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import minidpt
 from minidpt.data.splits import read_split
 from minidpt.demo.demo import SEED, demo_files
-from minidpt.demo.scenes import STREET_STYLE, draw_scene_and_mask
+from minidpt.demo.scenes import STREET_STYLE, draw_scene
 from minidpt.images.transforms import eval_pixels, normalize
 from minidpt.maps import AttentionMaps
 from minidpt.model import PromptedCLIP
@@ -49,7 +49,11 @@ def main_things() -> dict[str, Image.Image]:
     """
     rng, masks = random.Random(SEED), {}
     for file in demo_files():
-        _, mask = draw_scene_and_mask(file.parent.name, rng, STREET_STYLE)
+        outlines, mask = [], Image.new("L", (192, 192))
+        draw_scene(file.parent.name, rng, STREET_STYLE, outlines=outlines)
+        for polygon in outlines:
+            ImageDraw.Draw(mask).polygon(polygon, fill=255)
+        mask = mask.resize((96, 96), Image.BOX)
         if file.parts[0] == "test":
             masks["/".join(file.parts[1:])] = mask
     return masks

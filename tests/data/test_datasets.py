@@ -127,6 +127,7 @@ def test_other_classes_in_the_layout_of_caltech101(tmp_path):
     draw_classes(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "road sign"] and dataset.name == tmp_path.name
+    assert "not taken for Caltech101; else pass --dataset Caltech101" in dataset.notes[-1]
 
 
 def test_a_link_to_the_pictures_leads_to_the_split_file(tmp_path):
@@ -335,7 +336,7 @@ def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
     assert dataset.name == named and dataset.classnames == ["cat A", "dog B"]
     assert dataset.template == "a photo of a {}."
     name = layout_of(folder).name
-    assert dataset.notes[0].startswith(f"not taken for {name}") and "--dataset" in dataset.notes[0]
+    assert f"not taken for {name}; else pass --dataset {name}" in dataset.notes[0]
     assert open_dataset(tmp_path / folder, name).name == name  # if the caller says so
 
 
@@ -345,7 +346,7 @@ def test_a_folder_of_another_data_set_is_refused(tmp_path, plain):
         folder = draw_class_folders(tmp_path / "food-101", "Food101")
     else:
         folder = draw_miniature(tmp_path, "Food101", split=False)
-    wrong = "expected DescribableTextures, got Food101: pass --dataset Food101, or the folder of"
+    wrong = "expected DescribableTextures, got Food101: pass --dataset Food101"
     for path in [folder] if plain else [folder, folder / "images"]:
         with pytest.raises(ValueError, match=wrong) as error:
             open_dataset(path, "DescribableTextures")
@@ -552,7 +553,7 @@ def test_unknown_name_lists_the_choices(tmp_path):
 
 
 def test_several_data_sets_are_listed(guide):
-    with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* choose one") as error:
+    with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* pass --dataset") as error:
         open_dataset(guide["ImageNet"].parent)
     one_line(error, guide["ImageNet"].parent)
 
@@ -632,7 +633,7 @@ def test_class_that_only_a_test_list_has_is_named(tmp_path):
     draw(folder / "images" / "woven" / "woven_0001.jpg")
     with open(folder / "labels" / "test1.txt", "a") as file:
         file.write("woven/woven_0001.jpg\n")
-    with pytest.raises(ValueError, match="only classes that train has, got 'woven' in test"):
+    with pytest.raises(ValueError, match="expected only classes of train, got 'woven' in test"):
         open_dataset(folder)
 
 
