@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from ..data.folders import images_in
+from ..data.folders import images_in, unread_notes
 from ..files import naming, writing_rows
 from ..inference import PREDICT_BATCH, Prediction
 from ..model import PromptedCLIP

@@ -167,9 +167,9 @@ def test_a_picture_that_is_gone_is_named(command, place, monkeypatch):
     Path("own", path).unlink()
     result = inside("train.py", "--resume", "run")
     gone = str(Path("own", path).resolve())
-    assert_one_line(result, "train.py", f"1 missing, the first {gone}: put back", "--config")
+    assert_one_line(result, "train.py", f"1 missing, the first {gone}: put them back", "--config")
     assert "another --out" not in result.err
-    assert_one_line(inside(*begun), "train.py", gone, "put back", "another --out")
+    assert_one_line(inside(*begun), "train.py", gone, "put them back", "another --out")
 
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stopped):
