@@ -30,35 +30,35 @@ from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.ranks import join, started
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
-from minidpt.runs.command_line import run_command
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
 from minidpt.runs.drawing import font_notes
+from minidpt.runs.entrypoint import run_command
 from minidpt.runs.eval_options import (
     evaluates_other_data,
     new_files,
     parse_arguments,
     published_config,
 )
-from minidpt.runs.evaluation import TestSet, percent_correct, predicted, zero_shot_accuracy
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot_accuracy
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
 from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
-from minidpt.runs.progress_line import say, say_notes
 from minidpt.runs.report import write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset
 from minidpt.runs.sources import (
     data_folders,
     device_of_runs,
+    eval_datasets,
     load_runs,
     seen_notes,
     sources_of,
-    tests_of,
     train_images,
 )
 from minidpt.runs.tables import write_tables
+from minidpt.support.distributed import join_world, world_from_environment
+from minidpt.support.progress import print_line, print_notes
 
 
 def main() -> int:
@@ -67,21 +67,21 @@ def main() -> int:
     set_max_pixels(args.max_pixels)
     commands = {"test": test, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": test_published}  # fmt: skip
-    if args.command != "test" and not started().first:
+    if args.command != "test" and not world_from_environment().first:
         return 0  # several processes share tests alone
     return commands[args.command](args) or 0
 
 
 def table(args: Namespace) -> None:
     """Print and write the table of all runs in a folder."""
-    say(*write_tables(args.folder).splitlines())
+    print_line(*write_tables(args.folder).splitlines())
 
 
 def report(args: Namespace) -> None:
     """Write report.html of each folder, a run's or a sweep's."""
     for folder in args.folders:
         notes = write_report(folder, partial(report_model, RunFolder(folder), args), args.image_root)
-        say(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
+        print_line(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
 
 
 def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
@@ -102,7 +102,7 @@ def export_run(args: Namespace) -> None:
     (model,), precision = load_runs([run], args)
     export(model, args.file)
     size, count = model.clip.visual.resolution, len(model.classnames)
-    say(f"{args.file}: images (B, 3, {size}, {size}) to probabilities of {count} classes, "
+    print_line(f"{args.file}: images (B, 3, {size}, {size}) to probabilities of {count} classes, "
         f"{os.path.getsize(args.file) / 1e6:,.1f} MB ({model.clip.name} on {model.clip.device} in {precision})")  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def predict(args: Namespace) -> int:
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.attention_maps is None:
             return classify(model, batches, *options)
-        say_notes(font_notes(model.classnames))
+        print_notes(font_notes(model.classnames))
         with attention_map_folder(args.attention_maps, data, model, args.top) as draw_maps:
             return classify(model, batches, *options, draw_maps)
 
@@ -130,21 +130,21 @@ def test(args: Namespace) -> None:
     # All files of the runs are read now: a damaged one is an error before anything is computed.
     runs = [RunFolder.open(folder) for folder in args.runs]
     configs = [run.read_config()[0] for run in runs]
-    tests = tests_of(args, runs, configs)
+    tests = eval_datasets(args, runs, configs)
     check_new_files(args, chain.from_iterable(folders_of(dataset) for dataset, _ in tests))
     learned_from = [train_images(run, args.image_root) for run in runs]
     is_other = evaluates_other_data(args)
     if is_other:
         for run in runs:
             noted_tests(run)
-    world = join(device_of_runs(runs, args))
+    world = join_world(device_of_runs(runs, args))
     models, precision = load_runs(runs, args)
     where = f"on {models[0].clip.device} in {precision}"
     for dataset, numbers in tests:
-        eval_set = TestSet(dataset.test, models[0].clip, workers=args.workers, ranks=world)
+        eval_set = EvalSet(dataset.test, models[0].clip, workers=args.workers, world=world)
         if is_other:
-            say(dataset.source)
-            say_notes(dataset.notes)
+            print_line(dataset.source)
+            print_notes(dataset.notes)
         for number in numbers:
             run, model, config = runs[number], models[number], configs[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
@@ -153,12 +153,12 @@ def test(args: Namespace) -> None:
             if args.classes == "new" and not (args.data or args.dataset):
                 if config.classes != "base":
                     notes.append("the run has learned from these classes, too: they are not new")
-            say_notes(f"{name}{note}" for note in notes)
+            print_notes(f"{name}{note}" for note in notes)
             if is_other:
                 name = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(dataset.classnames, dataset.template)
             accuracies = evaluate_model(name, model, eval_set, where, args)
-            if is_other and world.first:
+            if is_other and world.is_main:
                 record_cross_dataset(run, dataset, precision, *accuracies)
 
 
@@ -176,10 +176,10 @@ def test_published(args: Namespace) -> None:
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
     prompts = PromptConfig(**inferred.config, top_k=top_k, class_token_position=position)
-    say(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
+    print_line(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
     for dataset in datasets:
-        say(dataset.source)
-        say_notes(dataset.notes)
+        print_line(dataset.source)
+        print_notes(dataset.notes)
         if inferred.classes not in (None, len(dataset.classnames)):
             raise ValueError(
                 f"published {args.folder}: its prompts belong to {inferred.classes} classes, "
@@ -187,8 +187,8 @@ def test_published(args: Namespace) -> None:
             )
         model = build_model(clip, dataset.classnames, dataset.template, prompts).eval()
         model.load_published(tensors)
-        eval_set = TestSet(dataset.test, clip, workers=args.workers)
-        say_notes(read_images(model, eval_set))
+        eval_set = EvalSet(dataset.test, clip, workers=args.workers)
+        print_notes(read_images(model, eval_set))
         evaluate_model(f"{dataset.name}: ", model, eval_set, f"on {device} in {precision}", args)
 
 
@@ -199,7 +199,7 @@ def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
         check_outside(Path(path), data, "file", option)
 
 
-def read_images(model: PromptedCLIP, eval_set: TestSet) -> list[str]:
+def read_images(model: PromptedCLIP, eval_set: EvalSet) -> list[str]:
     """Read the test images by the model's white level, completed by their own; return notes."""
     eval_set.set_white_level(WhiteLevel(model.white_level))
     eval_set.features()
@@ -207,14 +207,14 @@ def read_images(model: PromptedCLIP, eval_set: TestSet) -> list[str]:
 
 
 def evaluate_model(
-    begin: str, model: PromptedCLIP, eval_set: TestSet, where: str, args: Namespace
+    begin: str, model: PromptedCLIP, eval_set: EvalSet, where: str, args: Namespace
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
-    labels = predicted(model, eval_set).labels
+    labels = predict_eval_set(model, eval_set).labels
     before = zero_shot_accuracy(model, eval_set)
-    result = percent_correct(labels, eval_set.labels)
-    if eval_set.ranks.first:
-        say(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
+    result = top1_accuracy(labels, eval_set.labels)
+    if eval_set.world.is_main:
+        print_line(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
             f"on {len(eval_set)} test images ({model.clip.name} {where})")  # fmt: skip
         if args.per_class:
             print_class_accuracy(model.classnames, eval_set.labels, labels, args.csv)

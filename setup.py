@@ -16,7 +16,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
-ROOMS = ("checkpoints", "clip", "data", "demo", "images", "runs")
+ROOMS = ("checkpoints", "clip", "data", "demo", "images", "runs", "support")
 BESIDE = ("weights/tiny.pt", "train.py", "eval.py")
 (VERSION,) = re.findall('__version__ = "(.*)"', (HERE / "minidpt/__init__.py").read_text())
 os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # 1980, the earliest that a wheel can say

@@ -27,20 +27,26 @@ from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.runs.command_line import AfterTheStep, run_command
 from minidpt.runs.config import RunConfig, versions
 from minidpt.runs.devices import keep_freed_memory
-from minidpt.runs.evaluation import percent_correct, predicted, read_images, zero_shot
+from minidpt.runs.entrypoint import DeferredInterrupt, run_command
+from minidpt.runs.evaluation import predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
 from minidpt.runs.predictions import write_predictions
-from minidpt.runs.processes import command_of
-from minidpt.runs.progress_line import Progress, Timed, clock, say, say_notes
+from minidpt.runs.processes import relaunch_command
 from minidpt.runs.report import write_report, write_words
 from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.runs.tables import harmonic_mean
 from minidpt.runs.train_options import parse_train_command
+from minidpt.support.progress import (
+    Progress,
+    TimedIterator,
+    format_duration,
+    print_line,
+    print_notes,
+)
 from minidpt.training import check_finite, learning_rate, parameter_groups
 
 TEXT_WARMUP = 1  # epochs
@@ -67,14 +73,14 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     )
     if config.class_chunk is not None:
         model.class_chunk = config.class_chunk or None
-    say_notes(training_notes(config, model, drawn))
+    print_notes(training_notes(config, model, drawn))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     read_images(model, drawn.train, shared.eval_sets.values(), shared.images, config.workers)
     subset, eval_set = next(iter(shared.eval_sets.items()))
     frozen = zero_shot(model, eval_set)
-    before = percent_correct(frozen.labels, eval_set.labels)
-    say(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
+    before = top1_accuracy(frozen.labels, eval_set.labels)
+    print_line(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
     if shared.is_main:
         run.create(config, replace(shared.record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
@@ -91,9 +97,9 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     finish(run, config, model, drawn, results, time.monotonic() - started)
     if not (shared.is_sweep or config.no_report):
         with optional_output(run.folder):
-            say_notes(write_report(run.folder, lambda: model))
-            say(run.path(REPORT))
-    say(f"test it again: {shlex.join([*command_of('eval'), 'test', str(run.folder)])}")
+            print_notes(write_report(run.folder, lambda: model))
+            print_line(run.path(REPORT))
+    print_line(f"test it again: {shlex.join([*relaunch_command('eval'), 'test', str(run.folder)])}")
 
 
 def draw_train_set(planned: PlannedRun) -> Dataset:
@@ -102,7 +108,7 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
     if planned.config.prompts.method == "zeroshot":
         return replace(dataset, train=[], val=[])
     drawn = few_shot(planned.dataset, planned.config.shots, planned.config.seed)
-    say_notes(drawn.notes[len(planned.dataset.notes) :])
+    print_notes(drawn.notes[len(planned.dataset.notes) :])
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
@@ -111,7 +117,7 @@ def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> It
     count = sum(parameter.numel() for parameter in model.prompt_state_dict().values())
     if not count:
         return
-    say(f"{config.prompts.method} trains {count:,} parameters on {len(drawn.train)} images")
+    print_line(f"{config.prompts.method} trains {count:,} parameters on {len(drawn.train)} images")
     warmup = config.warmup_epochs if model.config.learns_image else TEXT_WARMUP
     steps = max(config.epochs - warmup, 0) * max(len(drawn.train) // config.batch_size, 1)
     if config.epochs and steps < FEW_STEPS:
@@ -144,17 +150,17 @@ def fit(
     state = TrainingState(model.train(), optimizer, scaler, settings)
     if run.path(STATE).is_file():
         state.load(run)
-        say(f"resuming after epoch {state.epoch} of {config.epochs}")
+        print_line(f"resuming after epoch {state.epoch} of {config.epochs}")
     state.save(run)
     progress = Progress("epoch", config.epochs, after=0, done=state.epoch)
-    with progress, AfterTheStep() as interrupt:
+    with progress, DeferredInterrupt() as interrupt:
         for epoch in range(state.epoch, config.epochs):
             for group in optimizer.param_groups:
                 name = group["name"]
                 group["lr"] = learning_rate(epoch, base_lr[name], config.epochs, warmup[name])
-            batches = Timed(train_batches(
+            batches = TimedIterator(train_batches(
                 train_set.train, model.clip.visual.resolution, config.batch_size, config.seed,
-                epoch, shared.images, config.workers, ranks=model.ranks,
+                epoch, shared.images, config.workers, world=model.world,
                 pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             started = time.monotonic()
@@ -208,14 +214,14 @@ def train_one_epoch(
 
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
-        model.ranks.add_gradients(learned)
+        model.world.all_reduce_gradients(learned)
         scaler.step(optimizer)
         scaler.update()
 
         correct = (output.logits.argmax(dim=-1) == labels).sum()
         totals += torch.stack([loss.detach(), correct])  # stays on the device
         steps += 1
-    loss_sum, correct = model.ranks.add(totals).tolist()
+    loss_sum, correct = model.world.all_reduce_sum(totals).tolist()
     return EpochTotals(loss_sum / steps, int(correct), steps)
 
 
@@ -238,9 +244,9 @@ def evaluate(model: PromptedCLIP, planned: PlannedRun, shared: Shared) -> tuple[
     for subset, eval_set in shared.eval_sets.items():
         classnames = planned.subsets[subset].classnames
         tested = model if classnames == model.classnames else model.for_classes(classnames)
-        predictions = predicted(tested, eval_set), zero_shot(tested, eval_set)
+        predictions = predict_eval_set(tested, eval_set), zero_shot(tested, eval_set)
         first = first or predictions
-        accuracy, before = (percent_correct(each.labels, eval_set.labels) for each in predictions)
+        accuracy, before = (top1_accuracy(each.labels, eval_set.labels) for each in predictions)
         results[tested_on(planned.dataset.name, subset)] = {
             "zero_shot_accuracy": before, "accuracy": accuracy, "test_images": len(eval_set),
         }  # fmt: skip
@@ -267,11 +273,11 @@ def finish(
     })  # fmt: skip
     run.path(STATE).unlink(missing_ok=True)
     gain = result["accuracy"] - before
-    say(f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
-        f"{clock(seconds)} min")  # fmt: skip
+    print_line(f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
+        f"{format_duration(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
-        say(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
+        print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
 
 

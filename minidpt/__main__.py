@@ -15,23 +15,23 @@ import torch
 
 from . import __version__
 from .checkpoints.pretrained import NAMES, find_file, folders
-from .files import one_line
+from .support.files import to_single_line
 
 
 def main() -> None:
     """Print the version, torch's, the devices, and where which CLIP was found."""
     package = Path(__file__).parent
-    print(f"minidpt {__version__} in {one_line(package)}")
+    print(f"minidpt {__version__} in {to_single_line(package)}")
     print(f"torch {torch.__version__}, Python {platform.python_version()}")
     print(f"cpu: {torch.get_num_threads()} threads")
     for number in range(torch.cuda.device_count()):
         print(f"cuda:{number}: {torch.cuda.get_device_name(number)}")
     try:
         for name in NAMES:
-            print(f"CLIP {name}: {one_line(find_file(name) or 'not on this machine')}")
-        print(f"looked for in {', '.join(map(one_line, folders()))}")
+            print(f"CLIP {name}: {to_single_line(find_file(name) or 'not on this machine')}")
+        print(f"looked for in {', '.join(map(to_single_line, folders()))}")
     except FileNotFoundError as error:  # of MINIDPT_WEIGHTS
-        sys.exit(f"minidpt: error: {one_line(error)}")
+        sys.exit(f"minidpt: error: {to_single_line(error)}")
 
 
 def train() -> None:

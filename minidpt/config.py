@@ -17,7 +17,7 @@ import numbers
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from .files import shown
+from .support.files import short_repr
 
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
 COMMON, METHOD = "what most people need", "method"  # groups of options in --help
@@ -74,15 +74,15 @@ def check_option(about: Field, value: object) -> Any:
         return None
     kind, expected = KINDS[about.type.removesuffix(" | None")]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+        raise TypeError(f"{name}: expected {expected}, got {short_repr(value)}")
     if kind in (numbers.Integral, numbers.Real):
         value = int(value) if kind is numbers.Integral else float(value)
         least, greatest = limits.bounds
         if not least <= value <= greatest:  # nor NaN
             bound = f"least {least}" if value < least else f"most {greatest:,}"
-            raise ValueError(f"{name}: expected at {bound}, got {shown(value)}")
+            raise ValueError(f"{name}: expected at {bound}, got {short_repr(value)}")
     if limits.choices and value not in limits.choices:
-        raise ValueError(f"{name} {shown(value)}: expected one of {', '.join(limits.choices)}")
+        raise ValueError(f"{name} {short_repr(value)}: expected one of {', '.join(limits.choices)}")
     return value
 
 

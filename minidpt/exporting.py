@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .clip.network import CLIP
-from .files import replacing
 from .model import PromptedCLIP, PromptFeatures
+from .support.files import atomic_write
 
 ABOUT = "minidpt.json"  # what travels in the program: JSON, see `export`
 ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
@@ -77,7 +77,7 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
         classifier = copy.deepcopy(ImageClassifier(model)).requires_grad_(False)
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
         content = WRITERS[path.suffix](program, about)
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(content)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.prompt_file import SavedModel
 from .clip.network import CLIP
-from .files import shown
 from .images.decode import ImageSource
 from .images.threads import map_ordered
+from .support.files import short_repr
 
 PREDICT_BATCH = 100
 
@@ -97,7 +97,7 @@ def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
     name, image_size = saved.clip["name"], saved.clip.get("image_size")
     if clip is None:
         if name not in NAMES:
-            raise ValueError(f"its CLIP {shown(name)} is no known name: pass clip=")
+            raise ValueError(f"its CLIP {short_repr(name)} is no known name: pass clip=")
         clip, _ = load(name, quick_gelu=saved.clip["quick_gelu"], image_size=image_size)
     expected, got = saved.clip["fingerprint"], clip.fingerprint()
     if got != expected:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ranks import NO_LABEL, Ranks
+from .support.distributed import NO_LABEL, World
 
 
 class GlobalCounts(NamedTuple):
@@ -22,14 +22,14 @@ class GlobalCounts(NamedTuple):
     hits: Tensor
 
 
-def global_counts(labels: Tensor, top_classes: Tensor | None, ranks: Ranks) -> GlobalCounts | None:
+def global_counts(labels: Tensor, top_classes: Tensor | None, world: World) -> GlobalCounts | None:
     """Count over all ranks: labels (B,), top_classes (B, K) or none; None for a single process."""
-    if ranks.size == 1:
+    if world.size == 1:
         return None
     images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
     if top_classes is not None:
         hits = (top_classes == labels.unsqueeze(1)).sum()
-    return GlobalCounts(*ranks.add(torch.stack([images, hits])))
+    return GlobalCounts(*world.all_reduce_sum(torch.stack([images, hits])))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, counts: GlobalCounts | None = None) -> Tensor:

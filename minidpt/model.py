@@ -40,14 +40,14 @@ from .clip.packing import pack
 from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
-from .files import MAX_CLASSES, canonical_classname, one_line_errors, shown
 from .images.decode import ImageSource
 from .images.transforms import eval_pixels
 from .images.white_level import WhiteLevel
 from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
-from .ranks import ALONE, Ranks
+from .support.distributed import SINGLE, World
+from .support.files import MAX_CLASSES, canonical_classname, short_repr, single_line_errors
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
@@ -117,22 +117,22 @@ class PromptedCLIP(nn.Module):
         classnames: Sequence[str],
         template: str,
         config: PromptConfig,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE,
     ):
         super().__init__()
         names = [canonical_classname(name, "class names") for name in classnames]
-        self.clip, self.ranks = clip, ranks
+        self.clip, self.world = clip, world
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
         self.config = config
         self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
-        self.text_prompts = TextPrompts(clip, names, config, ranks) if config.learns_text else None
+        self.text_prompts = TextPrompts(clip, names, config, world) if config.learns_text else None
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
         # Classes encoded at a time; None: all at once.
         self.class_chunk = classes_that_fit(clip, self.text_prompts)
-        features = encode_template(clip, names, self.template, ranks)
+        features = encode_template(clip, names, self.template, world)
         self.register_buffer("template_features", features, persistent=False)
         self._cache: CachedFeatures | None = None
         self.to(clip.device)
@@ -189,7 +189,7 @@ class PromptedCLIP(nn.Module):
 
         Raises ValueError if guidance is to use branches that `forward` was told to leave out.
         """
-        counts = global_counts(labels, output.top_classes, self.ranks)
+        counts = global_counts(labels, output.top_classes, self.world)
         loss = cross_entropy(output.logits, labels, counts)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
@@ -374,7 +374,7 @@ class PromptedCLIP(nn.Module):
             )
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
             template = template or self.template
-            model = build_model(self.clip, classnames, template, self.config, self.ranks)
+            model = build_model(self.clip, classnames, template, self.config, self.world)
         learned = self.prompt_state_dict()
         if ours != theirs:
             learned = {n: v for n, v in learned.items() if not n.endswith("classifier.weight")}
@@ -388,7 +388,7 @@ class PromptedCLIP(nn.Module):
         if self.text_prompts is not None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
             encoded = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
-            text_features = self.ranks.gather(encoded, len(self.classnames))
+            text_features = self.world.all_gather(encoded, len(self.classnames))
             classifier = F.normalize(text_features, dim=-1)
         blocks = self.clip.visual.transformer.resblocks[:-1]
         visual = () if self.visual_prompts is None else self.visual_prompts.prompts
@@ -422,7 +422,7 @@ def is_same(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def encode_template(clip: CLIP, names: Sequence[str], template: str, ranks: Ranks) -> Tensor:
+def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
     """Compute the zero-shot classifier W0: normalised text features (C, E) of the filled template.
 
     names: canonical ones.
@@ -431,9 +431,9 @@ def encode_template(clip: CLIP, names: Sequence[str], template: str, ranks: Rank
     for name in names:
         prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
         check_length(prompts[-1], f"template '{template}' and class '{name}'", clip)
-    layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
+    layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
     features = clip.encode_prompts(clip.embed_prompts(layout), layout).float()
-    return ranks.gather(F.normalize(features, dim=-1), len(prompts))
+    return world.all_gather(F.normalize(features, dim=-1), len(prompts))
 
 
 def classes_that_fit(clip: CLIP, text_prompts: TextPrompts | None) -> int | None:
@@ -456,7 +456,7 @@ def build_model(
     classnames: Sequence[str],
     template: str,
     config: PromptConfig | None = None,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
 ) -> PromptedCLIP:
     """Build a model to train, its prompts at their initial values, on CLIP's device.
 
@@ -465,30 +465,30 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
-        ranks: processes that share it, see `ranks.py`; all of them make it, from one seed, and call
+        world: processes that share it, see `world.py`; all of them make it, from one seed, and call
             it at the same time, each with its own images.
 
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
     check_texts(classnames, template)
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), ranks)
+    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
 
 
 def check_texts(classnames: Sequence[str], template: str) -> None:
     """Raise ValueError unless these are as many names as a classifier has, and a template."""
     if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
-        raise ValueError(f"classnames: expected a list of names, got {shown(classnames)}")
+        raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
     if not 2 <= len(classnames) <= MAX_CLASSES:
         expected = f"at least two class names, at most {MAX_CLASSES:,}"
         raise ValueError(f"expected {expected}, got {len(classnames):,}")
     is_text = isinstance(template, str) and len(template) <= MAX_TEMPLATE
     if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
-        raise ValueError(f"template {shown(template)}: expected {expected}")
+        raise ValueError(f"template {short_repr(template)}: expected {expected}")
 
 
-@one_line_errors
+@single_line_errors
 def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
     """Load a model that `PromptedCLIP.save` wrote, ready to predict.
 

@@ -19,7 +19,7 @@ from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 from .config import PromptConfig
-from .ranks import ALONE, Ranks
+from .support.distributed import SINGLE, World
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
@@ -45,14 +45,14 @@ class TextPrompts(nn.Module):
             token. With csc every class has a context. By class_token_position the name stands at
             the "end", at the "front" of the context, or in the "middle", after its first M // 2
             vectors.
-        ranks: share the classes: each embeds the prompts of its own (one without any, the first
+        world: share the classes: each embeds the prompts of its own (one without any, the first
             class's); `ctx` is the same on all.
 
     Raises ValueError for a name that makes its prompt too long, or a phrase without a word.
     """
 
     def __init__(
-        self, clip: CLIP, classnames: Sequence[str], config: PromptConfig, ranks: Ranks = ALONE
+        self, clip: CLIP, classnames: Sequence[str], config: PromptConfig, world: World = SINGLE
     ):
         super().__init__()
         vocabulary = len(clip.token_embedding.weight)
@@ -66,7 +66,7 @@ class TextPrompts(nn.Module):
             context_ids = list(range(first, first + n_ctx))
             prompts.append(prompt_tokens(name, context_ids, config.class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
-        layout = pack(ranks.share(prompts) or prompts[:1]).to(clip.device)
+        layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
         self._prompts_per_bin = layout.prompts_per_bin
 
         is_context = layout.tokens >= vocabulary

@@ -26,7 +26,7 @@ from tiny_models import WIDE, random_images, shared_clip  # noqa: E402
 from torch import Tensor, distributed  # noqa: E402
 
 import minidpt  # noqa: E402
-from minidpt.ranks import NO_LABEL, Ranks  # noqa: E402
+from minidpt.support.distributed import NO_LABEL, World  # noqa: E402
 
 SIZES = (2, 3)
 NAMES = ["ox", "owl", "red fox", "gnu", "great northern diver"]
@@ -72,7 +72,7 @@ class Trained(NamedTuple):
 
 def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) -> Trained:
     """A rank's part of some steps as train.py makes them; the rates are the golden cases'."""
-    ranks, losses = model.ranks, []
+    world, losses = model.world, []
     before = {name: value.detach().clone() for name, value in model.prompt_state_dict().items()}
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9, weight_decay=5e-4)
     for step, (images, labels) in enumerate(batches):
@@ -80,15 +80,15 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
             warmup = golden_cases.WARMUP_EPOCHS[group["name"]] if epochs < 20 else 0
             base = {"visual": 0.01, "text": 0.002}[group["name"]]
             group["lr"] = minidpt.learning_rate(step, base, epochs, warmup)
-        own, own_labels = ranks.share(images), ranks.share(labels)
+        own, own_labels = world.shard(images), world.shard(labels)
         if not len(own):
             own, own_labels = images[:1] * 0, torch.tensor([NO_LABEL])
         loss = model.loss(model(own), own_labels, guidance=step < guided)
         optimizer.zero_grad()
         loss.backward()
-        ranks.add_gradients(model.prompt_state_dict().values())
+        world.all_reduce_gradients(model.prompt_state_dict().values())
         optimizer.step()
-        losses.append(ranks.add(loss.detach()).item())
+        losses.append(world.all_reduce_sum(loss.detach()).item())
     with torch.no_grad():
         logits = model.eval()(batches[0][0]).logits
     learned = {name: value.detach() for name, value in model.prompt_state_dict().items()}
@@ -96,13 +96,13 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
     return Trained(losses, learned, changes, logits)
 
 
-def train(name: str, ranks: Ranks) -> Trained:
+def train(name: str, world: World) -> Trained:
     """One of `TRAININGS`."""
     case = TRAININGS[name]
     torch.manual_seed(0)
     config = minidpt.PromptConfig(**case.config)
     clip = shared_clip(WIDE)
-    model = minidpt.build_model(clip, case.classnames, "a photo of a {}.", config, ranks)
+    model = minidpt.build_model(clip, case.classnames, "a photo of a {}.", config, world)
     model.class_chunk = case.class_chunk
     batches = []
     for step in range(3):
@@ -117,21 +117,21 @@ def golden_clip() -> minidpt.CLIP:
     return minidpt.build_clip(load_case(METHOD_CASES[0]).clip_weights())
 
 
-def train_golden(name: str, ranks: Ranks) -> Trained:
+def train_golden(name: str, world: World) -> Trained:
     """The stored trajectory of the published code."""
     case = load_case(name)
     config = minidpt.PromptConfig(**case.config)
     clip = golden_clip()
-    model = minidpt.build_model(clip, case.spec["classnames"], case.template, config, ranks)
-    model.load_published(case.prompt_state_dict())
+    model = minidpt.build_model(clip, case.spec["classnames"], case.template, config, world)
+    model.load_published(case.learned())
     batches = list(zip(*case.batches(), strict=True))
     trained = steps(model, batches, golden_cases.GUIDANCE_EPOCHS, case.spec["steps"])
     return trained._replace(learned=model.published())
 
 
-def every_case(ranks: Ranks) -> dict[str, Trained]:
-    trained = {name: train(name, ranks) for name in TRAININGS}
-    return trained | {f"golden {name}": train_golden(name, ranks) for name in METHOD_CASES}
+def every_case(world: World) -> dict[str, Trained]:
+    trained = {name: train(name, world) for name in TRAININGS}
+    return trained | {f"golden {name}": train_golden(name, world) for name in METHOD_CASES}
 
 
 def share_every_case(folder: Path, rank: int, size: int) -> None:
@@ -140,8 +140,8 @@ def share_every_case(folder: Path, rank: int, size: int) -> None:
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    ranks = Ranks(rank, size, rank, size, distributed.PrefixStore("minidpt", store))
-    cases = {name: tuple(trained) for name, trained in every_case(ranks).items()}
+    world = World(rank, size, rank, size, distributed.PrefixStore("minidpt", store))
+    cases = {name: tuple(trained) for name, trained in every_case(world).items()}
     torch.save(cases, folder / f"{rank}-of-{size}.pt")
 
 

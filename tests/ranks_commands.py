@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401 (which each process would import for its first optimizer)
 
-from minidpt.runs import command_line  # noqa: E402
+from minidpt.runs import entrypoint  # noqa: E402
 
 LIMIT = 60  # seconds
 
@@ -65,7 +65,7 @@ def begin(script: Any, job: dict, rank: int, port: int) -> int:
     sys.argv = job["arguments"]
     status = 1
     try:
-        command_line.run_command(script.main)
+        entrypoint.run_command(script.main)
     except SystemExit as end:
         status = end.code or 0
     except BaseException:
@@ -110,7 +110,7 @@ def run(script: Any, job: dict) -> dict:
 def main() -> None:
     """All commands of the file."""
     torch.set_num_threads(1)
-    command_line.TORCHRUN_SEES = 1  # not as long as torchrun takes
+    entrypoint.TORCHRUN_POLL_SECONDS = 1  # not as long as torchrun takes
     scripts = {}
     for name in ("train.py", "eval.py"):
         spec = importlib.util.spec_from_file_location(name[:-3] + "_script", ROOT / name)

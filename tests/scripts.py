@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from tiny_models import WIDE, clip_state
 
-from minidpt.runs import command_line
+from minidpt.runs import entrypoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [  # a run of a second that learns something
@@ -112,7 +112,7 @@ def inside(script: str, *arguments: object) -> Result:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             with pytest.raises(SystemExit) as ended:
-                command_line.run_command(SCRIPTS[script].main)
+                entrypoint.run_command(SCRIPTS[script].main)
     return result(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 

@@ -29,7 +29,7 @@ class Naive:
 
     def __init__(self, case: golden_cases.Case):
         self.case, self.clip = case, case.clip_weights()
-        self.learned = {name: value.requires_grad_() for name, value in case.prompt_state_dict().items()}
+        self.learned = {name: value.requires_grad_() for name, value in case.learned().items()}
 
     def __call__(self, images: Tensor) -> reference.Outputs:
         options = self.case.config
@@ -77,7 +77,7 @@ def build(implementation: str, case: golden_cases.Case):
         case.template,
         minidpt.PromptConfig(**case.config),
     )
-    model.load_published(case.prompt_state_dict())
+    model.load_published(case.learned())
     return model
 
 

@@ -16,10 +16,9 @@ from image_folders import draw_classes
 from ranks_cases import SIZES, TRAININGS, Trained
 from scripts import forked
 
-from minidpt import ranks
 from minidpt.data.batches import train_batches
 from minidpt.data.samples import Sample
-from minidpt.ranks import ALONE, NO_LABEL, LostRank, Ranks
+from minidpt.support.distributed import NO_LABEL, SINGLE, PeerLost, World, world_from_environment
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
 
@@ -29,7 +28,7 @@ every_size = pytest.mark.parametrize("size", SIZES)
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
     """Number of processes → for each rank what it has trained."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("world")
     script = Path(ranks_cases.__file__)
     subprocess.run(forked(script, folder), check=True, timeout=120)
     return {
@@ -56,7 +55,7 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @every_size
 @pytest.mark.parametrize("name", TRAININGS)
 def test_processes_that_share_a_training_end_where_one_does(name, size, shared):
-    alone = ranks_cases.train(name, ALONE)
+    alone = ranks_cases.train(name, SINGLE)
     for trained in (rank[name] for rank in shared[size]):
         assert trained.losses == pytest.approx(alone.losses, abs=LOSSES, rel=0)
         assert_near(trained.learned, alone.learned)
@@ -86,7 +85,7 @@ def test_what_is_learned_is_the_same_on_every_rank_to_the_bit(size, shared):
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 32])
 def test_shares_follow_each_other_and_are_of_one_size_or_one_more(count):
     for size in (1, 2, 3, 5):
-        shares = [Ranks(rank, size).share(range(count)) for rank in range(size)]
+        shares = [World(rank, size).shard(range(count)) for rank in range(size)]
         assert [number for share in shares for number in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -94,11 +93,11 @@ def test_shares_follow_each_other_and_are_of_one_size_or_one_more(count):
 def test_alone_nothing_is_copied_and_nobody_is_asked():
     """No process group is there: whoever asked another process would fail."""
     tensor, layer = torch.randn(3, 2), torch.nn.Linear(2, 1)
-    for same in (ALONE.share(tensor), ALONE.gather(tensor, 3), ALONE.add(tensor)):
+    for same in (SINGLE.shard(tensor), SINGLE.all_gather(tensor, 3), SINGLE.all_reduce_sum(tensor)):
         assert same is tensor
-    ALONE.add_gradients(layer.parameters())
+    SINGLE.all_reduce_gradients(layer.parameters())
     assert layer.weight.grad is None
-    assert list(ALONE.dealt(3)) == [0, 1, 2] and ALONE.tell({"a": 1}) == [{"a": 1}]
+    assert list(SINGLE.work_queue(3)) == [0, 1, 2] and SINGLE.all_gather_object({"a": 1}) == [{"a": 1}]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 7])
@@ -116,7 +115,7 @@ def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp
     options = (items, 4, batch_size, 3, 1, None, 0)
     whole = list(map(rows, train_batches(*options)))
     shares = [
-        list(map(rows, train_batches(*options, ranks=Ranks(rank, size)))) for rank in range(size)
+        list(map(rows, train_batches(*options, world=World(rank, size)))) for rank in range(size)
     ]
     for number, expected in enumerate(whole):
         parts = [share[number] for share in shares]
@@ -126,21 +125,21 @@ def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp
 
 ORPHANS = """
 import os, signal, time
-from minidpt.ranks import LostRank, Ranks
+from minidpt.support.distributed import world_from_environment, PeerLost, World
 
 told, tell = os.pipe()
 if not os.fork():
     if os.fork():  # as torchrun, which is killed when its processes train
         os.read(told, 1)
         os.kill(os.getpid(), signal.SIGKILL)
-    own = Ranks(0, 2, parent=os.getppid()).alone()  # of a sweep; what is shared asks the same
-    own.add_gradients([])
+    own = World(0, 2, parent=os.getppid()).single()  # of a sweep; what is shared asks the same
+    own.all_reduce_gradients([])
     os.write(tell, b"x")
     until = time.monotonic() + 10
     try:
         while time.monotonic() < until:
-            own.add_gradients([])
-    except LostRank as lost:
+            own.all_reduce_gradients([])
+    except PeerLost as lost:
         print(lost, flush=True)
 """
 
@@ -156,15 +155,15 @@ def test_a_process_ends_when_torchrun_is_killed(tmp_path):
 @pytest.mark.parametrize(
     "meeting",
     [
-        lambda ranks: ranks.add(torch.ones(1)),
-        lambda ranks: ranks.gather(torch.ones(1, 2), 2),
-        lambda ranks: ranks.tell(),
-        lambda ranks: next(ranks.dealt(1)),
+        lambda world: world.all_reduce_sum(torch.ones(1)),
+        lambda world: world.all_gather(torch.ones(1, 2), 2),
+        lambda world: world.barrier(),
+        lambda world: next(world.work_queue(1)),
     ],
 )
 def test_processes_meet_no_more_when_torchrun_has_ended(meeting):
-    with pytest.raises(LostRank, match="torchrun"):
-        meeting(Ranks(0, 2, parent=-1))
+    with pytest.raises(PeerLost, match="torchrun"):
+        meeting(World(0, 2, parent=-1))
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -177,13 +176,13 @@ def torchrun(monkeypatch):
 
 
 def test_the_environment_of_torchrun_says_which_process_this_is(torchrun):
-    assert ranks.started() == Ranks(1, 4, 1, 2)
+    assert world_from_environment() == World(1, 4, 1, 2)
 
 
 @pytest.mark.parametrize("size", ["", "0", "1", " 1"])
 def test_a_world_of_one_process_is_none(size, torchrun, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", size)
-    assert ranks.started() is ALONE
+    assert world_from_environment() is SINGLE
 
 
 @pytest.mark.parametrize(
@@ -192,4 +191,4 @@ def test_a_world_of_one_process_is_none(size, torchrun, monkeypatch):
 def test_half_an_environment_of_torchrun_is_refused(name, value, torchrun, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"torchrun, got .*{name} {value or '-'}.*unset"):
-        ranks.started()
+        world_from_environment()

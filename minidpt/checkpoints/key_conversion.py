@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..clip.state_dict import NOT_WEIGHTS, listed
-from ..files import one_line
+from ..support.files import to_single_line
 
 OPENAI, HUGGING_FACE = "OpenAI", "Hugging Face"  # who named the tensors; open_clip: as OpenAI
 ANCHORS = {
@@ -84,9 +84,9 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     beside = [name for name in inside if name not in weights and name not in NOT_WEIGHTS]
     beside += [name for name in tensors if not name.startswith(prefix)]
     if prefix:
-        logger.info(one_line(f"CLIP's tensors are those under '{prefix}'"))
+        logger.info(to_single_line(f"CLIP's tensors are those under '{prefix}'"))
     if beside:
-        logger.info(one_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
+        logger.info(to_single_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
     if origin == HUGGING_FACE:
         weights = translated(weights)
     scale = weights.get("logit_scale")

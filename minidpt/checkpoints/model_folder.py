@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..clip.network import CLIP
 from ..clip.state_dict import listed
-from ..files import entries, read_json, shown
 from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
+from ..support.files import check_fields, read_json, short_repr
 from .key_conversion import HUGGING_FACE
 from .reader import read_state_dict
 
@@ -80,7 +80,7 @@ class Config(NamedTuple):
         for name, size, actual in zip(SIZES, self.sizes, got, strict=True):
             if size not in (None, actual, [actual, actual]):
                 found = f"the tensors have {actual}: it is of another model, move it away"
-                raise ValueError(f"{self.path} says {name} {shown(size)}, {found}")
+                raise ValueError(f"{self.path} says {name} {short_repr(size)}, {found}")
 
 
 def weights_in(folder: Path) -> Path:
@@ -100,9 +100,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.name.endswith(INDEX):
         return read_state_dict(path)
-    index = entries(read_json(path, str(path)), str(path), weight_map=dict)
+    index = check_fields(read_json(path, str(path)), str(path), weight_map=dict)
     names_in: dict[str, set[str]] = {}
-    for name, shard in entries(index["weight_map"], str(path)).items():
+    for name, shard in check_fields(index["weight_map"], str(path)).items():
         names_in.setdefault(str(shard), set()).add(name)
     tensors = {}
     for shard, names in names_in.items():
@@ -123,7 +123,7 @@ def read_config(folder: Path, origin: str) -> Config:
     path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
     if not path.is_file():
         return Config()
-    content = entries(read_json(path, str(path)), str(path))
+    content = check_fields(read_json(path, str(path)), str(path))
     config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
     logger.info(
         f"{path}: quick_gelu {config.quick_gelu}, head widths {config.head_width} and "
@@ -133,13 +133,13 @@ def read_config(folder: Path, origin: str) -> Config:
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
-    model = entries(content.get("model_cfg", content), f"{path}, model_cfg",
+    model = check_fields(content.get("model_cfg", content), f"{path}, model_cfg",
                     quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
     vision, text = model["vision_cfg"], model["text_cfg"]
     numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
     for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
-        _refuse_foreign(f"{path}, {name}", entries(settings, f"{path}, {name}", **numbers))
-    colours = entries(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
+        _refuse_foreign(f"{path}, {name}", check_fields(settings, f"{path}, {name}", **numbers))
+    colours = check_fields(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
     head_width = vision.get("head_width") or 64
     text_heads = _head_width(f"{path}, text_cfg", text.get("width") or 512, text.get("heads") or 8)
     sizes = _sizes(vision, text, "width", "layers")
@@ -149,13 +149,13 @@ def _open_clip(path: Path, content: dict[str, Any]) -> Config:
 
 def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     if content.get("model_type") != "clip":
-        got = shown(content.get("model_type"))
+        got = short_repr(content.get("model_type"))
         raise ValueError(f"{path}: expected model_type 'clip', got {got}")
     sides, head_widths = [], []
     for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
         where = f"{path}, {name}_config"
         old = content.get(f"{name}_config_dict")  # goes before the other where there is one
-        side = entries((content.get(f"{name}_config") if old is None else old) or {}, where,
+        side = check_fields((content.get(f"{name}_config") if old is None else old) or {}, where,
                        hidden_size=int | None, num_attention_heads=int | None,
                        hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
@@ -166,12 +166,12 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
         sides.append(side)
     acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
     if acts not in ({"quick_gelu"}, {"gelu"}):
-        got = " and ".join(map(shown, sorted(acts)))
+        got = " and ".join(map(short_repr, sorted(acts)))
         raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
     if (eos := sides[1].get("eos_token_id")) not in EOT:
-        raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {shown(eos)}")
+        raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
     colours = path.with_name("preprocessor_config.json")
-    settings = entries(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
+    settings = check_fields(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
     mean_std = _colours(colours, settings, "image_")
     sizes = _sizes(*sides, "hidden_size", "num_hidden_layers")
     return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sizes)
@@ -182,7 +182,7 @@ def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         is_off = value is None or value is False or value in ({}, 0, "")
         if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
-            raise ValueError(f"{where}: {name} {shown(value)} is a part that minidpt does not have")
+            raise ValueError(f"{where}: {name} {short_repr(value)} is a part that minidpt does not have")
 
 
 def _head_width(where: str, width: int, heads: int) -> int:
@@ -200,12 +200,12 @@ def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colo
     """Mean and std; ValueError for what is none, and for another way to resize than ours."""
     for name, expected in RESIZING.items():
         if (value := settings.get(name, expected)) != expected:
-            raise ValueError(f"{path}: {name} {shown(value)}, expected {shown(expected)}")
+            raise ValueError(f"{path}: {name} {short_repr(value)}, expected {short_repr(expected)}")
     mean_std = []
     for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):
         values = settings.get(prefix + name, usual)
         three = isinstance(values, (list, tuple)) and len(values) == 3
         if not three or not all(type(v) in (int, float) and least <= v <= 100 for v in values):
-            raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {shown(values)}")
+            raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {short_repr(values)}")
         mean_std.append(tuple(map(float, values)))
     return tuple(mean_std)

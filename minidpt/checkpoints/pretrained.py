@@ -19,9 +19,9 @@ from torch import device as Device
 
 from ..clip.network import CLIP
 from ..clip.state_dict import build_clip
-from ..files import locked, one_line_errors, replacing
 from ..images.transforms import Preprocess
-from ..progress import job
+from ..support.files import atomic_write, file_lock, single_line_errors
+from ..support.progress import task_progress
 from .key_conversion import find_clip
 from .model_folder import WEIGHTS, Config, read_config, read_weights, weights_in
 
@@ -40,7 +40,7 @@ TIMEOUT = 30  # seconds without an answer or a byte
 logger = logging.getLogger("minidpt")
 
 
-@one_line_errors
+@single_line_errors
 def load(
     name_or_path: str | PathLike,
     device: str | Device = "cpu",
@@ -168,10 +168,10 @@ def download(url: str, target: Path, sha256: str) -> None:
     fails leaves nothing. Raises OSError or HTTPException if the connection fails, and ValueError
     for a wrong hash.
     """
-    with locked(target.with_name(target.name + ".lock")):
+    with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file() and _sha256(target) == sha256:
             return
-        with replacing(target) as part:
+        with atomic_write(target) as part:
             _fetch(url, part)
             if (got := _sha256(part)) != sha256:
                 raise ValueError(
@@ -193,7 +193,7 @@ def _fetch(url: str, part: Path) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(part, "wb") as file:
         total = int(response.headers.get("Content-Length") or 0)
         logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
-        with job(part.stem, total or None, "bytes") as tell:
+        with task_progress(part.stem, total or None, "bytes") as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
                 tell(file.tell())

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..files import entries, replacing, shown
 from ..images.white_level import WhiteLevel, check_white_level
+from ..support.files import atomic_write, check_fields, short_repr
 from .reader import read_checkpoint
 
 FORMAT, EARLIER_FORMATS = "minidpt 3", ("minidpt 1", "minidpt 2")  # 1 and 2: of 0.1 and 0.2
@@ -44,7 +44,7 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Write what `read_checkpoint` reads; an existing file is replaced whole."""
     serialised = io.BytesIO()  # torch.save to a full disk is a RuntimeError
     torch.save(content, serialised)
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(serialised.getvalue())
 
 
@@ -55,20 +55,20 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     """
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
-        version = entries(content, "content", format=str)["format"]
+        version = check_fields(content, "content", format=str)["format"]
         if version in EARLIER_FORMATS:
             raise ValueError("of an earlier version of minidpt: train again, or use minidpt 0.2")
         if version != FORMAT:
             expected = f"a prompt file of format '{FORMAT}'"
-            raise ValueError(f"expected {expected}, got {shown(version)}: update minidpt")
-        entries(content, "content", classnames=list, template=str)
+            raise ValueError(f"expected {expected}, got {short_repr(version)}: update minidpt")
+        check_fields(content, "content", classnames=list, template=str)
         return SavedModel(
-            entries(content.get("learned"), "learned"),
+            check_fields(content.get("learned"), "learned"),
             content["classnames"],
             content["template"],
-            entries(content.get("config"), "config"),
+            check_fields(content.get("config"), "config"),
             check_white_level(content.get("white")),
-            entries(content.get("clip"), "clip", **CLIP_FIELDS),
+            check_fields(content.get("clip"), "clip", **CLIP_FIELDS),
         )
     except ValueError as error:
         raise ValueError(f"model file {path}: {error}") from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..clip.state_dict import check_tensors, listed
-from ..files import entries
+from ..support.files import check_fields
 from .reader import read_checkpoint
 
 TEXT = "prompt_learner"
@@ -83,7 +83,7 @@ def from_published(
     """
     published = {
         name: value
-        for name, value in entries(dict(tensors), "published prompts").items()
+        for name, value in check_fields(dict(tensors), "published prompts").items()
         if name.rpartition(".")[2] not in NOT_LEARNED
         and not (isinstance(value, Tensor) and value.numel() == 0)
     }
@@ -157,8 +157,8 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
         raise FileNotFoundError(f"folder {folder}: expected {expected}, got {got}")
     for part in parts:
         path = folder / part / f"model.pth.tar-{max(common) if epoch is None else epoch}"
-        state = entries(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
-        for name, value in entries(state, f"{path}, state_dict").items():
+        state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
+        for name, value in check_fields(state, f"{path}, state_dict").items():
             if isinstance(value, Tensor):
                 tensors[f"{part}.{name}"] = value
     return tensors

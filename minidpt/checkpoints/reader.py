@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import one_line_errors
+from ..support.files import single_line_errors
 from .safetensors import read_safetensors
 from .unpickler import MAX_ENTRIES, Unpickler
 
@@ -68,7 +68,7 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
                 yield prefix, None  # of no use, but it counts
 
 
-@one_line_errors
+@single_line_errors
 def read_checkpoint(path: str | PathLike) -> object:
     """Read all that a checkpoint holds: dicts, lists, tuples, tensors, numbers and strings.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import entries, parse_json, shown
+from ..support.files import check_fields, parse_json, short_repr
 
 MAX_HEADER = 2**21  # bytes; bigG's has 0.2 M
 MAX_SIDE = 2**40  # of a tensor
@@ -52,13 +52,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if len(header) < length:
         raise ValueError("a safetensors file that is cut short: copy or download it again")
-    header = entries(parse_json(header.decode(), "safetensors header"), "safetensors header")
+    header = check_fields(parse_json(header.decode(), "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
-    places = {name: _place(fields, f"tensor {shown(name)}") for name, fields in header.items()}
+    places = {name: _place(fields, f"tensor {short_repr(name)}") for name, fields in header.items()}
     tensors, end, start = {}, 0, 8 + length  # of the numbers, from which offsets count
     for name, (dtype, shape, first, last) in sorted(places.items(), key=lambda item: item[1][2:]):
         if first != end or start + last > len(memory):
-            where = f"tensor {shown(name)} at bytes {first:,} to {last:,}"
+            where = f"tensor {short_repr(name)} at bytes {first:,} to {last:,}"
             limits = f"{end:,} to at most {len(memory) - start:,}"
             raise ValueError(f"{where}, expected {limits}: copy or download it again")
         data, offset, end = memory, start + first, last
@@ -75,10 +75,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _place(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
     """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
-    entries(fields, where, dtype=str, shape=list, data_offsets=list)
+    check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES.get(fields["dtype"]), fields["shape"], fields["data_offsets"]
     if dtype is None:
-        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {shown(fields['dtype'])}")
+        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {short_repr(fields['dtype'])}")
     are_sizes = all(isinstance(n, int) and 0 <= n <= MAX_SIDE for n in (*shape, *offsets))
     if not are_sizes or len(shape) > 64 or len(offsets) != 2:
         raise ValueError(f"{where}: a shape or offsets that cannot be: the file is damaged")

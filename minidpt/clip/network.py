@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
-from ..progress import Tell, job
+from ..support.progress import ProgressCallback, task_progress
 from .attention import MultiheadAttention, attention
 from .packing import PackedPrompts, iter_chunks, pack, packed_attention
 
@@ -288,7 +288,7 @@ class CLIP(nn.Module):
         count = len(layout.ends)
         # In training this is a part of each step, which has progress of its own.
         silent = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        with nullcontext(_ignore) if silent else job("texts encoded", count) as tell:
+        with nullcontext(_ignore) if silent else task_progress("texts encoded", count) as tell:
             if chunk is None or chunk >= count:
                 return self._encode_prompts(x, layout, tell)[layout.inverse_order]
 
@@ -301,7 +301,7 @@ class CLIP(nn.Module):
                 tell(sum(map(len, features)))
             return torch.cat(features)[layout.inverse_order]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: Tell) -> Tensor:
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: ProgressCallback) -> Tensor:
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
         for number, block in enumerate(blocks, start=1):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..files import entries, shown
+from ..support.files import check_fields, short_repr
 from .network import CLIP, HEAD_WIDTH, MAX_RESOLUTION, TransformerSizes
 
 VIT_L_WIDTH = 1024  # of wider ones the heads differ: H, g and bigG have 80, 88 and 104
@@ -35,7 +35,7 @@ def build_clip(
     Raises ValueError if the model is not a ViT, or a tensor is missing, unknown, of a wrong shape,
     or holds something else than finite numbers.
     """
-    named = entries(dict(state_dict), "state dict")
+    named = check_fields(dict(state_dict), "state dict")
     weights = {name: value for name, value in named.items() if name not in NOT_WEIGHTS}
     if any(name.startswith("visual.layer1.") for name in weights):
         raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
@@ -68,7 +68,7 @@ def infer_sizes(
     for name, count in dimensions.items():
         shape = tuple(getattr(weights.get(name), "shape", ()))
         if len(shape) != count or not all(1 <= length <= MAX_LENGTH for length in shape):
-            got = f"shape {shape}" if shape else shown(weights.get(name))
+            got = f"shape {shape}" if shape else short_repr(weights.get(name))
             raise ValueError(f"CLIP's {name}: expected {count} dimensions, got {got}")
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     grid = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
@@ -119,7 +119,7 @@ def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], wha
     for name in sorted(expected.keys() & got.keys()):
         value, shape = got[name], tuple(expected[name].shape)
         if not isinstance(value, Tensor):
-            problems.append(f"{name} is {shown(value)}, expected a tensor")
+            problems.append(f"{name} is {short_repr(value)}, expected a tensor")
         elif value.shape != shape:
             problems.append(f"{name} is {tuple(value.shape)}, expected {shape}")
         elif not value.is_floating_point():

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..files import shown
+from ..support.files import short_repr
 
 SOT_TOKEN = 49406
 EOT_TOKEN = 49407
@@ -65,7 +65,7 @@ def tokenize(
     for row, (text, ids) in enumerate(zip(texts, rows)):
         if len(ids) > context_length:
             if not truncate:
-                got = f"text {shown(text)} has {len(ids)} tokens with start and end"
+                got = f"text {short_repr(text)} has {len(ids)} tokens with start and end"
                 fix = "shorten it, or pass truncate=True to cut it"
                 raise ValueError(f"{got}, the limit is {context_length}: {fix}")
             ids = ids[: context_length - 1] + [EOT_TOKEN]
@@ -80,7 +80,7 @@ def encode(text: str) -> list[int]:
     text ends at its first `<|endoftext|>`. Raises TypeError if `text` is not a string.
     """
     if not isinstance(text, str):
-        raise TypeError(f"expected text as a string, got {shown(text)}")
+        raise TypeError(f"expected text as a string, got {short_repr(text)}")
     import regex  # here, as it takes longer to import than all of this package
 
     ids = []
@@ -150,7 +150,7 @@ def _bpe(word: str) -> tuple[int, ...]:
     Sennrich et al. (2016), algorithm 1, searches the whole word for every merge, in quadratic time.
     Here the word is a linked list, `places` keeps where each possible merge starts, and a heap
     finds the earliest: linear time. The result is the same: a merge is learned after both of its
-    parts, so a pair that involves a new token always ranks after it.
+    parts, so a pair that involves a new token always world after it.
     """
     if word in SPECIAL_TOKENS:
         return (SPECIAL_TOKENS[word],)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import one_line
 from ..images.decode import open_image
 from ..images.threads import map_ordered
 from ..images.transforms import eval_pixels, to_uint8, train_transform
 from ..images.white_level import WhiteLevel
-from ..progress import counted
-from ..ranks import ALONE, NO_LABEL, Ranks
+from ..support.distributed import NO_LABEL, SINGLE, World
+from ..support.files import to_single_line
+from ..support.progress import track
 from .samples import Sample
 
 IMAGE_MEMORY = 2 * 1024**3  # bytes of decoded images that are kept, unless told otherwise
@@ -81,11 +81,11 @@ class ImageCache:
         paths: list[str],
         workers: int | None = None,
         others: Iterable[str] = (),
-        ranks: Ranks = ALONE,
+        world: World = SINGLE,
     ) -> None:
         """Decode images ahead, so that broken ones are found before any work is done.
 
-        They set the white level, one for those of all `ranks`. Raises ValueError or
+        They set the white level, one for those of all `world`. Raises ValueError or
         FileNotFoundError that names all broken images; once there is one, also those among
         `others`, which are to be read next.
         """
@@ -94,9 +94,9 @@ class ImageCache:
         self.white_level, self._wanted = WhiteLevel(), set(paths)
         with name_all_broken([*paths, *others], workers):
             with closing(map_ordered(self.get, paths, workers)) as images:
-                for _ in counted(images, "training images read", len(paths)):
+                for _ in track(images, "training images read", len(paths)):
                     pass
-        if self.white_level.settle(ranks):
+        if self.white_level.settle(world):
             self._clear()
 
 
@@ -122,7 +122,7 @@ def name_all_broken(paths: list[str], workers: int | None = None) -> Iterator[No
             raise
         (_, first), *others = broken
         named = textwrap.shorten(", ".join(path for path, _ in others), 240, placeholder=" …")
-        raise type(first)(one_line(f"{first}; the same for {len(others)} more: {named}")) from error
+        raise type(first)(to_single_line(f"{first}; the same for {len(others)} more: {named}")) from error
 
 
 def train_batches(
@@ -134,7 +134,7 @@ def train_batches(
     cache: ImageCache | None = None,
     workers: int | None = None,
     pin_memory: bool = False,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE,
 ) -> Iterator[Batch]:
     """Yield one epoch in random order, each image randomly cropped and mirrored.
 
@@ -142,7 +142,7 @@ def train_batches(
     for any number of `workers`, which are those of `map_ordered`. The last, smaller batch is
     dropped if there is at least one full one. `pin_memory` for CUDA.
 
-    Of several `ranks` each gets its share of every batch: images that lie beside each other in
+    Of several ranks each gets its share of every batch: images that lie beside each other in
     `items`, which for the most part are the same in each epoch, and in its cache. Where it has none
     it gets a black one, whose label is `NO_LABEL`.
 
@@ -160,7 +160,7 @@ def train_batches(
         )
 
     def share(places: Sequence[int]) -> Sequence[int]:
-        return ranks.share(sorted(places, key=order.__getitem__) if ranks.size > 1 else places)
+        return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
 
     labels = [items[number].label for number in order]
     return _batches(pixels, labels, resolution, batch_size, workers, True, share, pin_memory)

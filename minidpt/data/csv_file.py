@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import MAX_CLASSES
+from ..support.files import MAX_CLASSES
 from .folders import (
     IMAGE_SUFFIXES,
     IN_ORDER,

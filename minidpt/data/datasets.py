@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ..files import collector_paused, one_line_errors, read_json, read_text
+from ..support.files import gc_disabled, read_json, read_text, single_line_errors
 from .csv_file import LABELS, lists_images, open_csv
 from .folders import (
     assemble,
@@ -44,8 +44,8 @@ from .samples import PARTS, Dataset
 from .splits import read_split
 
 
-@one_line_errors
-@collector_paused()
+@single_line_errors
+@gc_disabled()
 def open_dataset(
     path: str | os.PathLike,
     dataset: str | None = None,

@@ -11,7 +11,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
-from ..progress import counted
+from ..support.progress import track
 from .naming import Naming
 from .samples import PARTS, Dataset, Sample, make_dataset
 
@@ -293,5 +293,5 @@ def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, lis
     if len(classes) < at_least:
         got = f"only '{classes[0].name}': pass the folder of the classes"
         raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
-    listed = counted(classes, "class folders listed", len(classes))
+    listed = track(classes, "class folders listed", len(classes))
     return {class_folder.name: images_in(class_folder) for class_folder in listed}

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import regex
 
-from ..files import (
+from ..support.files import (
     MAX_PICTURES,
     MAX_TEXT,
     canonical_classname,
-    one_line_errors,
     read_json,
     read_text,
-    shown,
+    short_repr,
+    single_line_errors,
 )
 from .samples import DEFAULT_TEMPLATE, Dataset
 
@@ -47,7 +47,7 @@ def imagenet_classnames() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines)
 
 
-@one_line_errors
+@single_line_errors
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Read folder or label -> class name from a file of such pairs.
 
@@ -60,7 +60,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     if path.suffix.lower() == ".json":
         content = read_json(path, where)
         if not isinstance(content, dict):
-            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {shown(content)}')
+            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {short_repr(content)}')
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
@@ -71,7 +71,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     names = {}
     for line, pair in pairs:
         if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
-            got = ", ".join(map(shown, pair))
+            got = ", ".join(map(short_repr, pair))
             raise ValueError(f"{where}, line {line}: expected a folder and its name, got {got}")
         key, name = pair[0].strip(), canonical_classname(pair[1], f"{where}, line {line}")
         if names.setdefault(key, name) != name:

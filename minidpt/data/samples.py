@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import good_name
+from ..support.files import validate_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 PARTS = ("train", "val", "test")
@@ -98,7 +98,7 @@ def make_dataset(
 
     Raises ValueError for a name that cannot be a folder's, and for classes all of one name.
     """
-    good_name(name, f"data in {root}", folder=True)
+    validate_name(name, f"data in {root}", folder=True)
     if len(classnames) > 1 == len(set(classnames)):
         raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
     counts = "/".join(str(len(listed[part])) for part in PARTS)

@@ -8,16 +8,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..files import (
+from ..support.files import (
     MAX_CLASSES,
     MAX_PICTURES,
-    collector_paused,
-    entries,
-    good_name,
-    one_line_errors,
+    atomic_write,
+    check_fields,
+    gc_disabled,
     read_json,
-    replacing,
-    shown,
+    short_repr,
+    single_line_errors,
+    validate_name,
 )
 from .folders import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, PARTS, Dataset, Sample, make_dataset
@@ -41,7 +41,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
             for path, label, classname in getattr(dataset, part)
         )
         lines.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -55,7 +55,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
     kinds |= dict.fromkeys(("classnames", "drawn", *PARTS), list | None)
     most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
-    content = entries(read_json(path, where, most), where, **kinds)
+    content = check_fields(read_json(path, where, most), where, **kinds)
     content |= {part: content.get(part) or [] for part in PARTS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}
@@ -63,21 +63,21 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
         for row in content[part]:
             good = type(row) is list and list(map(type, row)) == [str, int, str]
             if not good or named.setdefault(row[1], row[2]) != row[2]:
-                got = ", ".join(map(shown, row[:4])) if type(row) is list else shown(row)
+                got = ", ".join(map(short_repr, row[:4])) if type(row) is list else short_repr(row)
                 raise ValueError(f"{expected}, one name for each label, got [{got}] in {part}")
     names = content.get("classnames") or [named.get(label) for label in range(len(named))]
     count = len(names)
     wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
     if wrong or not 1 <= count <= MAX_CLASSES:
-        got = f"label {wrong[0]}, {shown(named[wrong[0]])}, of " if wrong else ""
+        got = f"label {wrong[0]}, {short_repr(named[wrong[0]])}, of " if wrong else ""
         raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
     for number, name in enumerate(names):  # which keeps its "_", as in the published results
-        good_name(name, f"{where}, class {number}")
+        validate_name(name, f"{where}, class {number}")
     return {**content, "classnames": names}
 
 
-@one_line_errors
-@collector_paused()
+@single_line_errors
+@gc_disabled()
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from ..files import locked, naming
+from ..support.files import explain_full_disk, file_lock
 from .scenes import STREET_STYLE, draw_scene
 from .things import THINGS
 
@@ -32,7 +32,7 @@ def draw_demo(parent: str | os.PathLike) -> Path:
         return folder
     Path(parent).mkdir(parents=True, exist_ok=True)
     rng, unfinished = random.Random(SEED), folder.with_name(f"{folder.name}.part")
-    with locked(folder.with_name(f"{folder.name}.lock")), naming(folder):
+    with file_lock(folder.with_name(f"{folder.name}.lock")), explain_full_disk(folder):
         if folder.is_dir():  # drawn by another process meanwhile
             return folder
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed

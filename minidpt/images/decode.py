@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from ..files import one_line_errors
+from ..support.files import single_line_errors
 from .white_level import WhiteLevel
 
 # Only image formats: Pillow also opens EPS, for which it starts another program (Ghostscript).
@@ -51,7 +51,7 @@ def formats() -> tuple[str, ...]:
     return (*FORMATS, *(name for name, s in MORE_FORMATS.items() if registered.get(s[0]) == name))
 
 
-@one_line_errors
+@single_line_errors
 def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Image.Image:
     """Open an image as a person sees it: upright, RGB, transparent parts white.
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import entries, shown
-from ..ranks import ALONE, Ranks
+from ..support.distributed import SINGLE, World
+from ..support.files import check_fields, short_repr
 
 LEVELS = {"integer": (255, 1023, 4095, 65535, 2**31 - 1), "float": (1, 255, 65535)}
 BLOCK = 2**20  # pixels that are converted at a time
@@ -48,13 +48,13 @@ class WhiteLevel(dict[str, float]):
             white = _least((65535, 2**31 - 1) if kind == "integer" else LEVELS[kind], largest)
         return _to_8_bits(image, white)
 
-    def settle(self, ranks: Ranks = ALONE) -> bool:
+    def settle(self, world: World = SINGLE) -> bool:
         """Choose the levels of the kinds that were read and have none yet, the same on all ranks.
 
         Returns whether there were some: what was read must be converted again, then.
         """
         settled = False
-        for max_values in ranks.tell(self.max_values):
+        for max_values in world.all_gather_object(self.max_values):
             for kind, value in max_values.items():
                 self.max_values[kind] = max(value, self.max_values.get(kind, value))
         for kind in self.max_values.keys() - self.keys():
@@ -71,9 +71,9 @@ def check_white_level(levels: object) -> WhiteLevel:
     """Return the white level that a file holds. Raises ValueError for anything else."""
     if levels is None:
         return WhiteLevel()
-    for kind, value in entries(levels, "white").items():
+    for kind, value in check_fields(levels, "white").items():
         if kind not in LEVELS or type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ValueError(f"white: expected numbers for {list(LEVELS)}, got {shown(value)}")
+            raise ValueError(f"white: expected numbers for {list(LEVELS)}, got {short_repr(value)}")
     return WhiteLevel(levels)
 
 

@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files import replacing
 from ..images.transforms import eval_pixels
 from ..maps import AttentionMaps, attention_maps
 from ..model import PromptedCLIP
+from ..support.files import atomic_write
 from .drawing import BRIGHTEST, PALE, bar, colour_scale, overlay, write
-from .folders import claimed
+from .folders import lock_output_folder
 
 PANEL, GAP, MARGIN = 224, 16, 24  # pixels
 WIDTH = 3 * PANEL + 2 * GAP + 2 * MARGIN
@@ -34,7 +34,7 @@ Bars = tuple[str, str, list[float]]  # a label, a colour and a share (0–1) for
 def attention_map_folder(
     folder: str | os.PathLike, data: Iterable[Path], model: PromptedCLIP, top: int = 5
 ) -> Iterator[Callable[[str | os.PathLike], Path]]:
-    """Lock a new or empty folder outside the data; raises as `claimed`.
+    """Lock a new or empty folder outside the data; raises as `lock_output_folder`.
 
     top: how many of the likeliest classes have bars, at most `MOST_CLASSES`.
     Yields a function that draws the maps of a.jpg in a.png, or in a-2.png, and returns that path;
@@ -48,14 +48,14 @@ def attention_map_folder(
         name = next(name for name in numbered if name.casefold() not in taken)
         taken.add(name.casefold())
         file = Path(folder, f"{name}.png")
-        with replacing(file) as unfinished:
+        with atomic_write(file) as unfinished:
             draw_attention(model, path, top).save(unfinished, format="PNG", optimize=True)
         return file
 
     def is_unfinished(contents: set[str]) -> bool:  # what a killed process has left
         return all(name.endswith(".png.part") for name in contents)
 
-    with claimed(Path(folder), data, is_unfinished, "--attention-maps"):
+    with lock_output_folder(Path(folder), data, is_unfinished, "--attention-maps"):
         yield draw
 
 

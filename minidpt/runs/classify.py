@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TextIO
 
 from ..data.folders import images_in, unread_notes
-from ..files import naming, writing_rows
 from ..inference import PREDICT_BATCH, Prediction
 from ..model import PromptedCLIP
-from .command_line import report
-from .progress_line import Progress, say
+from ..support.files import explain_full_disk, writing_rows
+from ..support.progress import Progress, print_line
+from .entrypoint import print_error
 
 MAX_LINE = 2**16  # bytes of a path
 
@@ -63,7 +63,7 @@ def classify(
                 explained = None
                 if isinstance(result, Exception):
                     status = 2
-                    report(result)
+                    print_error(result)
                 elif explain:
                     explained = explain(path)
                 for output in outputs:
@@ -84,7 +84,7 @@ def classify(
             stop = error
     if stop:
         of = f" of {total}" if total else ""
-        report(f"{' and '.join(files)}: stopped early, it has {count}{of} images")
+        print_error(f"{' and '.join(files)}: stopped early, it has {count}{of} images")
     if stop or pipe:
         raise stop or pipe
     return status
@@ -101,7 +101,7 @@ def print_classes(path: str, result: Result, explained: Path | None) -> None:
     """A line of text; none for an image that was not read."""
     if not isinstance(result, Exception):
         guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result)
-        say(f"{path}: {guesses}" + (f" -> {explained}" if explained else ""))
+        print_line(f"{path}: {guesses}" + (f" -> {explained}" if explained else ""))
 
 
 def print_json(file: TextIO, path: str, result: Result, explained: Path | None) -> None:
@@ -144,7 +144,7 @@ def json_lines(path: str) -> Iterator[Output]:
             os.unlink(path)
         raise
     finally:
-        with naming(path):
+        with explain_full_disk(path):
             file.close()
 
 
@@ -166,7 +166,7 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
             more = f"; {note}" if note else ""
             raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")
         if note:
-            say(f"note: {path}: {note}")
+            print_line(f"note: {path}: {note}")
         files += images
     return [files]
 

@@ -22,8 +22,8 @@ from ..checkpoints.pretrained import NAMES
 from ..clip.network import MAX_RESOLUTION
 from ..config import COMMON, METHOD, Option, PromptConfig, check_option, option
 from ..data.layouts import LAYOUTS
-from ..files import entries, shown
 from ..images.decode import MAX_PIXELS
+from ..support.files import check_fields, short_repr
 from ..training import default_epochs
 from .precision import AUTO, PRECISIONS
 
@@ -132,7 +132,7 @@ class RunConfig:
         """
         if unknown := [name for name in values if name not in OPTIONS]:
             raise ValueError(
-                f"{where}: expected options of train.py, got {shown(unknown[0])}, which is none, or "
+                f"{where}: expected options of train.py, got {short_repr(unknown[0])}, which is none, or "
                 "of an earlier version: remove it"
             )
         prompts = {name: value for name, value in values.items() if name in PROMPT_OPTIONS}
@@ -247,9 +247,9 @@ class RunRecord:
         """Return the record that a config.json holds. Raises ValueError for anything else."""
         kinds = dict.fromkeys((each.name for each in fields(cls)), str)
         kinds |= {"white_level": dict | None, "versions": dict}
-        record = cls(**{name: entries(values, where, **kinds).get(name) for name in kinds})
+        record = cls(**{name: check_fields(values, where, **kinds).get(name) for name in kinds})
         if record.precision not in PRECISIONS:
-            got = f"got precision {shown(record.precision)}"
+            got = f"got precision {short_repr(record.precision)}"
             raise ValueError(f"{where}: expected one of {', '.join(PRECISIONS)}, {got}")
         return record
 

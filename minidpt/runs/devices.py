@@ -9,14 +9,14 @@ import torch
 
 from ..checkpoints.pretrained import load
 from ..clip.network import CLIP
-from ..ranks import ALONE, Ranks
+from ..support.distributed import SINGLE, World
 from .config import RunConfig
 from .precision import PRECISIONS
 
 ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
 
 
-def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+def choose_device(name: str | None, world: World = SINGLE) -> torch.device:
     """The named device, or the accelerator that torch offers here, if any; each rank has its own.
 
     Raises ValueError if it is not there.
@@ -27,13 +27,13 @@ def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if ranks.size > 1 and device.type != "cpu":
+    if world.size > 1 and device.type != "cpu":
         if device.index is not None or device.type == "mps":
             raise ValueError(
-                f"--device {name}: expected a device for each of {ranks.size} processes, got one: "
+                f"--device {name}: expected a device for each of {world.size} processes, got one: "
                 "pass --device cpu, or cuda without a number"
             )
-        device = torch.device(device.type, ranks.local_rank)
+        device = torch.device(device.type, world.local_rank)
     if not is_there(device):
         raise ValueError(
             f"--device {name}: expected cpu, cuda or cuda:N, or what else this torch offers on "

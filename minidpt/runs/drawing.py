@@ -12,7 +12,7 @@ import regex
 from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 from torch import Tensor
 
-from ..files import printable
+from ..support.files import printable
 
 INK, PALE = "#1a1a1a", "#666666"
 BRIGHTEST = 4  # times the share that even attention gives a patch: from there on full colour

@@ -22,25 +22,24 @@ from ..data.copies import copies_note
 from ..data.samples import Sample
 from ..images.white_level import WhiteLevel
 from ..model import PromptedCLIP
-from ..progress import job
-from ..ranks import ALONE, Ranks
-from .progress_line import say, say_notes
+from ..support.distributed import SINGLE, World
+from ..support.progress import print_line, print_notes, task_progress
 
 
-class TestBatch(NamedTuple):
+class EvalBatch(NamedTuple):
     """images (B, 3, R, R) preprocessed, or None if not asked for; frozen features (B, E)."""
 
     images: Tensor | None
     frozen: Tensor
 
 
-class TestSet:
+class EvalSet:
     """Test pictures for one CLIP: decoded once, their frozen features computed once.
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
     pictures at 224 pixels); otherwise each pass decodes again. Raises ValueError without items.
 
-    Several `ranks` share the pictures and, on one machine, `max_bytes`; `own` are this one's.
+    Several ranks share the pictures and, on one machine, `max_bytes`; `own` are this one's.
     """
 
     def __init__(
@@ -50,16 +49,16 @@ class TestSet:
         batch_size: int = 100,
         workers: int | None = None,
         max_bytes: int = 2 * 1024**3,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE,
     ):
         if not items:
             raise ValueError("expected test images, got none: give every class at least two images")
         self.items, self.clip = items, clip
-        self.own, self.ranks = ranks.share(items), ranks
+        self.own, self.world = world.shard(items), world
         self.labels = torch.tensor([item.label for item in items])
         self.batch_size, self.workers = batch_size, workers
         size = len(self.own) * 3 * clip.visual.resolution**2
-        self.keep = size <= max_bytes // ranks.local_size
+        self.keep = size <= max_bytes // world.local_size
         self.white_level = WhiteLevel()
         self._clear()
 
@@ -87,9 +86,9 @@ class TestSet:
         batches = self._kept or eval_batches(
             self.own, resolution, self.batch_size, self.workers, self.white_level
         )
-        with job(what, len(self.own)) as tell:
+        with task_progress(what, len(self.own)) as tell:
             for batch in batches:
-                self.ranks.check()
+                self.world.check()
                 if self.keep:
                     kept.append(batch)
                 yield batch
@@ -110,27 +109,27 @@ class TestSet:
                 for images, _ in self.pixels("test images through zero-shot CLIP"):
                     images = self.clip.normalize(images.to(device))
                     parts.append(self.clip.encode_image(images).float())
-            if self.white_level.settle(self.ranks):
+            if self.white_level.settle(self.world):
                 self._clear()
                 return self.features()
             self._features = F.normalize(torch.cat(parts), dim=-1)
         return self._features
 
-    def batches(self, images: bool) -> Iterator[TestBatch]:
+    def batches(self, images: bool) -> Iterator[EvalBatch]:
         """Its `own` pictures in order, with or without `images`, on CLIP's device."""
         frozen = self.features().split(self.batch_size) if self.own else ()
         if images:
             for (pixels, _), features in zip(self.pixels(), frozen, strict=True):
-                yield TestBatch(self.clip.normalize(pixels.to(features.device)), features)
+                yield EvalBatch(self.clip.normalize(pixels.to(features.device)), features)
         else:
             for features in frozen:
-                yield TestBatch(None, features)
+                yield EvalBatch(None, features)
 
 
 def read_images(
     model: PromptedCLIP,
     train_set: list[Sample],
-    eval_sets: Iterable[TestSet],
+    eval_sets: Iterable[EvalSet],
     images: ImageCache,
     workers: int | None,
 ) -> None:
@@ -139,21 +138,21 @@ def read_images(
     They share one white level, which the model keeps and which is printed, as are copies of
     training images among the test images.
     """
-    ranks, eval_sets = model.ranks, list(eval_sets)
+    world, eval_sets = model.world, list(eval_sets)
     paths = [sample.path for sample in train_set]
     test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.items]
-    if ranks.first and (note := copies_note(paths, test_paths)):
-        say(f"note: {note}")
-    images.fill(ranks.share(paths), workers, ranks.share(test_paths), ranks)
+    if world.is_main and (note := copies_note(paths, test_paths)):
+        print_line(f"note: {note}")
+    images.fill(world.shard(paths), workers, world.shard(test_paths), world)
     model.white_level = images.white_level
     for eval_set in eval_sets:
         eval_set.set_white_level(model.white_level)
         eval_set.features()
-    say_notes(model.white_level.notes())
-    ranks.tell()  # also the slowest has read its images
+    print_notes(model.white_level.notes())
+    world.barrier()  # also the slowest has read its images
 
 
-class Predicted(NamedTuple):
+class EvalPredictions(NamedTuple):
     """Of each test picture the likeliest class (N,) and its probability (N,), on the CPU."""
 
     labels: Tensor
@@ -161,7 +160,7 @@ class Predicted(NamedTuple):
 
 
 @torch.no_grad()
-def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
+def predict_eval_set(model: PromptedCLIP, test: EvalSet) -> EvalPredictions:
     """What a model takes the test pictures for."""
     if not test.own:
         model.prompt_features()  # for which the other ranks need this one, too
@@ -171,7 +170,7 @@ def predicted(model: PromptedCLIP, test: TestSet) -> Predicted:
 
 
 @torch.no_grad()
-def zero_shot(model: PromptedCLIP, test: TestSet) -> Predicted:
+def zero_shot(model: PromptedCLIP, test: EvalSet) -> EvalPredictions:
     """What the frozen CLIP with the model's template takes them for."""
     batches = test.batches(images=False)
     features = model.template_features
@@ -179,24 +178,24 @@ def zero_shot(model: PromptedCLIP, test: TestSet) -> Predicted:
     return _likeliest(test, logits)
 
 
-def _likeliest(test: TestSet, logits: Iterable[Tensor]) -> Predicted:
+def _likeliest(test: EvalSet, logits: Iterable[Tensor]) -> EvalPredictions:
     """Of all pictures, from the logits (B, C) of this rank's own."""
     best = [(own.argmax(dim=-1), own.softmax(dim=-1).amax(dim=-1)) for own in logits]
     labels, probabilities = map(torch.cat, zip(*best, strict=True)) if best else torch.empty(2, 0)
     labels, probabilities = labels.cpu(), probabilities.cpu()
-    if test.ranks.size > 1:
-        told = test.ranks.tell([labels.tolist(), probabilities.tolist()])
+    if test.world.size > 1:
+        told = test.world.all_gather_object([labels.tolist(), probabilities.tolist()])
         labels, probabilities = (
             torch.tensor(list(chain.from_iterable(part))) for part in zip(*told, strict=True)
         )
-    return Predicted(labels, probabilities)
+    return EvalPredictions(labels, probabilities)
 
 
-def percent_correct(predicted: Tensor, labels: Tensor) -> float:
+def top1_accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy of predicted labels (N,), in percent."""
     return 100 * int((predicted == labels).sum()) / len(labels)
 
 
-def zero_shot_accuracy(model: PromptedCLIP, test: TestSet) -> float:
+def zero_shot_accuracy(model: PromptedCLIP, test: EvalSet) -> float:
     """Top-1 accuracy of the frozen CLIP with the model's template, in percent."""
-    return percent_correct(zero_shot(model, test).labels, test.labels)
+    return top1_accuracy(zero_shot(model, test).labels, test.labels)

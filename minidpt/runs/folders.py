@@ -15,7 +15,7 @@ from ..data.folders import describe_missing, missing_files
 from ..data.layouts import LAYOUTS, plain
 from ..data.samples import PARTS, Dataset
 from ..data.splits import split_content
-from ..files import entries, locked, read_json, replacing
+from ..support.files import atomic_write, check_fields, file_lock, read_json
 from .config import FIELDS, RunConfig, RunRecord, flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -28,7 +28,7 @@ SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
 RECORD = "record"  # beside the options in config.json
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end"
-ANEW = "begin it anew with --config and --out"  # instead of --resume
+START_OVER_HINT = "begin it anew with --config and --out"  # instead of --resume
 
 
 class RunFolder:
@@ -52,11 +52,11 @@ class RunFolder:
     def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Iterator[RunFolder]:
         """Lock a folder to write a run to: a new or empty one, or of a run without a result.
 
-        Raises as `claimed`. What is in the folder is compared by `is_finished`, removed by
+        Raises as `lock_output_folder`. What is in the folder is compared by `is_finished`, removed by
         `create`.
         """
         run, begun = cls(folder), lambda held: CONFIG in held and SUMMARY not in held
-        with claimed(run.folder, data, begun) as run.notes:
+        with lock_output_folder(run.folder, data, begun) as run.notes:
             yield run
 
     @classmethod
@@ -65,8 +65,8 @@ class RunFolder:
         """Lock this folder to write a run to, or with -2, -3, … behind it if that is taken."""
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
         for run in map(cls, chain([folder], numbered)):
-            with ExitStack() as claim, suppress(FolderTaken, BlockingIOError):
-                run.notes = claim.enter_context(claimed(run.folder, data, lambda held: False))
+            with ExitStack() as claim, suppress(OutputFolderExists, BlockingIOError):
+                run.notes = claim.enter_context(lock_output_folder(run.folder, data, lambda held: False))
                 claim = claim.pop_all()
                 break
         with claim:
@@ -112,7 +112,7 @@ class RunFolder:
 
         Raises ValueError, which `fix` ends, if it holds another run, a damaged one, or none.
         """
-        if not held_in(self.folder):
+        if not list_contents(self.folder):
             return False
         if not self.path(CONFIG).is_file():
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
@@ -160,7 +160,7 @@ class RunFolder:
 
     def write_text(self, name: str, content: str) -> None:
         """Write a text file whole."""
-        with replacing(self.path(name)) as unfinished:
+        with atomic_write(self.path(name)) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
 
     def read_json(self, name: str, **needed: Any) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class RunFolder:
         Raises ValueError if it is damaged, or lacks a `needed` entry of that type.
         """
         where = str(self.path(name))
-        return entries(read_json(where, where), where, **needed)
+        return check_fields(read_json(where, where), where, **needed)
 
 
 class SweepFolder:
@@ -190,12 +190,12 @@ class SweepFolder:
     ) -> Iterator[SweepFolder]:
         """Lock a folder for runs of these names: a new or empty one, or a sweep to continue.
 
-        Raises as `claimed`, and ValueError if another process writes to one of the runs.
+        Raises as `lock_output_folder`, and ValueError if another process writes to one of the runs.
         """
         sweep = cls(folder)
-        with claimed(sweep.folder, data, lambda held: SWEEP in held) as sweep.notes:
+        with lock_output_folder(sweep.folder, data, lambda held: SWEEP in held) as sweep.notes:
             for name in runs:
-                check_free(sweep.folder / name)
+                check_unlocked(sweep.folder / name)
             yield sweep
 
     def create(self, options: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], Any]:
 
     Raises ValueError if it is damaged.
     """
-    options = entries(read_json(path, str(path)), str(path))
+    options = check_fields(read_json(path, str(path)), str(path))
     return options, options.pop(RECORD, None)
 
 
@@ -229,10 +229,10 @@ def is_run(folder: Path) -> bool:
 
 def is_earlier_version(folder: Path) -> bool:
     """Whether the config.json of a run is not of this version. Raises ValueError if damaged."""
-    return RECORD not in entries(read_json(folder / CONFIG, str(folder / CONFIG)), CONFIG)
+    return RECORD not in check_fields(read_json(folder / CONFIG, str(folder / CONFIG)), CONFIG)
 
 
-def held_in(folder: Path) -> set[str]:
+def list_contents(folder: Path) -> set[str]:
     """What is in the folder, if there is one, but for what a killed process of ours has left."""
     ours = {LOCK, TRANSFER_LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
     if folder.is_dir():
@@ -240,12 +240,12 @@ def held_in(folder: Path) -> set[str]:
     return {folder.name} if os.path.lexists(folder) else set()
 
 
-class FolderTaken(FileExistsError):
+class OutputFolderExists(FileExistsError):
     """A folder to write to holds what is not ours to go on with: another name will do."""
 
 
 @contextmanager
-def claimed(
+def lock_output_folder(
     folder: Path,
     data: Iterable[Path],
     may_hold: Callable[[set[str]], bool],
@@ -255,17 +255,17 @@ def claimed(
 
     Yields notes: that there are no locks here. Folders that the block leaves empty go again.
     Raises ValueError if the folder lies within one of the data folders, or in a sweep that another
-    process writes; FolderTaken if it holds what it may not, BlockingIOError if another process
+    process writes; OutputFolderExists if it holds what it may not, BlockingIOError if another process
     has it.
     """
 
     def check() -> None:
-        held = held_in(folder)
+        held = list_contents(folder)
         if held and not may_hold(held):
             kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
             got = next((kind for name, kind in kinds.items() if name in held), "other files")
             ours = ", or one that this command goes on with" if option == "--out" else ""
-            raise FolderTaken(
+            raise OutputFolderExists(
                 f"output folder {folder}: expected a new or empty one{ours}, got one with {got}: "
                 f"pass another {option} or remove it"
             )
@@ -275,9 +275,9 @@ def claimed(
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / LOCK, BUSY.format(folder)) as held:
+        with file_lock(folder / LOCK, BUSY.format(folder)) as held:
             check()  # nobody else writes to it now
-            check_free(folder.parent)
+            check_unlocked(folder.parent)
             yield () if held else (f"no locks here: start nothing else that writes to {folder}",)
     finally:
         with suppress(OSError):
@@ -285,11 +285,11 @@ def claimed(
                 path.rmdir()
 
 
-def check_free(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """ValueError if another process writes to the folder."""
     try:
         if (folder / LOCK).exists():
-            with locked(folder / LOCK, BUSY.format(folder)):
+            with file_lock(folder / LOCK, BUSY.format(folder)):
                 pass
     except BlockingIOError as error:
         raise ValueError(error) from None

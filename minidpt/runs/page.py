@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..files import one_line, printable
+from ..support.files import printable, to_single_line
 
 WIDTH, HEIGHT = 340, 210  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
@@ -91,7 +91,7 @@ def text(value: object) -> Markup:
 
 def name(value: object, limit: int = 80) -> Markup:
     """Return a name from the data, cut in its middle, of whatever direction of writing."""
-    return tag("bdi", one_line(value, limit))
+    return tag("bdi", to_single_line(value, limit))
 
 
 def table(heads: Sequence[object], lines: Iterable[Sequence[object]], style: str = "") -> Markup:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..config import KINDS, check_option
-from ..files import one_line, shown
+from ..support.files import short_repr, to_single_line
 from .config import FIELDS, GROUPS, OPTIONS, flag
 
 
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """Exit with status 2."""
         script = self.prog.partition(" ")[0]
         message = message.removeprefix("argument ")
-        self.exit(2, f"{script}: error: {one_line(message)} (--help lists all options)\n")
+        self.exit(2, f"{script}: error: {to_single_line(message)} (--help lists all options)\n")
 
 
 def value_type(about: Field) -> Any:
@@ -95,7 +95,7 @@ def value_type(about: Field) -> Any:
         try:
             number = convert(text)
         except ValueError as error:
-            problem = str(error) if convert is finite else f"got {shown(text)}"
+            problem = str(error) if convert is finite else f"got {short_repr(text)}"
             raise argparse.ArgumentTypeError(f"expected {expected}, {problem}") from None
         try:
             return check_option(about, number)
@@ -120,5 +120,5 @@ def finite(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"finite in fp32, got {shown(text)}")
+        raise ValueError(f"finite in fp32, got {short_repr(text)}")
     return value

@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from ..data.samples import Dataset
-from ..files import MAX_PICTURES, cell, one_line_errors, read_text, write_rows
-from .evaluation import Predicted
+from ..support.files import MAX_PICTURES, escape_formula, read_text, single_line_errors, write_rows
+from ..support.progress import print_line
+from .evaluation import EvalPredictions
 from .folders import PREDICTIONS, SPLIT, RunFolder
-from .progress_line import say
 
 HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
 
@@ -79,16 +79,16 @@ def print_class_accuracy(
         mistakes = [f"{classnames[label]} {count}" for label, count in result.mistakes]
         share = f"{result.accuracy:6.2f} %" if result.images else "     -  "
         taken_for = f", taken for {', '.join(mistakes[:3])}" if mistakes else ""
-        say(f"  {name:{width}} {share}  {result.correct} of {result.images}{taken_for}")
+        print_line(f"  {name:{width}} {share}  {result.correct} of {result.images}{taken_for}")
         accuracy = result.accuracy if result.images else ""
         rows.append((name, accuracy, result.correct, result.images, ", ".join(mistakes)))
     accuracies = [result.accuracy for result in results if result.images]
-    say(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
+    print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
         write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
-def write_predictions(run: RunFolder, dataset: Dataset, learned: Predicted, zero_shot: Predicted) -> None:
+def write_predictions(run: RunFolder, dataset: Dataset, learned: EvalPredictions, zero_shot: EvalPredictions) -> None:
     """Write a line for each test image, in the order of split.json."""
     columns = []
     for labels, probabilities in (learned, zero_shot):
@@ -101,12 +101,12 @@ def write_predictions(run: RunFolder, dataset: Dataset, learned: Predicted, zero
     write_rows(run.path(PREDICTIONS), HEADER, rows, "backslashreplace")
 
 
-@one_line_errors
+@single_line_errors
 def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
     """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
     content = read_text(path, str(path), most=8 * MAX_PICTURES)
-    known = {str(cell(name)): label for label, name in enumerate(classnames)}
+    known = {str(escape_formula(name)): label for label, name in enumerate(classnames)}
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
         _, label, learned, probability, zero_shot, other_probability = zip(*rows, strict=True)

@@ -1,6 +1,6 @@
 """Several processes on one command: which one writes, and which tells.
 
-`ranks.py` is how they compute together.
+`world.py` is how they compute together.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from contextlib import (
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..ranks import ALONE, Ranks
+from ..support.distributed import SINGLE, World
 
 Held = TypeVar("Held")
 
 
-def command_of(script: str, ranks: Ranks = ALONE) -> list[str]:
+def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
     """What starts train or eval as this command was started, also in as many processes."""
     called = Path(sys.argv[0])
     installed = called.stem.startswith("minidpt-")
     file = f"minidpt-{script}" if installed else str(called.with_name(f"{script}.py"))
-    if ranks.size == 1:
+    if world.size == 1:
         return [file] if installed else ["python", file]
-    nodes = -(-ranks.size // ranks.local_size)
+    nodes = -(-world.size // world.local_size)
     several = [f"--nnodes={nodes}"] * (nodes > 1)
-    start = ["torchrun", *several, f"--nproc_per_node={ranks.local_size}"]
+    start = ["torchrun", *several, f"--nproc_per_node={world.local_size}"]
     return [*start, *["--no-python"] * installed, file]
 
 
 @contextmanager
-def of_the_first(
-    ranks: Ranks, claim: AbstractContextManager[Held], kind: Callable[[str], Held]
+def main_process_first(
+    world: World, claim: AbstractContextManager[Held], kind: Callable[[str], Held]
 ) -> Iterator[Held]:
     """What the first rank claims, a folder's `kind`; to the others, which read it, when it has.
 
     Its lock is the first one's. On several machines it is a folder that all of them have.
     """
-    if ranks.first:
+    if world.is_main:
         with claim as held:
-            ranks.tell(str(held.folder))
+            world.all_gather_object(str(held.folder))
             yield held
     else:
-        yield kind(ranks.tell()[0])
+        yield kind(world.barrier()[0])
 
 
 @contextmanager
-def silent(are_others: bool) -> Iterator[None]:
+def mute_output(are_others: bool) -> Iterator[None]:
     """In the block nothing is printed, if these are not the ones to tell."""
     with ExitStack() as printing:
         if are_others:
@@ -65,16 +65,16 @@ def silent(are_others: bool) -> Iterator[None]:
 
 
 @contextmanager
-def telling(name: str, ranks: Ranks) -> Iterator[None]:
+def prefix_output(name: str, world: World) -> Iterator[None]:
     """In the block each of several ranks prints, also one that is `silent`: lines behind a name."""
     with ExitStack() as printing:
-        if ranks.size > 1:
-            printing.enter_context(redirect_stdout(Named(sys.__stdout__, name)))
-            printing.enter_context(redirect_stderr(Named(sys.__stderr__, name)))
+        if world.size > 1:
+            printing.enter_context(redirect_stdout(PrefixedStream(sys.__stdout__, name)))
+            printing.enter_context(redirect_stderr(PrefixedStream(sys.__stderr__, name)))
         yield
 
 
-class Named(io.TextIOBase):
+class PrefixedStream(io.TextIOBase):
     """Writes whole lines to a stream, each behind a name."""
 
     def __init__(self, stream: Any, name: str):

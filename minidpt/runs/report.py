@@ -15,11 +15,11 @@ from PIL import Image
 
 from ..config import METHODS
 from ..data.splits import split_content
-from ..files import one_line, one_line_errors, parse_json, read_text, replacing
 from ..images.transforms import eval_pixels
 from ..images.white_level import check_white_level
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
+from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line
 from .attention_pngs import attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
@@ -36,7 +36,7 @@ SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 Model = Callable[[], PromptedCLIP | None]
 
 
-@one_line_errors
+@single_line_errors
 def write_report(
     folder: str | os.PathLike, model: Model = lambda: None, root: str | None = None
 ) -> list[str]:
@@ -57,7 +57,7 @@ def write_report(
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
-    with replacing(folder / REPORT) as unfinished:
+    with atomic_write(folder / REPORT) as unfinished:
         unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
 
@@ -80,7 +80,7 @@ class RunReport:
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
         self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
-        self.title = f"{self.method} on {one_line(self.split.get('name') or 'images', 80)}"
+        self.title = f"{self.method} on {to_single_line(self.split.get('name') or 'images', 80)}"
 
     def content(self) -> list[Markup]:
         """Return all sections that can be made."""
@@ -103,7 +103,7 @@ class RunReport:
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
-        rows = [(key, one_line(value, 200)) for key, value in sorted(self.config.items())]
+        rows = [(key, to_single_line(value, 200)) for key, value in sorted(self.config.items())]
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
         return [part for part in parts if part]
@@ -116,7 +116,7 @@ class RunReport:
             reason = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
             where = str(self.run.path(file))
             reason = reason if where in reason else f"{where}: {reason}"
-            self.notes.append(one_line(f"{title}: left out: {reason}"))
+            self.notes.append(to_single_line(f"{title}: left out: {reason}"))
             return None
 
     def header(self) -> Markup:
@@ -128,7 +128,7 @@ class RunReport:
             facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
                       f"{config.get('epochs')} epochs",
                       f"{len(split['train']):,} training images"]  # fmt: skip
-        model, root = one_line(config.get("model"), 60), one_line(split.get("root"), 200)
+        model, root = to_single_line(config.get("model"), 60), to_single_line(split.get("root"), 200)
         facts += [f"{len(split['test']):,} test images", f"CLIP {model}",
                   f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
                   f"data {root}", f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
@@ -202,7 +202,7 @@ class RunReport:
             ))  # fmt: skip
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
-            self.notes.append(one_line(f"Mistakes: {count}: {errors[0]}"))
+            self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
         about = f"The {len(chosen)} with the greatest probability."
         if model:
             about += (

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 from ..config import METHODS
 from ..data.samples import Dataset
-from ..files import entries, good_name, locked, one_line, one_line_errors, shown
+from ..support.files import (
+    check_fields,
+    file_lock,
+    short_repr,
+    single_line_errors,
+    to_single_line,
+    validate_name,
+)
 from . import folders
 from .config import OPTIONS, RunConfig, RunRecord, flag, published_settings
 from .folders import (
@@ -46,7 +53,7 @@ def format_setting(name: str, value: Any) -> str:
     """Return a setting as tables show it; of a fingerprint, its beginning."""
     if name in FINGERPRINTS:
         return f"{FINGERPRINTS[name]} fingerprint {str(value)[:8]}"
-    return f"{name} {one_line(value, 200)}"
+    return f"{name} {to_single_line(value, 200)}"
 
 
 class Result(NamedTuple):
@@ -99,7 +106,7 @@ def tested_on(dataset: str, subset: str) -> str:
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
-@one_line_errors
+@single_line_errors
 def read_results(folder: str | os.PathLike) -> list[Result]:
     """Read the results of all finished runs in a folder and below, the oldest first.
 
@@ -115,15 +122,15 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
         config, record = run.read_config()
         settings = compared_settings(config, record)
         summary = run.read_json(SUMMARY, **OF_RUN)
-        dataset = good_name(summary["dataset"], str(path), folder=True)
+        dataset = validate_name(summary["dataset"], str(path), folder=True)
         trained = tested_on(dataset, config.classes)
         for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
             where = f"{run.folder}, test {name[:60]!r}"
-            entries(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+            check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
             accuracies = [float(test[key]) for key in OF_TEST]
             in_range = all(0 <= accuracy <= 100 for accuracy in accuracies)
             if not in_range or summary["method"] not in METHODS:
-                got = f"{accuracies} of {shown(summary['method'])}"
+                got = f"{accuracies} of {short_repr(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Result(
                 dataset, trained, test.get("tested") or name, summary["model"],
@@ -180,7 +187,7 @@ def _row(results: list[Result], names: set[str], unusual: dict[str, Any]) -> Row
     first, settings = results[0], results[0].settings
     variant = (format_setting(name, settings[name]) for name in sorted(names & settings.keys()))
     options = tuple(
-        flag(name) if value is True else f"{flag(name)} {one_line(value, 200)}"
+        flag(name) if value is True else f"{flag(name)} {to_single_line(value, 200)}"
         for name, value in unusual.items()
         if name in OPTIONS and OPTIONS[name].read_by and name not in names and value != "usual"
     )
@@ -209,7 +216,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     elsewhere = is_tested and root != trained_root  # other images of that name
-    with locked(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
+    with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {

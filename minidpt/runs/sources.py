@@ -18,19 +18,19 @@ from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
 from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
-from ..ranks import started
+from ..support.distributed import world_from_environment
+from ..support.progress import print_line
 from .config import RunConfig, RunRecord
 from .devices import choose_device, load_clip, place
 from .eval_options import evaluates_other_data
-from .evaluation import TestSet
+from .evaluation import EvalSet
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
 from .precision import AUTO, choose_precision
-from .processes import command_of
-from .progress_line import say
+from .processes import relaunch_command
 from .results import tested_on
 
 
-def tests_of(
+def eval_datasets(
     args: Namespace, runs: list[RunFolder], configs: list[RunConfig]
 ) -> list[tuple[Dataset, list[int]]]:
     """Data sets to test on, and the numbers of the runs to test on each."""
@@ -98,12 +98,12 @@ def train_images(run: RunFolder, root: str | None) -> set[str]:
     return set(map(os.path.realpath, files))
 
 
-def seen_notes(learned_from: set[str], eval_set: TestSet) -> Iterator[str]:
+def seen_notes(learned_from: set[str], eval_set: EvalSet) -> Iterator[str]:
     """Yield what of the test images was trained on, by name or as a copy."""
     if seen := sum(file in learned_from for file in eval_set.files):
         yield f"{seen} of the test images were trained on"
     others = [file for file in eval_set.files if file not in learned_from]
-    if eval_set.ranks.first and (note := copies_note(learned_from, others)):
+    if eval_set.world.is_main and (note := copies_note(learned_from, others)):
         yield note
 
 
@@ -117,12 +117,12 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
     precision, reason = choose_precision(args.precision or record.precision, device)
     clip = load_clip(config, args.model)
     if args.precision == AUTO:
-        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            again = shlex.join([*command_of("train"), "--resume", str(run.folder)])
-            say(f"note: the training of {run.folder} was stopped before its end, or still runs; "
+            again = shlex.join([*relaunch_command("train"), "--resume", str(run.folder)])
+            print_line(f"note: the training of {run.folder} was stopped before its end, or still runs; "
                 f"to resume it: {again}")  # fmt: skip
     models = [load_model(run.path(MODEL), clip) for run in runs]
     return models, precision
@@ -146,7 +146,7 @@ def device_of_runs(runs: list[RunFolder], args: Namespace) -> torch.device:
     """Return the device that was asked for, or the runs' if it is on this machine."""
     if args.device is None:
         try:
-            return choose_device(runs[0].read_config()[1].device, started())
+            return choose_device(runs[0].read_config()[1].device, world_from_environment())
         except ValueError:
             pass  # it is not here
-    return choose_device(args.device, started())
+    return choose_device(args.device, world_from_environment())

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..checkpoints.prompt_file import write_checkpoint
 from ..checkpoints.reader import read_checkpoint
 from ..clip.state_dict import check_tensors
-from ..files import entries, parse_json, shown
 from ..model import PromptedCLIP
-from .folders import ANEW, METRICS, MODEL, STATE, RunFolder
+from ..support.files import check_fields, parse_json, short_repr
+from .folders import METRICS, MODEL, START_OVER_HINT, STATE, RunFolder
 
 FORMAT = "minidpt state 2"
 
@@ -41,7 +41,7 @@ class TrainingState:
 
         Of several ranks, which have the same state, the first does.
         """
-        if not self.model.ranks.first:
+        if not self.model.world.is_main:
             return
         learned, state = self.model.prompt_state_dict(), self.optimizer.state
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
@@ -65,23 +65,23 @@ class TrainingState:
         try:
             content = read_checkpoint(path)
         except ValueError as error:  # its advice is for a checkpoint, which can be had again
-            raise ValueError(f"{path}: expected a whole file, got a damaged one: {ANEW}") from error
+            raise ValueError(f"{path}: expected a whole file, got a damaged one: {START_OVER_HINT}") from error
         try:
-            self._take(entries(content, "content", format=str))
+            self._take(check_fields(content, "content", format=str))
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{path}: not the state of this run, {error}: {ANEW}") from error
+            raise ValueError(f"{path}: not the state of this run, {error}: {START_OVER_HINT}") from error
 
     def _take(self, content: dict[str, Any]) -> None:
         if content["format"] != FORMAT:
-            raise ValueError(f"expected {FORMAT}, got {shown(content['format'])}")
+            raise ValueError(f"expected {FORMAT}, got {short_repr(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-        entries(content, "content", epoch=int, metrics=Tensor, settings=dict, **kinds)
+        check_fields(content, "content", epoch=int, metrics=Tensor, settings=dict, **kinds)
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
-                raise ValueError(f"expected {name} {shown(value)}, got one with {name} {shown(there)}")
+                raise ValueError(f"expected {name} {short_repr(value)}, got one with {name} {short_repr(there)}")
         epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:
-            raise ValueError(f"expected an epoch from 0 to {epochs}, got {shown(epoch)}")
+            raise ValueError(f"expected an epoch from 0 to {epochs}, got {short_repr(epoch)}")
         metrics = lines_of(content["metrics"], epoch)
 
         momentum, generators = content["momentum"], self._generators()
@@ -90,8 +90,8 @@ class TrainingState:
         check_tensors(content["learned"], learned, "learned prompts")
         check_tensors(momentum, learned if begun else {}, "momentum")
         of_scaler = {name: type(value) for name, value in self.scaler.state_dict().items()}
-        entries(content["scaler"], "scaler", **of_scaler)
-        entries(content["generators"], "generators", **dict.fromkeys(generators, Tensor | None))
+        check_fields(content["scaler"], "scaler", **of_scaler)
+        check_fields(content["generators"], "generators", **dict.fromkeys(generators, Tensor | None))
 
         for name, generator in generators.items():
             if (drawn := content["generators"].get(name)) is not None:  # else on another device
@@ -120,7 +120,7 @@ def lines_of(metrics: Tensor, epochs: int) -> str:
         raise ValueError(f"metrics: expected bytes, got {metrics.dtype}, {tuple(metrics.shape)}")
     text = bytes(metrics.tolist()).decode()
     *lines, rest = text.split("\n")
-    told = [entries(parse_json(line, "metrics"), "metrics", epoch=int)["epoch"] for line in lines]
+    told = [check_fields(parse_json(line, "metrics"), "metrics", epoch=int)["epoch"] for line in lines]
     if rest or told != list(range(1, epochs + 1)):
         raise ValueError(f"metrics: expected a line for each of {epochs} epochs, got {len(lines)}")
     return text

@@ -24,26 +24,26 @@ from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
 from ..model import build_model
-from ..ranks import LostRank, Ranks, join, started
-from .command_line import Interrupted, is_expected, report
+from ..support.distributed import PeerLost, World, join_world, world_from_environment
+from ..support.progress import print_line, print_notes
 from .config import RunConfig, RunRecord, expand_grid
 from .devices import choose_device, load_clip, place
-from .evaluation import TestSet
+from .entrypoint import Interrupted, is_user_error, print_error
+from .evaluation import EvalSet
 from .folders import (
-    ANEW,
     CONFIG,
     METRICS,
     REPORT,
+    START_OVER_HINT,
     STATE,
     SUMMARY,
     RunFolder,
     SweepFolder,
     folders_of,
-    held_in,
+    list_contents,
 )
 from .precision import choose_precision
-from .processes import command_of, of_the_first, telling
-from .progress_line import say, say_notes
+from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
 from .results import read_results, summarise
 from .tables import markdown, write_tables
@@ -78,15 +78,15 @@ class Shared(NamedTuple):
 
     clip: CLIP
     record: RunRecord
-    eval_sets: dict[str, TestSet]
+    eval_sets: dict[str, EvalSet]
     images: ImageCache
-    world: Ranks
+    world: World
     is_sweep: bool
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes and prints."""
-        return self.world.first
+        return self.world.is_main
 
 
 RunOnce = Callable[[PlannedRun, Shared], None]
@@ -101,11 +101,11 @@ def is_finished(folder: str) -> bool:
     if SweepFolder.is_in(folder):
         return False
     if run.path(SUMMARY).is_file():
-        command = shlex.join([*command_of("eval"), "test", folder])
-        say(f"run {folder} is finished: {command}")
+        command = shlex.join([*relaunch_command("eval"), "test", folder])
+        print_line(f"run {folder} is finished: {command}")
         return True
     if run.path(METRICS).is_file() and not run.path(STATE).is_file():
-        raise ValueError(f"--resume {folder}: expected {STATE} in it, got a run without: {ANEW}")
+        raise ValueError(f"--resume {folder}: expected {STATE} in it, got a run without: {START_OVER_HINT}")
     return False
 
 
@@ -134,15 +134,15 @@ def open_subsets(
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """Open and print a data set; return it, and by name the subsets of classes to test on."""
     dataset = open_dataset(folder, name, classnames=config.classnames, template=config.template)
-    say(dataset.source)
-    say_notes(dataset.notes)
+    print_line(dataset.source)
+    print_notes(dataset.notes)
     subsets = ("base", "new") if config.classes == "base" else (config.classes,)
     return dataset, {subset: select_classes(dataset, subset) for subset in subsets}
 
 
 @contextmanager
 def open_output(
-    command: TrainCommand, runs: list[PlannedRun], world: Ranks
+    command: TrainCommand, runs: list[PlannedRun], world: World
 ) -> Iterator[tuple[list[PlannedRun], SweepFolder | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
     datasets = {run.dataset.name: run.dataset for run in runs}.values()
@@ -151,12 +151,12 @@ def open_output(
     if len(runs) == 1 and not (out and SweepFolder.is_in(out)):
         numbered = RunFolder.new_numbered(Path("runs") / runs[0].name, data)
         lock = RunFolder.new(out, data) if out else numbered
-        with of_the_first(world, lock, RunFolder) as folder:
+        with main_process_first(world, lock, RunFolder) as folder:
             yield [replace(runs[0], folder=folder)], None
         return
     out = out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep"
     lock = SweepFolder.new(out, data, [run.name for run in runs])
-    with of_the_first(world, lock, SweepFolder) as sweep:
+    with main_process_first(world, lock, SweepFolder) as sweep:
         folders = [RunFolder(sweep.folder / run.name) for run in runs]
         yield [replace(run, folder=folder) for run, folder in zip(runs, folders)], sweep
 
@@ -167,52 +167,52 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
     Several processes share one run; of a sweep each makes whole runs, dealt out as they become
     free. Returns 2 if runs of the sweep failed, or its table could not be written.
     """
-    device = choose_device(command.options.get("device"), started())
-    world = join(device)
+    device = choose_device(command.options.get("device"), world_from_environment())
+    world = join_world(device)
     planned = plan_runs(command)
     with open_output(command, planned, world) as (runs, sweep):
         todo, clip, records = prepare(command, runs, sweep, device, world)
-        world.tell()  # all have seen what is there, before any of them writes
+        world.barrier()  # all have seen what is there, before any of them writes
         failed = []
         images = ImageCache(IMAGE_MEMORY // world.local_size)
-        sharing = world.alone() if sweep else world
+        run_world = world.single() if sweep else world
         opened, eval_sets = None, {}  # of the data set that was tested last
-        for number in world.dealt(len(todo)) if sweep else range(len(todo)):
+        for number in world.work_queue(len(todo)) if sweep else range(len(todo)):
             run = todo[number]
-            with telling(run.name, world) if sweep else nullcontext():
+            with prefix_output(run.name, world) if sweep else nullcontext():
                 if sweep:
-                    say(f"[{number + 1}/{len(todo)}] {run.name}")
+                    print_line(f"[{number + 1}/{len(todo)}] {run.name}")
                 try:
                     if run.dataset is not opened:
                         workers = run.config.workers
                         eval_sets = {
-                            subset: TestSet(tested.test, clip, workers=workers, ranks=sharing)
+                            subset: EvalSet(tested.test, clip, workers=workers, world=run_world)
                             for subset, tested in run.subsets.items()
                         }
                         opened = run.dataset
                     record = records[run.dataset.name]
-                    run_once(run, Shared(clip, record, eval_sets, images, sharing, bool(sweep)))
-                except (Interrupted, LostRank) as stop:
+                    run_once(run, Shared(clip, record, eval_sets, images, run_world, bool(sweep)))
+                except (Interrupted, PeerLost) as stop:
                     stop.go_on = resume_command(run, sweep, world)
                     raise
                 except Exception as error:
-                    if not sweep or isinstance(error, BrokenPipeError) or not is_expected(error):
+                    if not sweep or isinstance(error, BrokenPipeError) or not is_user_error(error):
                         raise
-                    report(error, f"{run.name}: " if world.size == 1 else "")
+                    print_error(error, f"{run.name}: " if world.size == 1 else "")
                     failed.append(run.name)
-        failed = list(chain.from_iterable(world.tell(failed)))
-        if not world.first:
+        failed = list(chain.from_iterable(world.all_gather_object(failed)))
+        if not world.is_main:
             return 0
         no_report = runs[0].config.no_report
         tabulated = not sweep or len(failed) == len(runs) or tabulate(sweep, not no_report)
         if failed:
-            report(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+            print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
         return 0 if tabulated and not failed else 2
 
 
-def resume_command(run: PlannedRun, sweep: SweepFolder | None, world: Ranks) -> str:
+def resume_command(run: PlannedRun, sweep: SweepFolder | None, world: World) -> str:
     """Return the command that resumes what was begun; "" if there is nothing left to do."""
-    again = command_of("train", world)
+    again = relaunch_command("train", world)
     if sweep or not run.folder.path(CONFIG).is_file():
         return shlex.join([*again, *sys.argv[1:]])
     if run.folder.path(SUMMARY).is_file():
@@ -226,7 +226,7 @@ def prepare(
     runs: list[PlannedRun],
     sweep: SweepFolder | None,
     device: torch.device,
-    world: Ranks,
+    world: World,
 ) -> tuple[list[PlannedRun], CLIP, dict[str, RunRecord]]:
     """Return the runs that have no result yet in order, CLIP on its device, records by data set.
 
@@ -243,7 +243,7 @@ def prepare(
         )
         for run in runs
     }
-    fix = [ANEW] if command.resume else []
+    fix = [START_OVER_HINT] if command.resume else []
     todo = [
         run
         for run in runs
@@ -254,19 +254,19 @@ def prepare(
     if sweep:
         count, finished = len(runs), len(runs) - len(todo)
         plural = "s" if count > 1 else ""
-        say(f"{count} run{plural} in {sweep.folder}, {finished} of them finished")
+        print_line(f"{count} run{plural} in {sweep.folder}, {finished} of them finished")
     else:
         folder = runs[0].folder
         resumed = "resumed" if folder.path(STATE).is_file() else "begun anew"
-        say(f"run folder {folder.folder}" + (f", {resumed}" if held_in(folder.folder) else ""))
-    say_notes((sweep or runs[0].folder).notes)
+        print_line(f"run folder {folder.folder}" + (f", {resumed}" if list_contents(folder.folder) else ""))
+    print_notes((sweep or runs[0].folder).notes)
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
     for (prompts, template), run in kinds.items():
         build_model(clip, run.dataset.classnames[:2], template, prompts)
     if todo:
         clip = place(clip, device, precision)
-        say(f"CLIP {clip.name} on {device} in {precision} ({reason})")
-        if sweep and world.first:
+        print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
+        if sweep and world.is_main:
             sweep.create({**command.options, "data": config.data})
     return todo, clip, records
 
@@ -276,13 +276,13 @@ def tabulate(sweep: SweepFolder, with_report: bool) -> bool:
     try:
         text, written = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv", True
     except OSError as error:
-        report(error)
+        print_error(error)
         text, written = markdown(summarise(read_results(sweep.folder))), False
-    say("", *text.splitlines())
+    print_line("", *text.splitlines())
     if with_report:
         with optional_output(sweep.folder):
             write_report(sweep.folder)
-            say(sweep.folder / REPORT)
+            print_line(sweep.folder / REPORT)
     return written
 
 
@@ -294,7 +294,7 @@ def optional_output(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, BrokenPipeError):
             raise
-        report(f"{folder}: the report is left out: {error or type(error).__name__}")
+        print_error(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
 def longest_first(run: PlannedRun) -> tuple[int, str, int]:

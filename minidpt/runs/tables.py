@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ..data.layouts import LAYOUTS
-from ..files import one_line, replacing, write_rows
+from ..support.files import atomic_write, to_single_line, write_rows
 from .results import LEFT_OUT, Row, left_out, read_results, summarise, tested_on
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
@@ -39,13 +39,13 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _markdown(table: Table) -> str:
     """Format a table so that its columns also line up as plain text."""
-    lines = [[one_line(text).replace("|", "\\|") for text in line] for line in table.lines]
+    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in table.lines]
     widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         for line in (table.heads, ["-" * width for width in widths], *lines)
     ]
-    return "\n".join([f"**{one_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
+    return "\n".join([f"**{to_single_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -209,9 +209,9 @@ def write_tables(folder: str | os.PathLike) -> str:
     rows = summarise(read_results(folder))
     text = markdown(rows)
     if others := left_out(folder):
-        names = one_line(", ".join(run.name for run in others))
+        names = to_single_line(", ".join(run.name for run in others))
         text += f"\nRuns {LEFT_OUT}, so not in the tables: {len(others)} ({names}).\n"
-    with replacing(Path(folder) / "table.md") as unfinished_file:
+    with atomic_write(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
     return text

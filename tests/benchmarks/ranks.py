@@ -1,7 +1,7 @@
 """What several processes gain, each with one thread: a training step, and a sweep.
 
-    python tests/benchmarks/ranks.py                     # both
-    python tests/benchmarks/ranks.py --only step --classes 100 --runs 1
+    python tests/benchmarks/world.py                     # both
+    python tests/benchmarks/world.py --only step --classes 100 --runs 1
 
 Step: ViT-B/32 with random weights, ImageNet's class names, DPT, a batch of 32: seconds and peak
 memory of each process, by one process and by two that share the batch and the classes. Sweep: six
@@ -41,27 +41,27 @@ def step(connection, rank: int, size: int, store: str, classes: int, runs: int) 
     from torch import distributed
 
     import minidpt
-    from minidpt.ranks import ALONE, Ranks
     from minidpt.runs.devices import keep_freed_memory
+    from minidpt.support.distributed import SINGLE, World
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    ranks = ALONE
+    world = SINGLE
     if size > 1:
         file = distributed.FileStore(store, size)
         distributed.init_process_group(
             "gloo", store=file, rank=rank, world_size=size, timeout=timedelta(minutes=10)
         )
-        ranks = Ranks(rank, size, rank, size, file)
+        world = World(rank, size, rank, size, file)
     torch.manual_seed(0)
     clip = minidpt.build_clip(weights())
     tiny_models.clip_state.cache_clear()  # CLIP has its own copies
-    model = minidpt.build_model(clip, classnames(classes), "a photo of a {}.", ranks=ranks).train()
+    model = minidpt.build_model(clip, classnames(classes), "a photo of a {}.", world=world).train()
     model.class_chunk = None
     learned = list(model.prompt_state_dict().values())
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9)
-    images = ranks.share(torch.randn(32, 3, VIT_B_32.patch * VIT_B_32.grid, 224))
-    labels = ranks.share(torch.randint(0, classes, (32,)))
+    images = world.shard(torch.randn(32, 3, VIT_B_32.patch * VIT_B_32.grid, 224))
+    labels = world.shard(torch.randint(0, classes, (32,)))
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -72,11 +72,11 @@ def step(connection, rank: int, size: int, store: str, classes: int, runs: int) 
         loss = model.loss(model(images, branches=False), labels)
         optimizer.zero_grad()
         loss.backward()
-        ranks.add_gradients(learned)
+        world.all_reduce_gradients(learned)
         optimizer.step()
         seconds.append(time.perf_counter() - started)
     connection.send(
-        (statistics.median(seconds[1:]), before, peak(), ranks.add(loss.detach()).item())
+        (statistics.median(seconds[1:]), before, peak(), world.all_reduce_sum(loss.detach()).item())
     )
 
 

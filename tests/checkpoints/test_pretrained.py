@@ -18,7 +18,7 @@ from tiny_models import WIDE, clip_state, random_images
 
 import minidpt
 from minidpt.checkpoints import pretrained
-from minidpt.progress import watched_by
+from minidpt.support.progress import use_progress
 
 RESOLUTION = WIDE.patch * WIDE.grid
 CONTENT = bytes(range(251)) * 401  # a file to download
@@ -334,7 +334,7 @@ def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_its_bytes(
         yield told.append
 
     server.content = bytes(2_000_000)
-    with watched_by(watch):
+    with use_progress(watch):
         for _ in range(2):  # the second time it is there
             pretrained.download(f"{server.url}/a.pt", home / "a.pt", sha256(server.content))
     job, *done = told

@@ -22,7 +22,7 @@ import minidpt
 from minidpt.checkpoints import reader as checkpoint
 from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
 from minidpt.checkpoints.unpickler import AttributeBag, _rebuild_tensor
-from minidpt.files import one_line_errors
+from minidpt.support.files import single_line_errors
 
 # ---- files to read
 
@@ -640,7 +640,7 @@ def test_tensors_over_the_same_memory_whose_copies_were_larger_than_the_file_are
     ],
 )
 def test_what_stops_a_reader_is_one_line(error, expected):
-    @one_line_errors
+    @single_line_errors
     def read(path):
         raise error
 
@@ -650,7 +650,7 @@ def test_what_stops_a_reader_is_one_line(error, expected):
 
 
 def test_an_error_of_another_kind_is_left_as_it_is():
-    @one_line_errors
+    @single_line_errors
     def read(path):
         raise NotImplementedError("not yet")
 

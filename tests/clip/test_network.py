@@ -17,7 +17,7 @@ import minidpt
 from minidpt.clip.network import MLP, LayerNorm, ResidualAttentionBlock
 from minidpt.clip.packing import pack
 from minidpt.clip.state_dict import infer_sizes
-from minidpt.progress import watched_by
+from minidpt.support.progress import use_progress
 
 TEXTS = ["an ox", "a photo of a red fox.", "", "a quite rare species of deep-sea anglerfish"]
 BLOCK = "visual.transformer.resblocks.1"
@@ -446,7 +446,7 @@ def test_who_watches_is_told_how_many_texts_are_encoded_unless_they_are_a_step_s
         yield told.append
 
     layout = pack([[49406, *range(1000 * n, 1000 * n + 30), 49407] for n in range(1, 8)])
-    with watched_by(watch):
+    with use_progress(watch):
         with torch.no_grad():
             expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
         assert told == [("texts encoded", 7, ""), *done]

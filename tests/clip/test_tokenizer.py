@@ -59,9 +59,9 @@ def naive_bpe():
     """Sennrich et al. (2016), algorithm 1, on byte strings: the best of all pairs, everywhere."""
     spellings = [bytes([b]) for b in byte_order()]
     spellings += [b + b"</w>" for b in spellings]
-    ranks = {}
+    world = {}
     for rank, (left, right) in enumerate(stored_pairs()):
-        ranks[spellings[left], spellings[right]] = rank
+        world[spellings[left], spellings[right]] = rank
         spellings.append(spellings[left] + spellings[right])
     ids = {spelling: i for i, spelling in enumerate(spellings)}
 
@@ -69,10 +69,10 @@ def naive_bpe():
         parts = [bytes([b]) for b in word.encode()]
         parts[-1] += b"</w>"
         while True:
-            known = [pair for pair in zip(parts, parts[1:]) if pair in ranks]
+            known = [pair for pair in zip(parts, parts[1:]) if pair in world]
             if not known:
                 return [ids[part] for part in parts]
-            best = min(known, key=ranks.__getitem__)
+            best = min(known, key=world.__getitem__)
             merged, i = [], 0
             while i < len(parts):
                 if tuple(parts[i : i + 2]) == best:

@@ -530,12 +530,12 @@ def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep)
 def test_ranks_share_one_white_level(deep, monkeypatch):
     """Each reads some of the images; the brightest of all decides."""
 
-    class Others(batching.Ranks):
+    class Others(batching.World):
         def tell(self, content):
             return [content, {"integer": 5000.0, "float": 0.1}]
 
     cache = batching.ImageCache()
-    cache.fill([deep[0].path], ranks=Others())
+    cache.fill([deep[0].path], world=Others())
     assert cache.white_level == {"integer": 65535, "float": 1}
     assert WhiteLevel(integer=4095).settle(Others()) is True  # floats, which only the other has
 

@@ -350,7 +350,7 @@ def test_a_folder_of_another_data_set_is_refused(tmp_path, plain):
     for path in [folder] if plain else [folder, folder / "images"]:
         with pytest.raises(ValueError, match=wrong) as error:
             open_dataset(path, "DescribableTextures")
-        one_line(error, path)
+        to_single_line(error, path)
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -541,7 +541,7 @@ def test_few_shots_of_a_split_file_are_the_published_draw(tmp_path, shots, seed)
 # ---- mistakes
 
 
-def one_line(error, root) -> str:
+def to_single_line(error, root) -> str:
     message = str(error.value)
     assert str(root) in message and "\n" not in message and ": expected " in message
     return message
@@ -555,7 +555,7 @@ def test_unknown_name_lists_the_choices(tmp_path):
 def test_several_data_sets_are_listed(guide):
     with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* pass --dataset") as error:
         open_dataset(guide["ImageNet"].parent)
-    one_line(error, guide["ImageNet"].parent)
+    to_single_line(error, guide["ImageNet"].parent)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -563,7 +563,7 @@ def test_what_is_missing_is_looked_for_and_said(tmp_path, name):
     (tmp_path / "something").mkdir()
     with pytest.raises(FileNotFoundError) as error:
         open_dataset(tmp_path, name)
-    message = one_line(error, tmp_path)
+    message = to_single_line(error, tmp_path)
     layout = layout_of(name)
     assert message.startswith(f"{name} in ") and "got something/" in message
     assert f"into {layout.folders[0]}/" in message
@@ -593,7 +593,7 @@ def test_lists_without_their_pictures_are_recognised(tmp_path, name):
         shutil.rmtree(folder / "cars_train")
     with pytest.raises(FileNotFoundError) as error:
         open_dataset(folder)
-    one_line(error, folder)
+    to_single_line(error, folder)
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -603,7 +603,7 @@ def test_missing_pictures_are_counted_and_the_first_named(tmp_path, name):
     os.remove(gone)
     with pytest.raises(FileNotFoundError, match="expected all its images .* 1 missing") as error:
         open_dataset(folder)
-    assert gone in one_line(error, folder)
+    assert gone in to_single_line(error, folder)
 
 
 @pytest.mark.parametrize(
@@ -625,7 +625,7 @@ def test_broken_lists_are_named(tmp_path, name, file, content, message):
     (folder / file).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         open_dataset(folder)
-    assert file in one_line(error, folder)
+    assert file in to_single_line(error, folder)
 
 
 def test_class_that_only_a_test_list_has_is_named(tmp_path):

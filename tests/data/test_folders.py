@@ -13,9 +13,9 @@ from minidpt.data import samples as data
 from minidpt.data.datasets import open_dataset
 from minidpt.data.samples import few_shot
 from minidpt.data.splits import write_split
-from minidpt.files import canonical_classname
 from minidpt.images import decode
-from minidpt.progress import watched_by
+from minidpt.support.files import canonical_classname
+from minidpt.support.progress import use_progress
 
 
 def files(items, root) -> list[str]:
@@ -266,7 +266,7 @@ def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
         told.append(job)
         yield told.append
 
-    with watched_by(watch):
+    with use_progress(watch):
         open_dataset(tmp_path)
     assert told == [("class folders listed", 3, ""), 1, 2, 3]
 

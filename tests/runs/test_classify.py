@@ -20,7 +20,8 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 import minidpt
 from minidpt import inference
 from minidpt.images.transforms import Preprocess
-from minidpt.runs import classify, progress_line
+from minidpt.runs import classify
+from minidpt.support import progress
 
 NAMES = ["gnu", "ox"]
 
@@ -307,7 +308,7 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
-    monkeypatch.setattr(progress_line, "AFTER", 0.0)
+    monkeypatch.setattr(progress, "AFTER", 0.0)
     result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted == ["images 2/6", "images 4/6", "images 6/6"]

@@ -18,7 +18,7 @@ from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, forked, 
 from small_runs import Place, train
 
 import minidpt
-from minidpt.runs import command_line, eval_options
+from minidpt.runs import entrypoint, eval_options
 
 # Bad input
 
@@ -186,7 +186,7 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
     monkeypatch.setattr(sys, "stdout", printed)
     monkeypatch.setattr(sys, "argv", ["eval.py", "table", "runs"])
     with pytest.raises(SystemExit) as ended:
-        command_line.run_command(SCRIPTS["eval.py"].main)
+        entrypoint.run_command(SCRIPTS["eval.py"].main)
     printed.flush()
     assert not ended.value.code
     assert "**caf\\udce9, CLIP little**" in printed.buffer.getvalue().decode()

@@ -19,8 +19,8 @@ from minidpt.data import samples as data
 from minidpt.images import transforms
 from minidpt.images.transforms import Preprocess, normalize
 from minidpt.images.white_level import WhiteLevel
-from minidpt.progress import watched_by
 from minidpt.runs import evaluation
+from minidpt.support.progress import use_progress
 
 CLASSNAMES = ["ox", "owl", "gnu"]
 
@@ -77,16 +77,16 @@ def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
     wrong = [item._replace(label=(int(label) + 1) % 3) for item, label in zip(items, labels)]
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
-        test = evaluation.TestSet(own, clip, batch_size=3, workers=0)
+        test = evaluation.EvalSet(own, clip, batch_size=3, workers=0)
         found = evaluation.predicted(model, test).labels
-        assert evaluation.percent_correct(found, test.labels) == pytest.approx(expected)
+        assert evaluation.top1_accuracy(found, test.labels) == pytest.approx(expected)
 
 
 def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
     model = build(clip, "dpt")
     labels = naive_logits(build(clip, "zeroshot"), items).argmax(dim=-1)
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
-    assert evaluation.zero_shot_accuracy(model, evaluation.TestSet(right, clip)) == 100.0
+    assert evaluation.zero_shot_accuracy(model, evaluation.EvalSet(right, clip)) == 100.0
 
 
 def test_frozen_features_are_those_of_the_pictures(clip, items):
@@ -94,7 +94,7 @@ def test_frozen_features_are_those_of_the_pictures(clip, items):
     images = torch.stack([preprocess(Image.open(item.path).convert("RGB")) for item in items])
     with torch.no_grad():
         expected = F.normalize(clip.encode_image(images), dim=-1)
-    features = evaluation.TestSet(items, clip, batch_size=2).features()
+    features = evaluation.EvalSet(items, clip, batch_size=2).features()
     torch.testing.assert_close(features, expected)
     assert not features.requires_grad
 
@@ -102,7 +102,7 @@ def test_frozen_features_are_those_of_the_pictures(clip, items):
 @pytest.mark.parametrize("method", minidpt.METHODS)
 def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
     model = build(clip, method)
-    test = evaluation.TestSet(items, clip, batch_size=4)
+    test = evaluation.EvalSet(items, clip, batch_size=4)
     for images, frozen in test.batches(images=True):
         expected, output = model(images), model(images, frozen)
         for ours, theirs in zip(output, expected, strict=True):
@@ -112,7 +112,7 @@ def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
 
 
 def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
-    test = evaluation.TestSet(items, clip, batch_size=3, workers=0)
+    test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     for method in ("dpt", "coop"):
         evaluation.zero_shot_accuracy(build(clip, method), test)
         evaluation.predicted(build(clip, method), test)
@@ -129,13 +129,13 @@ def test_test_images_that_take_too_much_memory_are_decoded_again(
     clip, items, decoded, spare, times
 ):
     size = 7 * 3 * clip.visual.resolution**2
-    test = evaluation.TestSet(items, clip, batch_size=3, max_bytes=size + spare)
+    test = evaluation.EvalSet(items, clip, batch_size=3, max_bytes=size + spare)
     assert_same(list(test.pixels()), list(test.pixels()))
     assert len(decoded) == 7 * times
 
 
 def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
-    test = evaluation.TestSet(items, clip, batch_size=3, workers=0)
+    test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     next(iter(test.pixels()))
     assert sum(len(part.labels) for part in test.pixels()) == 7
 
@@ -147,7 +147,7 @@ def test_another_white_level_is_another_test(tmp_path, clip):
     noise = np.random.default_rng(0).integers(0, 4096, (30, 30)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
     items = [data.Sample(str(tmp_path / "a.png"), 0, "ox")]
-    test = evaluation.TestSet(items, clip, workers=0)
+    test = evaluation.EvalSet(items, clip, workers=0)
     test.set_white_level(WhiteLevel(integer=4095))
     first, (pixels, _) = test.features(), next(test.pixels())
     image = Image.fromarray((noise * (255 / 4095)).round().astype(np.uint8))
@@ -192,9 +192,9 @@ def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
     def watch(what, total, unit):
         yield told.setdefault(f"{what} of {total}", []).append
 
-    with watched_by(watch):
+    with use_progress(watch):
         batches.ImageCache().fill([item.path for item in items])
-        test = evaluation.TestSet(items, clip, batch_size=3)
+        test = evaluation.EvalSet(items, clip, batch_size=3)
         list(test.batches(images=True))
     assert told == {
         "training images read of 7": [1, 2, 3, 4, 5, 6, 7],

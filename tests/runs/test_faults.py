@@ -26,10 +26,10 @@ from scripts import (
 )
 
 import minidpt
-from minidpt import files
 from minidpt.demo import demo
-from minidpt.runs import command_line, results
+from minidpt.runs import entrypoint, results
 from minidpt.runs import folders as runs
+from minidpt.support import files
 
 fcntl = pytest.importorskip("fcntl", reason="locks of files are Unix's")
 SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2, "--no-report")
@@ -155,7 +155,7 @@ def test_closed_streams_are_no_error(trained, monkeypatch, closed):
         monkeypatch.setattr(sys, name, None)  # as Python has it after >&-
     monkeypatch.setattr(sys, "argv", ["eval.py", "table", str(trained)])
     with pytest.raises(SystemExit) as ended:
-        command_line.run_command(SCRIPTS["eval.py"].main)
+        entrypoint.run_command(SCRIPTS["eval.py"].main)
     assert not ended.value.code
     for name in closed:
         getattr(sys, name).close()
@@ -282,14 +282,14 @@ def test_processes_without_a_folder_take_numbers_of_their_own(forks):
 
 def test_a_folder_that_another_process_writes_to_is_refused_and_left_as_it_is(trained, place):
     command = ("train.py", *place, *SCHEDULE)
-    with runs.claimed(Path("sweep"), [], bool):
+    with runs.lock_output_folder(Path("sweep"), [], bool):
         for out in ("sweep", "sweep/run"):  # a sweep's lock covers its runs
             assert_one_line(inside(*command, "--out", out), "train.py", "another process", "sweep")
         result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
         assert_one_line(result, "train.py", "another process", "sweep")
         assert os.listdir("sweep") == [runs.LOCK]
     assert not Path("sweep").exists()
-    with runs.claimed(Path("sweep/pictures-zeroshot"), [], bool):
+    with runs.lock_output_folder(Path("sweep/pictures-zeroshot"), [], bool):
         result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
     assert_one_line(result, "train.py", "sweep")
 
@@ -314,7 +314,7 @@ def test_who_waits_for_a_lock_does_not_take_one_that_was_removed(monkeypatch):
         flock(file, flags)
 
     monkeypatch.setattr(files.fcntl, "flock", slow)
-    with pytest.raises(BlockingIOError, match="busy"), files.locked(Path("lock"), "busy"):
+    with pytest.raises(BlockingIOError, match="busy"), files.file_lock(Path("lock"), "busy"):
         pass
     owner[1].close()
 

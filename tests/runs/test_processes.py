@@ -18,9 +18,9 @@ from image_folders import draw_classes
 from scripts import ROOT, SHORT, environment, forked, inside, save_clip, summary
 
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.ranks import ALONE, Ranks
 from minidpt.runs import processes
 from minidpt.runs.devices import choose_device
+from minidpt.support.distributed import SINGLE, World
 
 SWEEP = ("--method", "zeroshot", "coop", "vpt", "--seed", 1, 2, "--epochs", 3)
 
@@ -270,7 +270,7 @@ def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_
 
 
 def test_lines_behind_a_name_are_written_whole(capsys):
-    named = processes.Named(sys.stdout, "run")
+    named = processes.PrefixedStream(sys.stdout, "run")
     print("one\ntw", end="", file=named)
     assert capsys.readouterr().out == "run: one\n"
     print("o", file=named)
@@ -286,20 +286,20 @@ def test_lines_behind_a_name_are_written_whole(capsys):
     ],
 )
 def test_the_command_to_go_on_starts_as_many_processes(size, local, words, monkeypatch):
-    ranks = Ranks(0, size, 0, local)
+    world = World(0, size, 0, local)
     monkeypatch.setattr(sys, "argv", ["there/eval.py"])
-    assert processes.command_of("train", ranks) == [*words, "there/train.py"]
+    assert processes.relaunch_command("train", world) == [*words, "there/train.py"]
     monkeypatch.setattr(sys, "argv", ["bin/minidpt-train"])
     installed = [*words[: 0 if size == 1 else None], *["--no-python"] * (size > 1)]
-    assert processes.command_of("eval", ranks) == [*installed, "minidpt-eval"]
+    assert processes.relaunch_command("eval", world) == [*installed, "minidpt-eval"]
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr("minidpt.runs.devices.is_there", lambda device: True)
-    second = Ranks(rank=5, size=8, local_rank=1, local_size=4)
+    second = World(rank=5, size=8, local_rank=1, local_size=4)
     for name in ("cuda", None):
         assert choose_device(name, second) == torch.device("cuda", 1)
-        assert choose_device(name, ALONE) == torch.device("cuda")
+        assert choose_device(name, SINGLE) == torch.device("cuda")
     assert choose_device("cpu", second) == torch.device("cpu")
     with pytest.raises(ValueError, match="--device cuda:0: expected a device for each of 8"):
         choose_device("cuda:0", second)

@@ -551,8 +551,8 @@ def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip
     succeed("train.py", "--data", other, *command, "--out", "b")
     opened = []
     monkeypatch.setattr(
-        evaluation.TestSet, "__init__",
-        lambda self, items, *args, init=evaluation.TestSet.__init__, **kwargs:
+        evaluation.EvalSet, "__init__",
+        lambda self, items, *args, init=evaluation.EvalSet.__init__, **kwargs:
             opened.append(len(items)) or init(self, items, *args, **kwargs),
     )  # fmt: skip
     out = succeed("eval.py", "test", "a", "b", "a", "--classes", "new").out

@@ -31,7 +31,7 @@ from tiny_models import WIDE, shared_clip
 from minidpt import build_model, parameter_groups
 from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.runs.folders import RunFolder, claimed
+from minidpt.runs.folders import RunFolder, lock_output_folder
 from minidpt.runs.state import TrainingState
 
 TRAIN = SCRIPTS["train.py"]
@@ -174,7 +174,7 @@ def test_a_picture_that_is_gone_is_named(command, place, monkeypatch):
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stopped):
     shutil.copytree(stopped, "run")
-    with claimed(Path("run"), [], bool):
+    with lock_output_folder(Path("run"), [], bool):
         result = inside("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "another process writes to it: wait for its end\n")
 

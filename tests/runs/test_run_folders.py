@@ -10,10 +10,10 @@ import pytest
 from scripts import SHORT, assert_one_line, inside, summary
 from small_runs import listing, train
 
-from minidpt import files
 from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.support import files
 
 SETTINGS = RunConfig(), RunRecord("c", "d", "cpu", "fp32")
 
@@ -90,7 +90,7 @@ def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is
 def test_what_is_being_written_goes_through_no_link(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "a.part").symlink_to(tmp_path / "precious")
-    with files.replacing(tmp_path / "a") as unfinished:
+    with files.atomic_write(tmp_path / "a") as unfinished:
         unfinished.write_text("new")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
@@ -99,7 +99,7 @@ def test_what_is_being_written_goes_through_no_link(tmp_path):
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileExistsError, match="pipe: expected a file to replace, got a device"):
-        with files.replacing(tmp_path / "pipe") as unfinished:
+        with files.atomic_write(tmp_path / "pipe") as unfinished:
             unfinished.write_text("new")
     assert (tmp_path / "pipe").is_fifo()
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from minidpt.runs import progress_line
+from minidpt.support import progress
 
 
 class Terminal(io.StringIO):
@@ -17,15 +17,15 @@ class Terminal(io.StringIO):
 
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
-    monkeypatch.setattr(progress_line.time, "monotonic", lambda: next(now))
-    with progress_line.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with progress.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "loss 2.5")
         tell(4)
     shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
-    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 0.0)
-    with progress_line.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    with progress.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
         for epoch in range(1, 31):  # as a log file
             tell(epoch)
     shown = stream.getvalue().splitlines()
@@ -34,8 +34,8 @@ def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(
 
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
-    monkeypatch.setattr(progress_line, "columns", lambda stream: width)
-    with progress_line.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+    monkeypatch.setattr(progress, "columns", lambda stream: width)
+    with progress.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
         for epoch in range(1, 10):
             tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
     lines = terminal.getvalue().removesuffix("\n").split("\r")
@@ -45,9 +45,9 @@ def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width)
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log file"])
 def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
-    monkeypatch.setattr(progress_line.time, "monotonic", lambda: 1.9 * len(passed))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 1.9 * len(passed))
     passed: list[int] = []
-    with progress_line.Progress("images", 10, stream=stream) as tell:
+    with progress.Progress("images", 10, stream=stream) as tell:
         passed.append(1)
         tell(9)
         assert stream.getvalue() == ""
@@ -57,9 +57,9 @@ def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
 
 
 def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
-    with progress_line.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+    with progress.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
         tell(1, "slow")
-        progress_line.say("note: so", stream=terminal)
+        progress.print_line("note: so", stream=terminal)
         tell(2, "slow")
     assert re.fullmatch(
         r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
@@ -67,16 +67,16 @@ def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
 
 
 def test_times_are_written_as_on_a_clock():
-    assert [progress_line.clock(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
+    assert [progress.format_duration(s) for s in (0, 7.4, 59.6, 61, 3600, 7325)] == [
         *("0:00", "0:07", "1:00", "1:01", "1:00:00", "2:02:05")
     ]
 
 
 def test_a_job_within_a_job_leaves_nothing_of_the_others_line():
     how = dict(after=1e-9, stream=Terminal())
-    with progress_line.Progress("many pictures", 9, **how) as outer:
+    with progress.Progress("many pictures", 9, **how) as outer:
         outer(1)
-        with progress_line.Progress("texts", 2, **how) as inner:
+        with progress.Progress("texts", 2, **how) as inner:
             inner(1)
         outer(9)
     shown = [""]

@@ -16,14 +16,13 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ..files import one_line
-from ..progress import watched_by
-from ..ranks import ALONE, LostRank, leave, started
-from .processes import silent
-from .progress_line import Progress, say
+from ..support.distributed import SINGLE, PeerLost, leave_world, world_from_environment
+from ..support.files import to_single_line
+from ..support.progress import Progress, print_line, use_progress
+from .processes import mute_output
 
 OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # new in 2.5
-TORCHRUN_SEES = 6  # seconds after which torchrun has seen that a process has ended
+TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
 Item = TypeVar("Item")
 
@@ -36,10 +35,10 @@ class Interrupted(KeyboardInterrupt):
         self.status, self.go_on = 128 + number, ""
 
 
-class AfterTheStep:
+class DeferredInterrupt:
     """In the block Ctrl-C and SIGTERM wait for `check` or its end; the second one does not wait."""
 
-    def __enter__(self) -> AfterTheStep:
+    def __enter__(self) -> DeferredInterrupt:
         self.caught: int | None = None
         self._before = catch_signals(self._catch)
         return self
@@ -63,7 +62,7 @@ class AfterTheStep:
     def __exit__(self, kind: type | None, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if kind in (None, LostRank):  # by the signal, which the other got, too
+        if kind in (None, PeerLost):  # by the signal, which the other got, too
             self.check()
 
 
@@ -82,7 +81,7 @@ def interrupt(number: int, frame: object) -> NoReturn:
     raise Interrupted(number)
 
 
-def is_expected(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Whether an error is the user's or the machine's, which `report` tells in one line."""
     if isinstance(error, RuntimeError):
         return bool(memory_of(error))
@@ -96,7 +95,7 @@ def memory_of(error: Exception) -> str:
     return "memory" if "DefaultCPUAlloc" in str(error) or isinstance(error, MemoryError) else ""
 
 
-def report(error: object, where: str = "") -> None:
+def print_error(error: object, where: str = "") -> None:
     """Print what went wrong, and in which run of a sweep, as one line."""
     text = str(error)
     if isinstance(error, (RuntimeError, MemoryError)):
@@ -105,7 +104,7 @@ def report(error: object, where: str = "") -> None:
             "classes, or --precision bf16 or fp16"
         )
     with suppress(OSError):  # stderr may be what is full
-        say(f"{Path(sys.argv[0]).name}: error: {one_line(where + text, 3000)}", stream=sys.stderr)
+        print_line(f"{Path(sys.argv[0]).name}: error: {to_single_line(where + text, 3000)}", stream=sys.stderr)
 
 
 class NoteHandler(logging.Handler):
@@ -113,7 +112,7 @@ class NoteHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message of a record."""
-        say(f"note: {record.getMessage()}")
+        print_line(f"note: {record.getMessage()}")
 
 
 @contextmanager
@@ -139,28 +138,28 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
     catch_signals(interrupt)
-    ranks = ALONE
+    world = SINGLE
     try:
-        ranks = started()
-        with silent(not ranks.first), watched_by(Progress), print_log():
+        world = world_from_environment()
+        with mute_output(not world.is_main), use_progress(Progress), print_log():
             status = main()
-        leave()
+        leave_world()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
     except KeyboardInterrupt as stop:
         status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
-        if ranks.first:
-            report("interrupted" + (go_on and f"; to resume: {go_on}"))
+        if world.is_main:
+            print_error("interrupted" + (go_on and f"; to resume: {go_on}"))
     except Exception as error:
-        if not is_expected(error):
+        if not is_user_error(error):
             raise
         status = 2
-        if not ranks.first:  # has what ends this one ended the first, that has told it
+        if not world.is_main:  # has what ends this one ended the first, that has told it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(TORCHRUN_SEES)
+            time.sleep(TORCHRUN_POLL_SECONDS)
         go_on = getattr(error, "go_on", "")
-        report(f"{error}; to resume: {go_on}" if go_on else error)
+        print_error(f"{error}; to resume: {go_on}" if go_on else error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()

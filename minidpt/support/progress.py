@@ -1,4 +1,7 @@
-"""The line that shows how far a job is, what is said beside it, and times."""
+"""Progress of long operations: callbacks in the package, one line on the terminal for scripts.
+
+The package reports to whatever `use_progress` names, which is nothing unless told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,46 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any, ClassVar, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
-from ..files import printable
+from .files import printable
 
+Item = TypeVar("Item")
+ProgressCallback = Callable[[int], None]  # takes how much is done
+Watch = Callable[[str, "int | None", str], AbstractContextManager[ProgressCallback]]
+
+_watch: ContextVar[Watch] = ContextVar(
+    "watch", default=lambda what, total, unit: nullcontext(lambda done: None)
+)
 AFTER = 2.0  # seconds that a job takes before anything is shown of it
+
+
+@contextmanager
+def use_progress(watch: Watch) -> Iterator[None]:
+    """Report the long operations of the block to `watch(what, total, unit)`."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def task_progress(
+    what: str, total: int | None, unit: str = ""
+) -> AbstractContextManager[ProgressCallback]:
+    """Enter a long operation; yields the callback for how much of `total` (None: unknown) is done."""
+    return _watch.get()(what, total, unit)
+
+
+def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Yield the same items, counted as the progress of a long operation."""
+    with task_progress(what, total) as update:
+        for done, item in enumerate(items, start=1):
+            yield item
+            update(done)
 
 
 class Progress:
@@ -59,7 +96,7 @@ class Progress:
                 self.told, Progress.shown = now, self
         elif tenths > self.tenths:
             self.tenths = tenths
-            say(self._line(done, now - self.started, text), stream=self.stream)
+            print_line(self._line(done, now - self.started, text), stream=self.stream)
 
     def _line(self, done: int, seconds: float, text: str) -> str:
         scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
@@ -67,7 +104,7 @@ class Progress:
         parts = [f"{self.what} {'/'.join(counts)}{unit}"]
         if self.total:
             left = seconds / max(done - self.first, 1) * max(self.total - done, 0)
-            parts.append(f"{clock(left)} left")
+            parts.append(f"{format_duration(left)} left")
         return " · ".join([*parts, text] if text else parts)
 
     def _rewrite(self, line: str) -> None:
@@ -101,20 +138,20 @@ def columns(stream: TextIO) -> int:
         return 80
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class Timed:
+class TimedIterator:
     """Iterates and adds up the seconds that whoever iterates has to wait."""
 
     def __init__(self, iterable: Iterable):
         self.iterator, self.waited = iter(iterable), 0.0
 
-    def __iter__(self) -> Timed:
+    def __iter__(self) -> TimedIterator:
         return self
 
     def __next__(self) -> Any:
@@ -125,13 +162,13 @@ class Timed:
             self.waited += time.monotonic() - started
 
 
-def say(*lines: object, stream=None) -> None:
+def print_line(*lines: object, stream=None) -> None:
     """Print lines, now: names of files and classes in them may hold anything, even newlines."""
     Progress.leave()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
 
 
-def say_notes(notes: Iterable[object]) -> None:
+def print_notes(notes: Iterable[object]) -> None:
     """Print notes, a line each."""
-    say(*(f"note: {note}" for note in notes))
+    print_line(*(f"note: {note}" for note in notes))

@@ -5,7 +5,7 @@ prompts of its own classes and gathers the text features of all. Its loss is wha
 the loss of the batch, so gradients are summed: those of the text features where they are gathered,
 then those of all that is learned, at once. What is learned is the same on every rank.
 
-A process that is `ALONE` computes as if nothing of this were here.
+A process that is `SINGLE` computes as if nothing of this were here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-PATIENCE = timedelta(seconds=60)  # with which a rank waits for the others within a step
+STEP_TIMEOUT = timedelta(seconds=60)  # with which a rank waits for the others within a step
 NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
 
 Whole = TypeVar("Whole", Tensor, Sequence)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """This process among those that share a run.
 
     rank, size: its number, from 0, and how many there are.
@@ -46,18 +46,18 @@ class Ranks:
     parent: int | None = field(default=None, compare=False, repr=False)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and tells."""
         return self.rank == 0
 
-    def alone(self) -> Ranks:
+    def single(self) -> World:
         """The same process with a run of its own, beside the others on this machine."""
         return replace(self, rank=0, size=1)
 
     def check(self) -> None:
-        """Raises LostRank if the parent was killed: nobody would end this process any more."""
+        """Raises PeerLost if the parent was killed: nobody would end this process any more."""
         if self.parent not in (None, os.getppid()):
-            raise LostRank("torchrun, which began this process, has ended")
+            raise PeerLost("torchrun, which began this process, has ended")
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -65,12 +65,12 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise LostRank(
+            raise PeerLost(
                 "another of the processes has ended, or has not answered for "
-                f"{PATIENCE.seconds} s: see its own message"
+                f"{STEP_TIMEOUT.seconds} s: see its own message"
             ) from error
 
-    def share(self, whole: Whole) -> Whole:
+    def shard(self, whole: Whole) -> Whole:
         """This rank's part of a list or of a tensor's rows: one after the other they are all.
 
         Parts differ by one element at most; with fewer than ranks some are empty.
@@ -80,7 +80,7 @@ class Ranks:
         first, last = (len(whole) * rank // self.size for rank in (self.rank, self.rank + 1))
         return whole[first:last]
 
-    def gather(self, part: Tensor, count: int) -> Tensor:
+    def all_gather(self, part: Tensor, count: int) -> Tensor:
         """The rows of all ranks in their order, (count, …), from this rank's share of them.
 
         Its gradient is the sum over all ranks. Of a part with more rows than the share the first
@@ -88,10 +88,10 @@ class Ranks:
         """
         if self.size == 1:
             return part
-        return _Gathered.apply(part[: len(self.share(range(count)))], self, count)
+        return _Gathered.apply(part[: len(self.shard(range(count)))], self, count)
 
     @torch.no_grad()
-    def add(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks of a tensor of one shape, without gradient."""
         if self.size == 1:
             return tensor
@@ -101,18 +101,22 @@ class Ranks:
         return total
 
     @torch.no_grad()
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of parameters over all ranks, in one message; raises as `check`."""
         self.check()  # also one that has a run of its own
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters]
-        total = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
+        total = self.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = total.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def tell(self, content: Any = None) -> list[Any]:
+    def barrier(self) -> None:
+        """Wait until every rank has come to here; no time limit."""
+        self.all_gather_object(None)
+
+    def all_gather_object(self, content: Any) -> list[Any]:
         """What each rank tells all of them, by rank: anything that JSON can hold.
 
         They wait for each other, however long one takes. All make the same calls in one order.
@@ -121,16 +125,16 @@ class Ranks:
             return [content]
         with self._exchange():
             number = self.store.add(f"messages of {self.rank}", 1)
-        self.put(f"told {number} by {self.rank}", content)
-        return [self.take(f"told {number} by {rank}") for rank in range(self.size)]
+        self.store_set(f"told {number} by {self.rank}", content)
+        return [self.store_get(f"told {number} by {rank}") for rank in range(self.size)]
 
-    def put(self, name: str, content: Any) -> None:
+    def store_set(self, name: str, content: Any) -> None:
         """Lay something that JSON can hold where all ranks find it."""
         with self._exchange():
             self.store.set(name, json.dumps(content))
 
-    def take(self, name: str) -> Any:
-        """What a rank has `put` there, or will have."""
+    def store_get(self, name: str) -> Any:
+        """What a rank has `store_set` there, or will have."""
         pause = 0.001
         with self._exchange():
             while not self.store.check([name]):  # and not wait(), during which no signal is heard
@@ -138,7 +142,7 @@ class Ranks:
                 pause = min(2 * pause, 0.1)
             return json.loads(self.store.get(name))
 
-    def dealt(self, count: int) -> Iterator[int]:
+    def work_queue(self, count: int) -> Iterator[int]:
         """Numbers below `count`, each to one rank: the next goes to the rank that asks first."""
         if self.size == 1:
             yield from range(count)
@@ -151,29 +155,29 @@ class Ranks:
             yield number
 
 
-ALONE = Ranks()
+SINGLE = World()
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, ranks: Ranks, count: int) -> Tensor:
-        ctx.ranks = ranks
+    def forward(ctx: Any, part: Tensor, world: World, count: int) -> Tensor:
+        ctx.world = world
         rows = part.new_zeros(count, *part.shape[1:])
-        ranks.share(rows)[:] = part
-        return ranks.add(rows)  # where one rank has its rows the others have zeros
+        world.shard(rows)[:] = part
+        return world.all_reduce_sum(rows)  # where one rank has its rows the others have zeros
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.ranks.share(ctx.ranks.add(gradient)), None, None
+        return ctx.world.shard(ctx.world.all_reduce_sum(gradient)), None, None
 
 
-class LostRank(ConnectionError):
+class PeerLost(ConnectionError):
     """Another process has ended. go_on: the command that goes on with what was begun, if known."""
 
     go_on = ""
 
 
-def started() -> Ranks:
+def world_from_environment() -> World:
     """What torchrun says of this process, in its environment; it has joined no other yet.
 
     Raises ValueError if what is there is not torchrun's.
@@ -181,38 +185,38 @@ def started() -> Ranks:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     got = [os.environ.get(name, "").strip() for name in names]
     if got[1] in ("", "0", "1"):
-        return ALONE
+        return SINGLE
     if not all(value.isdecimal() for value in got) or not int(got[0]) < int(got[1]):
         said = ", ".join(f"{name} {value or '-'}" for name, value in zip(names, got, strict=True))
         raise ValueError(
             f"expected the environment of torchrun, got {said}: start several processes with "
             "torchrun --nproc_per_node=N, or unset WORLD_SIZE for one alone"
         )
-    return Ranks(*map(int, got))
+    return World(*map(int, got))
 
 
-def join(device: torch.device) -> Ranks:
+def join_world(device: torch.device) -> World:
     """Meet the other processes that torchrun has started; `device` is this one's own.
 
     Messages go by what torch has for the device: gloo on a CPU, nccl on CUDA.
     """
-    ranks = started()
-    if ranks.size == 1:
-        return ranks
+    world = world_from_environment()
+    if world.size == 1:
+        return world
     if device.type != "cpu":
         getattr(torch, device.type).set_device(device)
-    with ranks._exchange():
-        store, _, _ = next(distributed.rendezvous("env://", timeout=5 * PATIENCE))
+    with world._exchange():
+        store, _, _ = next(distributed.rendezvous("env://", timeout=5 * STEP_TIMEOUT))
         distributed.init_process_group(
             store=distributed.PrefixStore("group", store),
-            rank=ranks.rank,
-            world_size=ranks.size,
-            timeout=PATIENCE,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=STEP_TIMEOUT,
         )
-    return replace(ranks, store=distributed.PrefixStore("minidpt", store), parent=os.getppid())
+    return replace(world, store=distributed.PrefixStore("minidpt", store), parent=os.getppid())
 
 
-def leave() -> None:
+def leave_world() -> None:
     """Let go of the others, if any were joined, at an end that all have come to."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

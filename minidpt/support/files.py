@@ -1,7 +1,7 @@
 """Files of other people and our own: read within bounds, written whole.
 
 Whoever reads a file ends in a value or in an error of one line, whatever bytes are in it:
-`one_line_errors` around each reader, `read_text` and `read_json` for what is text, `entries` for
+`single_line_errors` around each reader, `read_text` and `read_json` for what is text, `entries` for
 the types of what was read.
 """
 
@@ -37,7 +37,7 @@ MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
 
 
-def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
+def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
     """A text in one line that is safe to print: control characters as \\x1b, the middle cut."""
     text = str(text)
     text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
@@ -46,7 +46,7 @@ def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - cut - 3]} … {shown[-cut:]}"
 
 
-def one_line_errors(reader: Function) -> Function:
+def single_line_errors(reader: Function) -> Function:
     """A reader whose ValueError or OSError is one line of at most 500 characters.
 
     Its text may quote the file. Nesting too deep and too little memory become ValueErrors, too,
@@ -64,18 +64,18 @@ def one_line_errors(reader: Function) -> Function:
             problem = "nested too deeply" if deep else "out of memory"
             where = next(iter(args), None)
             where = where if isinstance(where, (str, os.PathLike)) else reader.__name__
-            raise ValueError(one_line(f"{where}: {problem} ({type(error).__name__})")) from None
+            raise ValueError(to_single_line(f"{where}: {problem} ({type(error).__name__})")) from None
         except (ValueError, OSError) as error:
-            if str(error) == one_line(error):
+            if str(error) == to_single_line(error):
                 raise
             kind = type(error) if isinstance(error, OSError) else ValueError
-            raise kind(one_line(error)) from error
+            raise kind(to_single_line(error)) from error
 
     return reading
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """No garbage collection: it would look at a million new objects again and again."""
     enabled = gc.isenabled()
     gc.disable()
@@ -142,7 +142,7 @@ def parse_json(text: str, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(content := dict(pairs)) < len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"two entries {shown(twice[0][0])}")
+            raise ValueError(f"two entries {short_repr(twice[0][0])}")
         return content
 
     try:
@@ -154,25 +154,25 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: expected JSON, got {error}") from error
 
 
-def entries(content: object, where: str, **kinds: Any) -> dict[str, Any]:
+def check_fields(content: object, where: str, **kinds: Any) -> dict[str, Any]:
     """`content`, if it is a dict with text as keys and each named entry of the kind given for it.
 
     `name=str`, or `template=str | None` for an entry that may be missing; True is no number. Raises
     ValueError, which `where` begins.
     """
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{where}: expected named entries, got {shown(content)}")
+        raise ValueError(f"{where}: expected named entries, got {short_repr(content)}")
     for name, kind in kinds.items():
         value = content.get(name)
         mistaken = isinstance(value, bool) and bool not in (get_args(kind) or (kind,))
         if mistaken or not isinstance(value, kind):
             expected = getattr(kind, "__name__", str(kind))
-            got = shown(value) if name in content else "none"
+            got = short_repr(value) if name in content else "none"
             raise ValueError(f"{where}: expected an entry '{name}' ({expected}), got {got}")
     return content
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as an error shows it: text or number as it is, of anything else its type.
 
     What is nested may be endless, and so would be its text.
@@ -194,7 +194,7 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
+def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
     """What is written to `path` in the block: an OSError for want of room names it, and a fix."""
     try:
         yield
@@ -207,7 +207,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-def good_name(name: object, where: str, folder: bool = False) -> str:
+def validate_name(name: object, where: str, folder: bool = False) -> str:
     """The name of a class, if it can stand in a prompt and a line; or of a data set, for `folder`.
 
     That one names a run's folder, and may come from a file of others: only as one component of a
@@ -220,19 +220,19 @@ def good_name(name: object, where: str, folder: bool = False) -> str:
     if long or not text.strip(blank) or re.search(bad, text):
         kind = "data set's name, good for a folder" if folder else "class's name"
         wanted = f"a {kind}, up to {most} bytes, no control characters"
-        raise ValueError(f"{where}: expected {wanted}, got {shown(name)}: rename it")
+        raise ValueError(f"{where}: expected {wanted}, got {short_repr(name)}: rename it")
     return text
 
 
 def canonical_classname(name: object, where: str) -> str:
     """Return a class name as prompts have it: `_` is a space, no space at either end or twice.
 
-    Raises ValueError, which `where` begins, for what cannot be a class's name (`good_name`).
+    Raises ValueError, which `where` begins, for what cannot be a class's name (`validate_name`).
     """
-    return " ".join(good_name(name, where).replace("_", " ").split())
+    return " ".join(validate_name(name, where).replace("_", " ").split())
 
 
-def cell(value: object) -> object:
+def escape_formula(value: object) -> object:
     """A value for a CSV file: a text that a spreadsheet would compute has a ' before it.
 
     A NUL, which Python 3.10 cannot write, is spelt out.
@@ -244,7 +244,7 @@ def cell(value: object) -> object:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside `path` to write to; at the end of the block it replaces what is at `path`.
 
     It is on the disk before it does, so that also after a power cut one of the two is whole. If the
@@ -259,7 +259,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise FileExistsError(f"{path}: expected a file to replace, got a device or a pipe")
     unfinished = path.with_name(path.name + ".part")
     try:
-        with naming(path):
+        with explain_full_disk(path):
             if unfinished.is_symlink():  # nothing is written to where it leads
                 unfinished.unlink()
             yield unfinished
@@ -288,12 +288,12 @@ def writing_rows(
 
     By default names of files that are no text keep their bytes.
     """
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
             writer = csv.writer(file)
 
             def write(row: Iterable) -> None:
-                writer.writerow(map(cell, row))
+                writer.writerow(map(escape_formula, row))
 
             write(header)
             yield write
@@ -309,7 +309,7 @@ def write_rows(
 
 
 @contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[bool]:
+def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """One process at a time, by an empty file; whether it is so: some file systems have no locks.
 
     The lock goes with the process, however that ends, so that a file left behind stops nobody.
