@@ -2,7 +2,7 @@
 
     python eval.py test RUN                   # its own test images again
     python eval.py test RUN --data OTHER      # other data, or --classes new
-    python eval.py predict RUN a.jpg b.jpg    # or a folder; -: paths in, answers out
+    python eval.py predict RUN a.jpg b.jpg    # or a folder, or - for paths
     python eval.py export RUN FILE.pt2        # a program for torch alone
     python eval.py table DIR                  # all runs in a folder
     python eval.py report DIR                 # report.html of a run or a sweep
@@ -67,7 +67,7 @@ def main() -> int:
     set_max_pixels(args.max_pixels)
     commands = {"test": test, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": test_published}  # fmt: skip
-    if args.command != "test" and not world_from_environment().first:
+    if args.command != "test" and not world_from_environment().is_main:
         return 0  # several processes share tests alone
     return commands[args.command](args) or 0
 

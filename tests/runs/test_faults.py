@@ -342,7 +342,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
         raise PermissionError("a folder that is only read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "locked", refused)
+        patch.setattr(results, "file_lock", refused)
         assert inside("eval.py", "test", "run", "--data", place[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed
@@ -350,16 +350,16 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
     assert result.status == 0 and "transfer.json.lock" not in os.listdir("left")
 
 
-def test_a_stopped_run_of_an_earlier_version_begins_anew_with_the_same_settings_only(place):
+def test_a_stopped_run_without_a_state_begins_anew_with_the_same_settings_only(place):
     command = ("train.py", *place, *SCHEDULE, "--out", "run")
     assert inside(*command).status == 0
     Path("run/summary.json").unlink()
     before = contents("run")
     result = inside(*command, "--epochs", 1)
-    assert_one_line(result, "train.py", "epochs 1", "a run with 2", "pass --epochs 2")
+    assert_one_line(result, "train.py", "epochs 1", "one with epochs 2", "pass --epochs 2")
     assert contents("run") == before
     result = inside(*command)
-    assert result.status == 0 and "run folder run, which begins anew" in result.out
+    assert result.status == 0 and "run folder run, begun anew" in result.out
     assert summary("run")["epochs"] == 2
 
 

@@ -18,7 +18,6 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
-from minidpt.data import naming
 from minidpt.data.splits import read_split
 from minidpt.runs.precision import PRECISIONS
 
@@ -29,9 +28,9 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
     lines = result.out.splitlines()
     assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
+    assert lines.pop(1).startswith("note: little: no file says its activation, the quick GELU is")
     assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
-    assert lines.pop(2).startswith("note: the quick GELU was taken")
     count = sum(value.numel() for value in learned(folder).values())
     assert lines[2] == f"dpt trains {count:,} parameters on 12 images"
     content = summary(folder)
@@ -99,7 +98,7 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
         for path, label, name in content[part]:
             assert (place.data / path).is_file()
             assert name == CLASSNAMES[label]
-            assert naming.readable(path.split("/")[0]) == name
+            assert path.split("/")[0].replace("_", " ") == name
     used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
     assert len(set(used)) == len(used)
     assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
@@ -253,7 +252,6 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
     epochs = [record["epoch"] for record in metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
-    assert len(torch.load("run/model.pt", weights_only=True)["text_features"]) == 1  # none yet
     result = inside("eval.py", "test", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
