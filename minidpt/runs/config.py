@@ -231,7 +231,7 @@ class RunRecord:
     """What a run finds out beyond its settings, kept with them in config.json.
 
     clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of pictures and classes.
-    device, precision: those it computes in.
+    device, precision: those it computes in. quick_gelu: CLIP's activation, said or guessed.
     white_level: of images of more than 8 bits, by kind.
     """
 
@@ -239,6 +239,7 @@ class RunRecord:
     data_fingerprint: str
     device: str
     precision: str
+    quick_gelu: bool
     white_level: dict[str, float] | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -246,7 +247,7 @@ class RunRecord:
     def from_dict(cls, values: object, where: str) -> RunRecord:
         """Return the record that a config.json holds. Raises ValueError for anything else."""
         kinds = dict.fromkeys((each.name for each in fields(cls)), str)
-        kinds |= {"white_level": dict | None, "versions": dict}
+        kinds |= {"quick_gelu": bool, "white_level": dict | None, "versions": dict}
         record = cls(**{name: check_fields(values, where, **kinds).get(name) for name in kinds})
         if record.precision not in PRECISIONS:
             got = f"got precision {short_repr(record.precision)}"

@@ -115,7 +115,7 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
         check_same_clip(args, (config, record), (other, other_record))
     device = device_of_runs(runs, args)
     precision, reason = choose_precision(args.precision or record.precision, device)
-    clip = load_clip(config, args.model)
+    clip = load_clip(replace(config, quick_gelu=record.quick_gelu), args.model)
     if args.precision == AUTO:
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)

@@ -239,7 +239,7 @@ def prepare(
     where = str(device) if world.size == 1 else device.type
     records = {
         run.dataset.name: RunRecord(
-            clip.fingerprint(), run.dataset.fingerprint(), where, precision
+            clip.fingerprint(), run.dataset.fingerprint(), where, precision, clip.quick_gelu
         )
         for run in runs
     }

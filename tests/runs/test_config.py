@@ -91,7 +91,7 @@ def test_what_is_usual_follows_the_data_set():
 
 
 def test_a_record_comes_back_from_its_json():
-    record = RunRecord("c", "d", "cpu", "bf16", {"integer": 4095.0})
+    record = RunRecord("c", "d", "cpu", "bf16", True, {"integer": 4095.0})
     values = {each.name: getattr(record, each.name) for each in fields(record)}
     assert RunRecord.from_dict(values, "x.json") == record
     with pytest.raises(ValueError, match="x.json: expected one of fp32, bf16, fp16, got"):

@@ -277,7 +277,7 @@ def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, m
 
 def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(monkeypatch):
     run, unlink = runs.RunFolder("run"), Path.unlink
-    settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32")
+    settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32", True)
 
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.support import files
 
-SETTINGS = RunConfig(), RunRecord("c", "d", "cpu", "fp32")
+SETTINGS = RunConfig(), RunRecord("c", "d", "cpu", "fp32", True)
 
 
 def test_the_data_folder_is_only_read(trained, place):
