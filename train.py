@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import torch
 
-from minidpt.data.batches import Batch, train_batches
+from minidpt.data.batches import Batch, ImageCache, train_batches
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.runs.config import RunConfig, versions
+from minidpt.runs.config import RunConfig, RunRecord, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, run_command
-from minidpt.runs.evaluation import predict_eval_set, read_images, top1_accuracy, zero_shot
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import relaunch_command
@@ -66,6 +66,7 @@ def main() -> int:
 def run_once(planned: PlannedRun, shared: Shared) -> None:
     """Make one run: draw the shots, learn prompts, test, write all of it into the run's folder."""
     started, config, run = time.monotonic(), planned.config, planned.folder
+    record = shared.records[planned.dataset.name]
     drawn = draw_train_set(planned)
     torch.manual_seed(config.seed)
     model = build_model(
@@ -76,17 +77,18 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     print_notes(training_notes(config, model, drawn))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
-    read_images(model, drawn.train, shared.eval_sets.values(), shared.images, config.workers)
-    subset, eval_set = next(iter(shared.eval_sets.items()))
+    eval_sets = shared.eval_sets(planned)
+    read_images(model, drawn.train, eval_sets.values(), shared.images, config.workers)
+    eval_set = next(iter(eval_sets.values()))
     frozen = zero_shot(model, eval_set)
     before = top1_accuracy(frozen.labels, eval_set.labels)
     print_line(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
     if shared.is_main:
-        run.create(config, replace(shared.record, white_level=dict(model.white_level)))
+        run.create(config, replace(record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
     if model.prompt_state_dict():
-        fit(model, drawn, config, run, shared)
-    results, predictions = evaluate(model.eval(), planned, shared)
+        fit(model, drawn, config, record, run, shared.images)
+    results, predictions = evaluate(model.eval(), planned, eval_sets)
     if not shared.is_main:
         return
     model.save(run.path(MODEL))
@@ -134,19 +136,24 @@ def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> It
 
 
 def fit(
-    model: PromptedCLIP, train_set: Dataset, config: RunConfig, run: RunFolder, shared: Shared
+    model: PromptedCLIP,
+    train_set: Dataset,
+    config: RunConfig,
+    record: RunRecord,
+    run: RunFolder,
+    images: ImageCache,
 ) -> None:
     """Train the prompts by SGD, from where the run folder's state stands; save after each epoch."""
     device = model.clip.device
     groups = parameter_groups(model, config.visual_lr, config.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
     warmup = {"visual": config.warmup_epochs, "text": TEXT_WARMUP}
-    is_fp16 = shared.record.precision == "fp16"
+    is_fp16 = record.precision == "fp16"
     # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
     fused = device.type != "cpu" and not is_fp16
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
-    settings = config.result_settings() | shared.record.result_settings()
+    settings = config.result_settings() | record.result_settings()
     state = TrainingState(model.train(), optimizer, scaler, settings)
     if run.path(STATE).is_file():
         state.load(run)
@@ -160,7 +167,7 @@ def fit(
                 group["lr"] = learning_rate(epoch, base_lr[name], config.epochs, warmup[name])
             batches = TimedIterator(train_batches(
                 train_set.train, model.clip.visual.resolution, config.batch_size, config.seed,
-                epoch, shared.images, config.workers, world=model.world,
+                epoch, images, config.workers, world=model.world,
                 pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             started = time.monotonic()
@@ -169,15 +176,15 @@ def fit(
                 guidance=epoch < config.guidance_epochs,
             )  # fmt: skip
             seconds = time.monotonic() - started
-            images = count * min(config.batch_size, len(train_set.train))
+            seen = count * min(config.batch_size, len(train_set.train))
             state.epoch = epoch + 1
-            check_finite(loss, model, state.epoch, str(run.path(MODEL)), shared.record.precision)
+            check_finite(loss, model, state.epoch, str(run.path(MODEL)), record.precision)
             metrics = {
                 "epoch": state.epoch,
                 "loss": loss,
-                "train_accuracy": 100 * correct / images,
+                "train_accuracy": 100 * correct / seen,
                 "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-                "images_per_second": images / seconds,
+                "images_per_second": seen / seconds,
                 "waited_for_images": batches.waited / seconds,
             }
             state.metrics += json.dumps(metrics) + "\n"
@@ -235,13 +242,15 @@ def epoch_line(metrics: dict) -> str:
     )
 
 
-def evaluate(model: PromptedCLIP, planned: PlannedRun, shared: Shared) -> tuple[dict, tuple]:
+def evaluate(
+    model: PromptedCLIP, planned: PlannedRun, eval_sets: dict[str, EvalSet]
+) -> tuple[dict, tuple]:
     """Test on each subset: results by name, and predictions on the first, learned and zero-shot.
 
     With base classes also what the prompts do for the new ones.
     """
     results, first = {}, None
-    for subset, eval_set in shared.eval_sets.items():
+    for subset, eval_set in eval_sets.items():
         classnames = planned.subsets[subset].classnames
         tested = model if classnames == model.classnames else model.for_classes(classnames)
         predictions = predict_eval_set(tested, eval_set), zero_shot(tested, eval_set)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -68,25 +67,35 @@ class PlannedRun:
         return self.config.run_name(self.dataset.name)
 
 
-class Shared(NamedTuple):
+@dataclass
+class Shared:
     """What the runs of a command share.
 
-    clip: on its device, in its precision; record: what is known of a run before it begins.
-    eval_sets: by subset of the classes, the test images of the data set of the run.
-    images: decoded training images. world: the processes that share a run.
+    clip: on its device, in its precision. records: by data set, what is known of a run before it
+    begins. images: decoded training images. world: the processes that share a run.
     """
 
     clip: CLIP
-    record: RunRecord
-    eval_sets: dict[str, EvalSet]
+    records: dict[str, RunRecord]
     images: ImageCache
     world: World
     is_sweep: bool
+    _opened: tuple = (None, {})  # a data set and its
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return self.world.is_main
+
+    def eval_sets(self, run: PlannedRun) -> dict[str, EvalSet]:
+        """Return the test images of a run by subset of the classes, made once for a data set."""
+        if run.dataset is not self._opened[0]:
+            options = {"workers": run.config.workers, "world": self.world}
+            self._opened = run.dataset, {
+                subset: EvalSet(dataset.test, self.clip, **options)
+                for subset, dataset in run.subsets.items()
+            }
+        return self._opened[1]
 
 
 RunOnce = Callable[[PlannedRun, Shared], None]
@@ -105,7 +114,8 @@ def is_finished(folder: str) -> bool:
         print_line(f"run {folder} is finished: {command}")
         return True
     if run.path(METRICS).is_file() and not run.path(STATE).is_file():
-        raise ValueError(f"--resume {folder}: expected {STATE} in it, got a run without: {START_OVER_HINT}")
+        got = f"got a run without: {START_OVER_HINT}"
+        raise ValueError(f"--resume {folder}: expected {STATE} in it, {got}")
     return False
 
 
@@ -173,47 +183,49 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
     with open_output(command, planned, world) as (runs, sweep):
         todo, clip, records = prepare(command, runs, sweep, device, world)
         world.barrier()  # all have seen what is there, before any of them writes
-        failed = []
         images = ImageCache(IMAGE_MEMORY // world.local_size)
-        run_world = world.single() if sweep else world
-        opened, eval_sets = None, {}  # of the data set that was tested last
-        for number in world.work_queue(len(todo)) if sweep else range(len(todo)):
+        if not sweep:
+            for run in todo:
+                make_run(run, Shared(clip, records, images, world, False), world, run_once)
+            return 0
+        shared, failed = Shared(clip, records, images, world.single(), True), []
+        for number in world.work_queue(len(todo)):
             run = todo[number]
-            with prefix_output(run.name, world) if sweep else nullcontext():
-                if sweep:
-                    print_line(f"[{number + 1}/{len(todo)}] {run.name}")
+            with prefix_output(run.name, world):
+                print_line(f"[{number + 1}/{len(todo)}] {run.name}")
                 try:
-                    if run.dataset is not opened:
-                        workers = run.config.workers
-                        eval_sets = {
-                            subset: EvalSet(tested.test, clip, workers=workers, world=run_world)
-                            for subset, tested in run.subsets.items()
-                        }
-                        opened = run.dataset
-                    record = records[run.dataset.name]
-                    run_once(run, Shared(clip, record, eval_sets, images, run_world, bool(sweep)))
-                except (Interrupted, PeerLost) as stop:
-                    stop.go_on = resume_command(run, sweep, world)
-                    raise
+                    make_run(run, shared, world, run_once)
                 except Exception as error:
-                    if not sweep or isinstance(error, BrokenPipeError) or not is_user_error(error):
+                    if isinstance(error, (BrokenPipeError, PeerLost)) or not is_user_error(error):
                         raise
                     print_error(error, f"{run.name}: " if world.size == 1 else "")
                     failed.append(run.name)
         failed = list(chain.from_iterable(world.all_gather_object(failed)))
-        if not world.is_main:
-            return 0
-        no_report = runs[0].config.no_report
-        tabulated = not sweep or len(failed) == len(runs) or tabulate(sweep, not no_report)
-        if failed:
-            print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
-        return 0 if tabulated and not failed else 2
+        return finish_sweep(sweep, runs, failed) if world.is_main else 0
 
 
-def resume_command(run: PlannedRun, sweep: SweepFolder | None, world: World) -> str:
+def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -> None:
+    """Make a run; an interruption gets the command that resumes what was begun."""
+    try:
+        run_once(run, shared)
+    except (Interrupted, PeerLost) as stop:
+        stop.go_on = resume_command(run, shared.is_sweep, world)
+        raise
+
+
+def finish_sweep(sweep: SweepFolder, runs: list[PlannedRun], failed: list[str]) -> int:
+    """Write the table of a sweep; return 2 if that, or a run, has failed."""
+    no_report = runs[0].config.no_report
+    tabulated = len(failed) == len(runs) or tabulate(sweep, not no_report)
+    if failed:
+        print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+    return 0 if tabulated and not failed else 2
+
+
+def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
     """Return the command that resumes what was begun; "" if there is nothing left to do."""
     again = relaunch_command("train", world)
-    if sweep or not run.folder.path(CONFIG).is_file():
+    if is_sweep or not run.folder.path(CONFIG).is_file():
         return shlex.join([*again, *sys.argv[1:]])
     if run.folder.path(SUMMARY).is_file():
         return ""
@@ -258,7 +270,8 @@ def prepare(
     else:
         folder = runs[0].folder
         resumed = "resumed" if folder.path(STATE).is_file() else "begun anew"
-        print_line(f"run folder {folder.folder}" + (f", {resumed}" if list_contents(folder.folder) else ""))
+        state = f", {resumed}" if list_contents(folder.folder) else ""
+        print_line(f"run folder {folder.folder}{state}")
     print_notes((sweep or runs[0].folder).notes)
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
     for (prompts, template), run in kinds.items():
