@@ -50,7 +50,7 @@ def main_process_first(
             world.all_gather_object(str(held.folder))
             yield held
     else:
-        yield kind(world.barrier()[0])
+        yield kind(world.all_gather_object(None)[0])
 
 
 @contextmanager
