@@ -6,7 +6,6 @@ as fingerprints, is a `RunRecord`.
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -28,6 +27,7 @@ from ..training import default_epochs
 from .precision import AUTO, PRECISIONS
 
 DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
+MAX_FLOAT = float(torch.finfo(torch.float32).max)
 GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help
 TESTS = ("test", "published")  # subcommands of eval.py
 ON_A_DEVICE = (*TESTS, "predict", "report", "export")
@@ -100,10 +100,10 @@ class RunConfig:
         bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
-        bounds=(0, math.inf), read_by="image")
+        bounds=(0, MAX_FLOAT), read_by="image")
     text_lr: float = option(
         0.002, "learning rate of the text context", OPTIMISATION,
-        bounds=(0, math.inf), read_by="text")
+        bounds=(0, MAX_FLOAT), read_by="text")
     warmup_epochs: int | None = option(
         None, "of the image side, without it 10 (ImageNet: 1); the text side has 1", OPTIMISATION,
         bounds=(0, 10**6), read_by="image")

@@ -42,8 +42,6 @@ class RunFolder:
     transfer.json: results of eval.py on other data.
     """
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
@@ -56,7 +54,7 @@ class RunFolder:
         `create`.
         """
         run, begun = cls(folder), lambda held: CONFIG in held and SUMMARY not in held
-        with lock_output_folder(run.folder, data, begun) as run.notes:
+        with lock_output_folder(run.folder, data, begun):
             yield run
 
     @classmethod
@@ -66,7 +64,7 @@ class RunFolder:
         numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
         for run in map(cls, chain([folder], numbered)):
             with ExitStack() as claim, suppress(OutputFolderExists, BlockingIOError):
-                run.notes = claim.enter_context(lock_output_folder(run.folder, data, lambda held: False))
+                claim.enter_context(lock_output_folder(run.folder, data, lambda held: False))
                 claim = claim.pop_all()
                 break
         with claim:
@@ -178,8 +176,6 @@ class SweepFolder:
     sweep.json: the options asked for last; table.md, table.csv, report.html: all results.
     """
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
@@ -193,7 +189,7 @@ class SweepFolder:
         Raises as `lock_output_folder`, and ValueError if another process writes to one of the runs.
         """
         sweep = cls(folder)
-        with lock_output_folder(sweep.folder, data, lambda held: SWEEP in held) as sweep.notes:
+        with lock_output_folder(sweep.folder, data, lambda held: SWEEP in held):
             for name in runs:
                 check_unlocked(sweep.folder / name)
             yield sweep
@@ -250,10 +246,10 @@ def lock_output_folder(
     data: Iterable[Path],
     may_hold: Callable[[set[str]], bool],
     option: str = "--out",
-) -> Iterator[tuple[str, ...]]:
-    """Makes a folder, which is this process's alone during the block: by a lock on a file in it.
+) -> Iterator[None]:
+    """Make a folder, and lock it for the block by a file in it, where the file system has locks.
 
-    Yields notes: that there are no locks here. Folders that the block leaves empty go again.
+    Folders that the block leaves empty go again.
     Raises ValueError if the folder lies within one of the data folders, or in a sweep that another
     process writes; OutputFolderExists if it holds what it may not, BlockingIOError if another process
     has it.
@@ -275,10 +271,10 @@ def lock_output_folder(
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(folder / LOCK, BUSY.format(folder)) as held:
+        with file_lock(folder / LOCK, BUSY.format(folder)):
             check()  # nobody else writes to it now
             check_unlocked(folder.parent)
-            yield () if held else (f"no locks here: start nothing else that writes to {folder}",)
+            yield
     finally:
         with suppress(OSError):
             for path in made:

@@ -6,8 +6,6 @@ import argparse
 from dataclasses import Field
 from typing import Any, NoReturn
 
-import torch
-
 from ..config import KINDS, check_option
 from ..support.files import short_repr, to_single_line
 from .config import FIELDS, GROUPS, OPTIONS, flag
@@ -91,12 +89,11 @@ def value_type(about: Field) -> Any:
     def value(text: str) -> Any:
         if limits.is_path:
             return path_option(text)
-        convert = {"a whole number": int, "a number": finite}.get(expected, str)
         try:
-            number = convert(text)
-        except ValueError as error:
-            problem = str(error) if convert is finite else f"got {short_repr(text)}"
-            raise argparse.ArgumentTypeError(f"expected {expected}, {problem}") from None
+            number = {"a whole number": int, "a number": float}.get(expected, str)(text)
+        except ValueError:
+            got = f"got {short_repr(text)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, {got}") from None
         try:
             return check_option(about, number)
         except ValueError as error:
@@ -111,14 +108,3 @@ def path_option(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
     return text
-
-
-def finite(text: str) -> float:
-    """Return the number of a text; ValueError if it is not finite in fp32."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"finite in fp32, got {short_repr(text)}")
-    return value

@@ -272,7 +272,6 @@ def prepare(
         resumed = "resumed" if folder.path(STATE).is_file() else "begun anew"
         state = f", {resumed}" if list_contents(folder.folder) else ""
         print_line(f"run folder {folder.folder}{state}")
-    print_notes((sweep or runs[0].folder).notes)
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
     for (prompts, template), run in kinds.items():
         build_model(clip, run.dataset.classnames[:2], template, prompts)
