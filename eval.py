@@ -32,7 +32,13 @@ from minidpt.images.white_level import WhiteLevel
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
-from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
+from minidpt.runs.devices import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    load_clip,
+    place,
+)
 from minidpt.runs.drawing import font_notes
 from minidpt.runs.entrypoint import run_command
 from minidpt.runs.eval_options import (
@@ -43,7 +49,6 @@ from minidpt.runs.eval_options import (
 )
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot_accuracy
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
-from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset
@@ -52,8 +57,9 @@ from minidpt.runs.sources import (
     device_of_runs,
     eval_datasets,
     load_runs,
+    open_subset,
+    other_datasets,
     seen_notes,
-    sources_of,
     train_images,
 )
 from minidpt.runs.tables import write_tables
@@ -168,7 +174,7 @@ def test_published(args: Namespace) -> None:
     tensors = read_published(args.folder)
     device = choose_device(args.device)
     config = published_config(args)
-    datasets = [source.open() for source in sources_of(args, config)]
+    datasets = other_datasets(args, config, open_subset)
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip = load_clip(config)
     precision, _ = choose_precision(config.precision, device)

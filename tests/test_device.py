@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import minidpt
 from minidpt.clip.attention import attention
+from minidpt.runs.config import PRECISIONS
 from minidpt.runs.devices import place
-from minidpt.runs.precision import PRECISIONS
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_meta_checkpoint = pytest.mark.skipif(

@@ -24,8 +24,9 @@ from ..data.layouts import LAYOUTS
 from ..images.decode import MAX_PIXELS
 from ..support.files import check_fields, short_repr
 from ..training import default_epochs
-from .precision import AUTO, PRECISIONS
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO = "auto"
 DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
 MAX_FLOAT = float(torch.finfo(torch.float32).max)
 GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help

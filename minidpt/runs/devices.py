@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
 from ..checkpoints.pretrained import load
 from ..clip.network import CLIP
 from ..support.distributed import SINGLE, World
-from .config import RunConfig
-from .precision import PRECISIONS
+from .config import AUTO, PRECISIONS, RunConfig
 
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors that compute in it, x86 and Arm
 ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
 
 
@@ -50,6 +52,31 @@ def is_there(device: torch.device) -> bool:
     except (RuntimeError, AssertionError, ImportError):  # by kind of device
         return False
     return device.type != "meta"
+
+
+def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
+    """Return the precision that the frozen CLIP is stored and computed in, and the reason for it.
+
+    name: as set; None for the usual one; "auto" for bf16 on a CPU that computes in it, elsewhere
+        the usual one.
+    """
+    if name not in (None, AUTO):
+        return name, "as set"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return "bf16", "this GPU computes in it, and its range is fp32's"
+        return "fp16", "this GPU does not compute in bf16"
+    if name == AUTO and device.type == "cpu" and has_cpu_bf16():
+        return "bf16", "this processor computes in it"
+    return "fp32", "the processor's plain precision"
+
+
+def has_cpu_bf16() -> bool:
+    """Return whether the processor says that it computes in bf16; without it bf16 is far slower."""
+    try:
+        return not CPU_BF16.isdisjoint(CPU_INFO.read_text().split())
+    except OSError:  # no Linux
+        return False
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:

@@ -46,31 +46,6 @@ class RunFolder:
         self.folder = Path(folder)
 
     @classmethod
-    @contextmanager
-    def new(cls, folder: str | os.PathLike, data: Iterable[Path]) -> Iterator[RunFolder]:
-        """Lock a folder to write a run to: a new or empty one, or of a run without a result.
-
-        Raises as `lock_output_folder`. What is in the folder is compared by `is_finished`, removed by
-        `create`.
-        """
-        run, begun = cls(folder), lambda held: CONFIG in held and SUMMARY not in held
-        with lock_output_folder(run.folder, data, begun):
-            yield run
-
-    @classmethod
-    @contextmanager
-    def new_numbered(cls, folder: Path, data: Iterable[Path]) -> Iterator[RunFolder]:
-        """Lock this folder to write a run to, or with -2, -3, … behind it if that is taken."""
-        numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-        for run in map(cls, chain([folder], numbered)):
-            with ExitStack() as claim, suppress(OutputFolderExists, BlockingIOError):
-                claim.enter_context(lock_output_folder(run.folder, data, lambda held: False))
-                claim = claim.pop_all()
-                break
-        with claim:
-            yield run
-
-    @classmethod
     def open(cls, folder: str | os.PathLike) -> RunFolder:
         """Return a finished or interrupted run. Raises FileNotFoundError if there is none."""
         run = cls(folder)
@@ -170,42 +145,6 @@ class RunFolder:
         return check_fields(read_json(where, where), where, **needed)
 
 
-class SweepFolder:
-    """A folder of runs that can be stopped and continued.
-
-    sweep.json: the options asked for last; table.md, table.csv, report.html: all results.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-
-    @classmethod
-    @contextmanager
-    def new(
-        cls, folder: str | os.PathLike, data: Iterable[Path], runs: Iterable[str]
-    ) -> Iterator[SweepFolder]:
-        """Lock a folder for runs of these names: a new or empty one, or a sweep to continue.
-
-        Raises as `lock_output_folder`, and ValueError if another process writes to one of the runs.
-        """
-        sweep = cls(folder)
-        with lock_output_folder(sweep.folder, data, lambda held: SWEEP in held):
-            for name in runs:
-                check_unlocked(sweep.folder / name)
-            yield sweep
-
-    def create(self, options: dict[str, Any]) -> None:
-        """Write what was asked for, and remove what a killed process has left unfinished."""
-        for name in SWEEP_FILES:
-            (self.folder / f"{name}.part").unlink(missing_ok=True)
-        RunFolder(self.folder).write_json(SWEEP, options)
-
-    @staticmethod
-    def is_in(folder: str | os.PathLike) -> bool:
-        """Whether the folder holds a sweep."""
-        return (Path(folder) / SWEEP).is_file()
-
-
 def read_options(path: Path) -> tuple[dict[str, Any], Any]:
     """Return the options that a config.json or sweep.json holds, and the record of a run, if any.
 
@@ -244,25 +183,25 @@ class OutputFolderExists(FileExistsError):
 def lock_output_folder(
     folder: Path,
     data: Iterable[Path],
-    may_hold: Callable[[set[str]], bool],
+    may_hold: Callable[[set[str]], bool] = lambda contents: False,
     option: str = "--out",
-) -> Iterator[None]:
+) -> Iterator[Path]:
     """Make a folder, and lock it for the block by a file in it, where the file system has locks.
 
-    Folders that the block leaves empty go again.
-    Raises ValueError if the folder lies within one of the data folders, or in a sweep that another
-    process writes; OutputFolderExists if it holds what it may not, BlockingIOError if another process
-    has it.
+    may_hold: whether it may have these contents; a new or empty one may be had always. Folders that
+    the block leaves empty go again. Raises ValueError if the folder lies within one of the data
+    folders, or in a sweep that another process writes; OutputFolderExists if it has contents that
+    it may not, BlockingIOError if another process has it.
     """
 
     def check() -> None:
-        held = list_contents(folder)
-        if held and not may_hold(held):
+        contents = list_contents(folder)
+        if contents and not may_hold(contents):
             kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
-            got = next((kind for name, kind in kinds.items() if name in held), "other files")
-            ours = ", or one that this command goes on with" if option == "--out" else ""
+            got = next((kind for name, kind in kinds.items() if name in contents), "other files")
+            resumed = ", or one that this command resumes" if option == "--out" else ""
             raise OutputFolderExists(
-                f"output folder {folder}: expected a new or empty one{ours}, got one with {got}: "
+                f"output folder {folder}: expected a new or empty one{resumed}, got one with {got}: "
                 f"pass another {option} or remove it"
             )
 
@@ -274,11 +213,53 @@ def lock_output_folder(
         with file_lock(folder / LOCK, BUSY.format(folder)):
             check()  # nobody else writes to it now
             check_unlocked(folder.parent)
-            yield
+            yield folder
     finally:
         with suppress(OSError):
             for path in made:
                 path.rmdir()
+
+
+def is_interrupted(contents: set[str]) -> bool:
+    """Whether the contents of a folder are those of a run without a result."""
+    return CONFIG in contents and SUMMARY not in contents
+
+
+@contextmanager
+def lock_numbered_folder(folder: Path, data: list[Path]) -> Iterator[Path]:
+    """Lock this new folder, or with -2, -3, … behind it if that is taken."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    for path in chain([folder], numbered):
+        with ExitStack() as lock, suppress(OutputFolderExists, BlockingIOError):
+            lock.enter_context(lock_output_folder(path, data))
+            lock = lock.pop_all()
+            break
+    with lock:
+        yield path
+
+
+@contextmanager
+def lock_sweep_folder(folder: Path, data: list[Path], runs: Iterable[str]) -> Iterator[Path]:
+    """Lock a folder for runs of these names: a new or empty one, or a sweep to continue.
+
+    Raises ValueError if another process writes to one of the runs.
+    """
+    with lock_output_folder(folder, data, lambda contents: SWEEP in contents):
+        for name in runs:
+            check_unlocked(folder / name)
+        yield folder
+
+
+def write_sweep(folder: Path, options: dict[str, Any]) -> None:
+    """Write the options of a sweep, and remove what a killed process has left unfinished."""
+    for name in SWEEP_FILES:
+        (folder / f"{name}.part").unlink(missing_ok=True)
+    RunFolder(folder).write_json(SWEEP, options)
+
+
+def is_sweep(folder: str | os.PathLike) -> bool:
+    """Whether the folder holds a sweep: sweep.json, runs, table.md, table.csv, report.html."""
+    return (Path(folder) / SWEEP).is_file()
 
 
 def check_unlocked(folder: Path) -> None:

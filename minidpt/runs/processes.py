@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -17,11 +17,9 @@ from contextlib import (
     redirect_stdout,
 )
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..support.distributed import SINGLE, World
-
-Held = TypeVar("Held")
 
 
 def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
@@ -38,19 +36,17 @@ def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
 
 
 @contextmanager
-def main_process_first(
-    world: World, claim: AbstractContextManager[Held], kind: Callable[[str], Held]
-) -> Iterator[Held]:
-    """What the first rank claims, a folder's `kind`; to the others, which read it, when it has.
+def main_process_first(world: World, lock: AbstractContextManager[Path]) -> Iterator[Path]:
+    """Create and lock a folder in the main process; the others wait, then get its path.
 
-    Its lock is the first one's. On several machines it is a folder that all of them have.
+    On several machines it is a folder that all of them have.
     """
     if world.is_main:
-        with claim as held:
-            world.all_gather_object(str(held.folder))
-            yield held
+        with lock as folder:
+            world.all_gather_object(str(folder))
+            yield folder
     else:
-        yield kind(world.all_gather_object(None)[0])
+        yield Path(world.all_gather_object(None)[0])
 
 
 @contextmanager

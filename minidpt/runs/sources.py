@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -20,12 +20,11 @@ from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
 from ..support.progress import print_line
-from .config import RunConfig, RunRecord
-from .devices import choose_device, load_clip, place
+from .config import AUTO, RunConfig, RunRecord
+from .devices import choose_device, choose_precision, load_clip, place
 from .eval_options import evaluates_other_data
 from .evaluation import EvalSet
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
-from .precision import AUTO, choose_precision
 from .processes import relaunch_command
 from .results import tested_on
 
@@ -33,56 +32,44 @@ from .results import tested_on
 def eval_datasets(
     args: Namespace, runs: list[RunFolder], configs: list[RunConfig]
 ) -> list[tuple[Dataset, list[int]]]:
-    """Data sets to test on, and the numbers of the runs to test on each."""
-    tests = {}
-    if not evaluates_other_data(args):
-        for number, run in enumerate(runs):
-            dataset = read_split(run.path(SPLIT), args.image_root)
-            tests.setdefault(tuple(dataset.test), (dataset, []))[1].append(number)
-        return list(tests.values())
-    for number, config in enumerate(configs):
-        if args.dataset and args.data is None and is_demo(config.data):
+    """Return the data sets to test on, each with the numbers of the runs to test on it."""
+    tests, open_once = {}, functools.cache(open_subset)
+    for number, (run, config) in enumerate(zip(runs, configs)):
+        if not evaluates_other_data(args):
+            datasets = [read_split(run.path(SPLIT), args.image_root)]
+        elif args.dataset and args.data is None and is_demo(config.data):
             raise ValueError(
-                "--dataset: expected --data, the folder it lies in: "
-                f"{runs[number].folder} was trained on the demo's drawings"
+                f"--dataset: expected --data, the folder it lies in: {run.folder} was trained on "
+                "the demo's drawings"
             )
-        for source in sources_of(args, config):
-            if source not in tests:
-                tests[source] = source.open(), []
-            tests[source][1].append(number)
+        else:
+            datasets = other_datasets(args, config, open_once)
+        for dataset in datasets:
+            key = dataset.name, dataset.template, *dataset.classnames, *dataset.test
+            tests.setdefault(key, (dataset, []))[1].append(number)
     return list(tests.values())
 
 
-class Source(NamedTuple):
-    """All that decides on pictures and classes of a test."""
-
-    data: str
-    dataset: str | None
-    classnames: str | None
-    template: str | None
-    classes: str
-
-    def open(self) -> Dataset:
-        """The data set, or the part of it; its name says which."""
-        dataset = open_dataset(
-            self.data, self.dataset, classnames=self.classnames, template=self.template
-        )
-        dataset = select_classes(dataset, self.classes)
-        return replace(dataset, name=tested_on(dataset.name, self.classes))
-
-
-def sources_of(args: Namespace, config: RunConfig) -> list[Source]:
-    """What the command line names, completed by where and what a run was trained on."""
-    data = config.data if args.data is None else args.data
-    classes = args.classes or "all"
+def other_datasets(
+    args: Namespace, config: RunConfig, open_subset: Callable[..., Dataset]
+) -> list[Dataset]:
+    """Open what the command line names, completed by what a run was trained on."""
+    data = args.data or config.data
     if args.data is not None or args.dataset:
-        return [
-            Source(data, name, args.classnames, args.template, classes)
-            for name in args.dataset or [None]
-        ]
-    classnames = args.classnames or config.classnames
-    template = args.template or config.template
-    return [Source(data, config.dataset, classnames, template, classes)]
+        names, classnames, template = args.dataset or [None], args.classnames, args.template
+    else:
+        names, classnames = [config.dataset], args.classnames or config.classnames
+        template = args.template or config.template
+    return [open_subset(data, name, classnames, template, args.classes or "all") for name in names]
+
+
+def open_subset(
+    data: str, name: str | None, classnames: str | None, template: str | None, subset: str
+) -> Dataset:
+    """Open a data set or a subset of its classes, which its name says."""
+    dataset = open_dataset(data, name, classnames=classnames, template=template)
+    dataset = select_classes(dataset, subset)
+    return replace(dataset, name=tested_on(dataset.name, subset))
 
 
 def data_folders(run: RunFolder) -> list[Path]:

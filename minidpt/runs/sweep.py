@@ -25,23 +25,12 @@ from ..demo.demo import draw_demo
 from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
 from ..support.progress import print_line, print_notes
+from . import folders
 from .config import RunConfig, RunRecord, expand_grid
-from .devices import choose_device, load_clip, place
+from .devices import choose_device, choose_precision, load_clip, place
 from .entrypoint import Interrupted, is_user_error, print_error
 from .evaluation import EvalSet
-from .folders import (
-    CONFIG,
-    METRICS,
-    REPORT,
-    START_OVER_HINT,
-    STATE,
-    SUMMARY,
-    RunFolder,
-    SweepFolder,
-    folders_of,
-    list_contents,
-)
-from .precision import choose_precision
+from .folders import RunFolder, is_sweep, list_contents
 from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
 from .results import read_results, summarise
@@ -107,15 +96,15 @@ def is_finished(folder: str) -> bool:
     Raises ValueError if there is nothing to resume.
     """
     run = RunFolder(folder)
-    if SweepFolder.is_in(folder):
+    if is_sweep(folder):
         return False
-    if run.path(SUMMARY).is_file():
+    if run.path(folders.SUMMARY).is_file():
         command = shlex.join([*relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")
         return True
-    if run.path(METRICS).is_file() and not run.path(STATE).is_file():
-        got = f"got a run without: {START_OVER_HINT}"
-        raise ValueError(f"--resume {folder}: expected {STATE} in it, {got}")
+    if run.path(folders.METRICS).is_file() and not run.path(folders.STATE).is_file():
+        got = f"got a run without: {folders.START_OVER_HINT}"
+        raise ValueError(f"--resume {folder}: expected {folders.STATE} in it, {got}")
     return False
 
 
@@ -153,22 +142,21 @@ def open_subsets(
 @contextmanager
 def open_output(
     command: TrainCommand, runs: list[PlannedRun], world: World
-) -> Iterator[tuple[list[PlannedRun], SweepFolder | None]]:
+) -> Iterator[tuple[list[PlannedRun], Path | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
     datasets = {run.dataset.name: run.dataset for run in runs}.values()
-    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders_of, datasets))]
+    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders.folders_of, datasets))]
     out = command.out
-    if len(runs) == 1 and not (out and SweepFolder.is_in(out)):
-        numbered = RunFolder.new_numbered(Path("runs") / runs[0].name, data)
-        lock = RunFolder.new(out, data) if out else numbered
-        with main_process_first(world, lock, RunFolder) as folder:
-            yield [replace(runs[0], folder=folder)], None
+    if len(runs) == 1 and not (out and is_sweep(out)):
+        lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)
+        if out:
+            lock = folders.lock_output_folder(Path(out), data, folders.is_interrupted)
+        with main_process_first(world, lock) as folder:
+            yield [replace(runs[0], folder=RunFolder(folder))], None
         return
-    out = out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep"
-    lock = SweepFolder.new(out, data, [run.name for run in runs])
-    with main_process_first(world, lock, SweepFolder) as sweep:
-        folders = [RunFolder(sweep.folder / run.name) for run in runs]
-        yield [replace(run, folder=folder) for run, folder in zip(runs, folders)], sweep
+    out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
+    with main_process_first(world, folders.lock_sweep_folder(out, data, [run.name for run in runs])):
+        yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
 
 
 def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
@@ -213,7 +201,7 @@ def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -
         raise
 
 
-def finish_sweep(sweep: SweepFolder, runs: list[PlannedRun], failed: list[str]) -> int:
+def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
     """Write the table of a sweep; return 2 if that, or a run, has failed."""
     no_report = runs[0].config.no_report
     tabulated = len(failed) == len(runs) or tabulate(sweep, not no_report)
@@ -225,9 +213,9 @@ def finish_sweep(sweep: SweepFolder, runs: list[PlannedRun], failed: list[str]) 
 def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
     """Return the command that resumes what was begun; "" if there is nothing left to do."""
     again = relaunch_command("train", world)
-    if is_sweep or not run.folder.path(CONFIG).is_file():
+    if is_sweep or not run.folder.path(folders.CONFIG).is_file():
         return shlex.join([*again, *sys.argv[1:]])
-    if run.folder.path(SUMMARY).is_file():
+    if run.folder.path(folders.SUMMARY).is_file():
         return ""
     no_report = ["--no-report"] if run.config.no_report else []
     return shlex.join([*again, "--resume", str(run.folder.folder), *no_report])
@@ -236,7 +224,7 @@ def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
 def prepare(
     command: TrainCommand,
     runs: list[PlannedRun],
-    sweep: SweepFolder | None,
+    sweep: Path | None,
     device: torch.device,
     world: World,
 ) -> tuple[list[PlannedRun], CLIP, dict[str, RunRecord]]:
@@ -255,7 +243,7 @@ def prepare(
         )
         for run in runs
     }
-    fix = [START_OVER_HINT] if command.resume else []
+    fix = [folders.START_OVER_HINT] if command.resume else []
     todo = [
         run
         for run in runs
@@ -266,10 +254,10 @@ def prepare(
     if sweep:
         count, finished = len(runs), len(runs) - len(todo)
         plural = "s" if count > 1 else ""
-        print_line(f"{count} run{plural} in {sweep.folder}, {finished} of them finished")
+        print_line(f"{count} run{plural} in {sweep}, {finished} of them finished")
     else:
         folder = runs[0].folder
-        resumed = "resumed" if folder.path(STATE).is_file() else "begun anew"
+        resumed = "resumed" if folder.path(folders.STATE).is_file() else "begun anew"
         state = f", {resumed}" if list_contents(folder.folder) else ""
         print_line(f"run folder {folder.folder}{state}")
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
@@ -279,22 +267,22 @@ def prepare(
         clip = place(clip, device, precision)
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep and world.is_main:
-            sweep.create({**command.options, "data": config.data})
+            folders.write_sweep(sweep, {**command.options, "data": config.data})
     return todo, clip, records
 
 
-def tabulate(sweep: SweepFolder, with_report: bool) -> bool:
+def tabulate(sweep: Path, with_report: bool) -> bool:
     """Print the table of a sweep and write it, and its report; False if it can't be written."""
     try:
-        text, written = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv", True
+        text, written = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv", True
     except OSError as error:
         print_error(error)
-        text, written = markdown(summarise(read_results(sweep.folder))), False
+        text, written = markdown(summarise(read_results(sweep))), False
     print_line("", *text.splitlines())
     if with_report:
-        with optional_output(sweep.folder):
-            write_report(sweep.folder)
-            print_line(sweep.folder / REPORT)
+        with optional_output(sweep):
+            write_report(sweep)
+            print_line(sweep / folders.REPORT)
     return written
 
 

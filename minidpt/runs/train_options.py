@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..checkpoints.pretrained import NAMES
 from ..config import COMMON
 from .config import OPTIONS, expand_grid, flag
-from .folders import CONFIG, SWEEP, SweepFolder, read_options
+from .folders import CONFIG, SWEEP, is_sweep, read_options
 from .parser import Parser, path_option
 
 
@@ -67,7 +67,7 @@ def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str,
     """Return the file that --config or --resume names, and the options in it."""
     path = Path(config or resume).expanduser()
     if resume:
-        path /= SWEEP if SweepFolder.is_in(path) else CONFIG
+        path /= SWEEP if is_sweep(path) else CONFIG
         if not path.is_file():
             raise ValueError(f"--resume: expected a run folder, with {CONFIG}, got {resume}")
     options, record = read_options(path)

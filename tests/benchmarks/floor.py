@@ -18,7 +18,7 @@ import torch
 from products import Products
 from steps import PARTS, Ours
 
-from minidpt.runs.precision import PRECISIONS
+from minidpt.runs.config import PRECISIONS
 
 
 def replay(noted, operands) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import minidpt
-from minidpt.runs.precision import PRECISIONS
+from minidpt.runs.config import PRECISIONS
 
 
 class Device:

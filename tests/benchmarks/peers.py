@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import minidpt
+from minidpt.runs.config import PRECISIONS
 from minidpt.runs.devices import keep_freed_memory, place
-from minidpt.runs.precision import PRECISIONS
 
 TASKS = ("image features", "text features", "zero-shot batch")
 TEMPLATE = "a photo of a {}."

@@ -37,8 +37,8 @@ import minidpt  # noqa: E402
 from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
 from minidpt.model import PREDICT_BATCH  # noqa: E402
+from minidpt.runs.config import PRECISIONS  # noqa: E402
 from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
-from minidpt.runs.precision import PRECISIONS  # noqa: E402
 
 SIZE = 500, 400
 

@@ -44,8 +44,8 @@ from products import Products  # noqa: E402
 
 import minidpt  # noqa: E402
 from minidpt.data.naming import imagenet_classnames  # noqa: E402
+from minidpt.runs.config import PRECISIONS  # noqa: E402
 from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
-from minidpt.runs.precision import PRECISIONS  # noqa: E402
 
 VIT_B_32 = tiny_models.Sizes(
     embedding=512, vision_width=768, vision_layers=12, text_width=512, text_layers=12, patch=32,

@@ -10,7 +10,7 @@ import torch
 from image_folders import draw_classes
 from scripts import SHORT, inside, save_clip
 
-from minidpt.runs import precision
+from minidpt.runs import devices
 
 CPU = torch.device("cpu")
 
@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 def cpu_info(tmp_path, monkeypatch) -> Path:
     """The file in which Linux describes the processor."""
     file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(precision, "CPU_INFO", file)
+    monkeypatch.setattr(devices, "CPU_INFO", file)
     return file
 
 
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
-    assert precision.choose_precision(None, CPU)[0] == "fp32"
-    assert precision.choose_precision("bf16", CPU) == ("bf16", "as set")
+    assert devices.choose_precision(None, CPU)[0] == "fp32"
+    assert devices.choose_precision("bf16", CPU) == ("bf16", "as set")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
 def test_auto_takes_bf16_where_the_processor_computes_in_it(cpu_info, flags, chosen):
     if flags:
         cpu_info.write_text(f"processor\t: 0\n{flags}\n")
-    assert precision.choose_precision("auto", CPU)[0] == chosen
-    assert precision.choose_precision(None, CPU)[0] == "fp32"
+    assert devices.choose_precision("auto", CPU)[0] == chosen
+    assert devices.choose_precision(None, CPU)[0] == "fp32"
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
@@ -50,8 +50,8 @@ def test_auto_is_the_usual_precision_on_a_gpu(monkeypatch, cpu_info, capability)
     cpu_info.write_text("flags: bf16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     gpu = torch.device("cuda")
-    assert precision.choose_precision("auto", gpu) == precision.choose_precision(None, gpu)
-    assert precision.choose_precision(None, gpu)[0] == ("fp16" if capability < (8, 0) else "bf16")
+    assert devices.choose_precision("auto", gpu) == devices.choose_precision(None, gpu)
+    assert devices.choose_precision(None, gpu)[0] == ("fp16" if capability < (8, 0) else "bf16")
 
 
 def test_a_run_by_auto_is_tested_in_the_precision_that_it_took(cpu_info, tmp_path, monkeypatch):

@@ -124,14 +124,14 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
 def test_runs_of_one_name_are_numbered(tmp_path):
     names = []
     for _ in range(3):
-        with runs.RunFolder.new_numbered(tmp_path / "runs" / "a", [tmp_path / "data"]) as run:
-            run.create(*SETTINGS)
-            names.append(run.folder.name)
+        with runs.lock_numbered_folder(tmp_path / "runs" / "a", [tmp_path / "data"]) as folder:
+            runs.RunFolder(folder).create(*SETTINGS)
+            names.append(folder.name)
     assert names == ["a", "a-2", "a-3"]
 
 
 def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
     (tmp_path / "runs").symlink_to("gone")
     with pytest.raises(FileExistsError, match="runs"):
-        with runs.RunFolder.new_numbered(tmp_path / "runs" / "a", []):
+        with runs.lock_numbered_folder(tmp_path / "runs" / "a", []):
             pass

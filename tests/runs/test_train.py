@@ -19,7 +19,7 @@ from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
 
 import minidpt
 from minidpt.data.splits import read_split
-from minidpt.runs.precision import PRECISIONS
+from minidpt.runs.config import PRECISIONS
 
 
 def test_training_prints_what_it_does_and_both_accuracies(trained):
