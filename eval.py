@@ -71,8 +71,8 @@ def main() -> int:
     """Parse the command line and call the function of the subcommand."""
     args = parse_arguments(__doc__)
     set_max_pixels(args.max_pixels)
-    commands = {"test": test, "predict": predict, "table": table, "report": report,
-                "export": export_run, "published": test_published}  # fmt: skip
+    commands = {"test": evaluate_runs, "predict": predict, "table": table, "report": report,
+                "export": export_run, "published": evaluate_published}  # fmt: skip
     if args.command != "test" and not world_from_environment().is_main:
         return 0  # several processes share tests alone
     return commands[args.command](args) or 0
@@ -130,7 +130,7 @@ def predict(args: Namespace) -> int:
             return classify(model, batches, *options, draw_maps)
 
 
-def test(args: Namespace) -> None:
+def evaluate_runs(args: Namespace) -> None:
     """Test runs, all with one CLIP, on their own test images or on other data."""
     keep_freed_memory()
     # All files of the runs are read now: a damaged one is an error before anything is computed.
@@ -168,7 +168,7 @@ def test(args: Namespace) -> None:
                 record_cross_dataset(run, dataset, precision, *accuracies)
 
 
-def test_published(args: Namespace) -> None:
+def evaluate_published(args: Namespace) -> None:
     """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
     keep_freed_memory()
     tensors = read_published(args.folder)

@@ -1,6 +1,6 @@
-"""What a run needs to go on with after its last finished epoch: one file that is written whole.
+"""What a run needs to resume after its last finished epoch: one file that is written whole.
 
-Orders and crops of pictures are not in it: they follow from the seed and the epoch's number.
+Orders and crops of images are not in it: they follow from the seed and the epoch's number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..checkpoints.prompt_file import write_checkpoint
 from ..checkpoints.reader import read_checkpoint
 from ..clip.state_dict import check_tensors
 from ..model import PromptedCLIP
-from ..support.files import check_fields, parse_json, short_repr
+from ..support.files import check_fields, read_text, short_repr
 from .folders import METRICS, MODEL, START_OVER_HINT, STATE, RunFolder
 
 FORMAT = "minidpt state 2"
@@ -37,12 +37,13 @@ class TrainingState:
     metrics: str = ""
 
     def save(self, run: RunFolder) -> None:
-        """Write state.pt, which counts, and then what it makes anew: model.pt, metrics.jsonl.
+        """Write metrics.jsonl, then state.pt, which says how many of its lines count, and model.pt.
 
-        Of several ranks, which have the same state, the first does.
+        Of several processes, which have the same state, the main one does.
         """
         if not self.model.world.is_main:
             return
+        run.write_text(METRICS, self.metrics)
         learned, state = self.model.prompt_state_dict(), self.optimizer.state
         momentum = {name: state[value].get("momentum_buffer") for name, value in learned.items()}
         write_checkpoint(run.path(STATE), {
@@ -52,12 +53,9 @@ class TrainingState:
             "learned": on_cpu(learned),
             "momentum": on_cpu(momentum),
             "scaler": self.scaler.state_dict(),
-            "generators": {name: one.get_rng_state() for name, one in self._generators().items()},
-            # as numbers, which a checkpoint may have more of than of text
-            "metrics": torch.tensor(list(self.metrics.encode()), dtype=torch.uint8),
+            "generators": {name: kind.get_rng_state() for name, kind in self._generators().items()},
         })  # fmt: skip
         self.model.save(run.path(MODEL))
-        run.write_text(METRICS, self.metrics)
 
     def load(self, run: RunFolder) -> None:
         """Take over what `save` has written; ValueError if it is damaged or of another run."""
@@ -65,24 +63,32 @@ class TrainingState:
         try:
             content = read_checkpoint(path)
         except ValueError as error:  # its advice is for a checkpoint, which can be had again
-            raise ValueError(f"{path}: expected a whole file, got a damaged one: {START_OVER_HINT}") from error
+            expected = "expected a whole file, got a damaged one"
+            raise ValueError(f"{path}: {expected}: {START_OVER_HINT}") from error
+        lines = read_text(run.path(METRICS), METRICS).splitlines(keepends=True)
         try:
             self._take(check_fields(content, "content", format=str))
+            if len(lines) < self.epoch:
+                expected = f"{self.epoch} lines in {METRICS}"
+                raise ValueError(f"expected {expected}, got {len(lines)}")
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{path}: not the state of this run, {error}: {START_OVER_HINT}") from error
+            problem = f"not the state of this run, {error}"
+            raise ValueError(f"{path}: {problem}: {START_OVER_HINT}") from error
+        self.metrics = "".join(lines[: self.epoch])
 
     def _take(self, content: dict[str, Any]) -> None:
         if content["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {short_repr(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-        check_fields(content, "content", epoch=int, metrics=Tensor, settings=dict, **kinds)
+        check_fields(content, "content", epoch=int, settings=dict, **kinds)
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
-                raise ValueError(f"expected {name} {short_repr(value)}, got one with {name} {short_repr(there)}")
-        epoch, epochs, learned = content["epoch"], self.settings["epochs"], self.model.prompt_state_dict()
+                got = f"one with {name} {short_repr(there)}"
+                raise ValueError(f"expected {name} {short_repr(value)}, got {got}")
+        epoch, epochs = content["epoch"], self.settings["epochs"]
+        learned = self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {short_repr(epoch)}")
-        metrics = lines_of(content["metrics"], epoch)
 
         momentum, generators = content["momentum"], self._generators()
         # fp16's scaler may have left out all steps so far.
@@ -101,26 +107,14 @@ class TrainingState:
         for name, value in momentum.items():
             parameter = learned[name]
             self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter, copy=True)
-        self.epoch, self.metrics = epoch, metrics
+        self.epoch = epoch
 
     def _generators(self) -> dict[str, Any]:
-        """By kind of device, the module of torch that has its random numbers."""
+        """Return by kind of device the module of torch that has its random numbers."""
         device = self.model.clip.device.type
         return {"cpu": torch, device: torch if device == "cpu" else getattr(torch, device)}
 
 
 def on_cpu(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Those that are there, without gradient."""
+    """Return those that are there, on the CPU, without gradient."""
     return {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
-
-
-def lines_of(metrics: Tensor, epochs: int) -> str:
-    """The text of metrics.jsonl from its bytes; ValueError unless it has a line for each epoch."""
-    if metrics.dtype != torch.uint8 or metrics.ndim != 1:
-        raise ValueError(f"metrics: expected bytes, got {metrics.dtype}, {tuple(metrics.shape)}")
-    text = bytes(metrics.tolist()).decode()
-    *lines, rest = text.split("\n")
-    told = [check_fields(parse_json(line, "metrics"), "metrics", epoch=int)["epoch"] for line in lines]
-    if rest or told != list(range(1, epochs + 1)):
-        raise ValueError(f"metrics: expected a line for each of {epochs} epochs, got {len(lines)}")
-    return text

@@ -102,7 +102,7 @@ def is_finished(folder: str) -> bool:
         command = shlex.join([*relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")
         return True
-    if run.path(folders.METRICS).is_file() and not run.path(folders.STATE).is_file():
+    if run.path(folders.MODEL).is_file() and not run.path(folders.STATE).is_file():
         got = f"got a run without: {folders.START_OVER_HINT}"
         raise ValueError(f"--resume {folder}: expected {folders.STATE} in it, {got}")
     return False

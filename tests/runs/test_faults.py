@@ -80,7 +80,8 @@ def test_a_file_without_room_is_named_in_one_line_and_is_not_there_by_half(train
     with room(sizes[written] + 50):
         result = inside("train.py", *place, *SCHEDULE, "--out", "run")
     assert_one_line(result, "train.py", f"run/{names[written]}", "room", "File too large")
-    assert list(contents("run")) == [f"run/{name}" for name in names[:written]]
+    empty = {"run/metrics.jsonl"} if written == 2 else set()  # which took no room
+    assert contents("run").keys() - empty == {f"run/{name}" for name in names[:written]}
     assert Path("run").exists() == bool(written)
     assert inside("train.py", *place, *SCHEDULE, "--out", "run").status == 0
 
@@ -244,7 +245,7 @@ def forks(place, tmp_path_factory) -> tuple[Path, dict]:
 def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
     _, found = forks
     parts = [name for left, _, _ in found["run"] for name in left if name.endswith(".part")]
-    epoch = ["state.pt", "model.pt", "metrics.jsonl"]  # before the first one, and after it
+    epoch = ["metrics.jsonl", "state.pt", "model.pt"]  # before the first one, and after it
     with_features = "model.pt"  # once training has ended
     begun = ["config.json", "split.json", *epoch, *epoch, with_features]
     begun += ["predictions.csv", "words.json", "summary.json"]

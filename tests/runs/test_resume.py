@@ -220,10 +220,6 @@ def resumed_with(stopped: Path, change) -> Result:
     return result
 
 
-def text(content: str) -> torch.Tensor:
-    return torch.tensor(list(content.encode()), dtype=torch.uint8)
-
-
 @pytest.mark.parametrize(
     "damage, word",
     [
@@ -234,18 +230,10 @@ def text(content: str) -> torch.Tensor:
         (lambda content: content["momentum"].clear(), "momentum: missing"),
         (lambda content: content["generators"].update(cpu=torch.ones(3)), "ByteTensor"),
         (lambda content: content["generators"].update(cpu="x"), "'cpu'"),
-        (lambda content: content.pop("metrics"), "'metrics'"),
-        (lambda content: content.update(metrics=torch.tensor([1.5])), "metrics: expected bytes"),
-        (lambda content: content.update(metrics=text("{}")[0]), "metrics: expected bytes"),
-        (lambda content: content.update(metrics=content["metrics"] + 100), "utf-8"),
-        (lambda content: content.update(metrics=content["metrics"][:-1]), "metrics: expected"),
-        (lambda content: content.update(metrics=text("{\n" * 3)), "metrics: expected JSON"),
-        (lambda content: content.update(metrics=text('{"epoch": 1}\n')), "3 epochs, got 1"),
-        (lambda content: content.update(metrics=text('{"epoch": 1}\n' * 3)), "3 epochs"),
         (lambda content: content.update(epoch=None), "'epoch'"),
         (lambda content: content.update(epoch=-1), "from 0 to 6, got -1"),
         (lambda content: content.update(epoch=7), "from 0 to 6, got 7"),
-        (lambda content: content.update(epoch=0, metrics=text("")), "momentum: unknown"),
+        (lambda content: content.update(epoch=0), "momentum: unknown"),
         (lambda content: content.update(settings="x"), "'settings'"),
         (lambda content: content["settings"].update(seed=torch.ones(2)), "state of this run"),
     ],
@@ -253,6 +241,19 @@ def text(content: str) -> torch.Tensor:
 def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
     result = resumed_with(stopped, damage)
     assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": begin it anew")
+
+
+def test_lines_of_metrics_are_those_of_finished_epochs(stopped, whole):
+    shutil.copytree(stopped, "run")
+    metrics = Path("run/metrics.jsonl")
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines, '{"epoch": 4}\n']))  # killed before state.pt was written
+    assert inside("train.py", "--resume", "run").status == 0
+    assert outcome("run") == outcome(whole)
+    shutil.copytree(stopped, "short")
+    Path("short/metrics.jsonl").write_text(lines[0])
+    result = inside("train.py", "--resume", "short")
+    assert_one_line(result, "train.py", "3 lines in metrics.jsonl, got 1", ": begin it anew")
 
 
 def test_the_state_of_a_run_with_another_seed_is_refused(stopped):
