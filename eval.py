@@ -86,7 +86,9 @@ def table(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     """Write report.html of each folder, a run's or a sweep's."""
     for folder in args.folders:
-        notes = write_report(folder, partial(report_model, RunFolder(folder), args), args.image_root)
+        notes = write_report(
+            folder, partial(report_model, RunFolder(folder), args), args.image_root
+        )
         print_line(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
 
 
@@ -182,7 +184,9 @@ def evaluate_published(args: Namespace) -> None:
     inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
     prompts = PromptConfig(**inferred.config, top_k=top_k, class_token_position=position)
-    print_line(f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}")
+    print_line(
+        f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}"
+    )
     for dataset in datasets:
         print_line(dataset.source)
         print_notes(dataset.notes)

@@ -14,12 +14,16 @@ from ..support.distributed import SINGLE, World
 from .config import AUTO, PRECISIONS, RunConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
-CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors that compute in it, x86 and Arm
+CPU_BF16 = {
+    "avx512_bf16",
+    "amx_bf16",
+    "bf16",
+}  # flags of processors that compute in it, x86 and Arm
 ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
 
 
 def choose_device(name: str | None, world: World = SINGLE) -> torch.device:
-    """The named device, or the accelerator that torch offers here, if any; each rank has its own.
+    """Return the named device, or an accelerator if there is one; each rank has its own.
 
     Raises ValueError if it is not there.
     """
@@ -80,7 +84,7 @@ def has_cpu_bf16() -> bool:
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
-    """CLIP on the device, stored in the precision."""
+    """Move CLIP to the device, stored in the precision."""
     if precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, 10 bits by default
     else:
@@ -89,7 +93,7 @@ def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed tensors for the next ones, where it is glibc.
+    """Keep the memory of freed tensors for the next ones, where the C library is glibc.
 
     By default it returns each large block to the system, which has to clear its pages before the
     next tensor gets them: up to a fifth of a training step on a CPU. A step's peak is no higher.

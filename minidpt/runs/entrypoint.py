@@ -28,15 +28,15 @@ Item = TypeVar("Item")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, and if known the command that goes on with what was begun."""
+    """Ctrl-C or SIGTERM, and if known the command that resumes what was begun."""
 
     def __init__(self, number: int):
         super().__init__()
-        self.status, self.go_on = 128 + number, ""
+        self.status, self.how_to_resume = 128 + number, ""
 
 
 class DeferredInterrupt:
-    """In the block Ctrl-C and SIGTERM wait for `check` or its end; the second one does not wait."""
+    """Defers Ctrl-C and SIGTERM in the block to `check` or its end; the second does not wait."""
 
     def __enter__(self) -> DeferredInterrupt:
         self.caught: int | None = None
@@ -49,7 +49,7 @@ class DeferredInterrupt:
         self.caught = number
 
     def check(self) -> None:
-        """Raises Interrupted if there was a signal."""
+        """Raise Interrupted if there was a signal."""
         if self.caught is not None:
             raise Interrupted(self.caught)
 
@@ -67,7 +67,7 @@ class DeferredInterrupt:
 
 
 def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have Ctrl-C and SIGTERM call this, where they are not ignored; what they called before."""
+    """Set the handler of Ctrl-C and SIGTERM, where they are not ignored; return those before."""
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other gets signals
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -77,19 +77,19 @@ def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """A handler of signals."""
+    """Raise Interrupted: a handler of signals."""
     raise Interrupted(number)
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether an error is the user's or the machine's, which `report` tells in one line."""
+    """Whether an error is the user's or the machine's, which `print_error` prints in one line."""
     if isinstance(error, RuntimeError):
         return bool(memory_of(error))
     return isinstance(error, (ValueError, OSError, MemoryError))
 
 
 def memory_of(error: Exception) -> str:
-    """Which memory was too small, if that is what an error says."""
+    """Return which memory was too small, if that is what an error says."""
     if isinstance(error, OUT_OF_MEMORY) or "backend out of memory" in str(error):  # of MPS
         return "the device's memory"
     return "memory" if "DefaultCPUAlloc" in str(error) or isinstance(error, MemoryError) else ""
@@ -104,7 +104,8 @@ def print_error(error: object, where: str = "") -> None:
             "classes, or --precision bf16 or fp16"
         )
     with suppress(OSError):  # stderr may be what is full
-        print_line(f"{Path(sys.argv[0]).name}: error: {to_single_line(where + text, 3000)}", stream=sys.stderr)
+        text = to_single_line(where + text, 3000)
+        print_line(f"{Path(sys.argv[0]).name}: error: {text}", stream=sys.stderr)
 
 
 class NoteHandler(logging.Handler):
@@ -117,7 +118,7 @@ class NoteHandler(logging.Handler):
 
 @contextmanager
 def print_log() -> Iterator[None]:
-    """In the block, print the records of the logger `minidpt`."""
+    """Print the records of the logger `minidpt` in the block, as notes."""
     logger, handler = logging.getLogger("minidpt"), NoteHandler()
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -148,9 +149,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
     except KeyboardInterrupt as stop:
-        status, go_on = getattr(stop, "status", 130), getattr(stop, "go_on", "")
+        status, how_to_resume = getattr(stop, "status", 130), getattr(stop, "how_to_resume", "")
         if world.is_main:
-            print_error("interrupted" + (go_on and f"; to resume: {go_on}"))
+            print_error("interrupted" + (how_to_resume and f"; to resume: {how_to_resume}"))
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -158,8 +159,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if not world.is_main:  # has what ends this one ended the first, that has told it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TORCHRUN_POLL_SECONDS)
-        go_on = getattr(error, "go_on", "")
-        print_error(f"{error}; to resume: {go_on}" if go_on else error)
+        how_to_resume = getattr(error, "how_to_resume", "")
+        print_error(f"{error}; to resume: {how_to_resume}" if how_to_resume else error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()

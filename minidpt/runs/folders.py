@@ -115,7 +115,7 @@ class RunFolder:
             )
 
     def _missing_images(self) -> list[str]:
-        """Those of split.json that are not in its folder, if that is still there."""
+        """List the images of split.json that are missing in its folder, if that is still there."""
         with suppress(ValueError, OSError):
             split = split_content(self.path(SPLIT))
             if os.path.isdir(root := split.get("root") or ""):
@@ -124,7 +124,7 @@ class RunFolder:
         return []
 
     def path(self, name: str) -> Path:
-        """The file of that name in the folder."""
+        """Return the path of a file in the folder."""
         return self.folder / name
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def is_earlier_version(folder: Path) -> bool:
 
 
 def list_contents(folder: Path) -> set[str]:
-    """What is in the folder, if there is one, but for what a killed process of ours has left."""
+    """List the contents of a folder, if there is one, without what killed processes have left."""
     ours = {LOCK, TRANSFER_LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
     if folder.is_dir():
         return set(os.listdir(folder)) - ours
@@ -263,7 +263,7 @@ def is_sweep(folder: str | os.PathLike) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """ValueError if another process writes to the folder."""
+    """Raise ValueError if another process writes to the folder."""
     try:
         if (folder / LOCK).exists():
             with file_lock(folder / LOCK, BUSY.format(folder)):
@@ -273,20 +273,19 @@ def check_unlocked(folder: Path) -> None:
 
 
 def check_outside(
-    place: Path, data: Iterable[Path], what: str = "output folder", option: str = "--out"
+    path: Path, data: Iterable[Path], what: str = "output folder", option: str = "--out"
 ) -> None:
-    """ValueError if a place to write to lies within one of the data folders."""
-    resolved = place.resolve()
+    """Raise ValueError if a path to write to lies within one of the data folders."""
+    resolved = path.resolve()
     for root in data:
         if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
-                f"{what} {place}: expected one outside the data folder {root}: pass another "
-                f"{option}"
+                f"{what} {path}: expected one outside the data folder {root}: pass another {option}"
             )
 
 
 def folders_of(dataset: Dataset) -> list[Path]:
-    """`Dataset.folders`, and of a known data set the folder that its pictures' folder belongs to.
+    """List a data set's folders; of a known one also the folder that its image folder belongs to.
 
     caltech-101/ of caltech-101/101_ObjectCategories/, though the latter is all that --data names.
     """

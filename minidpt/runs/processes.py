@@ -23,16 +23,17 @@ from ..support.distributed import SINGLE, World
 
 
 def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
-    """What starts train or eval as this command was started, also in as many processes."""
+    """Return the command that starts train or eval as this one was, in as many processes."""
     called = Path(sys.argv[0])
     installed = called.stem.startswith("minidpt-")
     file = f"minidpt-{script}" if installed else str(called.with_name(f"{script}.py"))
     if world.size == 1:
         return [file] if installed else ["python", file]
     nodes = -(-world.size // world.local_size)
-    several = [f"--nnodes={nodes}"] * (nodes > 1)
-    start = ["torchrun", *several, f"--nproc_per_node={world.local_size}"]
-    return [*start, *["--no-python"] * installed, file]
+    start = ["torchrun", f"--nproc_per_node={world.local_size}"]
+    if nodes > 1:
+        start.insert(1, f"--nnodes={nodes}")
+    return [*start, "--no-python", file] if installed else [*start, file]
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def main_process_first(world: World, lock: AbstractContextManager[Path]) -> Iter
 
 @contextmanager
 def mute_output(are_others: bool) -> Iterator[None]:
-    """In the block nothing is printed, if these are not the ones to tell."""
+    """Print nothing in the block, if these processes are not the main one."""
     with ExitStack() as printing:
         if are_others:
             nowhere = printing.enter_context(open(os.devnull, "w"))
@@ -62,7 +63,7 @@ def mute_output(are_others: bool) -> Iterator[None]:
 
 @contextmanager
 def prefix_output(name: str, world: World) -> Iterator[None]:
-    """In the block each of several ranks prints, also one that is `silent`: lines behind a name."""
+    """Print the lines of the block behind a name, in each of several processes, also a muted one."""
     with ExitStack() as printing:
         if world.size > 1:
             printing.enter_context(redirect_stdout(PrefixedStream(sys.__stdout__, name)))
@@ -77,11 +78,11 @@ class PrefixedStream(io.TextIOBase):
         self.stream, self.name, self.line = stream, name, ""
 
     def write(self, text: str) -> int:
-        """Keeps what has no end yet."""
+        """Write whole lines; the rest waits for its end."""
         *lines, self.line = (self.line + text).split("\n")
         self.stream.write("".join(f"{self.name}: {line}\n" for line in lines))
         return len(text)
 
     def flush(self) -> None:
-        """Of the stream."""
+        """Write what the stream has buffered."""
         self.stream.flush()

@@ -80,10 +80,13 @@ class Shared:
         """Return the test images of a run by subset of the classes, made once for a data set."""
         if run.dataset is not self._opened[0]:
             options = {"workers": run.config.workers, "world": self.world}
-            self._opened = run.dataset, {
-                subset: EvalSet(dataset.test, self.clip, **options)
-                for subset, dataset in run.subsets.items()
-            }
+            self._opened = (
+                run.dataset,
+                {
+                    subset: EvalSet(dataset.test, self.clip, **options)
+                    for subset, dataset in run.subsets.items()
+                },
+            )
         return self._opened[1]
 
 
@@ -155,7 +158,9 @@ def open_output(
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
     out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
-    with main_process_first(world, folders.lock_sweep_folder(out, data, [run.name for run in runs])):
+    with main_process_first(
+        world, folders.lock_sweep_folder(out, data, [run.name for run in runs])
+    ):
         yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
 
 
@@ -197,7 +202,7 @@ def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -
     try:
         run_once(run, shared)
     except (Interrupted, PeerLost) as stop:
-        stop.go_on = resume_command(run, shared.is_sweep, world)
+        stop.how_to_resume = resume_command(run, shared.is_sweep, world)
         raise
 
 

@@ -172,9 +172,9 @@ class _Gathered(torch.autograd.Function):
 
 
 class PeerLost(ConnectionError):
-    """Another process has ended. go_on: the command that goes on with what was begun, if known."""
+    """Another process has ended. how_to_resume: the command that goes on with what was begun, if known."""
 
-    go_on = ""
+    how_to_resume = ""
 
 
 def world_from_environment() -> World:
