@@ -79,7 +79,7 @@ def load(
         is_guess = quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named)
         quick_gelu = True if quick_gelu is None else quick_gelu
         clip = build_clip(weights, quick_gelu, head_width, config.text_head_width)
-        config.check_sizes(clip)
+        config.check_sizes(clip.visual)
         clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
             clip.resize_positional_embedding(image_size)

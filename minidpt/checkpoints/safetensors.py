@@ -78,7 +78,8 @@ def _place(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int
     check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES.get(fields["dtype"]), fields["shape"], fields["data_offsets"]
     if dtype is None:
-        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {short_repr(fields['dtype'])}")
+        got = short_repr(fields["dtype"])
+        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {got}")
     are_sizes = all(isinstance(n, int) and 0 <= n <= MAX_SIDE for n in (*shape, *offsets))
     if not are_sizes or len(shape) > 64 or len(offsets) != 2:
         raise ValueError(f"{where}: a shape or offsets that cannot be: the file is damaged")
