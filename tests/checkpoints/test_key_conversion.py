@@ -277,8 +277,8 @@ def changed(config: dict, where: str, value: object) -> dict:
         ("vision_config.hidden_size", "x", "hidden_size"),
         ("vision_config.hidden_size", 256, "says vision width 256, the tensors have 128"),
         ("vision_config.num_hidden_layers", 9, "says vision layers 9, the tensors have 3"),
-        ("vision_config.image_size", [21, 14], "says vision image_size a list, the tensors have 21"),
-        ("vision_config.image_size", [], "says vision image_size a list, the tensors have 21"),
+        ("vision_config.image_size", [21, 14], "says vision image_size a list, the tensors"),
+        ("vision_config.image_size", [], "says vision image_size a list, the tensors"),
         ("text_config", 5, "named entries, got 5"),
     ],
 )
