@@ -415,15 +415,9 @@ def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
         load(STATE, tmp_path, image_size=30)
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        ("minidpt 1", "of an earlier version of minidpt: train again, or use minidpt 0.2"),
-        ("minidpt 2", "of an earlier version of minidpt: train again, or use minidpt 0.2"),
-        ("minidpt 12", "format 'minidpt 3', got 'minidpt 12': update minidpt"),
-    ],
-)
-def test_a_model_file_of_another_version_is_refused_as_that(version, message, tmp_path):
+@pytest.mark.parametrize("version", ["minidpt 2", "minidpt 12"])
+def test_a_model_file_of_another_version_is_refused_as_that(version, tmp_path):
     torch.save({"format": version, "more": 1}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=f"model file .*model.pt: .*{message}$"):
+    message = f"model file .*model.pt: expected format 'minidpt 3', got '{version}': train again"
+    with pytest.raises(ValueError, match=message):
         minidpt.load_model(tmp_path / "model.pt")
