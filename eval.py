@@ -181,18 +181,16 @@ def evaluate_published(args: Namespace) -> None:
     clip = load_clip(config)
     precision, _ = choose_precision(config.precision, device)
     clip = place(clip, device, precision)
-    inferred = infer_config(tensors, len(clip.visual.transformer.resblocks))
+    inferred, classes = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
-    prompts = PromptConfig(**inferred.config, top_k=top_k, class_token_position=position)
-    print_line(
-        f"published {', '.join(f'{name} {value}' for name, value in inferred.config.items())}"
-    )
+    prompts = PromptConfig(**inferred, top_k=top_k, class_token_position=position)
+    print_line(f"published {', '.join(f'{name} {value}' for name, value in inferred.items())}")
     for dataset in datasets:
         print_line(dataset.source)
         print_notes(dataset.notes)
-        if inferred.classes not in (None, len(dataset.classnames)):
+        if classes not in (None, len(dataset.classnames)):
             raise ValueError(
-                f"published {args.folder}: its prompts belong to {inferred.classes} classes, "
+                f"published {args.folder}: its prompts belong to {classes} classes, "
                 f"{dataset.name} has {len(dataset.classnames)}: test it on the data of its training"
             )
         model = build_model(clip, dataset.classnames, dataset.template, prompts).eval()

@@ -79,8 +79,8 @@ SEEN = 25  # patches of the 49 that a picture shows, until the last `WHOLE` of t
 WHOLE = 0.2
 SIZES = dict(
     embed_dim=128, resolution=RESOLUTION, patch=8, context_length=77, vocab_size=49408,
-    vision=TransformerSizes(width=192, layers=4, heads=3, inner=768),
-    text=TransformerSizes(width=128, layers=3, heads=2, inner=512),
+    vision=TransformerSizes(width=192, layers=4, heads=3, mlp_width=768),
+    text=TransformerSizes(width=128, layers=3, heads=2, mlp_width=512),
 )  # fmt: skip
 
 PACKAGES = {

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..clip.network import CLIP
+from ..clip.network import VisionTransformer
 from ..clip.state_dict import listed
 from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..support.files import check_fields, read_json, short_repr
@@ -44,16 +44,16 @@ USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj
 # How pictures are resized, where a configuration says it; 3 is Pillow's number of bicubic.
 RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
             "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
-
-
+HUGGING_FACE_SIZES = {
+    "hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"
+}  # fmt: skip
 logger = logging.getLogger("minidpt")
-SIZES = ("vision width", "vision layers", "patch", "image size", "text width", "text layers")
 
 
 class Config(NamedTuple):
-    """What a configuration says of a CLIP beyond its tensors, and the sizes that these must have.
+    """What a configuration says of a CLIP beyond its tensors; None: it does not.
 
-    sizes: in the order of SIZES, n or [n, n]. None, here and there: the file does not say it.
+    vision: settings of the image side under open_clip's names, with sizes that tensors must have.
     """
 
     path: Path | None = None
@@ -62,7 +62,7 @@ class Config(NamedTuple):
     text_head_width: int | None = None
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
-    sizes: tuple[object, ...] = (None,) * len(SIZES)
+    vision: Mapping[str, Any] = {}
 
     def agree(self, name: str, wanted: object) -> Any:
         """Return a setting, `wanted` where there is none; ValueError if the two differ."""
@@ -71,16 +71,18 @@ class Config(NamedTuple):
             raise ValueError(f"{self.path} says {name} {setting}, got {wanted}: leave it out")
         return wanted if setting is None else setting
 
-    def check_sizes(self, clip: CLIP) -> None:
+    def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
-        visual, text = clip.visual, clip.transformer
-        width, layers = visual.proj.shape[0], len(visual.transformer.resblocks)
-        got = (width, layers, visual.conv1.kernel_size[0], visual.resolution,
-               clip.text_projection.shape[0], len(text.resblocks))  # fmt: skip
-        for name, size, actual in zip(SIZES, self.sizes, got, strict=True):
-            if size not in (None, actual, [actual, actual]):
-                found = f"the tensors have {actual}: it is of another model, move it away"
-                raise ValueError(f"{self.path} says {name} {short_repr(size)}, {found}")
+        sizes = {
+            "width": visual.proj.shape[0],
+            "layers": len(visual.transformer.resblocks),
+            "patch_size": visual.conv1.kernel_size[0],
+            "image_size": visual.resolution,
+        }
+        for name, size in sizes.items():
+            if (setting := self.vision.get(name)) not in (None, size, [size, size]):
+                got = f"{self.path} says vision {name} {short_repr(setting)}"
+                raise ValueError(f"{got}, the tensors have {size}: move the file away")
 
 
 def weights_in(folder: Path) -> Path:
@@ -123,28 +125,26 @@ def read_config(folder: Path, origin: str) -> Config:
     path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
     if not path.is_file():
         return Config()
-    content = check_fields(read_json(path, str(path)), str(path))
-    config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
-    logger.info(
-        f"{path}: quick_gelu {config.quick_gelu}, head widths {config.head_width} and "
-        f"{config.text_head_width}, mean {config.mean}, std {config.std}"
-    )
+    config = (_hugging_face if is_hugging_face else _open_clip)(path, _read(path))
+    logger.info(f"{path}: quick_gelu {config.quick_gelu}, mean {config.mean}, std {config.std}")
     return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return check_fields(read_json(path, str(path)), str(path))
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     model = check_fields(content.get("model_cfg", content), f"{path}, model_cfg",
-                    quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
+                         quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
     vision, text = model["vision_cfg"], model["text_cfg"]
     numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
     for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
         _refuse_foreign(f"{path}, {name}", check_fields(settings, f"{path}, {name}", **numbers))
     colours = check_fields(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
-    head_width = vision.get("head_width") or 64
-    text_heads = _head_width(f"{path}, text_cfg", text.get("width") or 512, text.get("heads") or 8)
-    sizes = _sizes(vision, text, "width", "layers")
-    mean_std = _colours(path, colours, "")
-    return Config(path, bool(model.get("quick_gelu")), head_width, text_heads, *mean_std, sizes)
+    head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", text, 512, 8)
+    return Config(path, bool(model.get("quick_gelu")), *head_widths,
+                  *_colours(path, colours, ""), vision)  # fmt: skip
 
 
 def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
@@ -156,13 +156,12 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
         where = f"{path}, {name}_config"
         old = content.get(f"{name}_config_dict")  # goes before the other where there is one
         side = check_fields((content.get(f"{name}_config") if old is None else old) or {}, where,
-                       hidden_size=int | None, num_attention_heads=int | None,
-                       hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
+                            hidden_size=int | None, num_attention_heads=int | None,
+                            hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
             raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
-        width = side.get("hidden_size") or width
-        heads = side.get("num_attention_heads") or heads
-        head_widths.append(_head_width(where, width, heads))
+        side |= {ours: side.get(theirs) for theirs, ours in HUGGING_FACE_SIZES.items()}
+        head_widths.append(_head_width(where, side, width, heads))
         sides.append(side)
     acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
     if acts not in ({"quick_gelu"}, {"gelu"}):
@@ -171,10 +170,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     if (eos := sides[1].get("eos_token_id")) not in EOT:
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
     colours = path.with_name("preprocessor_config.json")
-    settings = check_fields(read_json(colours, str(colours)), str(colours)) if colours.is_file() else {}
-    mean_std = _colours(colours, settings, "image_")
-    sizes = _sizes(*sides, "hidden_size", "num_hidden_layers")
-    return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sizes)
+    mean_std = _colours(colours, _read(colours) if colours.is_file() else {}, "image_")
+    return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sides[0])
 
 
 def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
@@ -182,18 +179,14 @@ def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         is_off = value is None or value is False or value in ({}, 0, "")
         if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
-            raise ValueError(f"{where}: {name} {short_repr(value)} is a part that minidpt does not have")
+            raise ValueError(f"{where}: {name} {short_repr(value)} is not supported")
 
 
-def _head_width(where: str, width: int, heads: int) -> int:
+def _head_width(where: str, side: Mapping[str, Any], width: int, heads: int) -> int:
+    width, heads = side.get("width") or width, side.get("heads") or heads
     if not 1 <= heads <= width or width % heads:
         raise ValueError(f"{where}: expected heads that share the width {width}, got {heads}")
     return width // heads
-
-
-def _sizes(vision: Mapping, text: Mapping, width: str, layers: str) -> tuple[object, ...]:
-    image = (vision.get("patch_size"), vision.get("image_size"))
-    return (vision.get(width), vision.get(layers), *image, text.get(width), text.get(layers))
 
 
 def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
@@ -206,6 +199,7 @@ def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colo
         values = settings.get(prefix + name, usual)
         three = isinstance(values, (list, tuple)) and len(values) == 3
         if not three or not all(type(v) in (int, float) and least <= v <= 100 for v in values):
-            raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {short_repr(values)}")
+            got = short_repr(values)
+            raise ValueError(f"{path}: expected three numbers {prefix}{name}, got {got}")
         mean_std.append(tuple(map(float, values)))
     return tuple(mean_std)

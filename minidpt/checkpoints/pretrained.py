@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import urllib.error
 import urllib.request
 from http.client import HTTPException
 from os import PathLike
@@ -80,7 +79,7 @@ def load(
         is_guess = quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named)
         quick_gelu = True if quick_gelu is None else quick_gelu
         clip = build_clip(weights, quick_gelu, head_width, config.text_head_width)
-        config.check_sizes(clip)
+        config.check_sizes(clip.visual)
         clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
             clip.resize_positional_embedding(image_size)
@@ -102,14 +101,13 @@ def load(
 
 
 def _existing_path(path: str) -> Path:
-    """Return the path, if there is something; otherwise raise what fits a name or a path."""
+    """Return the path of a checkpoint; otherwise raise what fits a path or a name."""
     expanded = Path(path).expanduser()
     if expanded.exists():
         return expanded
     if expanded.suffix or path.startswith((".", "~", os.sep)):
         raise FileNotFoundError(f"{path} does not exist: expected a CLIP, file or folder")
-    choices = f"{', '.join(NAMES)} or the path of a checkpoint"
-    raise ValueError(f"unknown CLIP {path!r}: expected one of {choices}")
+    raise ValueError(f"unknown CLIP {path!r}: expected {', '.join(NAMES)} or an existing path")
 
 
 def filename(name: str) -> str:
@@ -154,8 +152,6 @@ def find_or_download(name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         download(url, target, SHA256[name])
     except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
         fix = f"try again, or put {url} at {target} or into the folder MINIDPT_WEIGHTS"
         raise FileNotFoundError(f"{name} could not be downloaded ({error}): {fix}") from error
     return target
@@ -169,33 +165,21 @@ def download(url: str, target: Path, sha256: str) -> None:
     for a wrong hash.
     """
     with file_lock(target.with_name(target.name + ".lock")):
-        if target.is_file() and _sha256(target) == sha256:
+        if target.is_file():  # another process was faster
             return
-        with atomic_write(target) as part:
-            _fetch(url, part)
-            if (got := _sha256(part)) != sha256:
-                raise ValueError(
-                    f"{url}: expected SHA-256 {sha256}, got {got}: try again; if it stays wrong, "
-                    "something on the way to the server changes the file"
-                )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fetch(url: str, part: Path) -> None:
-    """Write what is at `url` to `part`; OSError if the connection ends before all has arrived."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(part, "wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
-        with task_progress(part.stem, total or None, "bytes") as tell:
-            while chunk := response.read(1 << 18):
-                file.write(chunk)
-                tell(file.tell())
-        if file.tell() < total:
-            raise ConnectionError(f"connection lost after {file.tell():,} of {total:,} bytes")
+        with (
+            atomic_write(target) as part,
+            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
+            open(part, "wb") as file,
+        ):
+            total, digest = int(response.headers.get("Content-Length") or 0), hashlib.sha256()
+            logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
+            with task_progress(part.stem, total or None, "bytes") as report:
+                while chunk := response.read(1 << 18):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    report(file.tell())
+            if file.tell() < total:
+                raise ConnectionError(f"lost after {file.tell():,} of {total:,} bytes")
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"{url}: expected SHA-256 {sha256}, got another one: try again")

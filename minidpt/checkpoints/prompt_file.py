@@ -13,16 +13,16 @@ from ..images.white_level import WhiteLevel, check_white_level
 from ..support.files import atomic_write, check_fields, short_repr
 from .reader import read_checkpoint
 
-FORMAT, EARLIER_FORMATS = "minidpt 3", ("minidpt 1", "minidpt 2")  # 1 and 2: of 0.1 and 0.2
+FORMAT = "minidpt 3"  # 1 and 2: of 0.1 and 0.2
 CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 
 
 class SavedModel(NamedTuple):
     """The contents of a prompt file.
 
-    learned: name → tensor, as `PromptedCLIP.learned` names them.
+    learned: name → tensor, as `PromptedCLIP.prompt_state_dict` names them.
     config: the fields of a `PromptConfig`.
-    white: of pictures of more than 8 bits, see `clip/white.py`.
+    white: of images of more than 8 bits, see `images/white_level.py`.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were resized for that (`CLIP.resize_positional_embedding`).
     """
@@ -56,11 +56,9 @@ def read_model(path: str | os.PathLike) -> SavedModel:
     content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
     try:
         version = check_fields(content, "content", format=str)["format"]
-        if version in EARLIER_FORMATS:
-            raise ValueError("of an earlier version of minidpt: train again, or use minidpt 0.2")
         if version != FORMAT:
-            expected = f"a prompt file of format '{FORMAT}'"
-            raise ValueError(f"expected {expected}, got {short_repr(version)}: update minidpt")
+            fix = "train again, or use the version of minidpt that wrote it"
+            raise ValueError(f"expected format '{FORMAT}', got {short_repr(version)}: {fix}")
         check_fields(content, "content", classnames=list, template=str)
         return SavedModel(
             check_fields(content.get("learned"), "learned"),

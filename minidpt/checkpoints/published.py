@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ METHODS = {  # text, visual and class-aware prompts → method
     (True, False, True): "dpt",
     (True, True, True): "dpt",
 }
+FILE = r"model\.pth\.tar-(\d{1,9})"
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
 OUR_NAMES = {  # as `PromptedCLIP.prompt_state_dict` names them
@@ -95,22 +96,14 @@ def from_published(
     return renamed
 
 
-class Inferred(NamedTuple):
-    """What published tensors tell of the run that learned them.
-
-    config: fields of a `PromptConfig`. classes: how many it must have; None: any.
-    """
-
-    config: dict[str, str | int | bool | None]
-    classes: int | None
-
-
-def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
+def infer_config(
+    tensors: Mapping[str, Tensor], layers: int
+) -> tuple[dict[str, Any], int | None]:
     """Infer method, numbers of prompts, csc and layers from what `read_published` returns.
 
-    Args:
-        layers: of the CLIP's image side.
+    layers: of the CLIP's image side.
 
+    Returns: fields of a `PromptConfig`; and how many classes it must have, None for any.
     Raises ValueError for the tensors of another method.
     """
     shapes = {name: tuple(v.shape) for name, v in tensors.items() if v.numel()}
@@ -132,15 +125,14 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> Inferred:
     if aware:
         config["class_aware_from"] = plain_layers + 1
     of_classes = shapes.get(f"{CLASS_AWARE}.classfiers.0.weight", (None,))
-    return Inferred(config, text[0] if len(text) == 3 else of_classes[0])
+    return config, text[0] if len(text) == 3 else of_classes[0]
 
 
-def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
+def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
     """Read the learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 
-    Args:
-        folder: the run's output folder, which holds `prompt_learner/` and perhaps the other two.
-        epoch: N of `model.pth.tar-N`; None takes the latest.
+    `folder` is the run's output folder, which holds `prompt_learner/` and perhaps the other two;
+    of their files `model.pth.tar-N` the latest are taken.
 
     Raises FileNotFoundError if there is no such folder or file.
     """
@@ -149,22 +141,15 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     if not parts:
         expected = f"the output folder of CoOp or DPT, with {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/"
         raise FileNotFoundError(f"folder {folder}: expected {expected}, got none of them")
-    saved = {part: saved_epochs(folder / part) for part in parts}
-    common = set.intersection(*saved.values())  # a run may have been killed between two of them
-    if not common or (epoch is not None and epoch not in common):
-        expected = f"model.pth.tar-{'N' if epoch is None else epoch}"
-        got = ", ".join(f"{part}: {sorted(epochs)}" for part, epochs in saved.items())
-        raise FileNotFoundError(f"folder {folder}: expected {expected}, got {got}")
+    saved = [{path.name for path in (folder / part).iterdir()} for part in parts]
+    common = set.intersection(*saved)  # a run may have been killed between two of them
+    epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
+    if not epochs:
+        raise FileNotFoundError(f"folder {folder}: expected one model.pth.tar-N in each of {parts}")
     for part in parts:
-        path = folder / part / f"model.pth.tar-{max(common) if epoch is None else epoch}"
+        path = folder / part / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
         for name, value in check_fields(state, f"{path}, state_dict").items():
             if isinstance(value, Tensor):
                 tensors[f"{part}.{name}"] = value
     return tensors
-
-
-def saved_epochs(folder: Path) -> set[int]:
-    """Return the numbers N of the files `model.pth.tar-N` in a folder."""
-    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.iterdir())
-    return {int(name[1]) for name in names if name}

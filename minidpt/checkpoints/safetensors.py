@@ -4,8 +4,7 @@
     N bytes   JSON: {"NAME": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, …}
     the rest  the numbers, little-endian; offsets count from here
 
-Nothing in it can be executed. What a header says is checked: tensors lie in the file one behind
-another, without overlap or hole, each as long as its shape says.
+Nothing in it can be executed. A tensor lies within the file, as long as its shape says.
 """
 
 from __future__ import annotations
@@ -54,31 +53,31 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError("a safetensors file that is cut short: copy or download it again")
     header = check_fields(parse_json(header.decode(), "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
-    places = {name: _place(fields, f"tensor {short_repr(name)}") for name, fields in header.items()}
-    tensors, end, start = {}, 0, 8 + length  # of the numbers, from which offsets count
-    for name, (dtype, shape, first, last) in sorted(places.items(), key=lambda item: item[1][2:]):
-        if first != end or start + last > len(memory):
-            where = f"tensor {short_repr(name)} at bytes {first:,} to {last:,}"
-            limits = f"{end:,} to at most {len(memory) - start:,}"
-            raise ValueError(f"{where}, expected {limits}: copy or download it again")
-        data, offset, end = memory, start + first, last
+    tensors, start, used = {}, 8 + length, 0
+    for name, fields in header.items():
+        where = f"tensor {short_repr(name)}"
+        dtype, shape, first, last = _check_entry(fields, where)
+        used += last - first
+        if start + max(last, used) > len(memory):
+            got = f"bytes {first:,} to {last:,} of {len(memory) - start:,}"
+            raise ValueError(f"{where}: {got}, or over others: copy or download it again")
+        data, offset = memory, start + first
         if offset % dtype.itemsize:  # a tensor's memory must be aligned
             data, offset = bytearray(memory[offset : start + last]), 0
         numbers = torch.empty(0, dtype=dtype)
         if count := math.prod(shape):
             numbers = torch.frombuffer(data, dtype=dtype, count=count, offset=offset)
         tensors[name] = numbers.view(shape)
-    if start + end != len(memory):
-        raise ValueError(f"expected {start + end:,} bytes, got {len(memory):,}: download it again")
-    return {name: tensors[name] for name in header}
+    return tensors
 
 
-def _place(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
+def _check_entry(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
     """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
     check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES.get(fields["dtype"]), fields["shape"], fields["data_offsets"]
     if dtype is None:
-        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {short_repr(fields['dtype'])}")
+        got = short_repr(fields["dtype"])
+        raise ValueError(f"{where}: expected {', '.join(DTYPES)}, got {got}")
     are_sizes = all(isinstance(n, int) and 0 <= n <= MAX_SIDE for n in (*shape, *offsets))
     if not are_sizes or len(shape) > 64 or len(offsets) != 2:
         raise ValueError(f"{where}: a shape or offsets that cannot be: the file is damaged")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
-from ..support.progress import ProgressCallback, task_progress
+from ..support.progress import track
 from .attention import MultiheadAttention, attention
 from .packing import PackedPrompts, iter_chunks, pack, packed_attention
 
@@ -113,7 +113,7 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
+        """Compute the attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
         tokens = self._attended(x, prompts)
         return self.attn.single_query_weights(tokens[:, 0], tokens)
 
@@ -134,7 +134,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 def append(tokens: Tensor, prompts: Tensor) -> Tensor:
-    """(B, N, …) and (P, …) for all images, or (B, P, …) → (B, N+P, …)."""
+    """Append prompts (P, …), for all images, or (B, P, …) to tokens (B, N, …) → (B, N+P, …)."""
     if prompts.ndim < tokens.ndim:
         prompts = prompts.expand(tokens.shape[0], *prompts.shape)
     return torch.cat([tokens, prompts], dim=1)
@@ -212,7 +212,7 @@ class CLIP(nn.Module):
     Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
 
     name: what it is called.
-    mean, std: of the colours of its pictures, on the scale 0..1.
+    mean, std: of the colours of its images, on the scale 0..1.
     image_size: of its images after `resize_positional_embedding`; None: as stored.
     """
 
@@ -244,21 +244,21 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision the frozen network computes in."""
+        """Return the precision the frozen network computes in."""
         return self.visual.conv1.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return where the weights are."""
         return self.logit_scale.device
 
     @property
     def context_length(self) -> int:
-        """Tokens of a text, 77 in every published model."""
+        """Return the tokens of a text, 77 in every published model."""
         return self.positional_embedding.shape[0]
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """8-bit pixels (..., 3, R, R) as it takes them, see `transforms.normalize`."""
+        """Normalize 8-bit pixels (..., 3, R, R) by its mean and std, see `transforms.normalize`."""
         return normalize(pixels, self.mean, self.std)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -285,28 +285,25 @@ class CLIP(nn.Module):
         With `chunk`, that many at a time, whose gradients' needs are computed again in the backward
         pass: equal gradients in the memory of one chunk, for half the time again.
         """
-        count = len(layout.ends)
-        # In training this is a part of each step, which has progress of its own.
-        silent = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        with nullcontext(_ignore) if silent else task_progress("texts encoded", count) as tell:
-            if chunk is None or chunk >= count:
-                return self._encode_prompts(x, layout, tell)[layout.inverse_order]
+        if chunk is None or chunk >= len(layout.ends):
+            return self._encode_prompts(x, layout)[layout.inverse_order]
 
-            from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
+        from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
-            features = []
-            for rows, part in iter_chunks(layout, chunk):
-                inputs = (x[rows], part, _ignore)
-                features.append(checkpoint(self._encode_prompts, *inputs, use_reentrant=False))
-                tell(sum(map(len, features)))
-            return torch.cat(features)[layout.inverse_order]
+        features = [
+            checkpoint(self._encode_prompts, x[rows], part, use_reentrant=False)
+            for rows, part in iter_chunks(layout, chunk)
+        ]
+        return torch.cat(features)[layout.inverse_order]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts, tell: ProgressCallback) -> Tensor:
+    def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+        """Encode prompts; the features are in packed order."""
         *blocks, last = self.transformer.resblocks
-        x, layout = x.to(self.dtype), layout.masked_in(self.dtype)
-        for number, block in enumerate(blocks, start=1):
+        x, layout = x.to(self.dtype), replace(layout, mask=layout.mask.to(self.dtype))
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):  # no part of a step
+            blocks = track(blocks, "layers of the text encoder", len(blocks))
+        for block in blocks:
             x = block.forward_packed(x, layout)
-            tell(len(layout.ends) * number // (len(blocks) + 1))  # all are as far as this layer
         x = last.forward_packed(x, layout, ends=True)
         return self.ln_final(x.float()) @ self.text_projection.float()
 
@@ -363,7 +360,7 @@ class CLIP(nn.Module):
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, as fp16 (what OpenAI publishes), in the order of their names.
+        """Return the SHA-256 of the weights, as fp16 (as OpenAI publishes them), sorted by name.
 
         With what makes another model of the same weights: the GELU, heads, mean and std.
         Computed once: that somebody changes frozen weights later is not noticed.
@@ -378,12 +375,3 @@ class CLIP(nn.Module):
                 digest.update(tensor.half().cpu().contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-
-def precision_key(dtype: torch.dtype) -> str:
-    """Name how a network in `dtype` computes features, for what tells kept features apart."""
-    return f"{dtype}, features in fp32"
-
-
-def _ignore(done: int) -> None:
-    """Take the progress that nobody is told."""

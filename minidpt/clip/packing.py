@@ -39,7 +39,7 @@ class PackedPrompts:
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     inverse_order: (n,) where in packed order the i-th given prompt stands.
-    mask: (b, 1, T, p + T) added to the scores of a bin's rows over the p rows of the prefix and the
+    mask: (b, 1, T, p + T), of the queries' precision, added to the scores of a bin's rows over the p rows of the prefix and the
         bin's own: 0 where a row sees another, else -inf.
     prompts_per_bin: how many prompts each bin holds.
     """
@@ -53,19 +53,15 @@ class PackedPrompts:
 
     @property
     def prefix(self) -> int:
-        """The number of tokens p that begin every prompt."""
+        """Return the number of tokens p that begin every prompt."""
         return self.mask.shape[3] - self.mask.shape[2]
 
     def to(self, device: torch.device) -> PackedPrompts:
-        """The same layout on a device."""
+        """Move the layout to a device."""
         return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
 
-    def masked_in(self, dtype: torch.dtype) -> PackedPrompts:
-        """The same layout with its mask in the precision of the queries, as attention wants it."""
-        return replace(self, mask=self.mask.to(dtype))
-
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
+        """Return the tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
@@ -77,7 +73,7 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     if not prompts or not all(prompts):
         raise ValueError(f"expected one or more non-empty prompts, got {len(prompts)} prompts")
     prefix = shared_prefix(prompts)
-    waiting: dict[int, list[int]] = {}  # number of own tokens → prompts
+    waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):
         waiting.setdefault(len(prompt) - prefix, []).append(index)
     lengths = {length: len(indices) for length, indices in waiting.items()}
@@ -113,7 +109,7 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens begin every prompt, leaving each at least its last one."""
+    """Count the tokens that begin every prompt, leaving each at least its last one."""
     limit = min(map(len, prompts)) - 1
     first, last = min(prompts), max(prompts)  # what these two share, all between them share
     return next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -136,7 +132,7 @@ def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
 
 
 def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
-    """Lengths, each as often as given, in bins of `size`; the first has `prefix` rows less."""
+    """Put lengths, each so many times, in bins of `size`; the first has `prefix` rows less."""
     left, bins, room = dict(sorted(lengths.items(), reverse=True)), [], size - prefix
     while left:
         bins.append([])

@@ -148,9 +148,9 @@ def _bpe(word: str) -> tuple[int, ...]:
     """Encode one word: again and again, the earliest learned merge joins its pairs, left to right.
 
     Sennrich et al. (2016), algorithm 1, searches the whole word for every merge, in quadratic time.
-    Here the word is a linked list, `places` keeps where each possible merge starts, and a heap
-    finds the earliest: linear time. The result is the same: a merge is learned after both of its
-    parts, so a pair that involves a new token always world after it.
+    Here the word is a linked list, and a heap finds the earliest possible merge at its leftmost
+    place, in n log n. The result is the same: a merge is learned after both of its parts, so a pair
+    that involves a new token always ranks after it.
     """
     if word in SPECIAL_TOKENS:
         return (SPECIAL_TOKENS[word],)
@@ -160,30 +160,24 @@ def _bpe(word: str) -> tuple[int, ...]:
     symbols.append(None)  # closes the list to a ring: next to the last and the first, in no merge
     length = len(symbols)
     previous, following = list(range(-1, length - 1)), [*range(1, length), 0]
-    places: dict[int, list[int]] = {}  # merged id -> positions of its left part, ascending
-    waiting: list[int] = []  # heap of the keys of `places`
+    waiting: list[tuple[int, int]] = []  # heap of merged ids and positions of their left parts
 
-    def note_pair(left: int) -> None:
+    def push_pair(left: int) -> None:
         merged = merges.get((symbols[left], symbols[following[left]]))
-        if merged in places:
-            places[merged].append(left)
-        elif merged is not None:
-            places[merged] = [left]
-            heapq.heappush(waiting, merged)
+        if merged is not None:
+            heapq.heappush(waiting, (merged, left))
 
     for left in range(length):
-        note_pair(left)
+        push_pair(left)
     while waiting:
-        merged = heapq.heappop(waiting)
-        for left in places.pop(merged):
-            right = following[left]
-            if merges.get((symbols[left], symbols[right])) != merged:
-                continue  # another merge took one of the two since
+        merged, left = heapq.heappop(waiting)
+        right = following[left]
+        if merges.get((symbols[left], symbols[right])) == merged:  # else one was taken since
             symbols[left], symbols[right] = merged, None
             following[left] = following[right]
             previous[following[left]] = left
-            note_pair(previous[left])
-            note_pair(left)
+            push_pair(previous[left])
+            push_pair(left)
     return tuple(symbol for symbol in symbols if symbol is not None)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -27,14 +28,16 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import minidpt
-from minidpt.data.splits import read_split
-from minidpt.demo.demo import SEED, demo_files
-from minidpt.demo.scenes import STREET_STYLE, draw_scene
-from minidpt.images.transforms import eval_pixels, normalize
-from minidpt.maps import AttentionMaps
-from minidpt.model import PromptedCLIP
-from minidpt.runs.folders import MODEL, SPLIT, RunFolder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import minidpt  # noqa: E402
+from minidpt.data.splits import read_split  # noqa: E402
+from minidpt.demo.demo import SEED, demo_files  # noqa: E402
+from minidpt.demo.scenes import STREET_STYLE, draw_scene  # noqa: E402
+from minidpt.images.transforms import eval_pixels, normalize  # noqa: E402
+from minidpt.maps import AttentionMaps  # noqa: E402
+from minidpt.model import PromptedCLIP  # noqa: E402
+from minidpt.runs.folders import MODEL, SPLIT, RunFolder  # noqa: E402
 
 BATCH = 96
 COLUMNS = ("area", "zero-shot", "tuned", "to prompts", "true class", "other classes", "on patches",

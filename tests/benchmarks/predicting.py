@@ -5,7 +5,7 @@
 
 JPEGs of 500 x 400 pixels are made up: smooth shapes under fine grain, so that each takes about as
 long to decode as a photograph. For each number of threads that read, the files go through
-`PromptedCLIP.predict_each`, as `eval.py --image` takes them, and ready tensors in the same batches
+`PromptedCLIP.predict_each`, as `eval.py predict` takes them, and ready tensors in the same batches
 through `encode_image` (zero-shot) or through the model with both passes (DPT). The two take turns:
 the ratio, the median of pairs, holds when the machine's speed drifts.
 
@@ -36,8 +36,8 @@ from steps import classnames, weights  # noqa: E402
 import minidpt  # noqa: E402
 from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
-from minidpt.model import PREDICT_BATCH  # noqa: E402
 from minidpt.runs.config import PRECISIONS  # noqa: E402
+from minidpt.inference import PREDICT_BATCH  # noqa: E402
 from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
 
 SIZE = 500, 400

@@ -207,7 +207,7 @@ def test_a_folder_of_hugging_face_is_read_as_its_configuration_says(tmp_path, ca
         clip, preprocess = minidpt.load(path)
         assert torch.equal(features(clip), features(plain(quick_gelu=False)))
         assert clip.name == "clip-vit-tiny" and preprocess.resolution == 21
-        assert "config.json: quick_gelu False, head widths 64 and 64, mean" in infos()[-1]
+        assert "config.json: quick_gelu False, mean" in infos()[-1]
     assert len(caplog.records) == 2  # no warning: nothing was guessed
 
 
@@ -277,8 +277,8 @@ def changed(config: dict, where: str, value: object) -> dict:
         ("vision_config.hidden_size", "x", "hidden_size"),
         ("vision_config.hidden_size", 256, "says vision width 256, the tensors have 128"),
         ("vision_config.num_hidden_layers", 9, "says vision layers 9, the tensors have 3"),
-        ("vision_config.image_size", [21, 14], "says image size a list, the tensors have 21"),
-        ("vision_config.image_size", [], "says image size a list, the tensors have 21"),
+        ("vision_config.image_size", [21, 14], "says vision image_size a list, the tensors"),
+        ("vision_config.image_size", [], "says vision image_size a list, the tensors"),
         ("text_config", 5, "named entries, got 5"),
     ],
 )
@@ -340,14 +340,14 @@ def test_a_model_of_two_towers_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        ("model_cfg.text_cfg.pool_type", "last", "text_cfg: pool_type 'last' is a part"),
-        ("model_cfg.vision_cfg.ls_init_value", 0.1, "vision_cfg: ls_init_value 0.1 is a part"),
-        ("model_cfg.vision_cfg.attentional_pool", True, "attentional_pool True is a part"),
-        ("model_cfg.vision_cfg.timm_model_name", "vit", "timm_model_name 'vit' is a part"),
-        ("model_cfg.text_cfg.hf_model_name", "x/bert", "hf_model_name 'x/bert' is a part"),
-        ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is a part"),
-        ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is a part"),
-        ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is a part"),
+        ("model_cfg.text_cfg.pool_type", "last", "text_cfg: pool_type 'last' is not supp"),
+        ("model_cfg.vision_cfg.ls_init_value", 0.1, "vision_cfg: ls_init_value 0.1 is not supp"),
+        ("model_cfg.vision_cfg.attentional_pool", True, "attentional_pool True is not supp"),
+        ("model_cfg.vision_cfg.timm_model_name", "vit", "timm_model_name 'vit' is not supp"),
+        ("model_cfg.text_cfg.hf_model_name", "x/bert", "hf_model_name 'x/bert' is not supp"),
+        ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is not supp"),
+        ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is not supp"),
+        ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is not supp"),
         ("model_cfg.vision_cfg.head_width", 48, "a multiple of the 48 of its heads"),
         ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
         ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
@@ -415,15 +415,9 @@ def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
         load(STATE, tmp_path, image_size=30)
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        ("minidpt 1", "of an earlier version of minidpt: train again, or use minidpt 0.2"),
-        ("minidpt 2", "of an earlier version of minidpt: train again, or use minidpt 0.2"),
-        ("minidpt 12", "format 'minidpt 3', got 'minidpt 12': update minidpt"),
-    ],
-)
-def test_a_model_file_of_another_version_is_refused_as_that(version, message, tmp_path):
+@pytest.mark.parametrize("version", ["minidpt 2", "minidpt 12"])
+def test_a_model_file_of_another_version_is_refused_as_that(version, tmp_path):
     torch.save({"format": version, "more": 1}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=f"model file .*model.pt: .*{message}$"):
+    message = f"model file .*model.pt: expected format 'minidpt 3', got '{version}': train again"
+    with pytest.raises(ValueError, match=message):
         minidpt.load_model(tmp_path / "model.pt")

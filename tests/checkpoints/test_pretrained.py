@@ -150,8 +150,8 @@ def test_a_wrong_folder_in_the_environment_is_said_and_not_passed_over(home, mon
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/33", "vit-b/32"])
 def test_an_unknown_name_lists_the_choices(name):
-    choices = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny or the path of a checkpoint"
-    with pytest.raises(ValueError, match=f"unknown CLIP '{name}': expected one of {choices}"):
+    choices = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny or an existing path"
+    with pytest.raises(ValueError, match=f"unknown CLIP '{name}': expected {choices}"):
         minidpt.load(name)
 
 
@@ -196,7 +196,7 @@ def test_the_missing_tiny_model_is_not_looked_for_in_the_network(server):
 def test_a_damaged_file_under_a_known_name_is_to_be_moved_away(clip_file, home):
     path = put(clip_file, home / "home/.cache/clip")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=f"{path}: cut short .*move it away and load 'ViT-B/32' a"):
+    with pytest.raises(ValueError, match=f"{path}: cut short.*move it away and load 'ViT-B/32' a"):
         minidpt.load("ViT-B/32")
 
 
@@ -236,7 +236,7 @@ def test_a_known_name_is_downloaded_once_and_loaded(server, clip_file, home, mon
 def test_a_cut_download_leaves_nothing_and_is_begun_anew(server, home, monkeypatch):
     monkeypatch.setitem(pretrained.SHA256, "ViT-B/16", sha256(CONTENT))
     server.cut = 60_000
-    lost = "connection lost after 60,000 of 100,651 bytes"
+    lost = "lost after 60,000 of 100,651 bytes"
     with pytest.raises(FileNotFoundError, match=f"{lost}.*: try again, or put {server.url}/"):
         minidpt.load("ViT-B/16")
     target = home / "home/.cache/clip/ViT-B-16.pt"
@@ -274,13 +274,11 @@ def test_a_second_download_waits_for_the_first(server, home, monkeypatch):
     assert list(home.glob("a.pt*")) == [target]
 
 
-def test_a_wrong_hash_is_refused_removed_and_replaces_nothing(server, home):
+def test_a_wrong_hash_is_refused_and_leaves_nothing(server, home):
     expected, server.content = sha256(CONTENT), CONTENT[:-1] + b"x"
-    (home / "a.pt").write_bytes(b"older")
-    wrong = f"expected SHA-256 {expected}, got {sha256(server.content)}: try again"
-    with pytest.raises(ValueError, match=wrong):
+    with pytest.raises(ValueError, match=f"expected SHA-256 {expected}, got another one: try"):
         pretrained.download(server.url, home / "a.pt", expected)
-    assert (home / "a.pt").read_bytes() == b"older" and not (home / "a.pt.part").exists()
+    assert not list(home.glob("a.pt*"))
     server.content = CONTENT
     pretrained.download(server.url, home / "a.pt", expected)
     assert (home / "a.pt").read_bytes() == CONTENT

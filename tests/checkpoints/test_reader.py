@@ -296,7 +296,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, atta
 
 def test_a_file_from_before_pytorch_1_6_is_refused_and_what_to_do_is_said(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="a bare pickle, as torch before 1.6 saved: load and save"):
+    with pytest.raises(ValueError, match="since 1.6, .* save it with a newer torch"):
         read_checkpoint(tmp_path / "a.pt")
 
 
@@ -394,16 +394,16 @@ def test_endless_nesting_is_refused(tmp_path, program):
         ("cannot be", dict(size=(2, 3), stride=(-3, 1), offset=3)),
         ("cannot be", dict(size=(2, 3), stride=(3,))),
         ("cannot be", dict(size="23", stride="31")),
-        ("cannot be", dict(stored="0")),
+        ("damaged, or no state dict", dict(stored="000000")),
         ("do not fit in 24 bytes", dict(stored=Stored(length=-6))),
         ("do not fit in 24 bytes", dict(stored=Stored(length=7))),
         ("do not fit in 24 bytes", dict(stored=Stored(length=2**62))),
         ("member 'data/1' is missing", dict(stored=Stored("1"))),
         ("member 'data/../data.pkl' is missing", dict(stored=Stored("../data.pkl"))),
         ("expected a reference to tensor data", dict(stored=Stored(0))),
-        ("expected a reference to tensor data", dict(stored=Stored(length=6.0))),
+        ("damaged, or no state dict", dict(stored=Stored(length=6.0))),
         ("expected a reference to tensor data", dict(stored=Stored(kind="module"))),
-        ("expected a reference to tensor data", dict(stored=Stored(dtype="float32"))),
+        ("damaged, or no state dict", dict(stored=Stored(dtype="float32"))),
     ],
     ids=str,
 )
@@ -441,14 +441,14 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in [*range(len(whole) // 100, len(whole), len(whole) // 29), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="a.pt: .*(again|torch.save)"):
+        with pytest.raises(ValueError, match="a.pt: .*(again|newer torch)"):
             read_state_dict(path)
 
 
 def test_a_truncated_archive_says_to_download_it_again(tmp_path):
     path = save_traced(small_state(), tmp_path / "a.pt")
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match="a.pt: cut short .*copy or download it again"):
+    with pytest.raises(ValueError, match="a.pt: cut short.*copy or download it again"):
         read_state_dict(path)
 
 
@@ -479,7 +479,7 @@ def test_any_damage_is_read_or_refused_and_nothing_else_happens(tmp_path):
         (42, 2**31, "not where the archive says"),
         (42, 2**32 - 3, "not where the archive says"),
         (42, 7, "not where the archive says"),
-        (24, 2**31, "beyond the end"),
+        (24, 2**31, "not where the archive says"),
     ],
 )
 def test_a_member_that_is_compressed_or_elsewhere_is_refused(tmp_path, field, value, message):
@@ -509,13 +509,11 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "an empty file: copy or download it again"),
-        (b"<!DOCTYPE html><html>", "a web page"),
-        (b"\r\n  <html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+        (b"", "begins with b''"),
+        (b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html><html>': download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "b'version .*git lfs pull"),
         (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file that is cut short"),
-        (pickle.dumps({"a": 1}), "a bare pickle"),
-        (b"GIF89a", "begins with .*: save a state dict with torch.save"),
+        (b"GIF89a", "begins with b'GIF89a'"),
         (b"PK", "cut short"),
     ],
 )
@@ -547,10 +545,10 @@ def test_keys_that_may_take_for_ever_to_hash_are_left_out(tmp_path, key):
         ("endless work", b"}(" + b"".join(text(str(i)) + b"N" for i in range(1000)) + b"uq\x00("
          b"ctorch.optim\nX\nq\x01" + b"h\x01)\x81h\x00b" * 400 + b"t."),
         ("endless work", b"(ctorch.optim\nX\nq\x01" + b"h\x01)R" * 400_000 + b"t."),
-        ("arguments that none has", b"((" + b"N" * 100 + b"tq\x00ctorch\nSize\nh\x00Rt."),
+        ("endless work", b"((" + b"N" * 1000 + b"tq\x00ctorch\nSize\nq\x01" + b"h\x01h\x00R" * 400
+         + b"t."),
         ("another one", b"(" + b"N" * 100 + b"tQ."),
         ("names a{100,}", text("a" * 10**6) + b"q\x00h\x00\x93."),
-        ("a name of 2,000 characters", b"}" + text("a" * 2000) + b"Ns."),
         ("sets items of a list", b"]NNs."),
         ("has 3,000,006 bytes", text("a" * (3 * 10**6 - 2)) + b"."),
     ],

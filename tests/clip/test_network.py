@@ -436,8 +436,8 @@ def test_the_mlp_in_bf16_rounds_a_large_residual_once(quick_gelu):
     assert (rounded.double() - expected).abs().mean() < 0.14
 
 
-@pytest.mark.parametrize(("chunk", "done"), [(None, [2, 4]), (3, [3, 6, 7])])
-def test_who_watches_is_told_how_many_texts_are_encoded_unless_they_are_a_step_s(chunk, done):
+@pytest.mark.parametrize(("chunk", "parts"), [(None, 1), (3, 3)])
+def test_who_watches_is_told_how_far_the_text_encoder_is_unless_it_is_in_a_step(chunk, parts):
     clip, told = minidpt.build_clip(clip_state(WIDE)), []
 
     @contextmanager
@@ -449,6 +449,6 @@ def test_who_watches_is_told_how_many_texts_are_encoded_unless_they_are_a_step_s
     with use_progress(watch):
         with torch.no_grad():
             expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert told == [("texts encoded", 7, ""), *done]
+        assert told == [("layers of the text encoder", 2, ""), 1, 2] * parts
         features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert len(told) == 1 + len(done) and torch.equal(features, expected)
+        assert len(told) == 3 * parts and torch.equal(features, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import reference
@@ -147,8 +148,12 @@ def random_rows(layout: PackedPrompts) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
+def in_precision(layout: PackedPrompts, dtype: torch.dtype) -> PackedPrompts:
+    return replace(layout, mask=layout.mask.to(dtype))
+
+
 def double_layout(prompts: list[list[int]]) -> PackedPrompts:
-    return pack(prompts).masked_in(torch.float64)
+    return in_precision(pack(prompts), torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_scores_of_half_precision_are_in_fp32(dtype):
     q, k, v = (x.to(dtype) for x in random_rows(layout))
     kv = torch.stack([k, v], dim=1)
     exact = packed_attention(4 * q.float(), kv.float(), layout).to(dtype)
-    result = packed_attention(4 * q, kv, layout.masked_in(dtype))
+    result = packed_attention(4 * q, kv, in_precision(layout, dtype))
     assert result.dtype == dtype and torch.equal(result, exact)
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(packed_attention(4 * q, kv, layout), exact)
@@ -200,7 +205,7 @@ def test_in_half_precision_the_gradient_of_the_prefix_is_rounded_once():
     gradients = []
     for dtype in (torch.bfloat16, torch.float32):
         kv = torch.stack([k, v], dim=1).to(dtype).requires_grad_()
-        packed_attention(q.to(dtype), kv, layout.masked_in(dtype)).sum().backward()
+        packed_attention(q.to(dtype), kv, in_precision(layout, dtype)).sum().backward()
         gradients.append(kv.grad[: layout.prefix].float())
     error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert layout.mask.shape[0] > 20 and error < 0.01, error
