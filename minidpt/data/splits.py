@@ -93,7 +93,7 @@ def read_split(
     notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
         got = "none" if noted is None else f"{noted}, not there"
-        raise FileNotFoundError(f"split file {path}: expected its image folder, got {got} (--root)")
+        raise FileNotFoundError(f"split file {path}: expected its image folder, got {got} (--image-root)")
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}
     for part in PARTS:
@@ -103,7 +103,7 @@ def read_split(
         ]
     samples = chain(*listed.values())
     if missing := missing_files(sample.path for sample in samples):
-        got = f"{describe_missing(missing)}: name their folder (eval.py: --root)"
+        got = f"{describe_missing(missing)}: name their folder (eval.py: --image-root)"
         raise FileNotFoundError(f"split file {path}: expected all its images in {root}, got {got}")
     name = name or content.get("name") or path.stem
     template = content.get("template") or DEFAULT_TEMPLATE

@@ -78,7 +78,7 @@ def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
         test = evaluation.EvalSet(own, clip, batch_size=3, workers=0)
-        found = evaluation.predicted(model, test).labels
+        found = evaluation.predict_eval_set(model, test).labels
         assert evaluation.top1_accuracy(found, test.labels) == pytest.approx(expected)
 
 
@@ -115,7 +115,7 @@ def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
     test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     for method in ("dpt", "coop"):
         evaluation.zero_shot_accuracy(build(clip, method), test)
-        evaluation.predicted(build(clip, method), test)
+        evaluation.predict_eval_set(build(clip, method), test)
     assert decoded == [item.path for item in items]
     first, second = list(test.pixels()), list(test.pixels())
     assert len(test) == 7 and [len(part.labels) for part in first] == [3, 3, 1]

@@ -21,6 +21,7 @@ from tiny_models import WIDE, clip_state
 import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import page as html
+from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
 from minidpt.runs.predictions import HEADER, class_results, read_predictions
@@ -294,7 +295,8 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
         noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
     run = RunFolder(tmp_path)
-    run.write_json("config.json", {"method": "vlp", "guidance_epochs": 300, "classes": "all"})
+    prompts = minidpt.PromptConfig(method="vlp")
+    run.create(RunConfig(prompts=prompts, guidance_epochs=300), RunRecord("c", "d", "cpu", "fp32", True))
     run.write_json("split.json", {
         "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""`eval.py --explain`: a PNG of attention for each image."""
+"""`eval.py predict --attention-maps`: a PNG of attention for each image."""
 
 from __future__ import annotations
 
