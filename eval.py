@@ -30,10 +30,9 @@ from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.runs.attention_pngs import attention_map_folder
+from minidpt.runs.attention_pngs import attention_map_folder, font_notes
 from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
-from minidpt.runs.drawing import font_notes
 from minidpt.runs.entrypoint import run_command
 from minidpt.runs.eval_options import (
     evaluates_other_data,
