@@ -299,7 +299,8 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
     options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
     result = inside("eval.py", *options)
     assert result.status == 130
-    assert "error: o.csv and o.jsonl: stopped early, it has 2 of 4 images\n" in result.err
+    for name in ("o.csv", "o.jsonl"):
+        assert f"error: {name}: stopped early, it lacks images\n" in result.err
     assert Path("o.jsonl").read_text().count("\n") == 2
     assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
     result = inside("eval.py", "predict", run, "--json", "new.jsonl", "many")
