@@ -40,7 +40,7 @@ from minidpt.runs.eval_options import (
     parse_arguments,
     published_config,
 )
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot_accuracy
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
 from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
@@ -210,7 +210,7 @@ def evaluate_model(
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
     labels = predict_eval_set(model, eval_set).labels
-    before = zero_shot_accuracy(model, eval_set)
+    before = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
     result = top1_accuracy(labels, eval_set.labels)
     if eval_set.world.is_main:
         print_line(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
