@@ -265,20 +265,19 @@ def accuracy_by_class(
             lines.append((name(classnames[label]), track, *shares, change, result.images))
     lines.sort(key=lambda line: float(line[3]))
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images")
-    about = "In percent, the lowest first: the ring is zero-shot CLIP, the dot what was learned."
+    about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
     if len(lines) > CLASSES:
         about += f" The {CLASSES} lowest of {len(lines):,} classes."
     return section("Accuracy by class", about, table(heads, lines[:CLASSES]))
 
 
 def accuracy_track(zero_shot: float, learned: float) -> Markup:
-    """Draw two accuracies on a line from 0 to 100 %."""
+    """Draw a line between two accuracies on one from 0 to 100 %, the learned one as a dot."""
     style = "c1" if learned < zero_shot else "c0"
     return Markup(
-        '<svg viewBox="-3 0 106 10" class="track"><path d="M0,5H100" class="axis"/>'
-        f'<path d="M{zero_shot:.1f},5H{learned:.1f}" class="line {style}"/>'
-        f'<circle cx="{zero_shot:.1f}" cy="5" r="2" class="ring cz"/>'
-        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark c0"/></svg>'
+        f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
+        f'<path d="M{zero_shot:.1f},2v6m0,-3H{learned:.1f}" class="line"/>'
+        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark"/></svg>'
     )
 
 
@@ -347,7 +346,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
         points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
         if points:
             deviations = [row.std for row in group]
-            series.append(Series(label, f"c{number % 5}", points, deviations, number))
+            series.append(Series(label, f"c{number % 5}", points, deviations))
     x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
     return line_chart("accuracy, %", x_title, series, names, percent=True)
 

@@ -156,7 +156,7 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
         "Surest mistakes", "Learned context in words", "All settings",
     ):  # fmt: skip
         assert said in page.text, said
-    assert [name for name, _ in page.tags].count("svg") == 5 + 5  # charts, keys, a class each
+    assert [name for name, _ in page.tags].count("svg") == 3 + 5  # charts, a class each
     assert "left out" not in page.text
 
 
@@ -344,7 +344,7 @@ def test_axes_have_round_numbers_that_hold_all_values(low, high, expected):
 
 
 def test_a_line_passes_through_its_points_and_bars_have_the_deviation():
-    series = html.Series("a", "c0", [(0, 0), (1, 5), (2, 10)], [0, 1, 0], marker=0)
+    series = html.Series("a", "c0", [(0, 0), (1, 5), (2, 10)], [0, 1, 0])
     svg = html.line_chart("y", "x", [series])
     left, right = html.LEFT, html.WIDTH - html.RIGHT
     top, bottom = html.TOP, html.HEIGHT - html.BOTTOM
