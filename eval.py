@@ -30,7 +30,7 @@ from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.runs.attention_pngs import attention_map_folder, font_notes
+from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.devices import choose_device, keep_freed_memory, load_clip, place
 from minidpt.runs.entrypoint import run_command
@@ -118,7 +118,6 @@ def predict(args: Namespace) -> int:
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.attention_maps is None:
             return classify(model, batches, *options)
-        print_notes(font_notes(model.classnames))
         with attention_map_folder(args.attention_maps, data, model, args.top) as draw_maps:
             return classify(model, batches, *options, draw_maps)
 

@@ -231,12 +231,3 @@ def missing_glyph(font: ImageFont.FreeTypeFont, letter: str) -> bool:
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
     """Return the first font that lacks the fewest letters of a text."""
     return min(fonts(size), key=lambda font: sum(missing_glyph(font, c) for c in set(text)))
-
-
-def font_notes(texts: Iterable[str]) -> list[str]:
-    """Name the letters of these texts that no font here has."""
-    missing = [c for text in texts for c in text if missing_glyph(font_for(text, 14), c)]
-    if not missing:
-        return []
-    letters = "".join(dict.fromkeys(missing))[:20]
-    return [f"no font here has {letters}: drawn as boxes; install one, such as Noto's"]

@@ -20,7 +20,7 @@ from ..images.white_level import check_white_level
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line
-from .attention_pngs import attention_panels
+from .attention_pngs import Panel, attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
@@ -30,8 +30,7 @@ from .tables import caption, chart_groups, tables
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
-MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
-CLASSES = 500  # most that are listed
+MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 Model = Callable[[], PromptedCLIP | None]
 
@@ -99,7 +98,8 @@ class RunReport:
                 for predicted in (predictions.learned, predictions.zero_shot)
             )
             parts.append(accuracy_by_class(classnames, learned, zero_shot))
-            parts.append(confusion(classnames, learned))
+            if len(classnames) <= MATRIX:
+                parts.append(confusion_matrix(classnames, learned))
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
@@ -122,16 +122,12 @@ class RunReport:
     def header(self) -> Markup:
         """Return what was run on what."""
         config, split = self.config, self.split
-        version = (config.get("versions") or {}).get("minidpt")
-        facts = [f"{len(split['classnames'])} classes ({config.get('classes')})"]
+        facts = [f"{len(split['classnames'])} classes ({config['classes']})"]
         if config["method"] != "zeroshot":
-            facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
-                      f"{config.get('epochs')} epochs",
-                      f"{len(split['train']):,} training images"]  # fmt: skip
-        model, root = to_single_line(config.get("model"), 60), to_single_line(split.get("root"), 200)
-        facts += [f"{len(split['test']):,} test images", f"CLIP {model}",
-                  f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
-                  f"data {root}", f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
+            facts += [f"{config['shots']} shots", f"{config['epochs']} epochs"]
+            facts.append(f"{len(split['train']):,} training images")
+        facts.append(f"{len(split['test']):,} test images")
+        facts.append(f"CLIP {to_single_line(config['model'], 60)}")
         return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
@@ -185,21 +181,21 @@ class RunReport:
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
         cards, errors = [], []
         for index in chosen:
-            path, images = files[index][0], []
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
+            views, path = [], files[index][0]
             try:
-                images = self._views(path, model)
+                views = self._views(os.path.join(self.root, path), model)
             except (OSError, ValueError) as error:
                 errors.append(error)
-            cards.append(tag(
-                "figure",
-                tag("div", *images, class_="views"),
-                tag("figcaption", tag("span", tag("b", name(names[label])), " taken for ",
-                                      tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
-                    tag("span", "zero-shot: ", name(names[zero_shot]),
-                        f" {100 * other_share:.1f}\u00a0%"),
-                    tag("small", name(path, 60))),
-            ))  # fmt: skip
+            captions = [
+                tag("span", tag("b", name(names[label])), " taken for ",
+                    tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
+                tag("span", "zero-shot: ", name(names[zero_shot]),
+                    f" {100 * other_share:.1f}\u00a0%"),
+                tag("small", name(path, 60)),
+            ]  # fmt: skip
+            images = tag("div", *(image(view, about) for about, view in views), class_="views")
+            cards.append(tag("figure", images, tag("figcaption", *captions)))
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
             self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
@@ -212,13 +208,12 @@ class RunReport:
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
-    def _views(self, path: str, model: PromptedCLIP | None) -> list[Markup]:
+    def _views(self, path: str, model: PromptedCLIP | None) -> list[Panel]:
         """Return an image as the model sees it, and maps of attention over it."""
-        path = os.path.join(self.root, path)
         if model:
-            return [image(view, about) for about, view in attention_panels(model, path, SIDE)[0]]
+            return attention_panels(model, path, SIDE)[0]
         view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
-        return [image(Image.fromarray(view.transpose(1, 2, 0)), "What the model sees")]
+        return [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
 
     def words(self) -> Markup:
         """Return the nearest words of each learned context vector."""
@@ -254,21 +249,21 @@ def accuracy_by_class(
     classnames: Sequence[str], learned: Sequence[ClassResult], zero_shot: Sequence[ClassResult]
 ) -> Markup:
     """Return the accuracy of each class beside zero-shot CLIP's, the lowest first."""
-    lines = []
-    for label, result in enumerate(learned):
-        if result.images:
-            before, after = zero_shot[label].accuracy, result.accuracy
-            style = "c0" if after > before else "c1" if after < before else ""
-            change = f"{after - before:+.1f}".replace("-", "−")
-            track, change = accuracy_track(before, after), tag("span", change, class_=style)
-            shares = f"{before:.1f}", f"{after:.1f}"
-            lines.append((name(classnames[label]), track, *shares, change, result.images))
-    lines.sort(key=lambda line: float(line[3]))
-    heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images")
+    rows = []
+    labels = [label for label, result in enumerate(learned) if result.images]
+    for label in sorted(labels, key=lambda label: learned[label].accuracy)[:CLASSES]:
+        before, after = zero_shot[label].accuracy, learned[label].accuracy
+        style = "c0" if after > before else "c1" if after < before else ""
+        change = tag("span", f"{after - before:+.1f}".replace("-", "−"), class_=style)
+        rows.append((
+            name(classnames[label]), accuracy_track(before, after), f"{before:.1f}", f"{after:.1f}",
+            change, learned[label].images, learned[label].taken_for(classnames),
+        ))  # fmt: skip
+    heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
     about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
-    if len(lines) > CLASSES:
-        about += f" The {CLASSES} lowest of {len(lines):,} classes."
-    return section("Accuracy by class", about, table(heads, lines[:CLASSES]))
+    if len(labels) > CLASSES:
+        about += f" The {CLASSES} lowest of {len(labels):,} classes."
+    return section("Accuracy by class", about, table(heads, rows))
 
 
 def accuracy_track(zero_shot: float, learned: float) -> Markup:
@@ -281,38 +276,19 @@ def accuracy_track(zero_shot: float, learned: float) -> Markup:
     )
 
 
-def confusion(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
-    """Return what each class is taken for: a matrix, or of many classes the worst pairs."""
-    if len(classnames) <= MATRIX:
-        heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
-        rows = []
-        for label, result in enumerate(results):
-            counts = {label: result.correct, **dict(result.mistakes)}
-            cells = (matrix_cell(counts.get(other, 0), result.images, other == label)
-                     for other in range(len(classnames)))  # fmt: skip
-            rows.append((name(classnames[label], 32), *cells))
-        about = "Rows are the true classes, columns what they are taken for; in test images."
-        return section("Confusion matrix", about, table(heads, rows, "matrix"))
-    pairs = sorted(
-        (-count, label, other)
-        for label, result in enumerate(results) for other, count in result.mistakes
-    )  # fmt: skip
-    rows = [
-        (name(classnames[label]), name(classnames[other]), -count,
-         f"{-100 * count / results[label].images:.0f} %")
-        for count, label, other in pairs[:PAIRS]
-    ]  # fmt: skip
-    about = f"The {len(rows)} most frequent of {len(pairs):,} pairs."
-    heads = ("class", "taken for", "images", "of the class")
-    return section("Most frequent mistakes", about, table(heads, rows))
-
-
-def matrix_cell(count: int, total: int, right: bool) -> Markup | str:
-    """Return a cell of the matrix, the darker the more of the class."""
-    if not count:
-        return ""
-    mix = f"var(--{'c0' if right else 'c1'}) {12 + 68 * count / total:.0f}%"
-    return tag("span", count, style=f"background:color-mix(in srgb,{mix},var(--wash))")
+def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
+    """Return a table of what each class is taken for, a cell the darker the more of the class."""
+    rows = []
+    for label, result in enumerate(results):
+        cells = [""] * len(classnames)
+        for other, count in [(label, result.correct), *result.mistakes]:
+            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / max(result.images, 1):.0f}%"
+            style = f"background:color-mix(in srgb,{mix},var(--wash))"
+            cells[other] = tag("span", count, style=style) if count else ""
+        rows.append((name(classnames[label], 32), *cells))
+    heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
+    about = "Rows are the true classes, columns what they are taken for; in test images."
+    return section("Confusion matrix", about, table(heads, rows, "matrix"))
 
 
 def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:

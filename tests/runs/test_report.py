@@ -25,7 +25,7 @@ from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
 from minidpt.runs.predictions import HEADER, class_results, read_predictions
-from minidpt.runs.report import write_report
+from minidpt.runs.report import accuracy_by_class, confusion_matrix, write_report
 
 NASTY = "<script>alert(1)</script>"
 CLASSNAMES = ["Owl", NASTY, 'a "b" & <i>', "=sum(1)", "\u05d0\u05d1 x"]
@@ -166,6 +166,13 @@ def test_names_from_the_data_are_text(trained):
         assert " ".join(name.split()) in page.text
     assert not {name for name, _ in page.tags} & {"script", "link", "iframe", "a", "object"}
     assert tag("p", "<\x1b\udc80>", title='"') == '<p title="&quot;">&lt;\\x1b\\udc80&gt;</p>'
+
+
+def test_a_class_without_test_images_is_in_the_matrix_alone():
+    results = class_results(np.array([0, 0]), np.array([0, 1]), 2)
+    assert "Owl" in confusion_matrix(["Owl", "gnu"], results)
+    by_class = accuracy_by_class(["Owl", "gnu"], results, results)
+    assert by_class.count("<tr>") == 2 and "gnu 1" in by_class  # a head and the Owl's
 
 
 def test_the_page_refers_to_nothing_outside(trained):
@@ -315,7 +322,7 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     page = page_of(tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert [name for name, _ in page.tags].count("img") == 24
-    assert "Most frequent mistakes" in page.text and "Confusion matrix" not in page.text
+    assert "taken for" in page.text and "Confusion matrix" not in page.text
     assert "The 500 lowest of 1,000 classes" in page.text
 
 
