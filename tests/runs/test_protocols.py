@@ -606,9 +606,9 @@ def test_the_mean_over_data_sets_is_taken_for_each_seed():
 
 def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, tested=None, **more):
     tested = tested or dataset
-    return results.Result(
-        dataset, dataset, tested, "tiny", method, 16, {"epochs": 100} | more, seed, zero_shot,
-        accuracy,
+    return results.Row(
+        dataset, dataset, tested, "tiny", method, 16, "", zero_shot, {seed: accuracy},
+        {"epochs": 100} | more,
     )  # fmt: skip
 
 
@@ -663,7 +663,7 @@ def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     # by shots
     rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
     said = tables.caption(results.summarise(rows))
-    assert said.endswith("one seed. Not as published (coop with 16 shots): --epochs 50.")
+    assert said.endswith("one seed. Not as published (coop): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
