@@ -78,27 +78,24 @@ class RunReport:
         self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
-        self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
+        self.method = METHOD_NAMES[self.config["method"]]
         self.title = f"{self.method} on {to_single_line(self.split.get('name') or 'images', 80)}"
 
     def content(self) -> list[Markup]:
         """Return all sections that can be made."""
         method, classnames = self.config["method"], self.split["classnames"]
         parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
+        if method != "zeroshot":
+            parts.append(self._made("Curves", METRICS, self.curves))
         predictions = self._made(
             "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, classnames)
         )
         if predictions:
-            parts.append(summary_line(predictions, self.config.get("classes", "all")))
-        if method != "zeroshot":
-            parts.append(self._made("Curves", METRICS, self.curves))
-        if predictions:
-            learned, zero_shot = (
-                class_results(predictions.labels, predicted, len(classnames))
-                for predicted in (predictions.learned, predictions.zero_shot)
-            )
+            labels, count = predictions.labels, len(classnames)
+            learned = class_results(labels, predictions.learned, count)
+            zero_shot = class_results(labels, predictions.zero_shot, count)
             parts.append(accuracy_by_class(classnames, learned, zero_shot))
-            if len(classnames) <= MATRIX:
+            if count <= MATRIX:
                 parts.append(confusion_matrix(classnames, learned))
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
@@ -154,13 +151,12 @@ class RunReport:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
-        def chart(title: str, *names: str, **options: Any) -> Markup:
-            lines = [
-                Series(SIDES.get(key, ""), f"c{number}",
-                       [(record["epoch"], {**record, **record["lr"]}[key]) for record in records])
-                for number, key in enumerate(names)
-            ]  # fmt: skip
-            return line_chart(title, "epoch", lines, shaded=shaded, **options)
+        def chart(title: str, *keys: str, percent: bool = False) -> Markup:
+            lines = []
+            for number, key in enumerate(keys):
+                points = [(each["epoch"], {**each, **each["lr"]}[key]) for each in records]
+                lines.append(Series(SIDES.get(key, ""), f"c{number}", points))
+            return line_chart(title, "epoch", lines, percent=percent, shaded=shaded)
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
@@ -199,12 +195,18 @@ class RunReport:
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
             self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
-        about = f"The {len(chosen)} with the greatest probability."
+        right, before = (
+            each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
+        )
+        about = (
+            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP mistakes "
+            f"{(right & ~before).sum():,} of these and recognises {(before & ~right).sum():,} of "
+            f"the others. Below: the {len(chosen)} mistakes with the greatest probability."
+        )
         if model:
             about += (
-                " Beside the image as the model sees it, where its class token looks in the last "
-                "layer (with prompts on the image side left before tuning, right after it): blue "
-                "nowhere, yellow four times what even attention would give."
+                " Beside the image, where its class token looks in the last layer (before and "
+                "after tuning): blue nowhere, yellow four times what even attention would give."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
@@ -231,18 +233,6 @@ class RunReport:
             "the Euclidean distance. A hyphen stands where a word goes on."
         )
         return section("Learned context in words", about, *parts)
-
-
-def summary_line(predictions: Predictions, subset: str) -> Markup:
-    """Say how many images (of a subset of the classes) are right, and what that changed."""
-    right = predictions.learned == predictions.labels
-    before = predictions.zero_shot == predictions.labels
-    won, lost = int((right & ~before).sum()), int((before & ~right).sum())
-    classes = "" if subset == "all" else f" of the {subset} classes"
-    line = f"{int(right.sum()):,} of {len(right):,} test images{classes} are recognised"
-    if won or lost:
-        line += f"; zero-shot CLIP mistakes {won:,} of these and recognises {lost:,} of the others"
-    return tag("p", f"{line}.")
 
 
 def accuracy_by_class(
