@@ -39,7 +39,6 @@ from minidpt.runs.devices import (
     load_clip,
     place,
 )
-from minidpt.runs.drawing import font_notes
 from minidpt.runs.entrypoint import run_command
 from minidpt.runs.eval_options import (
     evaluates_other_data,
@@ -47,7 +46,7 @@ from minidpt.runs.eval_options import (
     parse_arguments,
     published_config,
 )
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot_accuracy
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside, folders_of
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report
@@ -127,7 +126,6 @@ def predict(args: Namespace) -> int:
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.attention_maps is None:
             return classify(model, batches, *options)
-        print_notes(font_notes(model.classnames))
         with attention_map_folder(args.attention_maps, data, model, args.top) as draw_maps:
             return classify(model, batches, *options, draw_maps)
 
@@ -219,7 +217,7 @@ def evaluate_model(
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
     labels = predict_eval_set(model, eval_set).labels
-    before = zero_shot_accuracy(model, eval_set)
+    before = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
     result = top1_accuracy(labels, eval_set.labels)
     if eval_set.world.is_main:
         print_line(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "

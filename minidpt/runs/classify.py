@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -12,16 +13,13 @@ from pathlib import Path
 from typing import TextIO
 
 from ..data.folders import images_in, unread_notes
-from ..inference import PREDICT_BATCH, Prediction
+from ..inference import PREDICT_BATCH, Result
 from ..model import PromptedCLIP
-from ..support.files import explain_full_disk, writing_rows
-from ..support.progress import Progress, print_line
+from ..support.files import escape_formula, explain_full_disk
+from ..support.progress import Progress, print_line, print_notes
 from .entrypoint import print_error
 
 MAX_LINE = 2**16  # bytes of a path
-
-Result = list[Prediction] | ValueError | OSError
-Output = Callable[[str, Result, Path | None], None]  # takes path, result, file that explains it
 
 
 def classify(
@@ -37,75 +35,64 @@ def classify(
     """Print the likeliest classes of each image, and write them into new files.
 
     batches: of paths; a list of them, or an iterator that waits for the next one.
-    table: a CSV file, which is there at the end, whole: also if nobody reads what is printed any
-        more; and when it ends early, with the images so far.
-    lines: a file of JSON, a line for each image as it comes; "-": `stdout`, instead of text.
+    table: a CSV file; lines: a file of JSON, or "-": `stdout`, instead of text. Both have a
+        result as it comes, also if nobody reads any more what is printed.
     explain: called with the path of each image that could be read; the file it returns is named
         beside the classes, and in JSON.
 
     Returns 2 if an image could not be read, after the others.
     """
-    total = sum(map(len, batches)) if isinstance(batches, list) else None
+    total = sum(map(len, batches)) if isinstance(batches, list) else 0
     stdout = stdout or sys.stdout
-    show = partial(print_json, stdout) if lines == "-" else print_classes
-    files = {table: csv_table} if table else {}
-    if lines not in (None, "-"):
-        files[lines] = json_lines
-    status, count, pipe, stop = 0, 0, None, None
+    status, closed = 0, None
     with ExitStack() as stack:
-        outputs = [stack.enter_context(kind(path)) for path, kind in files.items()]
+        outputs = [partial(print_json, stdout) if lines == "-" else print_classes]
+        if table:
+            outputs.append(partial(write_rows, stack.enter_context(new_file(table))))
+        if lines not in (None, "-"):
+            outputs.append(partial(print_json, stack.enter_context(new_file(lines))))
         progress = None
-        if total and total > PREDICT_BATCH and not stdout.isatty():
+        if total > PREDICT_BATCH and not stdout.isatty():
             progress = stack.enter_context(Progress("images", total))
-        results = stack.enter_context(closing(_predict(model, batches, top, workers)))
-        try:
-            for number, (path, result) in enumerate(results, start=1):
-                explained = None
-                if isinstance(result, Exception):
-                    status = 2
-                    print_error(result)
-                elif explain:
-                    explained = explain(path)
-                for output in outputs:
-                    output(path, result, explained)
-                count += not isinstance(result, Exception)
+        results = stack.enter_context(closing(predict_batches(model, batches, top, workers)))
+        for number, (path, result) in enumerate(results, start=1):
+            failed = isinstance(result, Exception)
+            if failed:
+                status = 2
+                print_error(result)
+            explained = explain(path) if explain and not failed else None
+            for output in list(outputs):
                 try:
-                    if not pipe:
-                        show(path, result, explained)
+                    output(path, result, explained)
                 except BrokenPipeError as error:
-                    if not outputs:
-                        raise
-                    pipe = error
-                if progress and (number % PREDICT_BATCH == 0 or number == total):
-                    progress(number)
-        except BaseException as error:
-            if not outputs or not count:
-                raise
-            stop = error
-    if stop:
-        of = f" of {total}" if total else ""
-        print_error(f"{' and '.join(files)}: stopped early, it has {count}{of} images")
-    if stop or pipe:
-        raise stop or pipe
+                    closed = error
+                    outputs.remove(output)
+            if not outputs:
+                break
+            if progress and (number % PREDICT_BATCH == 0 or number == total):
+                progress(number)
+    if closed:
+        raise closed
     return status
 
 
-def _predict(
+def predict_batches(
     model: PromptedCLIP, batches: Iterable[list[str]], top: int, workers: int | None
 ) -> Iterator[tuple[str, Result]]:
+    """Yield each path with its predictions or its error, batch by batch."""
     for paths in batches:
         yield from model.predict_each(paths, top, workers)
 
 
 def print_classes(path: str, result: Result, explained: Path | None) -> None:
-    """A line of text; none for an image that was not read."""
+    """Print a line of text; none for an image that was not read."""
     if not isinstance(result, Exception):
         guesses = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result)
         print_line(f"{path}: {guesses}" + (f" -> {explained}" if explained else ""))
 
 
 def print_json(file: TextIO, path: str, result: Result, explained: Path | None) -> None:
-    """A line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" in their place.
+    """Print a line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" instead.
 
     With "explained": the file that explains them, if there is one.
     """
@@ -121,35 +108,34 @@ def print_json(file: TextIO, path: str, result: Result, explained: Path | None) 
     print(json.dumps(entry, allow_nan=False), file=file, flush=True)
 
 
-@contextmanager
-def csv_table(path: str) -> Iterator[Output]:
-    """A new CSV file with a row for each class of an image; see `writing_rows`."""
-    with writing_rows(path, ("image", "class", "probability")) as write:
-
-        def output(image: str, result: Result, explained: Path | None) -> None:
-            for name, share in () if isinstance(result, Exception) else result:
-                write((image, name, f"{share:.6f}"))
-
-        yield output
+def write_rows(file: TextIO, path: str, result: Result, explained: Path | None) -> None:
+    """Write a row of CSV for each class of an image, and before the first image the header."""
+    writer = csv.writer(file)
+    if not file.tell():
+        writer.writerow(("image", "class", "probability"))
+    for name, share in () if isinstance(result, Exception) else result:
+        writer.writerow(map(escape_formula, (path, name, f"{share:.6f}")))
+    file.flush()
 
 
 @contextmanager
-def json_lines(path: str) -> Iterator[Output]:
-    """A new file with a line of JSON for each image; gone if the block raises without a line."""
-    file = open(path, "x", encoding="ascii")
-    try:
-        yield partial(print_json, file)
-    except BaseException:
-        if not file.tell():
-            os.unlink(path)
-        raise
-    finally:
-        with explain_full_disk(path):
-            file.close()
+def new_file(path: str) -> Iterator[TextIO]:
+    """Open a new file; if the block raises, it goes while it is empty, else a line says so."""
+    with explain_full_disk(path):
+        file = open(path, "x", newline="", encoding="utf-8", errors="surrogateescape")
+        try:
+            with file:
+                yield file
+        except BaseException:
+            if os.path.getsize(path):
+                print_error(f"{path}: stopped early, it lacks images")
+            else:
+                os.unlink(path)
+            raise
 
 
 def image_batches(arguments: list[str]) -> Iterable[list[str]]:
-    """List the files of `--image`, of each folder the images in it and below; "-": `read_lines`.
+    """List image files, of each folder the images in it and below; "-": `read_lines`.
 
     Raises FileNotFoundError for a folder without images.
     """
@@ -161,12 +147,9 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
             files.append(path)
             continue
         images = images_in(path)
-        note = "".join(unread_notes(images.unread))
+        print_notes(f"{path}: {note}" for note in unread_notes(images.unread))
         if not images:
-            more = f"; {note}" if note else ""
-            raise FileNotFoundError(f"folder {path}: expected images in it, got none{more}")
-        if note:
-            print_line(f"note: {path}: {note}")
+            raise FileNotFoundError(f"folder {path}: expected images in it, got none")
         files += images
     return [files]
 
@@ -182,10 +165,6 @@ def read_lines(descriptor: int) -> Iterator[list[str]]:
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[:MAX_LINE]
         if lines:
-            yield [_path(line) for line in lines]
+            yield [os.fsdecode(line[:MAX_LINE].removesuffix(b"\r")) for line in lines]
     if rest:
-        yield [_path(rest)]
-
-
-def _path(line: bytes) -> str:
-    return os.fsdecode(line[:MAX_LINE].removesuffix(b"\r"))
+        yield [os.fsdecode(rest.removesuffix(b"\r"))]

@@ -19,52 +19,37 @@ from ..support.files import printable, to_single_line
 
 WIDTH, HEIGHT = 340, 210  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
-MARKERS = ("M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-3.5,-3.5h7v7h-7z", "M0,-4.6L4.6,3.6H-4.6z",
-           "M0,-5L5,0L0,5L-5,0z", "M0,4.6L4.6,-3.6H-4.6z")  # fmt: skip
 NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|$)")  # how a cell begins that stands right
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0;
-  --wash: #f4f6f8; --zero: #8a929c;
-  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0578d; --c4: #a87d00 }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e6e9ed; --soft: #9aa4af;
-  --rule: #363d46; --wash: #1e2329;
-  --c0: #56b4e9; --c1: #f0883e; --c2: #2fc99b; --c3: #dd93c0; --c4: #e2c04f } }
+:root { color-scheme: light dark; --paper: light-dark(#fff, #15181c);
+  --ink: light-dark(#1b1f24, #e6e9ed); --soft: light-dark(#59636e, #9aa4af);
+  --rule: light-dark(#d5dae0, #363d46); --wash: light-dark(#f4f6f8, #1e2329);
+  --c0: light-dark(#0072b2, #56b4e9); --c1: light-dark(#d55e00, #f0883e) }
+.c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: light-dark(#009e73, #2fc99b) }
+.c3 { color: light-dark(#b0578d, #dd93c0) } .c4 { color: light-dark(#a87d00, #e2c04f) }
+.cz, .soft, figcaption, summary, small, thead { color: var(--soft) }
 * { box-sizing: border-box; overflow-wrap: anywhere }
-body { margin: 0 auto; padding: 24px 16px 48px; max-width: 1080px; background: var(--paper);
-  color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif }
-h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px }
-h2 { font-size: 18px; margin: 40px 0 4px }
-h3 { font-size: 14px; margin: 20px 0 6px }
-p { margin: 0 0 10px; max-width: 78ch }
-.soft, figcaption, summary, small { color: var(--soft); font-size: 13.5px }
-.numbers { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 12px }
-.numbers div { background: var(--wash); border-radius: 8px; padding: 10px 16px; flex: 1 1 150px }
-.numbers b { display: block; font-size: 28px; line-height: 1.25 }
+body { margin: auto; padding: 24px 16px; max-width: 1080px; background: var(--paper);
+  color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", sans-serif }
+h2 { margin: 40px 0 0 } p { margin: 0 0 10px }
+.numbers { display: flex; flex-wrap: wrap; gap: 12px }
+.numbers div { background: var(--wash); padding: 10px 16px; flex: 1 1 150px }
+.numbers b { display: block; font-size: 28px }
 .grid { display: grid; gap: 20px;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)) }
 figure { margin: 0; min-width: 0; max-width: 440px }
 figcaption b { color: var(--ink) } figcaption span, figcaption small { display: block }
-svg { display: block; width: 100%; overflow: visible }
-svg text { font-size: 11px; fill: var(--soft) }
+svg { display: block; width: 100%; overflow: visible; font-size: 11px; fill: var(--soft) }
 .axis { stroke: var(--rule) } .shade { fill: var(--wash) } .mark { fill: currentColor }
-.ring { fill: var(--paper); stroke: currentColor }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8 } .dashed { stroke-dasharray: 5 4 }
-.c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: var(--c2) } .c3 { color: var(--c3) }
-.c4 { color: var(--c4) } .cz { color: var(--zero) }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px }
-.legend span { display: flex; align-items: center; gap: 6px } .legend svg { width: 26px }
-.legend em { font-style: normal; color: var(--ink) }
 .scroll { overflow: auto; max-height: 1200px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 400 } thead th { color: var(--soft) }
+th { text-align: left; font-weight: 400 } .number { text-align: right; white-space: nowrap }
 td, th { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--rule); overflow-wrap: normal }
-.number { text-align: right; white-space: nowrap }
 .track { width: clamp(90px, 30vw, 320px) }
-.matrix td { min-width: 27px; padding: 0; text-align: center; border: 1px solid var(--paper);
-  background: var(--wash) } .matrix td span { display: block; padding: 3px 0 }
-.matrix th { border: 0; white-space: nowrap }
-.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg) }
-.views { display: flex; gap: 3px } .views img { flex: 1 1 0; min-width: 0; border-radius: 4px }
+.matrix td { min-width: 27px; padding: 0; text-align: center; background: var(--wash) }
+.matrix td span { display: block } .matrix thead span { writing-mode: vertical-rl }
+.views { display: flex; gap: 3px } .views img { flex: 1 1 0; min-width: 0 }
 """
 
 
@@ -137,30 +122,14 @@ def page(title: str, content: Iterable[Markup]) -> str:
 class Series(NamedTuple):
     """A line of a chart: points (x, y), perhaps with the deviation of each y.
 
-    style: a class of the page. marker: the number of the shape at each point.
+    style: a class of the page.
     """
 
     name: str
     style: str
     points: Sequence[tuple[float, float]]
     deviations: Sequence[float] = ()
-    marker: int | None = None
     dashed: bool = False
-
-    def key(self) -> Markup:
-        """Return its entry in the chart's legend, if it has a name."""
-        parts = [self.path("M0,6H26"), *([] if self.marker is None else [self.mark(13, 6)])]
-        sample = tag("svg", *parts, viewBox="0 0 26 12")
-        return tag("span", sample, tag("em", self.name), class_=self.style) if self.name else ""
-
-    def path(self, d: str) -> Markup:
-        """Return a line as this one is drawn."""
-        return tag("path", d=d, class_="line dashed" if self.dashed else "line")
-
-    def mark(self, x: float, y: float) -> Markup:
-        """Return its marker at a place."""
-        shape = MARKERS[(self.marker or 0) % len(MARKERS)]
-        return tag("path", d=shape, transform=f"translate({x},{y}) scale(.8)", class_="mark")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -214,16 +183,19 @@ def line_chart(
     parts.append(tag("text", x_title, x=middle, y=HEIGHT - 4, text_anchor="middle"))
     parts += [_line(each, x_of, y_of) for each in series]
     chart = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
-    return tag("figure", chart, tag("div", *(each.key() for each in series), class_="legend"))
+    names = (tag("span", f"● {each.name} ", class_=each.style) for each in series if each.name)
+    return tag("figure", chart, *names)
 
 
 def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
     places = [(x_of(x), y_of(y)) for x, y in series.points]
-    parts = [series.path("M" + "L".join(f"{x},{y}" for x, y in places))]
+    paths = ["M" + "L".join(f"{x},{y}" for x, y in places)]
     for (x, y), deviation in zip(series.points, series.deviations):
-        top, bottom = y_of(y + deviation), y_of(y - deviation)
         if deviation:
-            parts.append(series.path(f"M{x_of(x) - 5},{top}h10m-5,0V{bottom}m-5,0h10"))
-    if series.marker is not None or len(places) == 1:
-        parts += [series.mark(x, y) for x, y in places]
+            top, bottom = y_of(y + deviation), y_of(y - deviation)
+            paths.append(f"M{x_of(x) - 5},{top}h10m-5,0V{bottom}m-5,0h10")
+    style = "line dashed" if series.dashed else "line"
+    parts = [tag("path", d=path, class_=style) for path in paths]
+    if series.deviations or len(places) == 1:
+        parts += [tag("circle", cx=x, cy=y, r=3, class_="mark") for x, y in places]
     return tag("g", *parts, class_=series.style)

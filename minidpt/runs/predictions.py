@@ -51,6 +51,10 @@ class ClassResult(NamedTuple):
         """In percent, of a class with test images."""
         return 100 * self.correct / self.images
 
+    def taken_for(self, classnames: Sequence[str], most: int | None = 3) -> str:
+        """Return the most frequent mistakes: "owl 3, gnu 1"."""
+        return ", ".join(f"{classnames[label]} {count}" for label, count in self.mistakes[:most])
+
 
 def class_results(
     labels: Tensor | np.ndarray, predicted: Tensor | np.ndarray, classes: int
@@ -76,19 +80,21 @@ def print_class_accuracy(
     results = class_results(labels, predicted, len(classnames))
     width, rows = max(map(len, classnames)), []
     for name, result in zip(classnames, results):
-        mistakes = [f"{classnames[label]} {count}" for label, count in result.mistakes]
-        share = f"{result.accuracy:6.2f} %" if result.images else "     -  "
-        taken_for = f", taken for {', '.join(mistakes[:3])}" if mistakes else ""
-        print_line(f"  {name:{width}} {share}  {result.correct} of {result.images}{taken_for}")
         accuracy = result.accuracy if result.images else ""
-        rows.append((name, accuracy, result.correct, result.images, ", ".join(mistakes)))
+        share = f"{accuracy:6.2f} %" if result.images else "     -  "
+        mistakes = f", taken for {result.taken_for(classnames)}" if result.mistakes else ""
+        print_line(f"  {name:{width}} {share}  {result.correct} of {result.images}{mistakes}")
+        mistakes = result.taken_for(classnames, most=None)
+        rows.append((name, accuracy, result.correct, result.images, mistakes))
     accuracies = [result.accuracy for result in results if result.images]
     print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
         write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
-def write_predictions(run: RunFolder, dataset: Dataset, learned: EvalPredictions, zero_shot: EvalPredictions) -> None:
+def write_predictions(
+    run: RunFolder, dataset: Dataset, learned: EvalPredictions, zero_shot: EvalPredictions
+) -> None:
     """Write a line for each test image, in the order of split.json."""
     columns = []
     for labels, probabilities in (learned, zero_shot):

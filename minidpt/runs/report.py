@@ -20,7 +20,7 @@ from ..images.white_level import check_white_level
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line
-from .attention_pngs import attention_panels
+from .attention_pngs import Panel, attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
@@ -30,8 +30,7 @@ from .tables import caption, chart_groups, tables
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
-MATRIX, PAIRS = 30, 30  # most classes of a matrix, and pairs of classes beyond
-CLASSES = 500  # most that are listed
+MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 Model = Callable[[], PromptedCLIP | None]
 
@@ -79,27 +78,25 @@ class RunReport:
         self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
-        self.method = METHOD_NAMES.get(self.config["method"], self.config["method"])
+        self.method = METHOD_NAMES[self.config["method"]]
         self.title = f"{self.method} on {to_single_line(self.split.get('name') or 'images', 80)}"
 
     def content(self) -> list[Markup]:
         """Return all sections that can be made."""
         method, classnames = self.config["method"], self.split["classnames"]
         parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
+        if method != "zeroshot":
+            parts.append(self._made("Curves", METRICS, self.curves))
         predictions = self._made(
             "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, classnames)
         )
         if predictions:
-            parts.append(summary_line(predictions, self.config.get("classes", "all")))
-        if method != "zeroshot":
-            parts.append(self._made("Curves", METRICS, self.curves))
-        if predictions:
-            learned, zero_shot = (
-                class_results(predictions.labels, predicted, len(classnames))
-                for predicted in (predictions.learned, predictions.zero_shot)
-            )
+            labels, count = predictions.labels, len(classnames)
+            learned = class_results(labels, predictions.learned, count)
+            zero_shot = class_results(labels, predictions.zero_shot, count)
             parts.append(accuracy_by_class(classnames, learned, zero_shot))
-            parts.append(confusion(classnames, learned))
+            if count <= MATRIX:
+                parts.append(confusion_matrix(classnames, learned))
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
@@ -122,16 +119,12 @@ class RunReport:
     def header(self) -> Markup:
         """Return what was run on what."""
         config, split = self.config, self.split
-        version = (config.get("versions") or {}).get("minidpt")
-        facts = [f"{len(split['classnames'])} classes ({config.get('classes')})"]
+        facts = [f"{len(split['classnames'])} classes ({config['classes']})"]
         if config["method"] != "zeroshot":
-            facts += [f"{config.get('shots')} shots", f"seed {config.get('seed')}",
-                      f"{config.get('epochs')} epochs",
-                      f"{len(split['train']):,} training images"]  # fmt: skip
-        model, root = to_single_line(config.get("model"), 60), to_single_line(split.get("root"), 200)
-        facts += [f"{len(split['test']):,} test images", f"CLIP {model}",
-                  f"{config.get('device')}, {config.get('precision')}", f"minidpt {version}",
-                  f"data {root}", f"zero-shot prompt “{split.get('template')}”"]  # fmt: skip
+            facts += [f"{config['shots']} shots", f"{config['epochs']} epochs"]
+            facts.append(f"{len(split['train']):,} training images")
+        facts.append(f"{len(split['test']):,} test images")
+        facts.append(f"CLIP {to_single_line(config['model'], 60)}")
         return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
@@ -158,13 +151,12 @@ class RunReport:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
-        def chart(title: str, *names: str, **options: Any) -> Markup:
-            lines = [
-                Series(SIDES.get(key, ""), f"c{number}",
-                       [(record["epoch"], {**record, **record["lr"]}[key]) for record in records])
-                for number, key in enumerate(names)
-            ]  # fmt: skip
-            return line_chart(title, "epoch", lines, shaded=shaded, **options)
+        def chart(title: str, *keys: str, percent: bool = False) -> Markup:
+            lines = []
+            for number, key in enumerate(keys):
+                points = [(each["epoch"], {**each, **each["lr"]}[key]) for each in records]
+                lines.append(Series(SIDES.get(key, ""), f"c{number}", points))
+            return line_chart(title, "epoch", lines, percent=percent, shaded=shaded)
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
@@ -185,40 +177,45 @@ class RunReport:
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
         cards, errors = [], []
         for index in chosen:
-            path, images = files[index][0], []
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
+            views, path = [], files[index][0]
             try:
-                images = self._views(path, model)
+                views = self._views(os.path.join(self.root, path), model)
             except (OSError, ValueError) as error:
                 errors.append(error)
-            cards.append(tag(
-                "figure",
-                tag("div", *images, class_="views"),
-                tag("figcaption", tag("span", tag("b", name(names[label])), " taken for ",
-                                      tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
-                    tag("span", "zero-shot: ", name(names[zero_shot]),
-                        f" {100 * other_share:.1f}\u00a0%"),
-                    tag("small", name(path, 60))),
-            ))  # fmt: skip
+            captions = [
+                tag("span", tag("b", name(names[label])), " taken for ",
+                    tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
+                tag("span", "zero-shot: ", name(names[zero_shot]),
+                    f" {100 * other_share:.1f}\u00a0%"),
+                tag("small", name(path, 60)),
+            ]  # fmt: skip
+            images = tag("div", *(image(view, about) for about, view in views), class_="views")
+            cards.append(tag("figure", images, tag("figcaption", *captions)))
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
             self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
-        about = f"The {len(chosen)} with the greatest probability."
+        right, before = (
+            each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
+        )
+        about = (
+            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP mistakes "
+            f"{(right & ~before).sum():,} of these and recognises {(before & ~right).sum():,} of "
+            f"the others. Below: the {len(chosen)} mistakes with the greatest probability."
+        )
         if model:
             about += (
-                " Beside the image as the model sees it, where its class token looks in the last "
-                "layer (with prompts on the image side left before tuning, right after it): blue "
-                "nowhere, yellow four times what even attention would give."
+                " Beside the image, where its class token looks in the last layer (before and "
+                "after tuning): blue nowhere, yellow four times what even attention would give."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
-    def _views(self, path: str, model: PromptedCLIP | None) -> list[Markup]:
+    def _views(self, path: str, model: PromptedCLIP | None) -> list[Panel]:
         """Return an image as the model sees it, and maps of attention over it."""
-        path = os.path.join(self.root, path)
         if model:
-            return [image(view, about) for about, view in attention_panels(model, path, SIDE)[0]]
+            return attention_panels(model, path, SIDE)[0]
         view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
-        return [image(Image.fromarray(view.transpose(1, 2, 0)), "What the model sees")]
+        return [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
 
     def words(self) -> Markup:
         """Return the nearest words of each learned context vector."""
@@ -238,82 +235,50 @@ class RunReport:
         return section("Learned context in words", about, *parts)
 
 
-def summary_line(predictions: Predictions, subset: str) -> Markup:
-    """Say how many images (of a subset of the classes) are right, and what that changed."""
-    right = predictions.learned == predictions.labels
-    before = predictions.zero_shot == predictions.labels
-    won, lost = int((right & ~before).sum()), int((before & ~right).sum())
-    classes = "" if subset == "all" else f" of the {subset} classes"
-    line = f"{int(right.sum()):,} of {len(right):,} test images{classes} are recognised"
-    if won or lost:
-        line += f"; zero-shot CLIP mistakes {won:,} of these and recognises {lost:,} of the others"
-    return tag("p", f"{line}.")
-
-
 def accuracy_by_class(
     classnames: Sequence[str], learned: Sequence[ClassResult], zero_shot: Sequence[ClassResult]
 ) -> Markup:
     """Return the accuracy of each class beside zero-shot CLIP's, the lowest first."""
-    lines = []
-    for label, result in enumerate(learned):
-        if result.images:
-            before, after = zero_shot[label].accuracy, result.accuracy
-            style = "c0" if after > before else "c1" if after < before else ""
-            change = f"{after - before:+.1f}".replace("-", "−")
-            track, change = accuracy_track(before, after), tag("span", change, class_=style)
-            shares = f"{before:.1f}", f"{after:.1f}"
-            lines.append((name(classnames[label]), track, *shares, change, result.images))
-    lines.sort(key=lambda line: float(line[3]))
-    heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images")
-    about = "In percent, the lowest first: the ring is zero-shot CLIP, the dot what was learned."
-    if len(lines) > CLASSES:
-        about += f" The {CLASSES} lowest of {len(lines):,} classes."
-    return section("Accuracy by class", about, table(heads, lines[:CLASSES]))
+    rows = []
+    labels = [label for label, result in enumerate(learned) if result.images]
+    for label in sorted(labels, key=lambda label: learned[label].accuracy)[:CLASSES]:
+        before, after = zero_shot[label].accuracy, learned[label].accuracy
+        style = "c0" if after > before else "c1" if after < before else ""
+        change = tag("span", f"{after - before:+.1f}".replace("-", "−"), class_=style)
+        rows.append((
+            name(classnames[label]), accuracy_track(before, after), f"{before:.1f}", f"{after:.1f}",
+            change, learned[label].images, learned[label].taken_for(classnames),
+        ))  # fmt: skip
+    heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
+    about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
+    if len(labels) > CLASSES:
+        about += f" The {CLASSES} lowest of {len(labels):,} classes."
+    return section("Accuracy by class", about, table(heads, rows))
 
 
 def accuracy_track(zero_shot: float, learned: float) -> Markup:
-    """Draw two accuracies on a line from 0 to 100 %."""
+    """Draw a line between two accuracies on one from 0 to 100 %, the learned one as a dot."""
     style = "c1" if learned < zero_shot else "c0"
     return Markup(
-        '<svg viewBox="-3 0 106 10" class="track"><path d="M0,5H100" class="axis"/>'
-        f'<path d="M{zero_shot:.1f},5H{learned:.1f}" class="line {style}"/>'
-        f'<circle cx="{zero_shot:.1f}" cy="5" r="2" class="ring cz"/>'
-        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark c0"/></svg>'
+        f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
+        f'<path d="M{zero_shot:.1f},2v6m0,-3H{learned:.1f}" class="line"/>'
+        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark"/></svg>'
     )
 
 
-def confusion(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
-    """Return what each class is taken for: a matrix, or of many classes the worst pairs."""
-    if len(classnames) <= MATRIX:
-        heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
-        rows = []
-        for label, result in enumerate(results):
-            counts = {label: result.correct, **dict(result.mistakes)}
-            cells = (matrix_cell(counts.get(other, 0), result.images, other == label)
-                     for other in range(len(classnames)))  # fmt: skip
-            rows.append((name(classnames[label], 32), *cells))
-        about = "Rows are the true classes, columns what they are taken for; in test images."
-        return section("Confusion matrix", about, table(heads, rows, "matrix"))
-    pairs = sorted(
-        (-count, label, other)
-        for label, result in enumerate(results) for other, count in result.mistakes
-    )  # fmt: skip
-    rows = [
-        (name(classnames[label]), name(classnames[other]), -count,
-         f"{-100 * count / results[label].images:.0f} %")
-        for count, label, other in pairs[:PAIRS]
-    ]  # fmt: skip
-    about = f"The {len(rows)} most frequent of {len(pairs):,} pairs."
-    heads = ("class", "taken for", "images", "of the class")
-    return section("Most frequent mistakes", about, table(heads, rows))
-
-
-def matrix_cell(count: int, total: int, right: bool) -> Markup | str:
-    """Return a cell of the matrix, the darker the more of the class."""
-    if not count:
-        return ""
-    mix = f"var(--{'c0' if right else 'c1'}) {12 + 68 * count / total:.0f}%"
-    return tag("span", count, style=f"background:color-mix(in srgb,{mix},var(--wash))")
+def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
+    """Return a table of what each class is taken for, a cell the darker the more of the class."""
+    rows = []
+    for label, result in enumerate(results):
+        cells = [""] * len(classnames)
+        for other, count in [(label, result.correct), *result.mistakes]:
+            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / max(result.images, 1):.0f}%"
+            style = f"background:color-mix(in srgb,{mix},var(--wash))"
+            cells[other] = tag("span", count, style=style) if count else ""
+        rows.append((name(classnames[label], 32), *cells))
+    heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
+    about = "Rows are the true classes, columns what they are taken for; in test images."
+    return section("Confusion matrix", about, table(heads, rows, "matrix"))
 
 
 def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
@@ -347,7 +312,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
         points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
         if points:
             deviations = [row.std for row in group]
-            series.append(Series(label, f"c{number % 5}", points, deviations, number))
+            series.append(Series(label, f"c{number % 5}", points, deviations))
     x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
     return line_chart("accuracy, %", x_title, series, names, percent=True)
 

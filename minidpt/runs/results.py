@@ -1,7 +1,7 @@
 """Results of runs: read from their folders, grouped over seeds, and completed by eval.py.
 
-read_results: */summary.json below a folder -> Result, one for each run and what it was tested on
-summarise:    Results that differ in nothing but their seed -> Row
+read_results: */summary.json below a folder -> Row, one for each run and what it was tested on
+summarise:    Rows that differ in nothing but their seed -> one Row
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 
 
 def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
-    """Return the settings that tell rows apart, beside what a `Result` has fields for."""
+    """Return the settings that tell rows apart, beside what a `Row` has fields for."""
     settings = config.result_settings() | record.result_settings()
     apart = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
     return {name: value for name, value in settings.items() if name not in apart}
@@ -56,8 +56,8 @@ def format_setting(name: str, value: Any) -> str:
     return f"{name} {to_single_line(value, 200)}"
 
 
-class Result(NamedTuple):
-    """One accuracy of one run, in percent."""
+class Row(NamedTuple):
+    """The accuracy of one run, or of several that differ in their seed only, in percent."""
 
     dataset: str
     trained: str  # the data set, or a subset of its classes (`tested_on`)
@@ -65,24 +65,10 @@ class Result(NamedTuple):
     model: str
     method: str
     shots: int
-    settings: dict[str, Any]  # `compared_settings`, and what a test by eval.py had otherwise
-    seed: int
-    zero_shot_accuracy: float
-    accuracy: float
-
-
-class Row(NamedTuple):
-    """Results that differ in their seed only."""
-
-    dataset: str
-    trained: str
-    tested: str
-    model: str
-    method: str
-    shots: int
     variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
-    zero_shot_accuracy: float  # in percent
-    accuracies: dict[int, float]  # by seed, in percent
+    zero_shot_accuracy: float
+    accuracies: dict[int, float]  # by seed
+    settings: dict[str, Any] = {}  # `compared_settings`, and what a test by eval.py had otherwise
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
 
     @property
@@ -107,7 +93,7 @@ def tested_on(dataset: str, subset: str) -> str:
 
 
 @single_line_errors
-def read_results(folder: str | os.PathLike) -> list[Result]:
+def read_results(folder: str | os.PathLike) -> list[Row]:
     """Read the results of all finished runs in a folder and below, the oldest first.
 
     Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
@@ -127,15 +113,15 @@ def read_results(folder: str | os.PathLike) -> list[Result]:
         for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
             where = f"{run.folder}, test {name[:60]!r}"
             check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
-            accuracies = [float(test[key]) for key in OF_TEST]
-            in_range = all(0 <= accuracy <= 100 for accuracy in accuracies)
+            zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
+            in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
             if not in_range or summary["method"] not in METHODS:
-                got = f"{accuracies} of {short_repr(summary['method'])}"
+                got = f"{zero_shot}, {accuracy} of {short_repr(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
-            results.append(Result(
-                dataset, trained, test.get("tested") or name, summary["model"],
-                summary["method"], summary["shots"], settings | (test.get("settings") or {}),
-                summary["seed"], *accuracies,
+            results.append(Row(
+                dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
+                summary["shots"], "", zero_shot, {summary["seed"]: accuracy},
+                settings | (test.get("settings") or {}),
             ))  # fmt: skip
     if not results:
         got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
@@ -149,15 +135,16 @@ def left_out(folder: str | os.PathLike) -> list[Path]:
     return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
 
 
-def summarise(results: Iterable[Result]) -> list[Row]:
+def summarise(results: Iterable[Row]) -> list[Row]:
     """Group results that differ in the seed only into rows, by data set, method and shots.
 
     Of runs that differ in nothing, not even the seed, the last counts.
     """
-    groups: dict[tuple, dict[int, Result]] = {}  # all but seed and accuracies -> seed -> Result
+    groups: dict[tuple, dict[int, Row]] = {}  # all but seed and accuracies -> seed -> result
     for result in results:
         key = *result[:6], json.dumps(result.settings, sort_keys=True)
-        groups.setdefault(key, {})[result.seed] = result
+        for seed in result.accuracies:
+            groups.setdefault(key, {})[seed] = result
     unusual = {key: _without_usual(next(iter(group.values()))) for key, group in groups.items()}
     rows = []
     for key, group in groups.items():
@@ -169,31 +156,29 @@ def summarise(results: Iterable[Result]) -> list[Row]:
             if unusual[key].get(name) != unusual[other].get(name)
             and (name not in OF_DATA or other[:6] == key[:6])
         }  # fmt: skip
-        rows.append(_row(list(group.values()), names, unusual[key]))
+        first = next(iter(group.values()))
+        named = sorted(names & first.settings.keys())
+        rows.append(first._replace(
+            variant=", ".join(format_setting(name, first.settings[name]) for name in named),
+            zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
+            accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
+            unusual=tuple(
+                flag(name) if value is True else f"{flag(name)} {to_single_line(value, 200)}"
+                for name, value in unusual[key].items()
+                if value != "usual" and name not in names and name in OPTIONS
+                and OPTIONS[name].read_by
+            ),
+        ))  # fmt: skip
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
 
 
-def _without_usual(result: Result) -> dict[str, Any]:
+def _without_usual(result: Row) -> dict[str, Any]:
     """Return the settings with "usual" for what is published for the method and data set."""
     usual = published_settings(result.method, result.shots, result.dataset)
     return {
         name: "usual" if name in usual and value == usual[name] else value
         for name, value in result.settings.items()
     }
-
-
-def _row(results: list[Result], names: set[str], unusual: dict[str, Any]) -> Row:
-    """Make a row of results that differ in the seed; its variant is the settings of these names."""
-    first, settings = results[0], results[0].settings
-    variant = (format_setting(name, settings[name]) for name in sorted(names & settings.keys()))
-    options = tuple(
-        flag(name) if value is True else f"{flag(name)} {to_single_line(value, 200)}"
-        for name, value in unusual.items()
-        if name in OPTIONS and OPTIONS[name].read_by and name not in names and value != "usual"
-    )
-    zero_shot = fmean(result.zero_shot_accuracy for result in results)
-    accuracies = {result.seed: result.accuracy for result in sorted(results, key=lambda r: r.seed)}
-    return Row(*first[:6], ", ".join(variant), zero_shot, accuracies, options)
 
 
 def record_cross_dataset(
@@ -215,12 +200,12 @@ def record_cross_dataset(
     is_tested = dataset.name in noted_tests(run)[0]
     if is_tested and not settings:
         return
-    elsewhere = is_tested and root != trained_root  # other images of that name
+    is_elsewhere = is_tested and root != trained_root  # other images of that name
     with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
-            "tested": f"{dataset.name} in {root}" if elsewhere else dataset.name,
+            "tested": f"{dataset.name} in {root}" if is_elsewhere else dataset.name,
             "zero_shot_accuracy": zero_shot, "accuracy": accuracy,
             "test_images": len(dataset.test), "root": root, "template": dataset.template,
             "settings": settings,

@@ -61,26 +61,12 @@ def caption(rows: Sequence[Row]) -> str:
     about = "one seed" if most == 1 else f"mean ± standard deviation over seeds ({seeds})"
     unpublished: dict[str, list[str]] = {}  # which rows -> options
     for option in dict.fromkeys(option for row in learned for option in row.unusual):
-        unpublished.setdefault(_rows_with(option, learned), []).append(option)
+        labels = dict.fromkeys(row.label for row in learned if option in row.unusual)
+        of_all = all(option in row.unusual for row in learned)
+        unpublished.setdefault("" if of_all else f" ({', '.join(labels)})", []).append(option)
     return f"Accuracy in percent, {about}." + "".join(
         f" Not as published{where}: {' '.join(options)}." for where, options in unpublished.items()
     )
-
-
-def _rows_with(option: str, rows: Sequence[Row]) -> str:
-    """Say which rows have an unpublished option: " (dpt, coop with 16 shots)"; "" for all."""
-    shots: dict[str, list[str]] = {}
-    without = {(row.label, row.shots) for row in rows}
-    for row in rows:
-        if option in row.unusual and (row.label, row.shots) in without:
-            shots.setdefault(row.label, []).append(f"{row.shots}")
-            without.remove((row.label, row.shots))
-    partly = {label for label, _ in without}
-    names = (
-        f"{label} with {' and '.join(each)} shots" if label in partly else label
-        for label, each in shots.items()
-    )
-    return f" ({', '.join(names)})" if without else ""
 
 
 def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -94,8 +80,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for model in sorted({row.model for row in rows}):
         of_model = [row for row in rows if row.model == model]
         pairs = base_to_new(of_model)
-        halves = [row for base, new, _ in pairs for row in (base, new)]
-        others = [row for row in of_model if row not in halves]
+        others = [row for row in of_model if not any(row in pair for pair in pairs)]
         parts += [_by_shots(title, same) for title, same in _by_data_set(others).items()]
         if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
@@ -160,18 +145,18 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     return Table(title, ["method", *heads], lines)
 
 
-def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row, float]]) -> Table:
-    lines, datasets = [], set()
-    for base, new, mean in pairs:
-        if base.dataset not in datasets:
-            datasets.add(base.dataset)
-            zero_shot = [base.zero_shot_accuracy, new.zero_shot_accuracy]
-            zero_shot.append(harmonic_mean(*zero_shot))
-            lines.append([base.dataset, "zero-shot", "", *(f"{each:.1f}" for each in zero_shot)])
+def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
+    lines = {}
+    for base, new in pairs:
+        zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
+        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(*zero_shot)))
+        lines.setdefault((base.dataset, "zero-shot", ""), numbers)
         if base.method != "zeroshot":
-            cells = _cell(base), _cell(new), f"{mean:.1f}"
-            lines.append([base.dataset, base.label, f"{base.shots}", *cells])
-    return Table(title, ["data set", "method", "shots", "base", "new", "harmonic mean"], lines)
+            mean = harmonic_mean(base.accuracy, new.accuracy)
+            key = base.dataset, base.label, f"{base.shots}"
+            lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
+    heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
+    return Table(title, heads, [[*key, *cells] for key, cells in lines.items()])
 
 
 def _cell(row: Row) -> str:
@@ -181,24 +166,23 @@ def _cell(row: Row) -> str:
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """Write all rows in full digits, and of base-to-new a row of its harmonic mean."""
-    seeds = sorted({seed for row in rows for seed in row.accuracies})
-    header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     lines = [(row, row.accuracy, row.std if len(row.accuracies) > 1 else "") for row in rows]
-    for base, new, mean in base_to_new(rows):
+    for base, new in base_to_new(rows):
         both = [seed for seed in base.accuracies if seed in new.accuracies]
         row = base._replace(
             tested=f"{base.dataset}, harmonic mean of base and new",
             zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
             accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
         )
-        lines.append((row, mean, ""))
+        lines.append((row, harmonic_mean(base.accuracy, new.accuracy), ""))
+    seeds = sorted({seed for row in rows for seed in row.accuracies})
+    header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     cells = (
         [*row[:7], len(row.accuracies), row.zero_shot_accuracy, accuracy, std]
         + [row.accuracies.get(seed, "") for seed in seeds]
         for row, accuracy, std in lines
     )
-    header += [f"seed {seed}" for seed in seeds]
-    write_rows(path, header, cells, "backslashreplace")
+    write_rows(path, header + [f"seed {seed}" for seed in seeds], cells, "backslashreplace")
 
 
 def write_tables(folder: str | os.PathLike) -> str:
@@ -222,12 +206,12 @@ def harmonic_mean(first: float, second: float) -> float:
     return 2 * first * second / (first + second) if first + second else 0.0
 
 
-def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, float]]:
-    """Pair rows of runs on base classes, tested on these and on the new ones; harmonic means."""
+def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Pair rows of runs on base classes, tested on these and on the new ones."""
     by_kind = {row[:7]: row for row in rows}
     pairs = []
     for base in by_kind.values():
         if base.tested == base.trained == tested_on(base.dataset, "base"):
             if new := by_kind.get(base._replace(tested=tested_on(base.dataset, "new"))[:7]):
-                pairs.append((base, new, harmonic_mean(base.accuracy, new.accuracy)))
+                pairs.append((base, new))
     return pairs

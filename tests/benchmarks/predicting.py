@@ -36,8 +36,8 @@ from steps import classnames, weights  # noqa: E402
 import minidpt  # noqa: E402
 from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
-from minidpt.runs.config import PRECISIONS  # noqa: E402
 from minidpt.inference import PREDICT_BATCH  # noqa: E402
+from minidpt.runs.config import PRECISIONS  # noqa: E402
 from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
 
 SIZE = 500, 400

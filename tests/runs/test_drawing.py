@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from minidpt.runs import drawing
-from minidpt.runs.drawing import (
+from minidpt.runs import attention_pngs
+from minidpt.runs.attention_pngs import (
     BRIGHTEST,
     COVER,
     bar,
-    colour_scale,
+    coloured,
     ellipsize,
     font_for,
-    font_notes,
     overlay,
     write,
 )
@@ -90,19 +89,14 @@ def drawn(text: str) -> np.ndarray:
 @pytest.fixture
 def only_pillows_font(monkeypatch):
     """As where the system has no other."""
-    monkeypatch.setattr(drawing, "MORE_FONTS", ("no such font.ttf",))
-    drawing.fonts.cache_clear()
+    monkeypatch.setattr(attention_pngs, "MORE_FONTS", ("no such font.ttf",))
+    attention_pngs.fonts.cache_clear()
     yield
-    drawing.fonts.cache_clear()
+    attention_pngs.fonts.cache_clear()
 
 
-def test_letters_that_no_font_has_are_named_and_drawn_as_boxes(only_pillows_font, monkeypatch):
-    assert font_notes(["sea horse", "ox"]) == []
-    (note,) = font_notes(["sea horse", "猫と a cat", "犬"])
-    assert "猫と犬" in note and "boxes" in note and "install" in note
+def test_letters_that_no_font_has_are_drawn_as_boxes(only_pillows_font):
     assert np.array_equal(drawn("猫"), drawn("犬")) and (drawn("猫") < 128).any()
-    monkeypatch.setattr(drawing.features, "check", lambda name: name != "raqm")
-    assert ["reverse" in note for note in font_notes(["סוס"])] == [False, True]
 
 
 def test_every_text_is_drawn_without_an_error():
@@ -119,7 +113,6 @@ def test_a_bar_is_as_long_as_its_share():
     assert blue.any(axis=1).sum() == 11
 
 
-def test_the_scale_goes_from_blue_to_yellow():
-    scale = np.asarray(colour_scale(50, 3))
-    assert scale.shape == (3, 50, 3)
-    assert scale[0, 0].tolist() == [0, 32, 77] and scale[0, -1].tolist() == [255, 234, 70]
+def test_colours_go_from_blue_to_yellow_and_no_further():
+    scale = np.asarray(coloured(np.array([[-1, 0, 1, 2]])))
+    assert scale[0].tolist() == [[0, 32, 77]] * 2 + [[255, 234, 70]] * 2

@@ -210,7 +210,7 @@ def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
     images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
     options = [*images, "--csv", "out.csv", "--top", 1]
     result = inside("eval.py", "predict", trained[0], *options)
-    assert result.status == status and "stopped early, it has 2 of 3 images\n" in result.err
+    assert result.status == status and "out.csv: stopped early, it lacks images\n" in result.err
     with open("out.csv", newline="", encoding="utf-8") as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png"]
 

@@ -78,7 +78,7 @@ def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
         test = evaluation.EvalSet(own, clip, batch_size=3, workers=0)
-        found = evaluation.predicted(model, test).labels
+        found = evaluation.predict_eval_set(model, test).labels
         assert evaluation.top1_accuracy(found, test.labels) == pytest.approx(expected)
 
 
@@ -86,7 +86,8 @@ def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
     model = build(clip, "dpt")
     labels = naive_logits(build(clip, "zeroshot"), items).argmax(dim=-1)
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
-    assert evaluation.zero_shot_accuracy(model, evaluation.EvalSet(right, clip)) == 100.0
+    found = evaluation.zero_shot(model, evaluation.EvalSet(right, clip))
+    assert found.labels.tolist() == labels.tolist()
 
 
 def test_frozen_features_are_those_of_the_pictures(clip, items):
@@ -114,8 +115,8 @@ def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
 def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
     test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     for method in ("dpt", "coop"):
-        evaluation.zero_shot_accuracy(build(clip, method), test)
-        evaluation.predicted(build(clip, method), test)
+        evaluation.zero_shot(build(clip, method), test)
+        evaluation.predict_eval_set(build(clip, method), test)
     assert decoded == [item.path for item in items]
     first, second = list(test.pixels()), list(test.pixels())
     assert len(test) == 7 and [len(part.labels) for part in first] == [3, 3, 1]

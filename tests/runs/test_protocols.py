@@ -182,7 +182,7 @@ def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
     shutil.copytree(folder, "again")
     before = files("again")
     result = inside("train.py", *command, "--epochs", 3, "--out", "again")
-    assert_one_line(result, "train.py", "epochs 3", "with 2", "--out")
+    assert_one_line(result, "train.py", "epochs 3", "with epochs 2: pass", "--out")
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
     assert_one_line(inside("train.py", *command, "--out", "mine"), "train.py", "mine", "--out")
@@ -195,7 +195,7 @@ def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures,
                "zeroshot", "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)
     config = json.loads(next(Path("sweep").glob("*-coop-*/config.json")).read_text())
-    assert config["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
+    assert config["record"]["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
     before = files("sweep")
 
     more = shutil.copy(own / "ox" / "image_0001.png", own / "ox" / "more.png")
@@ -294,10 +294,10 @@ def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(mon
             run.create(*settings)
         assert run.is_finished(*settings) == (moment == 0)  # and it is no error
 
-    run.create()
+    run.create(*settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.os, "replace", stop)
-        run.write_json("config.json", settings)
+        run.create(*settings)
     assert not run.is_finished(*settings)
 
 
@@ -307,8 +307,8 @@ def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, 
     succeed("train.py", *command)
     result = inside("train.py", *command, "--precision", "bf16")
     assert_one_line(result, "train.py", "precision bf16", "pass --precision fp32, or pass another")
-    result = inside("train.py", *command, "--exact-gelu")
-    assert_one_line(result, "train.py", "exact_gelu True", "got a run with False: pass another")
+    result = inside("train.py", *command, "--no-quick-gelu")
+    assert_one_line(result, "train.py", "quick_gelu False", "with quick_gelu None: pass another")
 
 
 def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
@@ -349,7 +349,7 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
     decoded, open_image = [], batches.open_image
-    counting = lambda path: decoded.append(path) or open_image(path)  # noqa: E731
+    counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
     monkeypatch.setattr(batches, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
@@ -566,15 +566,12 @@ def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip
     assert f"b: dpt accuracy {summary('b')['accuracy']:.2f} %" in out
 
 
-def test_runs_of_several_clips_are_refused_unless_one_is_named(pictures, clip):
-    copy = shutil.copy(clip, "same.pt")
-    command = ("--data", pictures, *SHORT, "--epochs", 1)
-    succeed("train.py", *command, "--model", clip, "--out", "a")
-    succeed("train.py", *command, "--model", copy, "--out", "b")
-    assert_one_line(
-        inside("eval.py", "test", "a", "b"), "eval.py", "one CLIP", "--model", "same.pt"
-    )
-    assert "b: dpt accuracy" in succeed("eval.py", "test", "a", "b", "--model", clip).out
+def test_runs_of_several_clips_are_refused_but_copies_of_one_are_not(pictures, clip):
+    copy, other = shutil.copy(clip, "same.pt"), save_clip(Path("other.pt"), seed=1)
+    for run, model in (("a", clip), ("b", copy), ("c", other)):
+        succeed("train.py", "--data", pictures, *SHORT, "--epochs", 1, "--model", model, "--out", run)
+    assert "b: dpt accuracy" in succeed("eval.py", "test", "a", "b").out
+    assert_one_line(inside("eval.py", "test", "a", "c"), "eval.py", "one CLIP", "one by one")
 
 
 @pytest.mark.parametrize(
@@ -609,9 +606,9 @@ def test_the_mean_over_data_sets_is_taken_for_each_seed():
 
 def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, tested=None, **more):
     tested = tested or dataset
-    return results.Result(
-        dataset, dataset, tested, "tiny", method, 16, {"epochs": 100} | more, seed, zero_shot,
-        accuracy,
+    return results.Row(
+        dataset, dataset, tested, "tiny", method, 16, "", zero_shot, {seed: accuracy},
+        {"epochs": 100} | more,
     )  # fmt: skip
 
 
@@ -647,26 +644,26 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
     assert "dpt" not in tables.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
-    usual = [result("DTD", "coop", epochs=200, warmup_epochs=10),
-             result("ImageNet", "coop", epochs=50, warmup_epochs=1, accuracy=80.0)]  # fmt: skip
-    rows = results.summarise(usual)  # which CoOp does not read
+    usual = [result("DTD", "vlp", warmup_epochs=10),
+             result("ImageNet", "vlp", warmup_epochs=1, accuracy=80.0)]  # fmt: skip
+    rows = results.summarise(usual)
     assert [row.variant for row in rows] == ["", ""]
-    assert "coop      | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
-    rows = results.summarise([one._replace(method="vlp") for one in usual])
-    assert [row.variant for row in rows] == ["epochs 200", "epochs 50"]
+    assert "vlp       | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
+    rows = results.summarise([usual[0], usual[1]._replace(dataset="Pets")])
+    assert [row.variant for row in rows] == ["warmup_epochs 10", "warmup_epochs 1"]
 
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
-    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, visual_lr=0.01)
+    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
     said = tables.caption(results.summarise([result(**short), result(method="coop", **short)]))
     assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
     said = tables.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
     assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
-    # by shots, and only what a method reads
-    rows = [result(method="coop", epochs=50, n_visual=3)._replace(shots=n) for n in (1, 16)]
+    # by shots
+    rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
     said = tables.caption(results.summarise(rows))
-    assert said.endswith("one seed. Not as published (coop with 16 shots): --epochs 50.")
+    assert said.endswith("one seed. Not as published (coop): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}

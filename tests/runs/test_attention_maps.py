@@ -1,4 +1,4 @@
-"""`eval.py --explain`: a PNG of attention for each image."""
+"""`eval.py predict --attention-maps`: a PNG of attention for each image."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes
 ):
     picture = place.data / "blue" / "1.png"
     _, rows, names, _ = parts_of(monkeypatch, place.model, picture)
-    (_, views), (head, classes) = rows
+    (_, views), (head, classes) = rows.items()
     assert [caption for caption, _ in views] == [
         "What the model sees", "Attention before tuning", "Attention after tuning",
     ]  # fmt: skip
@@ -173,6 +173,6 @@ def test_other_methods_have_what_they_learned(place, monkeypatch, method):
     config = minidpt.PromptConfig(method=method, n_ctx=2, n_visual=2)
     model = minidpt.build_model(place.model.clip, ["red", "blue"], "a {}.", config)
     _, rows, _, bars = parts_of(monkeypatch, model, place.data / "red" / "0.png")
-    captions = [caption for caption, _ in rows[0][1]]
+    captions = [caption for caption, _ in rows[""]]
     assert len(rows) == 1 and ("Attention after tuning" in captions) == (method == "vpt")
     assert [label for label, _, _ in bars] == [method, "zero-shot"][method == "zeroshot" :]
