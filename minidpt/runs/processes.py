@@ -1,6 +1,6 @@
 """Several processes on one command: which one writes, and which tells.
 
-`world.py` is how they compute together.
+How they compute together is in `support/distributed.py`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main_process_first(
             world.all_gather_object(str(held.folder))
             yield held
     else:
-        yield kind(world.barrier()[0])
+        yield kind(world.all_gather_object(None)[0])
 
 
 @contextmanager

@@ -175,7 +175,7 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("template", 5, "'template' .*got 5"),
         ("template", "no place", "template 'no place'"),
         ("config", None, "config: expected named entries, got None"),
-        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1000, got 50000000"),
+        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1,000, got 50000000"),
         ("config n_ctx", 17, r"is \(16, 64\), expected \(17, 64\)"),
         ("config ctx_init", 5, "ctx_init.*5"),
         ("config csc", True, r"is \(16, 64\), expected \(3, 16, 64\)"),
