@@ -127,8 +127,8 @@ def csv_table(path: str) -> Iterator[Output]:
     with writing_rows(path, ("image", "class", "probability")) as write:
 
         def output(image: str, result: Result, explained: Path | None) -> None:
-            for name, share in () if isinstance(result, Exception) else result:
-                write((image, name, f"{share:.6f}"))
+            if not isinstance(result, Exception):
+                write((image, name, f"{share:.6f}") for name, share in result)
 
         yield output
 
