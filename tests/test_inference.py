@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
         (["ox", "x" * 1001], "up to 500 bytes, .* got 'xxx"),
         (["ox", " _"], "a class's name, .* got ' _'"),
-        (["ox"] * 25_001, "at most 25,000, got 25,001"),
+        (["ox"] * 25_001, "2 to 25,000 class names, got 25,001"),
     ],
 )
 def test_class_names_that_are_none_are_refused(classnames, message):

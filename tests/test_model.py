@@ -70,7 +70,7 @@ def test_more_prompted_layers_than_the_model_has_are_refused():
 
 
 def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
-    with pytest.raises(ValueError, match="two class"):
+    with pytest.raises(ValueError, match="2 to 25,000 class"):
         Pair(OF_METHOD["coop"], classnames=["ox"])
     with pytest.raises(ValueError, match="{}"):
         Pair(OF_METHOD["coop"], template="a photo")

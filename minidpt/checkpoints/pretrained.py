@@ -193,9 +193,9 @@ def _fetch(url: str, part: Path) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(part, "wb") as file:
         total = int(response.headers.get("Content-Length") or 0)
         logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
-        with task_progress(part.stem, total or None, "bytes") as tell:
+        with task_progress(f"MB of {part.stem}", total // 10**6 or None) as tell:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
-                tell(file.tell())
+                tell(file.tell() // 10**6)
         if file.tell() < total:
             raise ConnectionError(f"connection lost after {file.tell():,} of {total:,} bytes")

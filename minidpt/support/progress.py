@@ -18,17 +18,17 @@ from .files import printable
 
 Item = TypeVar("Item")
 ProgressCallback = Callable[[int], None]  # takes how much is done
-Watch = Callable[[str, "int | None", str], AbstractContextManager[ProgressCallback]]
+Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
 _watch: ContextVar[Watch] = ContextVar(
-    "watch", default=lambda what, total, unit: nullcontext(lambda done: None)
+    "watch", default=lambda what, total: nullcontext(lambda done: None)
 )
 AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 
 @contextmanager
 def use_progress(watch: Watch) -> Iterator[None]:
-    """Report the long operations of the block to `watch(what, total, unit)`."""
+    """Report the long operations of the block to `watch(what, total)`."""
     token = _watch.set(watch)
     try:
         yield
@@ -36,11 +36,9 @@ def use_progress(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
-def task_progress(
-    what: str, total: int | None, unit: str = ""
-) -> AbstractContextManager[ProgressCallback]:
+def task_progress(what: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
     """Enter a long operation: yields the callback that takes how much of `total` is done."""
-    return _watch.get()(what, total, unit)
+    return _watch.get()(what, total)
 
 
 def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
@@ -54,7 +52,7 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 class Progress:
     """One line that shows how far a task is: rewritten on a terminal, elsewhere one for each tenth.
 
-    what, total, unit: "epoch" of 100; without a total nothing is known of the time left.
+    what, total: "epoch" of 100; without a total nothing is known of the time left.
     after: seconds before anything is shown (None: `AFTER`); unless it is 0 the line goes at the end.
     done: what was done before.
 
@@ -67,12 +65,11 @@ class Progress:
         self,
         what: str,
         total: int | None,
-        unit: str = "",
         after: float | None = None,
         done: int = 0,
         stream: TextIO | None = None,
     ):
-        self.what, self.total, self.unit = what, total, unit
+        self.what, self.total = what, total
         self.after = AFTER if after is None else after
         self.first, self.stream, self.length = done, stream or sys.stderr, 0
         self.tenths = done * 10 // total if total else 0
@@ -99,12 +96,11 @@ class Progress:
             self._rewrite(self._line(done, now, text))
 
     def _line(self, done: int, now: float, text: str) -> str:
-        scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
-        counts = [f"{count / scale:.0f}" for count in (done, self.total) if count is not None]
-        parts = [f"{self.what} {'/'.join(counts)}{unit}"]
+        parts = [f"{self.what} {done}"]
         if self.total:
             seconds = (now - self.started) / max(done - self.first, 1)  # for each
-            parts.append(f"{format_duration(seconds * max(self.total - done, 0))} left")
+            left = format_duration(seconds * max(self.total - done, 0))
+            parts = [f"{self.what} {done}/{self.total}", f"{left} left"]
         return " · ".join([*parts, text] if text else parts)
 
     def _rewrite(self, line: str) -> None:

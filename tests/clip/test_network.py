@@ -449,6 +449,6 @@ def test_who_watches_is_told_how_many_texts_are_encoded_unless_they_are_a_step_s
     with use_progress(watch):
         with torch.no_grad():
             expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert told == [("texts encoded", 7, ""), *done]
+        assert told == [("texts encoded", 7), *done]
         features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
         assert len(told) == 1 + len(done) and torch.equal(features, expected)
