@@ -156,7 +156,8 @@ class PromptedCLIP(nn.Module):
         with torch.no_grad():
             if config.learns_image or frozen is None:
                 tokens = visual.embed(images)  # (B, N, D), shared by both passes
-            if frozen is None and (branches or self.selects or not config.learns_image):
+            selects = config.method == "dpt" and config.top_k < len(self.classnames)
+            if frozen is None and (branches or selects or not config.learns_image):
                 frozen = F.normalize(visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
@@ -202,11 +203,6 @@ class PromptedCLIP(nn.Module):
                 output.class_aware_logits, output.top_classes, labels, counts
             )
         return loss
-
-    @property
-    def selects(self) -> bool:
-        """Whether `select` needs the frozen feature: DPT, unless it takes all classes."""
-        return self.config.method == "dpt" and self.config.top_k < len(self.classnames)
 
     def select(
         self, frozen: Tensor | None, text_features: Tensor, batch: int
@@ -484,7 +480,6 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     saved = read_model(path)
     try:
         config, clip = PromptConfig(**saved.config), find_clip(saved, clip)
-        check_texts(saved.classnames, saved.template)
         # Before any is made: what a config asks for may be more than any memory.
         expected = parameters_on_meta(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
@@ -503,6 +498,6 @@ def parameters_on_meta(clip: CLIP, classes: int, config: PromptConfig) -> dict[s
     with torch.device("meta"):
         prompts.visual_prompts, prompts.class_aware = build_visual_prompts(clip, classes, config)
         if config.learns_text:
-            prompts.text_prompts = nn.Module()
-            prompts.text_prompts.ctx = initial_context(clip, classes, config)
+            ctx = initial_context(clip, classes, config)
+            prompts.text_prompts = nn.ParameterDict({"ctx": ctx})
     return dict(prompts.named_parameters())

@@ -104,9 +104,9 @@ def initial_context(clip: CLIP, classes: int, config: PromptConfig) -> nn.Parame
     if config.ctx_init is None:
         return random_parameter(*classes, config.n_ctx, embeddings.shape[1])
     words = config.ctx_init.replace("_", " ")[:1000].split()  # CLIP takes 77 tokens
-    vectors = embeddings[encode(" ".join(words))[: len(words)]]  # (M, W)
     if not words:
         raise ValueError(f"ctx_init: expected a phrase, got {config.ctx_init[:60]!r}")
+    vectors = embeddings[encode(" ".join(words))[: len(words)]]  # (M, W)
     shape = (*classes, *vectors.shape)
     return nn.Parameter(torch.empty(shape, dtype=torch.float32).copy_(vectors))
 
@@ -234,14 +234,11 @@ def build_visual_prompts(
     if not config.learns_image:
         return visual, class_aware
     layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    used = {"visual_layers": config.visual_layers or layers}
-    if config.method == "dpt":
-        used["class_aware_from"] = config.class_aware_from or layers
-    for name, layer in used.items():
-        if layer > layers:
+    for name in ("visual_layers", "class_aware_from"):
+        if (layer := getattr(config, name) or layers) > layers:
             raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
-    first = used.get("class_aware_from", layers + 1)
-    prompted = min(used["visual_layers"], first - 1)
+    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+    prompted = min(config.visual_layers or layers, first - 1)
     if prompted and config.n_visual:
         visual = VisualPrompts(prompted, config.n_visual, width)
     for _ in range(first, layers + 1):

@@ -174,12 +174,10 @@ def world_from_environment() -> World:
     values = [os.environ.get(name, "").strip() for name in names]
     if values[1] in ("", "0", "1"):
         return SINGLE
-    if not all(value.isdecimal() for value in values) or not int(values[0]) < int(values[1]):
-        got = ", ".join(f"{name} {value or '-'}" for name, value in zip(names, values, strict=True))
-        raise ValueError(
-            f"expected the environment of torchrun, got {got}: start several processes with "
-            "torchrun --nproc_per_node=N, or unset WORLD_SIZE for one alone"
-        )
+    if not all(map(str.isdecimal, values)) or int(values[0]) >= int(values[1]):
+        fix = "start with torchrun --nproc_per_node=N, or unset WORLD_SIZE for one process"
+        got = ", ".join(map("{}={}".format, names, values))
+        raise ValueError(f"expected the environment of torchrun, got {got}: {fix}")
     return World(*map(int, values))
 
 

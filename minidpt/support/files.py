@@ -122,9 +122,9 @@ def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> s
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, byte = content.count(b"\n", 0, error.start) + 1, f"{error.object[error.start]:#x}"
-        fix = "save the file as UTF-8"
-        raise ValueError(f"{where}, line {line}: expected UTF-8, got the byte {byte}: {fix}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        got = f"got the byte {error.object[error.start]:#x}: save the file as UTF-8"
+        raise ValueError(f"{where}, line {line}: expected UTF-8, {got}") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if (entries := sum(map(text.count, (",", ";", "\t", "\n", "[", "{", '":')))) > most:
         raise ValueError(f"{where}: expected at most {most:,} entries, got {entries:,}: split it")
@@ -146,10 +146,7 @@ def parse_json(text: str, where: str) -> Any:
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
             raise ValueError(f"{number[:60]} is no finite number")
-        return value
-
-    def integer(number: str) -> int:
-        return int(number) if len(number) < 300 else finite(number)
+        return int(number) if number.lstrip("-").isdecimal() else value
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(content := dict(pairs)) < len(pairs):
@@ -158,7 +155,7 @@ def parse_json(text: str, where: str) -> Any:
         return content
 
     try:
-        hooks = dict(parse_float=finite, parse_int=integer, parse_constant=finite)
+        hooks = dict.fromkeys(("parse_float", "parse_int", "parse_constant"), finite)
         return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None

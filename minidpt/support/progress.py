@@ -53,7 +53,7 @@ class Progress:
     """One line that shows how far a task is: rewritten on a terminal, elsewhere one for each tenth.
 
     what, total: "epoch" of 100; without a total nothing is known of the time left.
-    after: seconds before anything is shown (None: `AFTER`); unless it is 0 the line goes at the end.
+    after: seconds before anything is shown (None: `AFTER`); with 0 the last line stays.
     done: what was done before.
 
     The line is cut to the terminal's width and holds neither colours nor other escape sequences.
@@ -113,11 +113,9 @@ class Progress:
     def leave() -> None:
         """Make room for another line, if the cursor stands in one of these."""
         if shown := Progress.shown:
-            Progress.shown = None
-            if shown.after:
-                shown._rewrite("")
-            print(end="\r" if shown.after else "\n", file=shown.stream, flush=True)
-            shown.length = 0
+            end = f"\r{' ' * shown.length}\r" if shown.after else "\n"
+            print(end=end, file=shown.stream, flush=True)
+            Progress.shown, shown.length = None, 0
 
     def __exit__(self, *error: object) -> None:
         if Progress.shown is self:
