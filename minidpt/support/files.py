@@ -157,9 +157,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         hooks = dict.fromkeys(("parse_float", "parse_int", "parse_constant"), finite)
         return json.loads(text, object_pairs_hook=unique, **hooks)
-    except RecursionError:
-        raise ValueError(f"{where}: expected JSON, got one nested too deeply") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected JSON, got {error}") from error
 
 
@@ -207,14 +205,9 @@ def canonical_classname(name: object, where: str) -> str:
 
 
 def escape_formula(value: object) -> object:
-    """Return a value for a CSV file: before a text that a spreadsheet would compute stands a '.
-
-    A NUL, which Python 3.10 cannot write, is spelt out.
-    """
-    if not isinstance(value, str):
-        return value
-    is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return ("'" + value if is_formula else value).replace("\0", r"\x00")
+    """Return a value for a CSV file: before a text that a spreadsheet would compute stands a '."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 @contextmanager
@@ -243,8 +236,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     unfinished = path.with_name(path.name + ".part")
     try:
         with explain_full_disk(path):
-            if unfinished.is_symlink():  # nothing is written to its target
-                unfinished.unlink()
+            unfinished.unlink(missing_ok=True)  # it may be a link: nothing is written to its target
             yield unfinished
             with open(unfinished, "r+b") as file:
                 os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import ClassVar, TextIO, TypeVar
 
@@ -105,7 +105,10 @@ class Progress:
 
     def _rewrite(self, line: str) -> None:
         """Replace the line; the cursor stays out of the last column, where some terminals wrap."""
-        line = printable(line)[: max(columns(self.stream) - 1, 0)]
+        width = 80
+        with suppress(OSError, ValueError):  # a stream without a size
+            width = os.get_terminal_size(self.stream.fileno()).columns or width
+        line = printable(line)[: max(width - 1, 0)]
         print(f"\r{line.ljust(self.length)}", end="", file=self.stream, flush=True)
         self.length = len(line)
 
@@ -120,14 +123,6 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if Progress.shown is self:
             self.leave()
-
-
-def columns(stream: TextIO) -> int:
-    """Return the width of the terminal that a stream writes to; 80 if it does not say."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError, AttributeError):
-        return 80
 
 
 def format_duration(seconds: float) -> str:
