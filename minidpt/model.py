@@ -269,18 +269,12 @@ class PromptedCLIP(nn.Module):
                 are scaled by the model's `white_level`, which `preprocess` does not know.
 
         Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
-        and ValueError for what is none of these and for `top` below 1.
+        and ValueError for anything else and for `top` below 1.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
         if not isinstance(images, Tensor):
             return predict_all(self, images, top)
-        size = self.clip.visual.resolution
-        if images.shape[1:] != (3, size, size) or not images.is_floating_point():
-            raise ValueError(
-                f"images: expected floats (B, 3, {size}, {size}) from preprocess, got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
         logits = self(images.to(self.clip.device), branches=False).logits
         return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 

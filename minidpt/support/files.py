@@ -61,9 +61,9 @@ def short_repr(value: object) -> str:
     """
     if isinstance(value, (str, bytes)):
         return repr(value[:60])
-    plain = value is None or isinstance(value, (bool, float))
-    plain = plain or isinstance(value, int) and abs(value) < 10**30
-    return repr(value) if plain else f"a {type(value).__name__}"
+    is_short = isinstance(value, int) and abs(value) < 10**30
+    is_short = is_short or value is None or isinstance(value, float)
+    return repr(value) if is_short else f"a {type(value).__name__}"
 
 
 def single_line_errors(reader: Function) -> Function:

@@ -16,7 +16,7 @@ from typing import ClassVar, TextIO, TypeVar
 
 from .files import printable
 
-Item = TypeVar("Item")
+Value = TypeVar("Value")
 ProgressCallback = Callable[[int], None]  # takes how much is done
 Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
@@ -41,7 +41,7 @@ def task_progress(what: str, total: int | None) -> AbstractContextManager[Progre
     return _watch.get()(what, total)
 
 
-def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+def track(items: Iterable[Value], what: str, total: int) -> Iterator[Value]:
     """Yield the same items, counted as the progress of a long operation."""
     with task_progress(what, total) as update:
         for done, item in enumerate(items, start=1):
@@ -91,7 +91,7 @@ class Progress:
                 print_line(self._line(done, now, text), stream=self.stream)
         elif text or done == self.total or now - self.updated > 0.1:
             if Progress.shown is not self:
-                self.leave()  # another's line
+                self.end_line()  # another's line
             Progress.shown, self.updated = self, now
             self._rewrite(self._line(done, now, text))
 
@@ -113,8 +113,8 @@ class Progress:
         self.length = len(line)
 
     @staticmethod
-    def leave() -> None:
-        """Make room for another line, if the cursor stands in one of these."""
+    def end_line() -> None:
+        """End or clear the line that the cursor stands in, if there is one."""
         if shown := Progress.shown:
             end = f"\r{' ' * shown.length}\r" if shown.after else "\n"
             print(end=end, file=shown.stream, flush=True)
@@ -122,7 +122,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         if Progress.shown is self:
-            self.leave()
+            self.end_line()
 
 
 def format_duration(seconds: float) -> str:
@@ -135,10 +135,10 @@ def format_duration(seconds: float) -> str:
 class TimedIterator:
     """Iterates and adds up the seconds for which the items were waited for."""
 
-    def __init__(self, iterable: Iterable[Item]):
+    def __init__(self, iterable: Iterable[Value]):
         self.iterable, self.waited = iterable, 0.0
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Value]:
         started = time.monotonic()
         for item in self.iterable:
             self.waited += time.monotonic() - started
@@ -148,7 +148,7 @@ class TimedIterator:
 
 def print_line(*lines: object, stream=None) -> None:
     """Print lines at once; names of files and classes in them may hold anything, even newlines."""
-    Progress.leave()
+    Progress.end_line()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
 
