@@ -1,4 +1,4 @@
-"""Which of the five methods, and its options.
+"""The five methods and their options.
 
 | method   | text side        | image side                                            |
 |----------|------------------|-------------------------------------------------------|
@@ -30,7 +30,7 @@ KINDS = {
 
 
 class Option(NamedTuple):
-    """What the program asks about an option, beside its name, type and default.
+    """Metadata of an option, beside its name, type and default.
 
     help, group, metavar: how `--help` shows it.
     bounds: the least and the greatest number.

@@ -1,6 +1,6 @@
-"""A model as one program of torch alone, or of ONNX: preprocessed images → probabilities.
+"""Export a model as one program of torch alone, or of ONNX: preprocessed images → probabilities.
 
-The text side is not in it, only its features: what cannot change any more is a constant.
+The text side is not in it, only its features, as constants.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .clip.network import CLIP
 from .model import PromptedCLIP, PromptFeatures
 from .support.files import atomic_write
 
-ABOUT = "minidpt.json"  # what travels in the program: JSON, see `export`
+ABOUT = "minidpt.json"  # the JSON text in a program, see `export`
 ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's 2 GiB, and room for the graph
 
 
 class ImageClassifier(PromptedCLIP):
-    """The image side of a model with the features that its texts have now, for `torch.export`."""
+    """The image side of a model and its present text features, for `torch.export`."""
 
     def __init__(self, model: PromptedCLIP):
         nn.Module.__init__(self)  # its parts are the model's: nothing is made, no text encoded
@@ -48,20 +48,20 @@ class ImageClassifier(PromptedCLIP):
         return PromptFeatures(self.features, self.classifier, prompt_kv)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, R, R) from `preprocess` → probabilities (B, C) in fp32."""
+        """Map preprocessed images (B, 3, R, R) to probabilities (B, C) in fp32."""
         return super().forward(images, branches=False).logits.softmax(dim=-1)
 
 
 @torch.no_grad()
 def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
-    """Write the new file `path`, a program that predicts as the model does, without this package.
+    """Write a new file with a program that predicts as the model does, without this package.
 
-    Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes where
-    the model does, in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for
+    Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes on the
+    model's device, in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for
     ONNX runtimes; both hold a JSON text under the name "minidpt.json", as extra file or as
     metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1.
 
-    Raises as `check_target`, and ValueError if the model is not in fp32 or too large for ONNX.
+    Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32 or too large.
     """
     path, clip, size = Path(path), model.clip, model.clip.visual.resolution
     check_target(path)
@@ -76,20 +76,17 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
         # A copy, of which nothing learns: what is exported has no gradient.
         classifier = copy.deepcopy(ImageClassifier(model)).requires_grad_(False)
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
-        content = WRITERS[path.suffix](program, about)
+        content = io.BytesIO()
+        if path.suffix == ".onnx":
+            content.write(onnx_program(program, about))
+        else:
+            torch.export.save(program, content, extra_files={ABOUT: about})
     with atomic_write(path) as unfinished:
-        unfinished.write_bytes(content)
-
-
-def torch_program(program: torch.export.ExportedProgram, about: str) -> bytes:
-    """The content of a .pt2 file."""
-    serialised = io.BytesIO()
-    torch.export.save(program, serialised, extra_files={ABOUT: about})
-    return serialised.getvalue()
+        unfinished.write_bytes(content.getbuffer())
 
 
 def onnx_program(program: torch.export.ExportedProgram, about: str) -> bytes:
-    """The content of an .onnx file."""
+    """Return the content of an .onnx file."""
     names = dict(input_names=["images"], output_names=["probabilities"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, of torch's own code
@@ -98,37 +95,30 @@ def onnx_program(program: torch.export.ExportedProgram, about: str) -> bytes:
     return onnx.model_proto.SerializeToString()
 
 
-WRITERS = {".pt2": torch_program, ".onnx": onnx_program}
-
-
 def check_target(path: str | os.PathLike) -> None:
-    """Whether `export` can write this file, before anything is loaded.
+    """Check that `export` can write this file, before anything is loaded.
 
-    Raises FileExistsError if there is something, FileNotFoundError if its folder is missing, and
-    ValueError if its suffix is neither .pt2 nor .onnx, or torch lacks what it needs for that.
+    Raises FileExistsError if it exists, FileNotFoundError if its folder does not, and ValueError
+    if its suffix is neither .pt2 nor .onnx, or a package is missing for that.
     """
     path = Path(path)
     if os.path.lexists(path):
         raise FileExistsError(f"{path}: expected a new file, got one that exists")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
-    if path.suffix not in WRITERS:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(WRITERS)}")
-    if path.suffix == ".onnx" and torch.__version__ < (2, 5):
-        got = f"got torch {torch.__version__}: export a .pt2"
-        raise ValueError(f"{path}: expected torch 2.5 or newer for ONNX, {got}")
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ValueError(f"{path}: expected a name that ends in .pt2 or .onnx")
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    missing += ["'torch>=2.5'"] if torch.__version__ < (2, 5) else []
     if path.suffix == ".onnx" and missing:
         fix = f"pip install {' '.join(missing)}, or export a .pt2"
-        raise ValueError(f"{path}: torch's ONNX exporter lacks {' and '.join(missing)}: {fix}")
+        raise ValueError(f"{path}: packages are missing for ONNX: {fix}")
 
 
 def check_onnx(clip: CLIP) -> None:
-    """Raise ValueError if runtimes could not read or run what would be written."""
+    """Raise ValueError if runtimes could not read or run the file."""
     if clip.dtype != torch.float32:
-        fix = "load it in fp32 (--precision fp32)"
-        raise ValueError(f".onnx: expected a CLIP in fp32, got {clip.dtype}: {fix}")
-    size = 4 * sum(weight.numel() for weight in clip.visual.parameters())
-    if size > MAX_ONNX:
+        raise ValueError(f".onnx: expected a CLIP in fp32, got {clip.dtype}: pass --precision fp32")
+    if (size := 4 * sum(weight.numel() for weight in clip.visual.parameters())) > MAX_ONNX:
         expected = f"an image side of up to {MAX_ONNX:,} bytes"
         raise ValueError(f".onnx: expected {expected}, got {size:,}: export a .pt2")

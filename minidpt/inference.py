@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from .checkpoints.prompt_file import SavedModel
 from .clip.network import CLIP
 from .images.decode import ImageSource
 from .images.threads import map_ordered
+from .images.transforms import eval_pixels
 from .support.files import short_repr
 
 PREDICT_BATCH = 100
@@ -44,44 +45,38 @@ def top_predictions(
 
 
 def predict_each(
-    predict: Callable[[Tensor], list[list[Prediction]]],
-    read: Callable[[ImageSource], np.ndarray],
-    images: Iterable[ImageSource],
-    workers: int | None = None,
+    model: Any, images: Iterable[ImageSource], top: int, workers: int | None
 ) -> Iterator[tuple[ImageSource, Result]]:
-    """Predict images as they come: yields each with its predictions, or the error of `read`.
+    """Predict images as they come with a `PromptedCLIP`, whose `predict_each` this is."""
+    clip = model.clip
 
-    Args:
-        predict: what a batch of up to PREDICT_BATCH images is given to, bytes (B, 3, R, R).
-        read: an image's bytes (3, R, R); called by `workers` threads, ahead of the batches.
-    """
-
-    def read_or_fail(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
+    def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
         try:
-            return image, read(image)
+            return image, eval_pixels(image, clip.visual.resolution, model.white_level)
         except (ValueError, OSError) as error:
             return image, error
 
-    with closing(map_ordered(read_or_fail, images, workers, ahead=2 * PREDICT_BATCH)) as contents:
+    with closing(map_ordered(read, images, workers, ahead=2 * PREDICT_BATCH)) as contents:
         while batch := list(islice(contents, PREDICT_BATCH)):
             pixels = [content for _, content in batch if isinstance(content, np.ndarray)]
-            results = iter(predict(torch.from_numpy(np.stack(pixels))) if pixels else ())
+            results = iter(())
+            if pixels:
+                stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
+                results = iter(model.predict(clip.normalize(stacked), top))
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 
 
 def predict_all(
-    predict_each: Callable[..., Iterator[tuple[ImageSource, Result]]],
-    images: ImageSource | Iterable[ImageSource],
-    top: int,
+    model: Any, images: ImageSource | Iterable[ImageSource], top: int
 ) -> list[list[Prediction]]:
-    """Predict one or several images by a model's `predict_each`; raises what it yields."""
+    """Predict one or several images with a `PromptedCLIP`; raises if one cannot be read."""
     single = isinstance(images, (str, bytes, np.ndarray)) or hasattr(images, "read")
     images = list(images) if isinstance(images, Iterable) and not single else [images]
     # Pillow images may share an open file, so that only paths are read by several threads.
     paths = all(isinstance(image, (str, os.PathLike)) for image in images)
     predictions = []
-    with closing(predict_each(images, top, None if paths else 0)) as results:
+    with closing(predict_each(model, images, top, None if paths else 0)) as results:
         for _, result in results:
             if isinstance(result, Exception):
                 raise result
@@ -90,7 +85,7 @@ def predict_all(
 
 
 def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
-    """Load the CLIP of a model file by its name, or check that `clip` is the one.
+    """Load the CLIP of a model file by its name, or check that `clip` is that CLIP.
 
     Raises ValueError for other weights or another image size.
     """
@@ -106,9 +101,6 @@ def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
             f"those of {clip.name} ({got[:12]}…): pass the CLIP it was trained on"
         )
     if clip.image_size != image_size:
-        expected, got = (size or "the checkpoint's" for size in (image_size, clip.image_size))
-        raise ValueError(
-            f"its prompts were learned at image size {expected}, got a CLIP at {got}: load it with "
-            f"image_size={image_size}"
-        )
+        fix = f"load it with image_size={image_size}"
+        raise ValueError(f"its prompts were learned at another image size than the CLIP's: {fix}")
     return clip

@@ -1,4 +1,4 @@
-"""Where in a picture the model looks: attention over its patches, without and with prompts."""
+"""Attention maps: where in an image the model looks, without and with learned prompts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class AttentionMaps(NamedTuple):
 
 @torch.no_grad()
 def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
-    """Attention over the patches of preprocessed images (B, 3, R, R).
+    """Compute the attention over the patches of preprocessed images (B, 3, R, R).
 
-    The layers below the last are passed through twice, as in `PromptedCLIP.forward`; of the last
-    one the attention is spelled out. Where the image side learns nothing, `tuned` is `zero_shot`.
+    The layers below the last are passed through twice, as in `PromptedCLIP.forward`; the last one's
+    attention is spelled out. Where the image side learns nothing, `tuned` is `zero_shot`.
     Raises ValueError for images of another shape.
     """
-    visual, prepared = model.clip.visual, model.prompt_features()
+    visual, cached = model.clip.visual, model.prompt_features()
     tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)
     plain, last = visual.forward_to_last_layer(tokens), visual.transformer.resblocks[-1]
     zero_shot = over_patches(last.cls_attention_weights(plain).mean(dim=1), tokens)
@@ -47,8 +47,8 @@ def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
     top_classes = class_features = class_aware = None
     if model.config.method == "dpt":
         frozen = F.normalize(visual.project_cls(last.forward_cls(plain)).float(), dim=-1)
-        top_classes, class_features = model.select(frozen, prepared.text_features, len(images))
-    prompted = model.forward_to_last_layer(tokens, prepared.prompt_kv, class_features)
+        top_classes, class_features = model.select(frozen, cached.text_features, len(images))
+    prompted = model.forward_to_last_layer(tokens, cached.prompt_kv, class_features)
     weights = last.cls_attention_weights(prompted.tokens, prompted.prompts)  # (B, H, N+P)
     tuned = over_patches(weights.mean(dim=1), tokens)
     if prompted.class_aware_weights is not None:
@@ -57,9 +57,9 @@ def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
 
 
 def over_patches(weights: Tensor, tokens: Tensor) -> Tensor:
-    """The share of each patch: weights (..., T) over tokens (B, N, D) and others → (..., g, g).
+    """Normalise weights (..., T) over tokens (B, N, D) and others to maps (..., g, g).
 
-    The tokens stand first, the class token before the patches.
+    The tokens stand first of the T, the class token before the patches.
     """
     patches = weights[..., 1 : tokens.shape[1]].float()
     side = math.isqrt(patches.shape[-1])

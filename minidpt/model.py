@@ -1,8 +1,8 @@
 """CLIP with learned prompts: the forward pass and the loss of the five methods (`config.py`).
 
-Letters of shapes, here and below: B images of N tokens (the class token and the patches), C
-classes, K of them selected for each image, P visual prompts of a layer, L layers of the image
-transformer of width D with H heads of width d, and E the width that images and texts share.
+Letters of shapes, here and below: B images of R × R pixels and N tokens (the class token and the
+patches), C classes, K of them selected for each image, P visual prompts of a layer, L layers of the
+image transformer of width D with H heads of width d, and E the width that images and texts share.
 
 Layers are counted from 1, as in the paper and in `PromptConfig`. Those of DPT, j being
 `class_aware_from`; without class-aware prompts j is L + 1:
@@ -41,7 +41,6 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource
-from .images.transforms import eval_pixels
 from .images.white_level import WhiteLevel
 from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
@@ -73,11 +72,11 @@ class ModelOutput(NamedTuple):
 
 
 class PromptFeatures(NamedTuple):
-    """What the learned prompts give that no image has a part in.
+    """What the learned prompts make without an image.
 
     text_features: (C, E) in fp32, learned and not normalised, or the template's.
     classifier: the same, normalised.
-    prompt_kv: for each layer with visual prompts but the last one, (P, 2, H, d).
+    prompt_kv: (P, 2, H, d) for each layer with visual prompts but the last one.
     """
 
     text_features: Tensor
@@ -86,20 +85,20 @@ class PromptFeatures(NamedTuple):
 
 
 class CachedFeatures(NamedTuple):
-    """Cached prompt features, with copies of the values and the precision they came from."""
+    """Cached prompt features, with copies of the values, device and precision they came from."""
 
     sources: list[Tensor]
-    dtype: torch.dtype
+    key: tuple[torch.device, torch.dtype]
     features: PromptFeatures
 
 
 class LastLayerInput(NamedTuple):
-    """What the last layer of the image transformer works on.
+    """Inputs of the last layer of the image transformer.
 
-    tokens: (B, N, D), the image's, that enter it.
+    tokens: (B, N, D), of the image.
     prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
     class_aware_logits: (B, layers, K, C) of the class-aware prompts of all layers, DPT's.
-    class_aware_weights: (B, K, N+10), the attention that made its own (`ClassAwareOutput`).
+    class_aware_weights: (B, K, N+10), the attention that made `prompts` (`ClassAwareOutput`).
     """
 
     tokens: Tensor
@@ -120,7 +119,7 @@ class PromptedCLIP(nn.Module):
         world: World = SINGLE,
     ):
         super().__init__()
-        names = [canonical_classname(name, "class names") for name in classnames]
+        names = canonical_names(classnames)
         self.clip, self.world = clip, world
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.template = str(template)
@@ -157,7 +156,8 @@ class PromptedCLIP(nn.Module):
         with torch.no_grad():
             if config.learns_image or frozen is None:
                 tokens = visual.embed(images)  # (B, N, D), shared by both passes
-            if frozen is None and (branches or self.selects or not config.learns_image):
+            selects = config.method == "dpt" and config.top_k < len(self.classnames)
+            if frozen is None and (branches or selects or not config.learns_image):
                 frozen = F.normalize(visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen, classifier))
@@ -178,8 +178,8 @@ class PromptedCLIP(nn.Module):
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """Compute the training loss of a batch, a scalar in fp32.
 
-        A model that several ranks share gives what their images add to it: the parts of all ranks
-        sum to the loss of the whole batch.
+        On several ranks it is what this rank's images add to it: the sum over all ranks is the loss
+        of the batch.
 
         Args:
             output: of `forward`.
@@ -187,16 +187,14 @@ class PromptedCLIP(nn.Module):
             guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
                 that each side first learns beside the other's frozen knowledge.
 
-        Raises ValueError if guidance is to use branches that `forward` was told to leave out.
+        Raises ValueError for guidance with an output of `forward` without branches.
         """
         counts = global_counts(labels, output.top_classes, self.world)
         loss = cross_entropy(output.logits, labels, counts)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
-                raise ValueError(
-                    "guidance: expected the logits of both branches, got an output without: "
-                    "call the model with branches=True"
-                )
+                fix = "call the model with branches=True"
+                raise ValueError(f"guidance: expected the logits of both branches, got none: {fix}")
             text_branch = cross_entropy(output.text_branch_logits, labels, counts)
             image_branch = cross_entropy(output.image_branch_logits, labels, counts)
             loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
@@ -205,11 +203,6 @@ class PromptedCLIP(nn.Module):
                 output.class_aware_logits, output.top_classes, labels, counts
             )
         return loss
-
-    @property
-    def selects(self) -> bool:
-        """Whether `select` needs the frozen feature: DPT, unless it takes all classes."""
-        return self.config.method == "dpt" and self.config.top_k < len(self.classnames)
 
     def select(
         self, frozen: Tensor | None, text_features: Tensor, batch: int
@@ -271,42 +264,29 @@ class PromptedCLIP(nn.Module):
         """Predict for each image the `top` likeliest classes, best first.
 
         Args:
-            images: a tensor (B, 3, R, R) from `preprocess`, or one or several pictures: Pillow
-                images, paths, or binary file objects (of bytes, `io.BytesIO`).
+            images: a tensor (B, 3, R, R) from `preprocess`, or one or several images: Pillow's,
+                paths, or binary file objects (of bytes, `io.BytesIO`). Those of more than 8 bits
+                are scaled by the model's `white_level`, which `preprocess` does not know.
 
-        Pictures of more than 8 bits are shown by the model's `white_level`, which `preprocess` does not
-        know. Raises FileNotFoundError or ValueError, naming the file, for one that cannot be read,
-        and ValueError for what is none of these and for `top` below 1.
+        Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
+        and ValueError for anything else and for `top` below 1.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
         if not isinstance(images, Tensor):
-            return predict_all(self.predict_each, images, top)
-        size = self.clip.visual.resolution
-        if images.shape[1:] != (3, size, size) or not images.is_floating_point():
-            raise ValueError(
-                f"images: expected floats (B, 3, {size}, {size}) from preprocess, got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
+            return predict_all(self, images, top)
         logits = self(images.to(self.clip.device), branches=False).logits
         return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 
     def predict_each(
-        self, pictures: Iterable[ImageSource], top: int = 5, workers: int | None = None
+        self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
     ) -> Iterator[tuple[ImageSource, Result]]:
-        """Predict any number of images in little memory: yields each with what `predict` gives.
+        """Predict any number of images in little memory: yields each with its predictions.
 
-        Of one that cannot be read, the error. They are read ahead by threads (`workers` as in
-        `map_ordered`) while a batch of up to PREDICT_BATCH is computed, and yielded after each.
+        With an image that cannot be read comes the error. Threads (`workers` as in `map_ordered`)
+        read ahead while a batch of up to PREDICT_BATCH is computed; it is yielded then.
         """
-
-        def predict(pixels: Tensor) -> list[list[Prediction]]:
-            return self.predict(self.clip.normalize(pixels.to(self.clip.device)), top)
-
-        def read(picture: ImageSource) -> np.ndarray:
-            return eval_pixels(picture, self.clip.visual.resolution, self.white_level)
-
-        return predict_each(predict, read, pictures, workers)
+        return predict_each(self, images, top, workers)
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
         """Return the learned parameters by name, with their gradients: all but CLIP's."""
@@ -335,8 +315,7 @@ class PromptedCLIP(nn.Module):
         """Return the learned tensors (or their gradients) under the published names."""
         values = self.prompt_state_dict()
         if grad:
-            for name, value in values.items():
-                values[name] = torch.zeros_like(value) if value.grad is None else value.grad
+            values = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in values.items()}
         return to_published(values)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -352,9 +331,9 @@ class PromptedCLIP(nn.Module):
             "fingerprint": self.clip.fingerprint(),
             "image_size": self.clip.image_size,
         }
-        texts, config = (self.classnames, self.template), asdict(self.config)
-        white = dict(self.white_level)
-        write_model(path, SavedModel(learned, *texts, config, white, about_clip))
+        config, white = asdict(self.config), dict(self.white_level)
+        saved = SavedModel(learned, self.classnames, self.template, config, white, about_clip)
+        write_model(path, saved)
 
     def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
         """Return a model of the learned prompts for other classes, ready to predict.
@@ -363,27 +342,21 @@ class PromptedCLIP(nn.Module):
         class-aware prompts, which only training needs, starts anew. `template` None is this
         model's. Raises ValueError if contexts were learned class by class.
         """
-        ours, theirs = (
-            [canonical_classname(name, "class names") for name in names]
-            for names in (self.classnames, classnames)
-        )
-        if self.config.csc and self.config.learns_text and ours != theirs:
-            raise ValueError(
-                "contexts of this model belong to its classes (csc): expected a shared context for "
-                "other classes: train without csc"
-            )
+        is_same = canonical_names(classnames) == canonical_names(self.classnames)
+        if self.config.csc and self.config.learns_text and not is_same:
+            raise ValueError("csc: the contexts belong to this model's classes: train without csc")
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
             template = template or self.template
             model = build_model(self.clip, classnames, template, self.config, self.world)
         learned = self.prompt_state_dict()
-        if ours != theirs:
+        if not is_same:
             learned = {n: v for n, v in learned.items() if not n.endswith("classifier.weight")}
         model.load_prompt_state_dict(learned)
         model.white_level = WhiteLevel(self.white_level)
         return model.eval()
 
     def encode_prompts(self) -> PromptFeatures:
-        """Compute what the prompts give without an image."""
+        """Compute the prompt features."""
         text_features = classifier = self.template_features
         if self.text_prompts is not None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
@@ -396,7 +369,7 @@ class PromptedCLIP(nn.Module):
         return PromptFeatures(text_features, classifier, prompt_kv)
 
     def prompt_features(self) -> PromptFeatures:
-        """Compute what the prompts give without an image; without gradient it is cached.
+        """Compute the prompt features; without gradient they are cached.
 
         The cache is used while learned values, device and precision equal those it came from. The
         values are compared, as fused optimizers change them behind autograd. CLIP is frozen: that
@@ -407,18 +380,19 @@ class PromptedCLIP(nn.Module):
         sources = [self.template_features]
         for prompts in (self.text_prompts, self.visual_prompts):
             sources += [] if prompts is None else prompts.parameters()
-        cache, dtype, device = self._cache, self.clip.dtype, self.clip.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        if cache is None or cache.dtype != dtype or not all(map(is_same, cache.sources, sources)):
+        cache, dtype, device = self._cache, self.clip.dtype, self.clip.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        key = device, dtype
+        if cache is None or cache.key != key or not all(map(torch.equal, cache.sources, sources)):
             copies = [value.clone() for value in sources]
-            self._cache = cache = CachedFeatures(copies, dtype, self.encode_prompts())
+            self._cache = cache = CachedFeatures(copies, key, self.encode_prompts())
         return cache.features
 
 
-def is_same(a: Tensor, b: Tensor) -> bool:
-    """Compare two tensors of one shape: whether device and values are the same."""
-    return a.device == b.device and torch.equal(a, b)
+def canonical_names(classnames: Sequence[str]) -> list[str]:
+    """Return class names as prompts have them; ValueError for one that cannot be a name."""
+    return [canonical_classname(name, "class names") for name in classnames]
 
 
 @torch.no_grad()
@@ -437,7 +411,7 @@ def encode_template(clip: CLIP, names: Sequence[str], template: str, world: Worl
 
 
 def classes_that_fit(clip: CLIP, text_prompts: TextPrompts | None) -> int | None:
-    """Compute how many classes at a time keep TEXT_MEMORY: None if all do.
+    """Compute how many classes at a time fit into TEXT_MEMORY; None if all do.
 
     A token keeps about 10 numbers for each of a layer's width: what enters the two norms, queries,
     keys, values, and the inner layer of the MLP.
@@ -465,8 +439,8 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
-        world: processes that share it, see `world.py`; all of them make it, from one seed, and call
-            it at the same time, each with its own images.
+        world: the processes that share it, see `support/distributed.py`; all of them build it,
+            from one seed, and call it at the same time, each with its images.
 
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
@@ -476,12 +450,11 @@ def build_model(
 
 
 def check_texts(classnames: Sequence[str], template: str) -> None:
-    """Raise ValueError unless these are as many names as a classifier has, and a template."""
+    """Raise ValueError unless these are class names of a classifier and a template."""
     if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
         raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
     if not 2 <= len(classnames) <= MAX_CLASSES:
-        expected = f"at least two class names, at most {MAX_CLASSES:,}"
-        raise ValueError(f"expected {expected}, got {len(classnames):,}")
+        raise ValueError(f"expected 2 to {MAX_CLASSES:,} class names, got {len(classnames):,}")
     is_text = isinstance(template, str) and len(template) <= MAX_TEMPLATE
     if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
@@ -501,7 +474,6 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     saved = read_model(path)
     try:
         config, clip = PromptConfig(**saved.config), find_clip(saved, clip)
-        check_texts(saved.classnames, saved.template)
         # Before any is made: what a config asks for may be more than any memory.
         expected = parameters_on_meta(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
@@ -515,11 +487,11 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
 
 
 def parameters_on_meta(clip: CLIP, classes: int, config: PromptConfig) -> dict[str, Tensor]:
-    """Make what `prompt_state_dict` will be, on the meta device: shapes without numbers."""
+    """Make a model's `prompt_state_dict` on the meta device: shapes without numbers."""
     prompts = nn.Module()
     with torch.device("meta"):
         prompts.visual_prompts, prompts.class_aware = build_visual_prompts(clip, classes, config)
         if config.learns_text:
-            prompts.text_prompts = nn.Module()
-            prompts.text_prompts.ctx = initial_context(clip, classes, config)
+            ctx = initial_context(clip, classes, config)
+            prompts.text_prompts = nn.ParameterDict({"ctx": ctx})
     return dict(prompts.named_parameters())

@@ -1,7 +1,8 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
-These modules hold what is learned and constants made from CLIP, never CLIP itself: where it is
-needed to make them it is an argument; `model.py` joins them with it.
+These modules hold parameters and constants made from CLIP, never CLIP itself, which `model.py`
+joins with them. Letters of shapes beside those of `model.py`: M context vectors, W the width of the
+text transformer, S rows of all packed prompts.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class TextPrompts(nn.Module):
             token. With csc every class has a context. By class_token_position the name stands at
             the "end", at the "front" of the context, or in the "middle", after its first M // 2
             vectors.
-        world: share the classes: each embeds the prompts of its own (one without any, the first
-            class's); `ctx` is the same on all.
+        world: its ranks share the classes: each embeds the prompts of its shard (of an empty one,
+            the first class's); `ctx` is the same on all.
 
     Raises ValueError for a name that makes its prompt too long, or a phrase without a word.
     """
@@ -99,23 +100,15 @@ def initial_context(clip: CLIP, classes: int, config: PromptConfig) -> nn.Parame
 
     Random values are drawn on the CPU, so that a seed means the same everywhere.
     """
-    embeddings, tokens = clip.token_embedding.weight, None
-    if config.ctx_init is not None:
-        tokens = phrase_tokens(config.ctx_init)
-    shape = (config.n_ctx if tokens is None else len(tokens), embeddings.shape[1])
-    shape = (classes, *shape) if config.csc else shape
-    if tokens is None:
-        return random_parameter(*shape)
-    return nn.Parameter(torch.empty(shape, dtype=torch.float32).copy_(embeddings[tokens]))
-
-
-def phrase_tokens(phrase: str) -> list[int]:
-    """Encode a phrase: its first tokens, as many as it has words; ValueError if it has none."""
-    words = phrase.replace("_", " ")[:1000]  # CLIP takes 77 tokens
-    tokens = encode(words)[: len(words.split())]
-    if not tokens:
-        raise ValueError(f"ctx_init: expected a phrase, got {phrase[:60]!r}")
-    return tokens
+    embeddings, classes = clip.token_embedding.weight, [classes] if config.csc else []
+    if config.ctx_init is None:
+        return random_parameter(*classes, config.n_ctx, embeddings.shape[1])
+    words = config.ctx_init.replace("_", " ")[:1000].split()  # CLIP takes 77 tokens
+    if not words:
+        raise ValueError(f"ctx_init: expected a phrase, got {config.ctx_init[:60]!r}")
+    vectors = embeddings[encode(" ".join(words))[: len(words)]]  # (M, W)
+    shape = (*classes, *vectors.shape)
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32).copy_(vectors))
 
 
 def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]:
@@ -134,10 +127,8 @@ def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]
 def check_length(tokens: Sequence[int], what: str, clip: CLIP) -> None:
     """Raise ValueError if a prompt has more tokens than CLIP has positions."""
     if len(tokens) > clip.context_length:
-        raise ValueError(
-            f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}: "
-            "shorten the name, or the context or template around it"
-        )
+        got = f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}"
+        raise ValueError(f"{got}: shorten the name, or the context or template around it")
 
 
 def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[str, float]]]:
@@ -161,8 +152,8 @@ def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[st
 class VisualPrompts(nn.Module):
     """P learned tokens for each of the first layers of the image transformer (VPT, 2203.12119).
 
-    A layer attends to its own prompts beside the image's tokens; what it would make of the prompts
-    is dropped, so in all they are keys and values of that layer.
+    A layer attends to its prompts beside the image's tokens. Its outputs for the prompts are
+    dropped: they are nothing but keys and values of that layer.
     """
 
     def __init__(self, layers: int, n_prompts: int, width: int):
@@ -170,7 +161,7 @@ class VisualPrompts(nn.Module):
         self.prompts = random_parameter(layers, n_prompts, width)
 
     def forward(self, layer: int) -> Tensor | None:
-        """The prompts (P, D) of a layer, counted from 1; None where there are none."""
+        """Return the prompts (P, D) of a layer, counted from 1; None where there are none."""
         return self.prompts[layer - 1] if layer <= len(self.prompts) else None
 
 
@@ -186,7 +177,7 @@ class ClassAwareOutput(NamedTuple):
 
 
 class ClassAwarePrompts(nn.Module):
-    """Makes one layer's visual prompts for each image from its likeliest classes (CAVPT).
+    """Make one layer's visual prompts for each image from its likeliest classes (CAVPT).
 
     Cross attention (DPT, section III-C): text features of the K classes ask, the image's tokens and
     10 learned ones answer; keys and queries have 32 dimensions in one head, values are the tokens
@@ -216,7 +207,7 @@ class ClassAwarePrompts(nn.Module):
         self.float()  # whatever torch's default
 
     def forward(self, x: Tensor, class_features: Tensor) -> ClassAwareOutput:
-        """Prompts for the layer that `x` enters.
+        """Make the prompts for the layer that `x` enters.
 
         Args:
             x: image tokens (B, N, D). No gradient flows back into them.
@@ -243,14 +234,11 @@ def build_visual_prompts(
     if not config.learns_image:
         return visual, class_aware
     layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
-    used = {"visual_layers": config.visual_layers or layers}
-    if config.method == "dpt":
-        used["class_aware_from"] = config.class_aware_from or layers
-    for name, layer in used.items():
-        if layer > layers:
+    for name in ("visual_layers", "class_aware_from"):
+        if (layer := getattr(config, name) or layers) > layers:
             raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
-    first = used.get("class_aware_from", layers + 1)
-    prompted = min(used["visual_layers"], first - 1)
+    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
+    prompted = min(config.visual_layers or layers, first - 1)
     if prompted and config.n_visual:
         visual = VisualPrompts(prompted, config.n_visual, width)
     for _ in range(first, layers + 1):

@@ -1,4 +1,4 @@
-"""What the training loop is made of: parameter groups, learning-rate schedule, epochs."""
+"""Parts of the training loop: parameter groups, learning-rate schedule, epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARMUP_LR = 1e-5
 def parameter_groups(
     model: PromptedCLIP, visual_lr: float = 0.01, text_lr: float = 0.002
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `torch.optim`: image side, then text side; neither if it is empty.
+    """Make parameter groups for `torch.optim`: image side, then text side; neither if it is empty.
 
     Each has a "name", "visual" or "text", beside its learning rate.
     """
@@ -29,7 +29,7 @@ def parameter_groups(
 
 
 def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -> float:
-    """The learning rate of an epoch, counted from 0 (CoOp's schedule).
+    """Compute the learning rate of an epoch, counted from 0 (CoOp's schedule).
 
     1e-5 while warming up, then a cosine over all `epochs`; starting late, it does not reach 0.
     """
@@ -41,7 +41,7 @@ def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -
 def check_finite(
     loss: float, model: PromptedCLIP, epoch: int, saved: str, precision: str = "fp32"
 ) -> None:
-    """Raise ValueError if the loss or a learned number is infinite or NaN.
+    """Raise ValueError if the loss or a learned value is infinite or NaN.
 
     saved: the file that holds the prompts of the epoch before.
     """
@@ -50,14 +50,12 @@ def check_finite(
         return
     prompts = ", the prompts after it are not finite" if math.isfinite(loss) else ""
     lower = "" if precision == "fp32" else "--precision fp32 or "
-    raise ValueError(
-        f"epoch {epoch}: the loss is {loss}{prompts}; {saved} is of the epoch before: try {lower}"
-        "lower learning rates"
-    )
+    fix = f"{saved} is of the epoch before: try {lower}lower learning rates"
+    raise ValueError(f"epoch {epoch}: the loss is {loss}{prompts}; {fix}")
 
 
 def default_epochs(method: str, shots: int, dataset: str = "") -> int:
-    """Epochs of the published configurations: CoOp's by number of shots, and 50 on ImageNet.
+    """Return the published number of epochs: CoOp's by number of shots, and 50 on ImageNet.
 
     The published DPT code gives 60 for its one example, with 1 shot, and 100 elsewhere.
     """

@@ -38,18 +38,18 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         ({"top_k": 0}, "top_k.*0"),
         ({"alpha": -0.1}, "alpha.*-0.1"),
         ({"alpha": float("nan")}, "alpha.*nan"),
-        ({"alpha": 10**40}, "alpha: .* got a int"),
-        ({"n_ctx": 10**11}, "n_ctx: expected at least 1 and at most 1000, got 100000000000"),
+        ({"alpha": 10**40}, "alpha: expected at most 1e.30, got 1e.40"),
+        ({"n_ctx": 10**11}, "n_ctx: expected at most 1,000, got 100000000000"),
         ({"n_ctx": 78}, "78 context vectors and class 'ox' make a prompt of 82 tokens"),
-        ({"n_visual": 10**11}, "n_visual.*at most 1000"),
-        ({"top_k": np.int64(10**11)}, "top_k.*at most 1000000, got 100000000000"),
-        ({"csc": 1}, "csc.*bool"),
-        ({"ctx_init": 5}, "ctx_init.*5"),
-        ({"method": [["dpt"]]}, "method a list: expected one of zeroshot"),
+        ({"n_visual": 10**11}, "n_visual.*at most 1,000"),
+        ({"top_k": np.int64(10**11)}, "top_k.*at most 1,000,000, got 100000000000"),
+        ({"csc": 1}, "csc: expected true or false, got 1"),
+        ({"ctx_init": 5}, "ctx_init: expected a text, got 5"),
+        ({"method": [["dpt"]]}, "method: expected a text, got a list"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_with_what_is_expected(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Pair(OF_METHOD["dpt"] | options)
 
 
@@ -70,7 +70,7 @@ def test_more_prompted_layers_than_the_model_has_are_refused():
 
 
 def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
-    with pytest.raises(ValueError, match="two class"):
+    with pytest.raises(ValueError, match="2 to 25,000 class"):
         Pair(OF_METHOD["coop"], classnames=["ox"])
     with pytest.raises(ValueError, match="{}"):
         Pair(OF_METHOD["coop"], template="a photo")

@@ -31,12 +31,16 @@ def test_on_imagenet_coop_has_the_published_50_epochs():
     assert training.default_epochs("dpt", 16, "ImageNet") == 100
 
 
-def test_numbers_are_finite_unless_one_is_not():
-    tensors = [torch.zeros(2, 3), torch.full((5,), 3e38)]
-    assert training.all_finite(tensors)
+def test_a_loss_or_a_prompt_that_is_not_finite_is_an_error():
+    clip = minidpt.build_clip(clip_state(WIDE))
+    model = minidpt.build_model(clip, ["ox", "owl"], "a {}.", minidpt.PromptConfig("vlp", n_ctx=3))
+    training.check_finite(3e38, model, 2, "model.pt")
+    with pytest.raises(ValueError, match="epoch 2: the loss is nan; model.pt is of the epoch"):
+        training.check_finite(float("nan"), model, 2, "model.pt")
     for wrong in (float("nan"), float("inf"), -float("inf")):
-        tensors[0][1, 2] = wrong
-        assert not training.all_finite(tensors)
+        model.text_prompts.ctx.data[1, 2] = wrong
+        with pytest.raises(ValueError, match="is 1.0, the prompts after it are not finite"):
+            training.check_finite(1.0, model, 2, "model.pt")
 
 
 @pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])

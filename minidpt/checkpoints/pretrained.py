@@ -174,11 +174,11 @@ def download(url: str, target: Path, sha256: str) -> None:
         ):
             total, digest = int(response.headers.get("Content-Length") or 0), hashlib.sha256()
             logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
-            with task_progress(part.stem, total or None, "bytes") as report:
+            with task_progress(f"MB of {part.stem}", total // 10**6 or None) as report:
                 while chunk := response.read(1 << 18):
                     file.write(chunk)
                     digest.update(chunk)
-                    report(file.tell())
+                    report(file.tell() // 10**6)
             if file.tell() < total:
                 raise ConnectionError(f"lost after {file.tell():,} of {total:,} bytes")
             if digest.hexdigest() != sha256:

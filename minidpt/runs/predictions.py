@@ -14,7 +14,13 @@ import numpy as np
 from torch import Tensor
 
 from ..data.samples import Dataset
-from ..support.files import MAX_PICTURES, escape_formula, read_text, single_line_errors, write_rows
+from ..support.files import (
+    MAX_PICTURES,
+    escape_formula,
+    read_text,
+    single_line_errors,
+    writing_rows,
+)
 from ..support.progress import print_line
 from .evaluation import EvalPredictions
 from .folders import PREDICTIONS, SPLIT, RunFolder
@@ -89,7 +95,8 @@ def print_class_accuracy(
     accuracies = [result.accuracy for result in results if result.images]
     print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
-        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
+        with writing_rows(table, ("class", "accuracy", "right", "total", "taken for")) as write:
+            write(rows)
 
 
 def write_predictions(
@@ -104,7 +111,8 @@ def write_predictions(
         (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
         for item, *predicted in zip(dataset.test, *columns, strict=True)
     )
-    write_rows(run.path(PREDICTIONS), HEADER, rows, "backslashreplace")
+    with writing_rows(run.path(PREDICTIONS), HEADER) as write:
+        write(rows)
 
 
 @single_line_errors

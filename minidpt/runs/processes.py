@@ -1,6 +1,6 @@
 """Several processes on one command: which one writes, and which tells.
 
-`world.py` is how they compute together.
+How they compute together is in `support/distributed.py`.
 """
 
 from __future__ import annotations

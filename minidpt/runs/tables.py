@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ..data.layouts import LAYOUTS
-from ..support.files import atomic_write, to_single_line, write_rows
+from ..support.files import atomic_write, to_single_line, writing_rows
 from .results import LEFT_OUT, Row, left_out, read_results, summarise, tested_on
 
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
@@ -182,7 +182,9 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         + [row.accuracies.get(seed, "") for seed in seeds]
         for row, accuracy, std in lines
     )
-    write_rows(path, header + [f"seed {seed}" for seed in seeds], cells, "backslashreplace")
+    header += [f"seed {seed}" for seed in seeds]
+    with writing_rows(path, header) as write:
+        write(cells)
 
 
 def write_tables(folder: str | os.PathLike) -> str:

@@ -1,9 +1,9 @@
 """Processes that share a run, as torchrun starts them: by rank, on torch.distributed.
 
-In training each rank has its share of a batch's images and its share of the classes. It encodes the
-prompts of its own classes and gathers the text features of all. Its loss is what its images add to
-the loss of the batch, so gradients are summed: those of the text features where they are gathered,
-then those of all that is learned, at once. What is learned is the same on every rank.
+In training each rank has its shard of a batch's images and its shard of the classes. It encodes the
+prompts of its classes and gathers the text features of all. Its loss is what its images add to the
+loss of the batch, so gradients are summed: those of the text features where they are gathered,
+then those of all parameters, at once. The parameters are the same on every rank.
 
 A process that is `SINGLE` computes as if nothing of this were here.
 """
@@ -22,20 +22,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-STEP_TIMEOUT = timedelta(seconds=60)  # with which a rank waits for the others within a step
+STEP_TIMEOUT = timedelta(seconds=60)  # for which a rank waits for the others within a step
 NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
 
-Whole = TypeVar("Whole", Tensor, Sequence)
+Rows = TypeVar("Rows", Tensor, Sequence)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that share a run.
+    """The processes that share a run, as one of them sees them.
 
     rank, size: its number, from 0, and how many there are.
     local_rank, local_size: the same among those on this machine.
-    store: torch's, which all of them read and write; needed by those that are not alone.
-    parent: the id of the process that began this one, torchrun's; without it nobody minds its end.
+    store: torch's, which all of them read and write; None for a single process.
+    parent: the id of the process that started this one, torchrun's; None: it may end.
     """
 
     rank: int = 0
@@ -47,15 +47,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and tells."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def single(self) -> World:
-        """The same process with a run of its own, beside the others on this machine."""
+        """Return a world of this process alone, for a run that it does not share."""
         return replace(self, rank=0, size=1)
 
     def check(self) -> None:
-        """Raises PeerLost if the parent was killed: nobody would end this process any more."""
+        """Raise PeerLost if torchrun was killed: nobody would end this process any more."""
         if self.parent not in (None, os.getppid()):
             raise PeerLost("torchrun, which began this process, has ended")
 
@@ -70,29 +70,29 @@ class World:
                 f"{STEP_TIMEOUT.seconds} s: see its own message"
             ) from error
 
-    def shard(self, whole: Whole) -> Whole:
-        """This rank's part of a list or of a tensor's rows: one after the other they are all.
+    def shard(self, rows: Rows) -> Rows:
+        """Return this rank's part of a list or of a tensor's rows; the parts follow each other.
 
-        Parts differ by one element at most; with fewer than ranks some are empty.
+        Their sizes differ by one at most; with fewer rows than ranks some are empty.
         """
         if self.size == 1:
-            return whole
-        first, last = (len(whole) * rank // self.size for rank in (self.rank, self.rank + 1))
-        return whole[first:last]
+            return rows
+        first, last = (len(rows) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return rows[first:last]
 
     def all_gather(self, part: Tensor, count: int) -> Tensor:
-        """The rows of all ranks in their order, (count, …), from this rank's share of them.
+        """Gather the rows of all ranks in their order, (count, …), from each rank's shard.
 
-        Its gradient is the sum over all ranks. Of a part with more rows than the share the first
-        are taken: a rank without a share may give what it likes.
+        Its gradient is the sum over all ranks. Rows beyond the shard are left out: a rank whose
+        shard is empty may pass any.
         """
         if self.size == 1:
             return part
-        return _Gathered.apply(part[: len(self.shard(range(count)))], self, count)
+        return _AllGather.apply(part[: len(self.shard(range(count)))], self, count)
 
     @torch.no_grad()
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks of a tensor of one shape, without gradient."""
+        """Return the sum over all ranks of a tensor of one shape, without gradient."""
         if self.size == 1:
             return tensor
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -102,8 +102,8 @@ class World:
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of parameters over all ranks, in one message; raises as `check`."""
-        self.check()  # also one that has a run of its own
+        """Sum the gradients of parameters over all ranks, in one message; raise as `check`."""
+        self.check()  # also with a run that it does not share
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters]
@@ -117,48 +117,36 @@ class World:
         self.all_gather_object(None)
 
     def all_gather_object(self, content: Any) -> list[Any]:
-        """What each rank tells all of them, by rank: anything that JSON can hold.
+        """Gather a JSON-serialisable object from every rank, in rank order; no time limit.
 
-        They wait for each other, however long one takes. All make the same calls in one order.
+        All ranks make the same calls in one order.
         """
         if self.size == 1:
             return [content]
         with self._exchange():
             number = self.store.add(f"messages of {self.rank}", 1)
-        self.store_set(f"told {number} by {self.rank}", content)
-        return [self.store_get(f"told {number} by {rank}") for rank in range(self.size)]
-
-    def store_set(self, name: str, content: Any) -> None:
-        """Lay something that JSON can hold where all ranks find it."""
-        with self._exchange():
-            self.store.set(name, json.dumps(content))
-
-    def store_get(self, name: str) -> Any:
-        """What a rank has `store_set` there, or will have."""
-        pause = 0.001
-        with self._exchange():
-            while not self.store.check([name]):  # and not wait(), during which no signal is heard
+            names = [f"message {number} of {rank}" for rank in range(self.size)]
+            self.store.set(names[self.rank], json.dumps(content))
+            pause = 0.001
+            while not self.store.check(names):  # and not wait(), during which no signal is heard
                 time.sleep(pause)
                 pause = min(2 * pause, 0.1)
-            return json.loads(self.store.get(name))
+            return [json.loads(self.store.get(name)) for name in names]
 
     def work_queue(self, count: int) -> Iterator[int]:
-        """Numbers below `count`, each to one rank: the next goes to the rank that asks first."""
-        if self.size == 1:
-            yield from range(count)
-            return
-        while True:
-            with self._exchange():
-                number = self.store.add("dealt", 1) - 1
-            if number >= count:
-                return
-            yield number
+        """Yield numbers below `count`, each on one rank: the next goes to the first that asks."""
+        for number in range(count):
+            if self.size > 1:
+                with self._exchange():
+                    number = self.store.add("taken from the queue", 1) - 1
+            if number < count:
+                yield number
 
 
 SINGLE = World()
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, world: World, count: int) -> Tensor:
         ctx.world = world
@@ -172,31 +160,29 @@ class _Gathered(torch.autograd.Function):
 
 
 class PeerLost(ConnectionError):
-    """Another process has ended. how_to_resume: the command that goes on with what was begun, if known."""
+    """Another process has ended. how_to_resume: the command that resumes what was begun, if known."""
 
     how_to_resume = ""
 
 
 def world_from_environment() -> World:
-    """What torchrun says of this process, in its environment; it has joined no other yet.
+    """Read from torchrun's environment which process this is; it has joined no other yet.
 
-    Raises ValueError if what is there is not torchrun's.
+    Raises ValueError for an environment that is not torchrun's.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    got = [os.environ.get(name, "").strip() for name in names]
-    if got[1] in ("", "0", "1"):
+    values = [os.environ.get(name, "").strip() for name in names]
+    if values[1] in ("", "0", "1"):
         return SINGLE
-    if not all(value.isdecimal() for value in got) or not int(got[0]) < int(got[1]):
-        said = ", ".join(f"{name} {value or '-'}" for name, value in zip(names, got, strict=True))
-        raise ValueError(
-            f"expected the environment of torchrun, got {said}: start several processes with "
-            "torchrun --nproc_per_node=N, or unset WORLD_SIZE for one alone"
-        )
-    return World(*map(int, got))
+    if not all(map(str.isdecimal, values)) or int(values[0]) >= int(values[1]):
+        fix = "start with torchrun --nproc_per_node=N, or unset WORLD_SIZE for one process"
+        got = ", ".join(map("{}={}".format, names, values))
+        raise ValueError(f"expected the environment of torchrun, got {got}: {fix}")
+    return World(*map(int, values))
 
 
 def join_world(device: torch.device) -> World:
-    """Meet the other processes that torchrun has started; `device` is this one's own.
+    """Meet the other processes that torchrun has started; `device` is this process's.
 
     Messages go by what torch has for the device: gloo on a CPU, nccl on CUDA.
     """
@@ -217,6 +203,6 @@ def join_world(device: torch.device) -> World:
 
 
 def leave_world() -> None:
-    """Let go of the others, if any were joined, at an end that all have come to."""
+    """Leave the other processes, if any were joined, at an end that all have come to."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,6 +1,6 @@
-"""Progress of long operations: callbacks in the package, one line on the terminal for scripts.
+"""Progress callbacks for long operations, and one line on the terminal that shows them.
 
-The package reports to whatever `use_progress` names, which is nothing unless told otherwise.
+The package reports to what `use_progress` names; without it nothing is shown.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, ClassVar, TextIO, TypeVar
+from typing import ClassVar, TextIO, TypeVar
 
 from .files import printable
 
-Item = TypeVar("Item")
+Value = TypeVar("Value")
 ProgressCallback = Callable[[int], None]  # takes how much is done
-Watch = Callable[[str, "int | None", str], AbstractContextManager[ProgressCallback]]
+Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
 _watch: ContextVar[Watch] = ContextVar(
-    "watch", default=lambda what, total, unit: nullcontext(lambda done: None)
+    "watch", default=lambda what, total: nullcontext(lambda done: None)
 )
-AFTER = 2.0  # seconds that a job takes before anything is shown of it
+AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 
 @contextmanager
 def use_progress(watch: Watch) -> Iterator[None]:
-    """Report the long operations of the block to `watch(what, total, unit)`."""
+    """Report the long operations of the block to `watch(what, total)`."""
     token = _watch.set(watch)
     try:
         yield
@@ -36,14 +36,12 @@ def use_progress(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
-def task_progress(
-    what: str, total: int | None, unit: str = ""
-) -> AbstractContextManager[ProgressCallback]:
-    """Enter a long operation; yields the callback for how much of `total` (None: unknown) is done."""
-    return _watch.get()(what, total, unit)
+def task_progress(what: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
+    """Enter a long operation: yields the callback that takes how much of `total` is done."""
+    return _watch.get()(what, total)
 
 
-def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+def track(items: Iterable[Value], what: str, total: int) -> Iterator[Value]:
     """Yield the same items, counted as the progress of a long operation."""
     with task_progress(what, total) as update:
         for done, item in enumerate(items, start=1):
@@ -52,11 +50,11 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 
 
 class Progress:
-    """How far a job is: one line on a terminal, rewritten in place; elsewhere one for each tenth.
+    """One line that shows how far a task is: rewritten on a terminal, elsewhere one for each tenth.
 
-    what, total, unit: "epoch" of 100; without a total nothing is known of the time left.
-    after: seconds before anything is shown (None: `AFTER`); with some the line goes at the end.
-    done: what was done of it before.
+    what, total: "epoch" of 100; without a total nothing is known of the time left.
+    after: seconds before anything is shown (None: `AFTER`); with 0 the last line stays.
+    done: what was done before.
 
     The line is cut to the terminal's width and holds neither colours nor other escape sequences.
     """
@@ -67,104 +65,90 @@ class Progress:
         self,
         what: str,
         total: int | None,
-        unit: str = "",
         after: float | None = None,
         done: int = 0,
         stream: TextIO | None = None,
     ):
-        self.what, self.total, self.unit = what, total, unit
+        self.what, self.total = what, total
         self.after = AFTER if after is None else after
         self.first, self.stream, self.length = done, stream or sys.stderr, 0
         self.tenths = done * 10 // total if total else 0
-        self.started, self.told = time.monotonic(), -math.inf
-        self.rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.started, self.updated = time.monotonic(), -math.inf
+        self.is_rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Progress:
         return self
 
     def __call__(self, done: int, text: str = "") -> None:
-        """Tell that `done` is done, and what else is known."""
+        """Show that `done` is done, and a text beside it."""
         now = time.monotonic()
-        tenths = done * 10 // self.total if self.total else self.tenths
         if now - self.started < self.after:
             return
-        if self.rewritten:
-            if now - self.told > 0.1 or done == self.total or text:
-                if Progress.shown not in (None, self):
-                    self.leave()  # another's line
-                self._rewrite(self._line(done, now - self.started, text))
-                self.told, Progress.shown = now, self
-        elif tenths > self.tenths:
-            self.tenths = tenths
-            print_line(self._line(done, now - self.started, text), stream=self.stream)
+        tenths = done * 10 // self.total if self.total else 0
+        if not self.is_rewritten:
+            if tenths > self.tenths:
+                self.tenths = tenths
+                print_line(self._line(done, now, text), stream=self.stream)
+        elif text or done == self.total or now - self.updated > 0.1:
+            if Progress.shown is not self:
+                self.end_line()  # another's line
+            Progress.shown, self.updated = self, now
+            self._rewrite(self._line(done, now, text))
 
-    def _line(self, done: int, seconds: float, text: str) -> str:
-        scale, unit = (1e6, " MB") if self.unit == "bytes" else (1, f" {self.unit}".rstrip())
-        counts = [f"{count / scale:.0f}" for count in (done, self.total) if count is not None]
-        parts = [f"{self.what} {'/'.join(counts)}{unit}"]
+    def _line(self, done: int, now: float, text: str) -> str:
+        parts = [f"{self.what} {done}"]
         if self.total:
-            left = seconds / max(done - self.first, 1) * max(self.total - done, 0)
-            parts.append(f"{format_duration(left)} left")
+            seconds = (now - self.started) / max(done - self.first, 1)  # for each
+            left = format_duration(seconds * max(self.total - done, 0))
+            parts = [f"{self.what} {done}/{self.total}", f"{left} left"]
         return " · ".join([*parts, text] if text else parts)
 
     def _rewrite(self, line: str) -> None:
         """Replace the line; the cursor stays out of the last column, where some terminals wrap."""
-        line = printable(line)[: max(columns(self.stream) - 1, 0)]
-        blank = " " * (self.length - len(line))
-        print(f"\r{line}{blank}", end="", file=self.stream, flush=True)
+        width = 80
+        with suppress(OSError, ValueError):  # a stream without a size
+            width = os.get_terminal_size(self.stream.fileno()).columns or width
+        line = printable(line)[: max(width - 1, 0)]
+        print(f"\r{line.ljust(self.length)}", end="", file=self.stream, flush=True)
         self.length = len(line)
 
     @staticmethod
-    def leave() -> None:
-        """Make room for another line, if the cursor stands in one of these."""
+    def end_line() -> None:
+        """End or clear the line that the cursor stands in, if there is one."""
         if shown := Progress.shown:
-            Progress.shown = None
-            if shown.after:
-                shown._rewrite("")
-            print(end="\r" if shown.after else "\n", file=shown.stream, flush=True)
-            shown.length = 0
+            end = f"\r{' ' * shown.length}\r" if shown.after else "\n"
+            print(end=end, file=shown.stream, flush=True)
+            Progress.shown, shown.length = None, 0
 
     def __exit__(self, *error: object) -> None:
-        """Leave the line, also when interrupted."""
         if Progress.shown is self:
-            self.leave()
-
-
-def columns(stream: TextIO) -> int:
-    """The width of the terminal that a stream writes to; 80 if it does not say."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError, AttributeError):
-        return 80
+            self.end_line()
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Write seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class TimedIterator:
-    """Iterates and adds up the seconds that whoever iterates has to wait."""
+    """Iterates and adds up the seconds for which the items were waited for."""
 
-    def __init__(self, iterable: Iterable):
-        self.iterator, self.waited = iter(iterable), 0.0
+    def __init__(self, iterable: Iterable[Value]):
+        self.iterable, self.waited = iterable, 0.0
 
-    def __iter__(self) -> TimedIterator:
-        return self
-
-    def __next__(self) -> Any:
+    def __iter__(self) -> Iterator[Value]:
         started = time.monotonic()
-        try:
-            return next(self.iterator)
-        finally:
+        for item in self.iterable:
             self.waited += time.monotonic() - started
+            yield item
+            started = time.monotonic()
 
 
 def print_line(*lines: object, stream=None) -> None:
-    """Print lines, now: names of files and classes in them may hold anything, even newlines."""
-    Progress.leave()
+    """Print lines at once; names of files and classes in them may hold anything, even newlines."""
+    Progress.end_line()
     for line in lines:
         print(printable(str(line)), file=stream, flush=True)
 

@@ -321,7 +321,7 @@ def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
         minidpt.load("ViT-B/32")
 
 
-def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_its_bytes(
+def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_of_it(
     server, home, capsys, caplog
 ):
     told = []
@@ -336,8 +336,8 @@ def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_its_bytes(
         for _ in range(2):  # the second time it is there
             pretrained.download(f"{server.url}/a.pt", home / "a.pt", sha256(server.content))
     job, *done = told
-    assert job == ("a.pt", 2_000_000, "bytes")
-    assert done[-1] == 2_000_000 and done == sorted(done)
+    assert job == ("MB of a.pt", 2)
+    assert done[-1] == 2 and done == sorted(done)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("minidpt", "WARNING")
     assert record.getMessage() == f"downloading {server.url}/a.pt (2 MB) to {home}, once"

@@ -449,6 +449,6 @@ def test_who_watches_is_told_how_far_the_text_encoder_is_unless_it_is_in_a_step(
     with use_progress(watch):
         with torch.no_grad():
             expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert told == [("layers of the text encoder", 2, ""), 1, 2] * parts
+        assert told == [("layers of the text encoder", 2), 1, 2] * parts
         features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
         assert len(told) == 3 * parts and torch.equal(features, expected)

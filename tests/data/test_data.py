@@ -254,7 +254,7 @@ def test_a_split_file_may_list_two_million_pictures_and_no_more(tmp_path, row):
     separators = row.count(",") + row.count("[")
     path, rows = tmp_path / "s.json", row * (10_000_000 // separators + 1)
     path.write_text('{"train": [' + rows[:-1] + "]}")
-    with pytest.raises(ValueError, match="s.json: expected at most .* 10,000,000 entries, got 10,"):
+    with pytest.raises(ValueError, match="s.json: expected at most 10,000,000 entries, got 10,"):
         read_split(path)
     separators = "," * 5 * 1_300_000  # as many as a row and a line for each of ImageNet's have
     path.write_text(json.dumps({"train": [["a", 0, "b"]], "template": separators}))

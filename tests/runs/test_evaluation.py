@@ -190,7 +190,7 @@ def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
     told: dict[str, list[int]] = {}
 
     @contextmanager
-    def watch(what, total, unit):
+    def watch(what, total):
         yield told.setdefault(f"{what} of {total}", []).append
 
     with use_progress(watch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
@@ -13,6 +14,9 @@ from minidpt.support import progress
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return 99
 
 
 def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
@@ -34,7 +38,8 @@ def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(
 
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
-    monkeypatch.setattr(progress, "columns", lambda stream: width)
+    sizes = {99: os.terminal_size((width, 24))}
+    monkeypatch.setattr(progress.os, "get_terminal_size", sizes.__getitem__)
     with progress.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
         for epoch in range(1, 10):
             tell(epoch, "loss 1.234 · a\x1b[31m b\nc")

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
         (["ox", "x" * 1001], "up to 500 bytes, .* got 'xxx"),
         (["ox", " _"], "a class's name, .* got ' _'"),
-        (["ox"] * 25_001, "at most 25,000, got 25,001"),
+        (["ox"] * 25_001, "2 to 25,000 class names, got 25,001"),
     ],
 )
 def test_class_names_that_are_none_are_refused(classnames, message):
@@ -175,7 +175,7 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("template", 5, "'template' .*got 5"),
         ("template", "no place", "template 'no place'"),
         ("config", None, "config: expected named entries, got None"),
-        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1000, got 50000000"),
+        ("config n_ctx", 50_000_000, "n_ctx: .*at most 1,000, got 50000000"),
         ("config n_ctx", 17, r"is \(16, 64\), expected \(17, 64\)"),
         ("config ctx_init", 5, "ctx_init.*5"),
         ("config csc", True, r"is \(16, 64\), expected \(3, 16, 64\)"),
@@ -293,7 +293,7 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
         with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
             pair.model.predict(wrong)
     for shape, kind in [((3, 21, 21), torch.float32), ((1, 3, 21, 21), torch.uint8)]:
-        with pytest.raises(ValueError, match=r"expected floats \(B, 3, 21, 21\) from preprocess"):
+        with pytest.raises(ValueError, match=r"expected floating-point images \(B, 3, 21, 21\), got"):
             pair.model.predict(torch.zeros(shape, dtype=kind))
 
 
