@@ -67,7 +67,7 @@ def main() -> int:
     set_max_pixels(args.max_pixels)
     commands = {"test": test, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": test_published}  # fmt: skip
-    if args.command != "test" and not world_from_environment().first:
+    if args.command != "test" and not world_from_environment().is_main:
         return 0  # several processes share tests alone
     return commands[args.command](args) or 0
 

@@ -531,7 +531,7 @@ def test_ranks_share_one_white_level(deep, monkeypatch):
     """Each reads some of the images; the brightest of all decides."""
 
     class Others(batching.World):
-        def tell(self, content):
+        def all_gather_object(self, content):
             return [content, {"integer": 5000.0, "float": 0.1}]
 
     cache = batching.ImageCache()
