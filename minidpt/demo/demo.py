@@ -1,6 +1,6 @@
 """The embedded demo: pictures of everyday things, drawn from a seed (`scenes.py`).
 
-The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in `BOOK_STYLE` (and real icons
+The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in its BOOK_STYLE (and real icons
 and clip art); the demo's own pictures come in `STREET_STYLE`: a street at night, with dark grounds
 and grain, which those scenes lack, and two or three smaller things of other classes beside the one
 that counts. So the model knows the classes, but not this world: what few-shot tuning is for.

@@ -38,18 +38,6 @@ class Style:
 
 
 STREET_STYLE = Style()
-BOOK_STYLE = Style(
-    saturation=(0.4, 1.0),
-    value=(0.35, 1.0),
-    background=((0.0, 0.4), (0.6, 1.0)),
-    outline=0.2,
-    clutter=(0, 3),
-    others=(0, 0),
-    other_size=(0.4, 0.6),
-    size=(0.5, 0.95),
-    tilt=15,
-    noise=0,
-)
 
 
 def draw_scene(
