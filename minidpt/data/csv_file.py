@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from ..support.files import MAX_CLASSES
 from .folders import (
@@ -78,13 +77,8 @@ def lists_images(path: Path) -> bool:
         return False
 
 
-class _Table(NamedTuple):
-    """Which column is the path, which the label, which the split; how many there are; the rows."""
-
-    columns: dict[str, int]
-    width: int
-    rows: Iterator[tuple[int, list[str]]]
-    notes: list[str]
+# path, label and split -> their columns; how many columns there are; rows by line; notes
+_Table = tuple[dict[str, int], int, Iterator[tuple[int, list[str]]], list[str]]
 
 
 def _read_table(path: Path, where: str) -> _Table:
@@ -100,9 +94,9 @@ def _read_table(path: Path, where: str) -> _Table:
                 taken = first[columns[name]]
                 notes.append(f"the {name} is read from the column '{taken}', not from '{cell}'")
     if "path" in columns and "label" in columns:
-        return _Table(columns, len(first), rows, notes)
+        return columns, len(first), rows, notes
     if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
         columns = dict(zip(_COLUMNS, range(len(first))))
-        return _Table(columns, len(first), chain([(line, first)], rows), [])
+        return columns, len(first), chain([(line, first)], rows), []
     got = ",".join(first) or "an empty file"
     raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")

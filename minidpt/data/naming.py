@@ -14,7 +14,6 @@ import regex
 
 from ..support.files import (
     MAX_PICTURES,
-    MAX_TEXT,
     canonical_classname,
     read_json,
     read_text,
@@ -23,9 +22,7 @@ from ..support.files import (
 )
 from .samples import DEFAULT_TEMPLATE, Dataset
 
-MAX_ROW = 1_000_000  # characters of a row of a CSV file
 _WORDNET_ID = re.compile(r"n\d{8}")
-_MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)
 
 
 def readable(folder_name: str) -> str:
@@ -120,8 +117,6 @@ class Naming:
             elif other != key:
                 got = f"'{other}' and '{key}': rename or merge them"
                 raise ValueError(f"data folder {where}: expected different class names, got {got}")
-        missing = filter(_MISSING.fullmatch, names.values())
-        notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
         if all(map(str.isdecimal, names.values())):
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
@@ -153,27 +148,15 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
-    time, so that their number and the length of each are bounded, not how many cells there are.
+    time.
     """
-    text = read_text(path, where, MAX_TEXT)
+    text = read_text(path, where, 5 * MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
-    rows = read = end = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal read
-        for line in re.finditer(r".*\n|.+", text):
-            read = line.end()
-            if rows == MAX_PICTURES or read - end > MAX_ROW:
-                most = f"{MAX_PICTURES:,} rows of {MAX_ROW:,} characters"
-                raise ValueError(f"{where}: expected at most {most}, got more: split it")
-            yield line[0]
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    lines = (line[0] for line in re.finditer(r".*\n|.+", text))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            cells, end = [cell.strip() for cell in row], read
-            if any(cells):
-                rows += 1
+            if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:
         raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error
