@@ -26,6 +26,7 @@ from pathlib import Path
 from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
+from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.images.white_level import WhiteLevel
@@ -42,7 +43,7 @@ from minidpt.runs.eval_options import (
     published_config,
 )
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot_accuracy
-from minidpt.runs.folders import RunFolder, check_outside, folders_of
+from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report

@@ -19,7 +19,7 @@ import torch
 from ..clip.network import CLIP
 from ..config import METHODS
 from ..data.batches import IMAGE_MEMORY, ImageCache
-from ..data.datasets import open_dataset
+from ..data.datasets import folders_of, open_dataset
 from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
@@ -39,7 +39,6 @@ from .folders import (
     SUMMARY,
     RunFolder,
     SweepFolder,
-    folders_of,
     list_contents,
 )
 from .precision import choose_precision
