@@ -28,8 +28,7 @@ from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
 from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
-from minidpt.images.decode import set_max_pixels
-from minidpt.images.white_level import WhiteLevel
+from minidpt.images.decode import WhiteLevel, set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches

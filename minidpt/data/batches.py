@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.decode import open_image
+from ..images.decode import WhiteLevel, open_image
 from ..images.threads import map_ordered
 from ..images.transforms import eval_pixels, to_uint8, train_transform
-from ..images.white_level import WhiteLevel
 from ..support.distributed import NO_LABEL, SINGLE, World
 from ..support.files import to_single_line
 from ..support.progress import track

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..support.files import gc_disabled, read_json, read_text, single_line_errors
-from .csv_file import LABELS, lists_images, open_csv
 from .folders import (
+    LABELS,
     assemble,
     class_folders_of_parts,
     contents,
     describe_missing,
     images_in,
     in_no_class,
+    lists_images,
     loose_notes,
     missing_files,
+    open_csv,
     open_folder,
     part_folders,
     sub_folders,

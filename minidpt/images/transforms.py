@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decode import ImageSource, open_image
-from .white_level import WhiteLevel
+from .decode import ImageSource, WhiteLevel, open_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1

@@ -21,8 +21,7 @@ from minidpt.data.folders import missing_files
 from minidpt.data.samples import Dataset, Sample, few_shot, select_classes
 from minidpt.data.splits import read_split, split_content, write_split
 from minidpt.images import transforms
-from minidpt.images.decode import open_image
-from minidpt.images.white_level import WhiteLevel
+from minidpt.images.decode import WhiteLevel, open_image
 
 
 def files(items, root) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from minidpt.images import decode, transforms
-from minidpt.images.white_level import WhiteLevel, check_white_level
+from minidpt.images.decode import WhiteLevel, check_white_level
 
 
 def pattern() -> Image.Image:
