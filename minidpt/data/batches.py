@@ -59,18 +59,15 @@ class ImageCache:
         image = self._images.get(path)
         if image is None:
             image = open_image(path, self.white_level)
+            size = _size(image)
             with self._lock:
-                if path not in self._images:
-                    self._keep(path, image)
+                if self._wanted and self.bytes + size > self.max_bytes:
+                    for other in self._images.keys() - self._wanted:
+                        self.bytes -= _size(self._images.pop(other))
+                if path not in self._images and self.bytes + size <= self.max_bytes:
+                    self._images[path] = image
+                    self.bytes += size
         return image
-
-    def _keep(self, path: str, image: Image.Image) -> None:
-        if self._wanted and self.bytes + _size(image) > self.max_bytes:
-            for other in self._images.keys() - self._wanted:
-                self.bytes -= _size(self._images.pop(other))
-        if self.bytes + _size(image) <= self.max_bytes:
-            self._images[path] = image
-            self.bytes += _size(image)
 
     def _clear(self) -> None:
         self._images, self.bytes = {}, 0
@@ -191,26 +188,19 @@ def _batches(
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Batch pixels(place), (3, R, R) uint8, and labels of a rank's places, two batches ahead."""
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
     count = len(labels)
     if drop_last and count >= batch_size:
         count -= count % batch_size
     places = range(count)
     groups = [share(places[start : start + batch_size]) for start in places[::batch_size]]
-
-    def batches() -> Iterator[Batch]:
-        ahead = 2 * max(map(len, groups), default=0)
-        # `closing`: a traceback may keep this frame alive, but the threads must end at once.
-        with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
-            for group in groups:
-                arrays = [next(views) for _ in group]
-                arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
-                shape = (len(arrays), *arrays[0].shape)
-                images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-                np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
-                numbers = [labels[place] for place in group] or [NO_LABEL]
-                yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))
-
-    return batches()
+    ahead = 2 * max(map(len, groups), default=0)
+    # `closing`: a traceback may keep this frame alive, but the threads must end at once.
+    with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
+        for group in groups:
+            arrays = [next(views) for _ in group]
+            arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
+            shape = (len(arrays), *arrays[0].shape)
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
+            numbers = [labels[place] for place in group] or [NO_LABEL]
+            yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))

@@ -35,15 +35,11 @@ _OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python,
     *("$recycle.bin", "system volume information", "found.000", "lost+found", "__macosx"),
     *("network trash folder", "~snapshot", "__pycache__"),
 }
-UNREAD_SUFFIXES = {  # of pictures in formats that are not read
-    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".jpx", ".jxr", ".wdp", ".psd", ".psb", ".svg"),
-    *(".eps", ".ico", ".tga", ".pcx", ".dds", ".exr", ".hdr", ".qoi", ".xcf", ".dcm", ".pnm"),
-    *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf"),
-    *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".dcr", ".mrw"),
+UNREAD_SUFFIXES = {  # of images in formats that are not read
+    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".psd", ".svg", ".eps", ".ico", ".tga", ".dcm"),
+    *(".exr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef"),
 }
-
 LABELS = "labels.csv"  # in a folder: lists its images
-
 _COLUMNS = {  # what a column means, by its name: letters and digits only, no s at the end
     "path": {"path", "file", "filename", "filepath", "image", "imagename", "imagepath", "img"},
     "label": {"label", "lbl", "class", "classname", "category"},

@@ -124,8 +124,7 @@ class Naming:
     def credit(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
         """Say in `source` how many of the data set's `keys` the caller has named.
 
-        Where some are not named, a note tells of names that are no key's. Raises ValueError if
-        there are names, but for none of the keys.
+        Raises ValueError if there are names, but for none of the keys.
         """
         if not self.renames:
             return dataset
@@ -135,13 +134,7 @@ class Naming:
             raise ValueError(f"class names {self.renames_file}: expected {expected}, got none")
         file = Path(self.renames_file).name
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        dataset = replace(dataset, source=source)
-        unused = [key for key in self.renames if key not in keys]
-        if unused and count < len(keys):
-            hint = "a folder with spaces in its name stands before a tab"
-            first = f"{len(unused)}, first '{unused[0]}'"
-            return dataset.with_notes(f"names in {file} of no class: {first} ({hint})")
-        return dataset
+        return replace(dataset, source=source)
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:

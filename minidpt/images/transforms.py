@@ -171,10 +171,6 @@ class Preprocess:
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
 
-    def __post_init__(self):
-        if self.resolution < 1:
-            raise ValueError(f"resolution: expected at least 1 pixel, got {self.resolution}")
-
     def __call__(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.from_numpy(eval_pixels(image, self.resolution))
         return normalize(pixels, self.mean, self.std)
