@@ -81,7 +81,7 @@ class ImageCache:
     ) -> None:
         """Decode images ahead, so that broken ones are found before any work is done.
 
-        They set the white level, one for those of all `world`. Raises ValueError or
+        They set the white level, the same on all ranks of `world`. Raises ValueError or
         FileNotFoundError that names all broken images; once there is one, also those among
         `others`, which are to be read next.
         """
@@ -118,7 +118,8 @@ def name_all_broken(paths: list[str], workers: int | None = None) -> Iterator[No
             raise
         (_, first), *others = broken
         named = textwrap.shorten(", ".join(path for path, _ in others), 240, placeholder=" …")
-        raise type(first)(to_single_line(f"{first}; the same for {len(others)} more: {named}")) from error
+        message = f"{first}; the same for {len(others)} more: {named}"
+        raise type(first)(to_single_line(message)) from error
 
 
 def train_batches(
@@ -155,11 +156,11 @@ def train_batches(
             train_transform(image, resolution, random.Random(f"{seed}/{epoch}/{place}"))
         )
 
-    def share(places: Sequence[int]) -> Sequence[int]:
+    def shard(places: Sequence[int]) -> Sequence[int]:
         return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
 
     labels = [items[number].label for number in order]
-    return _batches(pixels, labels, resolution, batch_size, workers, True, share, pin_memory)
+    return _batches(pixels, labels, resolution, batch_size, workers, True, shard, pin_memory)
 
 
 def eval_batches(
@@ -184,7 +185,7 @@ def _batches(
     batch_size: int,
     workers: int | None,
     drop_last: bool = False,
-    share: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
+    shard: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Batch pixels(place), (3, R, R) uint8, and labels of a rank's places, two batches ahead."""
@@ -192,7 +193,7 @@ def _batches(
     if drop_last and count >= batch_size:
         count -= count % batch_size
     places = range(count)
-    groups = [share(places[start : start + batch_size]) for start in places[::batch_size]]
+    groups = [shard(places[start : start + batch_size]) for start in places[::batch_size]]
     ahead = 2 * max(map(len, groups), default=0)
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
     with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:

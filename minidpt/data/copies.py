@@ -1,4 +1,4 @@
-"""Test pictures that are training pictures, too."""
+"""Test images that are training images, too."""
 
 import hashlib
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
-    """Which test pictures are, byte for byte, training pictures, in a line; empty if none is.
+    """Name the test images that are, byte for byte, training images, in a line; "" if none is.
 
-    Only files of the same size are looked at, and read whole if they end alike: few of many. Files
+    Only files of the same size are opened, and only those that end alike are read: few. Files
     that are not there, or cannot be opened, are left out.
     """
     candidates = [list(dict.fromkeys(train)), list(dict.fromkeys(test))]

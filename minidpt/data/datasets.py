@@ -1,6 +1,7 @@
 """What lies at a path: one of the fifteen data sets of layouts.py, or any other images.
 
-open_dataset: recognise by the layout's markers, or its name -> the split file, else the set's own lists, else class folders -> Dataset
+open_dataset: recognise by the layout's markers, or its name -> the split file, else the set's own
+lists, else class folders -> Dataset
 """
 
 import os
@@ -385,12 +386,10 @@ def holds_classes(folder: Path) -> bool:
 def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     """Say what was looked for, what was found, what to put where."""
     images = [f"{name}/" for name in layout.images if name != "."] or layout.markers
-    parts = [f"{part}/" for part in layout.parts.values() if part != "."]
-    lists = [
-        layout.split_file if layout.split else "",
-        " and ".join(layout.lists.values()),
-        " and ".join(parts) or "a folder for each class",
-    ]
+    split_file = layout.split_file if layout.split else ""
+    parts = " and ".join(f"{part}/" for part in layout.parts.values() if part != ".")
+    files = " and ".join(layout.lists.values())
+    lists = [split_file, files, parts or "a folder for each class"]
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
     expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"

@@ -271,7 +271,7 @@ def assemble(
 
 
 def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
-    """50 % train, 20 % val, 30 % test; two or more images give one for training, one for test."""
+    """Draw 50 % train, 20 % val, 30 % test; of two images one for training, one for the test."""
     generator = random.Random(seed)
     parts: Parts = {part: {} for part in PARTS}
     for key, of_class in files.items():

@@ -57,7 +57,8 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     if path.suffix.lower() == ".json":
         content = read_json(path, where)
         if not isinstance(content, dict):
-            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {short_repr(content)}')
+            got = short_repr(content)
+            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {got}')
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
