@@ -26,9 +26,9 @@ from pathlib import Path
 from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
+from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
-from minidpt.images.decode import set_max_pixels
-from minidpt.images.white_level import WhiteLevel
+from minidpt.images.decode import WhiteLevel, set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
@@ -47,7 +47,7 @@ from minidpt.runs.eval_options import (
     published_config,
 )
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot
-from minidpt.runs.folders import RunFolder, check_outside, folders_of
+from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset

@@ -40,8 +40,7 @@ from .clip.packing import pack
 from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
-from .images.decode import ImageSource
-from .images.white_level import WhiteLevel
+from .images.decode import ImageSource, WhiteLevel
 from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context

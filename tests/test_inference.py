@@ -25,7 +25,7 @@ from tiny_models import DEEP, WIDE, clip_state, random_images
 
 import minidpt
 from minidpt import inference
-from minidpt.images.white_level import WhiteLevel
+from minidpt.images.decode import WhiteLevel
 from minidpt.model import parameters_on_meta
 
 pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")

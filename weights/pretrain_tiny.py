@@ -61,7 +61,7 @@ from minidpt.checkpoints.reader import read_state_dict  # noqa: E402
 from minidpt.clip.network import CLIP, TransformerSizes  # noqa: E402
 from minidpt.clip.packing import pack  # noqa: E402
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
-from minidpt.demo.scenes import BOOK_STYLE, draw_scene  # noqa: E402
+from minidpt.demo.scenes import Style, draw_scene  # noqa: E402
 from minidpt.demo.things import THINGS  # noqa: E402
 from minidpt.images.transforms import (  # noqa: E402
     normalize,
@@ -70,6 +70,18 @@ from minidpt.images.transforms import (  # noqa: E402
 )
 from minidpt.prompts import INIT_STD  # noqa: E402
 
+BOOK_STYLE = Style(
+    saturation=(0.4, 1.0),
+    value=(0.35, 1.0),
+    background=((0.0, 0.4), (0.6, 1.0)),
+    outline=0.2,
+    clutter=(0, 3),
+    others=(0, 0),
+    other_size=(0.4, 0.6),
+    size=(0.5, 0.95),
+    tilt=15,
+    noise=0,
+)
 RESOLUTION = 56  # 7×7 patches of 8 pixels: the same grid of tokens as ViT-B/32
 WARMUP = 150  # steps
 NEGATIVES = 300  # names that each picture is told from, beside the batch's own

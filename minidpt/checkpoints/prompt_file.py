@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..images.white_level import WhiteLevel, check_white_level
+from ..images.decode import WhiteLevel, check_white_level
 from ..support.files import atomic_write, check_fields, short_repr
 from .reader import read_checkpoint
 

@@ -1,1 +1,1 @@
-"""Pictures with class names: what lies in a folder, the few-shot draw, batches."""
+"""Images with class names: what lies in a folder, the few-shot draw, batches."""

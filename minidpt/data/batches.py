@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.decode import open_image
+from ..images.decode import WhiteLevel, open_image
 from ..images.threads import map_ordered
 from ..images.transforms import eval_pixels, to_uint8, train_transform
-from ..images.white_level import WhiteLevel
 from ..support.distributed import NO_LABEL, SINGLE, World
 from ..support.files import to_single_line
 from ..support.progress import track
@@ -60,18 +59,15 @@ class ImageCache:
         image = self._images.get(path)
         if image is None:
             image = open_image(path, self.white_level)
+            size = _size(image)
             with self._lock:
-                if path not in self._images:
-                    self._keep(path, image)
+                if self._wanted and self.bytes + size > self.max_bytes:
+                    for other in self._images.keys() - self._wanted:
+                        self.bytes -= _size(self._images.pop(other))
+                if path not in self._images and self.bytes + size <= self.max_bytes:
+                    self._images[path] = image
+                    self.bytes += size
         return image
-
-    def _keep(self, path: str, image: Image.Image) -> None:
-        if self._wanted and self.bytes + _size(image) > self.max_bytes:
-            for other in self._images.keys() - self._wanted:
-                self.bytes -= _size(self._images.pop(other))
-        if self.bytes + _size(image) <= self.max_bytes:
-            self._images[path] = image
-            self.bytes += _size(image)
 
     def _clear(self) -> None:
         self._images, self.bytes = {}, 0
@@ -85,7 +81,7 @@ class ImageCache:
     ) -> None:
         """Decode images ahead, so that broken ones are found before any work is done.
 
-        They set the white level, one for those of all `world`. Raises ValueError or
+        They set the white level, the same on all ranks of `world`. Raises ValueError or
         FileNotFoundError that names all broken images; once there is one, also those among
         `others`, which are to be read next.
         """
@@ -122,7 +118,8 @@ def name_all_broken(paths: list[str], workers: int | None = None) -> Iterator[No
             raise
         (_, first), *others = broken
         named = textwrap.shorten(", ".join(path for path, _ in others), 240, placeholder=" …")
-        raise type(first)(to_single_line(f"{first}; the same for {len(others)} more: {named}")) from error
+        message = f"{first}; the same for {len(others)} more: {named}"
+        raise type(first)(to_single_line(message)) from error
 
 
 def train_batches(
@@ -159,11 +156,11 @@ def train_batches(
             train_transform(image, resolution, random.Random(f"{seed}/{epoch}/{place}"))
         )
 
-    def share(places: Sequence[int]) -> Sequence[int]:
+    def shard(places: Sequence[int]) -> Sequence[int]:
         return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
 
     labels = [items[number].label for number in order]
-    return _batches(pixels, labels, resolution, batch_size, workers, True, share, pin_memory)
+    return _batches(pixels, labels, resolution, batch_size, workers, True, shard, pin_memory)
 
 
 def eval_batches(
@@ -188,30 +185,23 @@ def _batches(
     batch_size: int,
     workers: int | None,
     drop_last: bool = False,
-    share: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
+    shard: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Batch pixels(place), (3, R, R) uint8, and labels of a rank's places, two batches ahead."""
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
     count = len(labels)
     if drop_last and count >= batch_size:
         count -= count % batch_size
     places = range(count)
-    groups = [share(places[start : start + batch_size]) for start in places[::batch_size]]
-
-    def batches() -> Iterator[Batch]:
-        ahead = 2 * max(map(len, groups), default=0)
-        # `closing`: a traceback may keep this frame alive, but the threads must end at once.
-        with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
-            for group in groups:
-                arrays = [next(views) for _ in group]
-                arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
-                shape = (len(arrays), *arrays[0].shape)
-                images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-                np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
-                numbers = [labels[place] for place in group] or [NO_LABEL]
-                yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))
-
-    return batches()
+    groups = [shard(places[start : start + batch_size]) for start in places[::batch_size]]
+    ahead = 2 * max(map(len, groups), default=0)
+    # `closing`: a traceback may keep this frame alive, but the threads must end at once.
+    with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
+        for group in groups:
+            arrays = [next(views) for _ in group]
+            arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
+            shape = (len(arrays), *arrays[0].shape)
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
+            numbers = [labels[place] for place in group] or [NO_LABEL]
+            yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))

@@ -1,4 +1,4 @@
-"""Test pictures that are training pictures, too."""
+"""Test images that are training images, too."""
 
 import hashlib
 import os
@@ -8,32 +8,23 @@ from pathlib import Path
 
 
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
-    """Which test pictures are, byte for byte, training pictures, in a line; empty if none is.
+    """Name the test images that are, byte for byte, training images, in a line; "" if none is.
 
-    Only files of the same size are looked at, and read whole if they end alike: few of many. Files
+    Only files of the same size are opened, and only those that end alike are read: few. Files
     that are not there, or cannot be opened, are left out.
     """
-    keys: list[dict[str, tuple]] = [dict.fromkeys(train, ()), dict.fromkeys(test, ())]
-    for read in (_size, _end, _digest):
-        for number, known in enumerate(keys):
-            keys[number] = {}
-            for path, key in known.items():
+    candidates = [list(dict.fromkeys(train)), list(dict.fromkeys(test))]
+    for read in (os.path.getsize, _end, _digest):
+        keys: list[dict[str, object]] = [{}, {}]
+        for paths, key_of in zip(candidates, keys, strict=True):
+            for path in paths:
                 with suppress(OSError):
-                    keys[number][path] = (*key, read(path))
+                    key_of[path] = read(path)
         both = set(keys[0].values()) & set(keys[1].values())
-        keys = [{path: key for path, key in own.items() if key in both} for own in keys]
-    copies = list(keys[1])
-    if not copies:
-        return ""
-    return (
-        f"test images that are also training images, byte for byte: {len(copies)}, as {copies[0]}"
-    )
-
-
-def _size(path: str) -> int:
-    if not os.path.isfile(path):  # a fifo would be waited for
-        raise FileNotFoundError(path)
-    return os.path.getsize(path)
+        candidates = [[path for path, key in key_of.items() if key in both] for key_of in keys]
+    copies = candidates[1]
+    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
+    return f"{first}{copies[0]}" if copies else ""
 
 
 def _end(path: str) -> bytes:

@@ -1,18 +1,21 @@
-"""What lies in a folder: images, folders of classes, train/ val/ test/ of them.
+"""What lies in a folder: images, folders of classes, train/ val/ test/ of them, a CSV file.
 
 files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
 """
 
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
+from ..support.files import MAX_CLASSES
 from ..support.progress import track
-from .naming import Naming
+from .naming import Naming, read_rows
 from .samples import PARTS, Dataset, Sample, make_dataset
 
 IMAGE_SUFFIXES = {
@@ -32,11 +35,15 @@ _OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python,
     *("$recycle.bin", "system volume information", "found.000", "lost+found", "__macosx"),
     *("network trash folder", "~snapshot", "__pycache__"),
 }
-UNREAD_SUFFIXES = {  # of pictures in formats that are not read
-    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".jpx", ".jxr", ".wdp", ".psd", ".psb", ".svg"),
-    *(".eps", ".ico", ".tga", ".pcx", ".dds", ".exr", ".hdr", ".qoi", ".xcf", ".dcm", ".pnm"),
-    *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf"),
-    *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".dcr", ".mrw"),
+UNREAD_SUFFIXES = {  # of images in formats that are not read
+    *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".psd", ".svg", ".eps", ".ico", ".tga", ".dcm"),
+    *(".exr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef"),
+}
+LABELS = "labels.csv"  # in a folder: lists its images
+_COLUMNS = {  # what a column means, by its name: letters and digits only, no s at the end
+    "path": {"path", "file", "filename", "filepath", "image", "imagename", "imagepath", "img"},
+    "label": {"label", "lbl", "class", "classname", "category"},
+    "split": {"split", "part", "subset", "set"},
 }
 
 
@@ -264,7 +271,7 @@ def assemble(
 
 
 def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
-    """50 % train, 20 % val, 30 % test; two or more images give one for training, one for test."""
+    """Draw 50 % train, 20 % val, 30 % test; of two images one for training, one for the test."""
     generator = random.Random(seed)
     parts: Parts = {part: {} for part in PARTS}
     for key, of_class in files.items():
@@ -295,3 +302,76 @@ def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, lis
         raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
     listed = track(classes, "class folders listed", len(classes))
     return {class_folder.name: images_in(class_folder) for class_folder in listed}
+
+
+def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
+    """Open the data set of a CSV file of `path,label[,split]`; paths start from its folder.
+
+    Its `root` is the innermost folder around the images: the file may lie anywhere.
+    A header may name these columns in any order, among others. Without one, the first row must
+    begin with an image file. The split is train, val or test; without one, it is drawn. Raises
+    ValueError or FileNotFoundError with the line's number.
+    """
+    where = f"labels {path}"
+    start = os.path.join(os.path.abspath(path.parent), "")
+    columns, width, rows, notes = _read_table(path, where)
+    at_path, at_label, at_split = map(columns.get, _COLUMNS)
+    needed = 1 + max(columns.values())
+    parts: Parts = {}
+    lines: dict[str, int] = {}  # image -> line
+    for line, row in rows:
+        complete = len(row) == width or len(row) >= needed and not any(row[width:])
+        part = "all" if at_split is None else complete and PART_NAMES.get(row[at_split].lower())
+        if not (complete and row[at_path] and row[at_label] and part):
+            expected = "path, label" if at_split is None else "path, label, train, val or test"
+            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
+        file = os.path.join(start, row[at_path])
+        if lines.setdefault(file, line) != line:
+            got = f"{row[at_path]} again (line {lines[file]})"
+            raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
+        parts.setdefault(part, {}).setdefault(row[at_label], []).append(file)
+    labels = set(chain(*parts.values()))
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {len(labels)}")
+    if missing := missing_files(lines):
+        line, got = lines[missing[0]], describe_missing(missing)
+        raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: mend the path")
+    parts = {part: parts[part] for part in IN_ORDER if part in parts}
+    named = path.resolve().parent.name if path.name == LABELS else path.stem
+    naming = replace(naming, name=naming.name or named)
+    root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
+    return assemble(root, parts, naming, path.name, seed).with_notes(*notes)
+
+
+def lists_images(path: Path) -> bool:
+    """Return whether a CSV file has the columns that `open_csv` reads; others lie in data sets."""
+    try:
+        return bool(_read_table(path, ""))
+    except ValueError:
+        return False
+
+
+# path, label and split -> their columns; how many columns there are; rows by line; notes
+_Table = tuple[dict[str, int], int, Iterator[tuple[int, list[str]]], list[str]]
+
+
+def _read_table(path: Path, where: str) -> _Table:
+    """Decide what the columns mean: by the header, or by the first row where that is none."""
+    rows = read_rows(path, where)
+    line, first = next(rows, (1, []))
+    columns: dict[str, int] = {}
+    notes = []
+    for number, cell in enumerate(first):
+        word = re.sub(r"[\W_]", "", cell.lower())
+        for name, words in _COLUMNS.items():
+            if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
+                taken = first[columns[name]]
+                notes.append(f"the {name} is read from the column '{taken}', not from '{cell}'")
+    if "path" in columns and "label" in columns:
+        return columns, len(first), rows, notes
+    if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
+        columns = dict(zip(_COLUMNS, range(len(first))))
+        return columns, len(first), chain([(line, first)], rows), []
+    got = ",".join(first) or "an empty file"
+    raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")

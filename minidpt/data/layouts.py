@@ -236,7 +236,7 @@ LAYOUTS = (
 
 
 def layout_of(name: str) -> Layout:
-    """The layout of a data set by its name or its folder's, upper or lower case, - and _ left out.
+    """Return the layout called so, or whose folder is; case, - and _ do not count.
 
     Raises ValueError with the choices.
     """
@@ -248,5 +248,5 @@ def layout_of(name: str) -> Layout:
 
 
 def plain(name: str) -> str:
-    """A name without upper case, - and _, to compare."""
+    """Reduce a name to lower case, without - and _, to compare."""
     return re.sub(r"[-_ ]", "", name).lower()

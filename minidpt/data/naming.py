@@ -14,7 +14,6 @@ import regex
 
 from ..support.files import (
     MAX_PICTURES,
-    MAX_TEXT,
     canonical_classname,
     read_json,
     read_text,
@@ -23,9 +22,7 @@ from ..support.files import (
 )
 from .samples import DEFAULT_TEMPLATE, Dataset
 
-MAX_ROW = 1_000_000  # characters of a row of a CSV file
 _WORDNET_ID = re.compile(r"n\d{8}")
-_MISSING = re.compile("nan|none|null|n/?a|<na>", re.IGNORECASE)
 
 
 def readable(folder_name: str) -> str:
@@ -60,7 +57,8 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     if path.suffix.lower() == ".json":
         content = read_json(path, where)
         if not isinstance(content, dict):
-            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {short_repr(content)}')
+            got = short_repr(content)
+            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {got}')
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
@@ -120,8 +118,6 @@ class Naming:
             elif other != key:
                 got = f"'{other}' and '{key}': rename or merge them"
                 raise ValueError(f"data folder {where}: expected different class names, got {got}")
-        missing = filter(_MISSING.fullmatch, names.values())
-        notes += [f"a class is called '{name}', as missing labels often are" for name in missing]
         if all(map(str.isdecimal, names.values())):
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
@@ -129,8 +125,7 @@ class Naming:
     def credit(self, dataset: Dataset, keys: Collection[str]) -> Dataset:
         """Say in `source` how many of the data set's `keys` the caller has named.
 
-        Where some are not named, a note tells of names that are no key's. Raises ValueError if
-        there are names, but for none of the keys.
+        Raises ValueError if there are names, but for none of the keys.
         """
         if not self.renames:
             return dataset
@@ -140,40 +135,22 @@ class Naming:
             raise ValueError(f"class names {self.renames_file}: expected {expected}, got none")
         file = Path(self.renames_file).name
         source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        dataset = replace(dataset, source=source)
-        unused = [key for key in self.renames if key not in keys]
-        if unused and count < len(keys):
-            hint = "a folder with spaces in its name stands before a tab"
-            first = f"{len(unused)}, first '{unused[0]}'"
-            return dataset.with_notes(f"names in {file} of no class: {first} ({hint})")
-        return dataset
+        return replace(dataset, source=source)
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
-    time, so that their number and the length of each are bounded, not how many cells there are.
+    time.
     """
-    text = read_text(path, where, MAX_TEXT)
+    text = read_text(path, where, 5 * MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
-    rows = read = end = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal read
-        for line in re.finditer(r".*\n|.+", text):
-            read = line.end()
-            if rows == MAX_PICTURES or read - end > MAX_ROW:
-                most = f"{MAX_PICTURES:,} rows of {MAX_ROW:,} characters"
-                raise ValueError(f"{where}: expected at most {most}, got more: split it")
-            yield line[0]
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    lines = (line[0] for line in re.finditer(r".*\n|.+", text))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            cells, end = [cell.strip() for cell in row], read
-            if any(cells):
-                rows += 1
+            if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:
         raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error

@@ -1,6 +1,6 @@
 """The embedded demo: pictures of everyday things, drawn from a seed (`scenes.py`).
 
-The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in `BOOK_STYLE` (and real icons
+The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in its BOOK_STYLE (and real icons
 and clip art); the demo's own pictures come in `STREET_STYLE`: a street at night, with dark grounds
 and grain, which those scenes lack, and two or three smaller things of other classes beside the one
 that counts. So the model knows the classes, but not this world: what few-shot tuning is for.
@@ -23,9 +23,9 @@ VERSION = 3  # of the pictures; raise it when anything drawn changes
 
 
 def draw_demo(parent: str | os.PathLike) -> Path:
-    """The demo's pictures as PNG files in `parent`/demo-v3, train/ and test/ of class folders.
+    """Draw the demo's images as PNG files in `parent`/demo-v3, train/ and test/ of class folders.
 
-    Drawn in a second or two; a folder that was drawn before is used again. Returns the folder.
+    Returns the folder. It takes a second or two; a folder that was drawn before is used again.
     """
     folder = Path(parent) / f"demo-v{VERSION}"
     if folder.is_dir():
@@ -48,7 +48,7 @@ def draw_demo(parent: str | os.PathLike) -> Path:
 
 
 def demo_files() -> Iterator[PurePath]:
-    """The demo's files within its folder, part/class/file, in the order they are drawn in."""
+    """Yield the demo's files within its folder, part/class/file, in the order they are drawn."""
     for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         for name in CLASSES:
             for number in range(count):
@@ -56,5 +56,5 @@ def demo_files() -> Iterator[PurePath]:
 
 
 def is_demo(folder: str | os.PathLike) -> bool:
-    """Whether `draw_demo` of this or another version has made the folder, by its name."""
+    """Return whether `draw_demo` of this or another version has made the folder, by its name."""
     return Path(folder).name.startswith("demo-v")

@@ -38,18 +38,6 @@ class Style:
 
 
 STREET_STYLE = Style()
-BOOK_STYLE = Style(
-    saturation=(0.4, 1.0),
-    value=(0.35, 1.0),
-    background=((0.0, 0.4), (0.6, 1.0)),
-    outline=0.2,
-    clutter=(0, 3),
-    others=(0, 0),
-    other_size=(0.4, 0.6),
-    size=(0.5, 0.95),
-    tilt=15,
-    noise=0,
-)
 
 
 def draw_scene(
@@ -93,7 +81,7 @@ def draw_thing(
     pixels: int,
     at_edge: bool,
 ) -> list[list[Point]]:
-    """One thing: `size` by the picture's side, anywhere where it fits, or about an edge.
+    """Draw a thing: `size` by the image's side, anywhere where it fits, or about an edge.
 
     Returns its polygons as they lie in the picture.
     """
@@ -125,17 +113,17 @@ def draw_thing(
 
 
 def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
-    """A random colour of the style's things."""
+    """Draw a random colour of the style's things."""
     return hsv(rng.random(), rng.uniform(*style.saturation), rng.uniform(*style.value))
 
 
 def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    """Hue, saturation and value in 0–1 as an RGB triple in 0–255."""
+    """Convert hue, saturation and value in 0–1 to an RGB triple in 0–255."""
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def add_grain(image: Image.Image, rng: random.Random, amplitude: float) -> Image.Image:
-    """The picture plus uniform noise of ± amplitude/2, the same in the three channels."""
+    """Add uniform noise of ± amplitude/2, the same in the three channels."""
     grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
     grain = grain.point(lambda v: round(v * amplitude / 255)).convert("RGB")
     return ImageChops.add(image, grain, offset=-round(amplitude / 2))

@@ -14,18 +14,18 @@ Part = tuple[int, list[Point]]  # which of the three colours, and a polygon in t
 def oval(
     x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360
 ) -> list[Point]:
-    """An arc of an ellipse around (x, y), `start` to `end` degrees, clockwise from the right."""
+    """Return an arc of an ellipse around (x, y), clockwise from the right; angles in degrees."""
     steps = [math.radians(start + (end - start) * i / 24) for i in range(25)]
     return [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in steps]
 
 
 def box(left: float, top: float, right: float, bottom: float) -> list[Point]:
-    """A rectangle."""
+    """Return a rectangle."""
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def spikes(count: int, inner: float, outer: float) -> list[Point]:
-    """A star in the middle with `count` points, the first one up."""
+    """Return a star in the middle with `count` points, the first one up."""
     angles = [math.pi * i / count - math.pi / 2 for i in range(2 * count)]
     radii = [outer, inner] * count
     rays = zip(radii, angles, strict=True)

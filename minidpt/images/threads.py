@@ -22,9 +22,7 @@ def default_workers() -> int:
     the processes that torchrun has started on this machine; from 1 to `MOST`.
     """
     processors = os.cpu_count() or 1
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        processors = os.process_cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
         processors = len(os.sched_getaffinity(0))
     with suppress(OSError, ValueError):  # no container, or "max"
         share, period = map(int, CONTAINER.read_text().split())

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decode import ImageSource, open_image
-from .white_level import WhiteLevel
+from .decode import ImageSource, WhiteLevel, open_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
@@ -171,10 +170,6 @@ class Preprocess:
     resolution: int
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
-
-    def __post_init__(self):
-        if self.resolution < 1:
-            raise ValueError(f"resolution: expected at least 1 pixel, got {self.resolution}")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.from_numpy(eval_pixels(image, self.resolution))

@@ -20,7 +20,7 @@ from ..clip.network import CLIP
 from ..data.batches import Batch, ImageCache, eval_batches, name_all_broken
 from ..data.copies import copies_note
 from ..data.samples import Sample
-from ..images.white_level import WhiteLevel
+from ..images.decode import WhiteLevel
 from ..model import PromptedCLIP
 from ..support.distributed import SINGLE, World
 from ..support.progress import print_notes, task_progress

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.folders import describe_missing, missing_files
-from ..data.layouts import LAYOUTS, plain
-from ..data.samples import PARTS, Dataset
+from ..data.samples import PARTS
 from ..data.splits import split_content
 from ..support.files import atomic_write, check_fields, file_lock, read_json
 from .config import FIELDS, RunConfig, RunRecord, flag
@@ -282,19 +281,3 @@ def check_outside(
             raise ValueError(
                 f"{what} {path}: expected one outside the data folder {root}: pass another {option}"
             )
-
-
-def folders_of(dataset: Dataset) -> list[Path]:
-    """List a data set's folders; of a known one also the folder that its image folder belongs to.
-
-    caltech-101/ of caltech-101/101_ObjectCategories/, though the latter is all that --data names.
-    """
-    found, root = dataset.folders(), Path(os.path.abspath(dataset.root))
-    for layout in LAYOUTS:
-        if layout.name == dataset.name and root.name in layout.images:
-            folder = root.parent
-            names = map(plain, layout.folders)
-            if folder.name == layout.inner and plain(folder.parent.name) in names:
-                folder = folder.parent  # dtd/ of torchvision's dtd/dtd/images/
-            found.append(folder)
-    return found

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..config import METHODS
 from ..data.splits import split_content
+from ..images.decode import check_white_level
 from ..images.transforms import eval_pixels
-from ..images.white_level import check_white_level
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line

@@ -18,7 +18,7 @@ import torch
 from ..clip.network import CLIP
 from ..config import METHODS
 from ..data.batches import IMAGE_MEMORY, ImageCache
-from ..data.datasets import open_dataset
+from ..data.datasets import folders_of, open_dataset
 from ..data.layouts import layout_of
 from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
@@ -148,7 +148,7 @@ def open_output(
 ) -> Iterator[tuple[list[PlannedRun], Path | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
     datasets = {run.dataset.name: run.dataset for run in runs}.values()
-    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders.folders_of, datasets))]
+    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders_of, datasets))]
     out = command.out
     if len(runs) == 1 and not (out and is_sweep(out)):
         lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)

@@ -232,8 +232,6 @@ def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
     names.write_text("sea horse\tfish\nroad sign traffic sign\n")
     dataset = open_dataset(tmp_path / "data", classnames=names)
     assert dataset.classnames == ["ox", "road sign", "fish"]
-    (note,) = [note for note in dataset.notes if "names.txt" in note]
-    assert note.startswith("names in names.txt of no class: 1, first 'road'")
     assert "1 of 3 class names from names.txt" in dataset.source
 
 
@@ -355,20 +353,15 @@ def test_pictures_that_a_csv_misses_are_counted_up_to_a_thousand(tmp_path):
         open_dataset(table(tmp_path, rows))
 
 
-def test_a_csv_may_have_many_columns_and_a_bounded_number_of_bounded_rows(tmp_path, monkeypatch):
+def test_a_csv_may_have_many_columns_and_a_bounded_number_of_cells(tmp_path):
     rows = "".join(
         f"pictures/{letter}.png,{'ab'[n % 2]}" + f',"{"," * 120_000}"' * 7 + "," * 9_993 + "\n"
         for n, letter in enumerate("abcdef")
     )  # 5 million separators, in 60,000 cells
     path = table(tmp_path, f"path,label{',' * 10_000}\n{rows}")
     assert len(everything(open_dataset(path))) == 6
-    for text in ("," * 1_000_001, 'a,"\n",' * 200_001):
-        with pytest.raises(ValueError, match="at most 2,000,000 rows of 1,000,000 char.* split it"):
-            open_dataset(table(tmp_path, text))
-    monkeypatch.setattr(naming, "MAX_PICTURES", 6)
-    assert len(everything(open_dataset(table(tmp_path, FULL)))) == 5  # and the header
-    with pytest.raises(ValueError, match="at most 6 rows"):
-        open_dataset(table(tmp_path, FULL + "pictures/f.png,owl,test"))
+    with pytest.raises(ValueError, match="at most .* and 10,000,000 entries.* split it"):
+        open_dataset(table(tmp_path, "," * 10_000_001))
 
 
 def test_a_quoted_cell_keeps_its_comma_and_its_line_end_is_a_space(tmp_path):
@@ -381,8 +374,6 @@ def test_labels_that_are_no_names_are_said(tmp_path):
     rows = "".join(f"pictures/{letter}.png,{n // 2}\n" for n, letter in enumerate("abcdef"))
     (note,) = open_dataset(table(tmp_path, rows)).notes
     assert "called by numbers" in note and "--classnames" in note
-    (note,) = open_dataset(table(tmp_path, rows.replace(",1", ",nan"))).notes
-    assert "a class is called 'nan', as missing labels" in note
     (tmp_path / "names.txt").write_text("0 ox\n1 owl\n2 gnu\n")
     named = open_dataset(table(tmp_path, rows), classnames=tmp_path / "names.txt")
     assert named.classnames == ["ox", "owl", "gnu"] and named.notes == ()

@@ -20,7 +20,8 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.naming import read_classnames
 from minidpt.data.samples import PARTS
 from minidpt.data.splits import read_split
-from minidpt.runs.folders import CONFIG, SPLIT, SUMMARY, TRANSFER, RunFolder
+from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.runs.folders import CONFIG, RECORD, SPLIT, SUMMARY, TRANSFER, RunFolder
 from minidpt.runs.tables import write_tables
 
 SPLIT_ROWS = {
@@ -29,8 +30,7 @@ SPLIT_ROWS = {
 }
 CSV = "path,label,split\na.png,ox,train\nb.png,owl,train\nc.png,ox,test\nd.png,owl,test\n"
 TEST = {"zero_shot_accuracy": 50.5, "accuracy": 61, "test_images": 4}
-SETTINGS = {"epochs": 3, "classes": "all", "data": "/d", "dataset": None, "template": "a {}.",
-            "versions": {"minidpt": "1.0"}}  # fmt: skip
+SETTINGS = RunConfig(epochs=3, data="/d", template="a {}."), RunRecord("c", "d", "cpu", "fp32")
 RESULT = {"dataset": "pets", "model": "tiny", "method": "dpt", "shots": 2, "seed": 1}
 OTHER = {"ants": {**TEST, "tested": "ants", "settings": {"tested by": "my {}."}}}
 
@@ -105,15 +105,16 @@ def kinds(folder: Path) -> list[Kind]:
     (food / "meta").mkdir()
     listed = {"apple_pie": ["apple_pie/1"], "waffles": ["waffles/1"]}
     (food / "meta" / "test.json").write_text(json.dumps(listed))
-    run.create()
-    files = {CONFIG: SETTINGS, SUMMARY: {**RESULT, "tests": {"pets": TEST}}, TRANSFER: OTHER}
+    run.create(*SETTINGS)
+    config = {**SETTINGS[0].to_dict(), RECORD: vars(SETTINGS[1])}
+    files = {CONFIG: config, SUMMARY: {**RESULT, "tests": {"pets": TEST}}, TRANSFER: OTHER}
     files[SPLIT] = {**described, **SPLIT_ROWS}
     for name, content in files.items():
         run.write_json(name, content)
 
     def read_run(_: Path) -> None:
         write_tables(run.folder)
-        run.finished(SETTINGS)
+        run.is_finished(*SETTINGS)
 
     return [
         Kind("split.json", {**described, **SPLIT_ROWS}, opened),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,11 @@ from minidpt.checkpoints.reader import read_state_dict
 from minidpt.data import datasets
 from minidpt.demo import demo, scenes
 from minidpt.demo.demo import CLASSES
-from minidpt.demo.scenes import BOOK_STYLE, STREET_STYLE, draw_scene
+from minidpt.demo.scenes import STREET_STYLE, draw_scene
 from minidpt.demo.things import THINGS
+
+sys.path.append(str(Path(__file__).parents[2] / "weights"))
+from pretrain_tiny import BOOK_STYLE  # noqa: E402
 
 both_styles = pytest.mark.parametrize("style", [BOOK_STYLE, STREET_STYLE], ids=["book", "night"])
 

@@ -9,7 +9,7 @@ import plain_pictures
 import pytest
 from PIL import Image
 
-from minidpt.images import decode, transforms, white_level
+from minidpt.images import decode, transforms
 from minidpt.images.threads import map_ordered
 
 
@@ -68,7 +68,7 @@ MODES += [f"{mode}, see-through" for mode in ("L", "P", "RGB", "I;16")]
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_of_any_mode_gives_the_bits_of_the_plain_transforms(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(decode, "LARGE", 0)  # also one at a time
-    monkeypatch.setattr(white_level, "BLOCK", 97)
+    monkeypatch.setattr(decode, "BLOCK", 97)
     for orientation, size in itertools.product(range(1, 9), [(31, 17), (13, 41)]):
         assert_same_views(saved(tmp_path, mode, size, orientation), 11)
     assert_same_views(saved(tmp_path, mode, (5, 3)), 7)  # enlarged

@@ -37,8 +37,7 @@ def machine(monkeypatch, tmp_path):
     """Sets what a machine has: processors, its container's share (a text), processes of a run."""
 
     def has(processors: int, share: str | None = None, processes: str | None = None) -> None:
-        for name in ("process_cpu_count", "cpu_count"):
-            monkeypatch.setattr(os, name, lambda: processors, raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: processors)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), False)
         monkeypatch.setattr(threads, "CONTAINER", tmp_path / "cpu.max")
         if share is not None:

@@ -17,8 +17,8 @@ import minidpt
 from minidpt.data import batches, copies
 from minidpt.data import samples as data
 from minidpt.images import transforms
+from minidpt.images.decode import WhiteLevel
 from minidpt.images.transforms import Preprocess, normalize
-from minidpt.images.white_level import WhiteLevel
 from minidpt.runs import evaluation
 from minidpt.support.progress import use_progress
 

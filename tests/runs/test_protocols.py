@@ -337,7 +337,7 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
     def around(name: str, root: str) -> list[str]:
         path = tmp_path / root
         dataset = data.Dataset(name, path, ["a", "b"], "{}", [], [], [], "")
-        return [str(folder.relative_to(tmp_path)) for folder in runs.folders_of(dataset)[1:]]
+        return [str(folder.relative_to(tmp_path)) for folder in datasets.folders_of(dataset)[1:]]
 
     assert around("DescribableTextures", "data/dtd/dtd/images") == ["data/dtd"]  # torchvision's
     assert around("DescribableTextures", "data/dtd/images") == ["data/dtd"]
