@@ -199,9 +199,10 @@ class RunReport:
             each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
         )
         about = (
-            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP mistakes "
-            f"{(right & ~before).sum():,} of these and recognises {(before & ~right).sum():,} of "
-            f"the others. Below: the {len(chosen)} mistakes with the greatest probability."
+            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP "
+            f"mistakes {(right & ~before).sum():,} of these and recognises "
+            f"{(before & ~right).sum():,} of the others. Below: the {len(chosen)} mistakes with "
+            "the greatest probability."
         )
         if model:
             about += (
@@ -271,10 +272,12 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
     rows = []
     for label, result in enumerate(results):
         cells = [""] * len(classnames)
-        for other, count in [(label, result.correct), *result.mistakes]:
-            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / max(result.images, 1):.0f}%"
+        counts = {label: result.correct, **dict(result.mistakes)}
+        for other in filter(counts.get, counts):
+            count = counts[other]
+            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / result.images:.0f}%"
             style = f"background:color-mix(in srgb,{mix},var(--wash))"
-            cells[other] = tag("span", count, style=style) if count else ""
+            cells[other] = tag("span", count, style=style)
         rows.append((name(classnames[label], 32), *cells))
     heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
     about = "Rows are the true classes, columns what they are taken for; in test images."
@@ -295,8 +298,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
-        several = any(len(row.accuracies) > 1 for row in rows)
-        about = "Mean over seeds; bars are one standard deviation to each side." if several else ""
+        about = "Mean over seeds; bars are one standard deviation to each side."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 
@@ -308,13 +310,12 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
     series = [Series("zero-shot", "cz", ends, dashed=True)]
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
-        group = [row for row in rows if row.label == label]
-        points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
-        if points:
+        if group := [row for row in rows if row.label == label]:
+            points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
             deviations = [row.std for row in group]
             series.append(Series(label, f"c{number % 5}", points, deviations))
-    x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
-    return line_chart("accuracy, %", x_title, series, names, percent=True)
+    x_title = "shots (training images a class)"
+    return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots], percent=True)
 
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:

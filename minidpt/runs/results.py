@@ -23,13 +23,14 @@ from ..support.files import (
     to_single_line,
     validate_name,
 )
-from . import folders
-from .config import OPTIONS, RunConfig, RunRecord, flag, published_settings
+from .config import OPTIONS, flag, published_settings
 from .folders import (
     CONFIG,
     FINGERPRINTS,
+    SPLIT,
     SUMMARY,
     TRANSFER,
+    TRANSFER_LOCK,
     RunFolder,
     is_earlier_version,
     is_run,
@@ -37,23 +38,10 @@ from .folders import (
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
+FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
 LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
-
-
-def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
-    """Return the settings that tell rows apart, beside what a `Row` has fields for."""
-    settings = config.result_settings() | record.result_settings()
-    apart = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
-    return {name: value for name, value in settings.items() if name not in apart}
-
-
-def format_setting(name: str, value: Any) -> str:
-    """Return a setting as tables show it; of a fingerprint, its beginning."""
-    if name in FINGERPRINTS:
-        return f"{FINGERPRINTS[name]} fingerprint {str(value)[:8]}"
-    return f"{name} {to_single_line(value, 200)}"
 
 
 class Row(NamedTuple):
@@ -68,7 +56,7 @@ class Row(NamedTuple):
     variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
     zero_shot_accuracy: float
     accuracies: dict[int, float]  # by seed
-    settings: dict[str, Any] = {}  # `compared_settings`, and what a test by eval.py had otherwise
+    settings: dict[str, Any] = {}  # all others that decide the result
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
 
     @property
@@ -106,7 +94,8 @@ def read_results(folder: str | os.PathLike) -> list[Row]:
             continue
         run = RunFolder(path.parent)
         config, record = run.read_config()
-        settings = compared_settings(config, record)
+        settings = config.result_settings() | record.result_settings()
+        settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
         summary = run.read_json(SUMMARY, **OF_RUN)
         dataset = validate_name(summary["dataset"], str(path), folder=True)
         trained = tested_on(dataset, config.classes)
@@ -159,7 +148,12 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         first = next(iter(group.values()))
         named = sorted(names & first.settings.keys())
         rows.append(first._replace(
-            variant=", ".join(format_setting(name, first.settings[name]) for name in named),
+            variant=", ".join(
+                f"{FINGERPRINTS[name]} fingerprint {str(first.settings[name])[:8]}"
+                if name in FINGERPRINTS
+                else f"{name} {to_single_line(first.settings[name], 200)}"
+                for name in named
+            ),
             zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
             accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
             unusual=tuple(
@@ -189,7 +183,7 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
+    trained_root = run.read_json(SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
@@ -201,7 +195,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     is_elsewhere = is_tested and root != trained_root  # other images of that name
-    with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
+    with file_lock(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {

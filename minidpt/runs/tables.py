@@ -17,10 +17,6 @@ from .results import LEFT_OUT, Row, left_out, read_results, summarise, tested_on
 PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76.8),
              "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
              "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
-PUBLISHED_TITLE = (
-    "Published means over the 11 data sets, ViT-B/32 "
-    "(read off a plot in CLIP-LoRA's repository, ±0.2)"
-)
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
@@ -91,7 +87,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             parts.append(Table(f"Trained on one, tested on another, CLIP {model}", heads, lines))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
-        parts.append(Table(PUBLISHED_TITLE, ["method", "1 shot", "16 shots"], lines))
+        title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
+        parts.append(Table(title, ["method", "1 shot", "16 shots"], lines))
     return parts
 
 
@@ -108,23 +105,21 @@ def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
     They are taken for each seed that was run on all of them; the deviation is that of these means.
     """
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if row.trained == row.tested == row.dataset:
-            groups.setdefault((row.model, *row[4:7]), []).append(row)
+    rows = [row for row in rows if row.trained == row.tested == row.dataset]
     averages: dict[str, list[Row]] = {}
-    for (model, *_), group in sorted(groups.items(), key=lambda item: item[0][0]):
-        count = len({row.dataset for each in groups if each[0] == model for row in groups[each]})
-        first = group[0]
-        seeds = [s for s in first.accuracies if all(s in row.accuracies for row in group)]
+    for model, *kind in dict.fromkeys((row.model, *row[4:7]) for row in rows):
+        same_model = [row for row in rows if row.model == model]
+        group = [row for row in same_model if [*row[4:7]] == kind]
+        seeds = [s for s in group[0].accuracies if all(s in row.accuracies for row in group)]
+        count = len({row.dataset for row in same_model})
         if len(group) == count > 1 and seeds:
             averages.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
-                first._replace(
+                group[0]._replace(
                     zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
                     accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
                 )
             )
-    return averages
+    return dict(sorted(averages.items()))
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -280,32 +281,14 @@ def _sync(path: Path, mode: int) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def writing_rows(
-    path: str | os.PathLike, header: Iterable, errors: str = "surrogateescape"
-) -> Iterator[Callable[[Iterable], None]]:
-    """A function that adds a row to a CSV file, which is at `path` at the end of the block, whole.
-
-    By default names of files that are no text keep their bytes.
-    """
-    with atomic_write(path) as unfinished:
-        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
-            writer = csv.writer(file)
-
-            def write(row: Iterable) -> None:
-                writer.writerow(map(escape_formula, row))
-
-            write(header)
-            yield write
-
-
 def write_rows(
     path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable], errors="surrogateescape"
 ) -> None:
-    """Write a CSV file whole, as `writing_rows`."""
-    with writing_rows(path, header, errors) as write:
-        for row in rows:
-            write(row)
+    """Write a CSV file whole; by default names of files that are no text keep their bytes."""
+    with atomic_write(path) as unfinished:
+        with unfinished.open("w", newline="", encoding="utf-8", errors=errors) as file:
+            for row in chain([header], rows):
+                csv.writer(file).writerow(map(escape_formula, row))
 
 
 @contextmanager
