@@ -45,7 +45,7 @@ from minidpt.runs.folders import RunFolder, check_outside, folders_of
 from minidpt.runs.precision import choose_precision
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report
-from minidpt.runs.results import noted_tests, record_cross_dataset
+from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
 from minidpt.runs.sources import (
     data_folders,
     device_of_runs,
@@ -55,7 +55,6 @@ from minidpt.runs.sources import (
     sources_of,
     train_images,
 )
-from minidpt.runs.tables import write_tables
 from minidpt.support.distributed import join_world, world_from_environment
 from minidpt.support.progress import print_line, print_notes
 

@@ -24,8 +24,16 @@ from .attention_pngs import Panel, attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import LEFT_OUT, Row, left_out, read_results, summarise
-from .tables import caption, chart_groups, tables
+from .results import (
+    LEFT_OUT,
+    Row,
+    caption,
+    chart_groups,
+    left_out,
+    read_results,
+    summarise,
+    tables,
+)
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -151,16 +159,16 @@ class RunReport:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
-        def chart(title: str, *keys: str, percent: bool = False) -> Markup:
+        def chart(title: str, *keys: str) -> Markup:
             lines = []
             for number, key in enumerate(keys):
                 points = [(each["epoch"], {**each, **each["lr"]}[key]) for each in records]
                 lines.append(Series(SIDES.get(key, ""), f"c{number}", points))
-            return line_chart(title, "epoch", lines, percent=percent, shaded=shaded)
+            return line_chart(title, "epoch", lines, shaded=shaded)
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
-            chart("accuracy on training views, %", "train_accuracy", percent=True),
+            chart("accuracy on training views, %", "train_accuracy"),
             chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
         ]
         about = "Of each epoch; views are random crops of the training images, mirrored or not."
@@ -315,7 +323,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
             deviations = [row.std for row in group]
             series.append(Series(label, f"c{number % 5}", points, deviations))
     x_title = "shots (training images a class)"
-    return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots], percent=True)
+    return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:

@@ -44,8 +44,7 @@ from .folders import (
 from .precision import choose_precision
 from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
-from .results import read_results, summarise
-from .tables import markdown, write_tables
+from .results import markdown, read_results, summarise, write_tables
 from .train_options import TrainCommand
 
 

@@ -11,7 +11,7 @@ import pytest
 from scripts import assert_one_line, inside, summary
 from small_runs import read_csv, succeed
 
-from minidpt.runs import results, tables
+from minidpt.runs import results
 from minidpt.runs.config import RunConfig, published_settings
 
 
@@ -81,7 +81,7 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictu
     shutil.copytree(run, "again/longer")
     config = json.loads(Path("again/longer/config.json").read_text())
     Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
-    text = tables.write_tables("again")
+    text = results.write_tables("again")
     rows = [
         row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
     ]
@@ -99,7 +99,7 @@ def test_the_mean_over_data_sets_is_taken_for_each_seed():
         return results.Row(dataset, dataset, dataset, "tiny", "dpt", 1, "", 50.0, accuracies)
 
     rows = [row("EuroSAT", {1: 10.0, 2: 30.0, 3: 99.0}), row("DTD", {1: 30.0, 2: 10.0})]
-    table = tables.markdown(rows)
+    table = results.markdown(rows)
     mean = table.split("Mean of 2 data sets")[1].split("**")[1]
     assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
 
@@ -117,7 +117,7 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
     assert {(row.dataset, row.variant) for row in rows} == {
         ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
     }  # fmt: skip
-    mean = tables.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
+    mean = results.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
     assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
 
 
@@ -142,32 +142,32 @@ def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, show
 def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
     assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
-    assert "dpt" not in tables.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
+    assert "dpt" not in results.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
     usual = [result("DTD", "vlp", warmup_epochs=10),
              result("ImageNet", "vlp", warmup_epochs=1, accuracy=80.0)]  # fmt: skip
     rows = results.summarise(usual)
     assert [row.variant for row in rows] == ["", ""]
-    assert "vlp       | 70.0" in tables.markdown(rows).split("Mean of 2 data sets")[1]
+    assert "vlp       | 70.0" in results.markdown(rows).split("Mean of 2 data sets")[1]
     rows = results.summarise([usual[0], usual[1]._replace(dataset="Pets")])
     assert [row.variant for row in rows] == ["warmup_epochs 10", "warmup_epochs 1"]
 
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
-    said = tables.caption(results.summarise([result(**short), result(method="coop", **short)]))
+    said = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
     assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
-    said = tables.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    said = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
     assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
     # by shots
     rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
-    said = tables.caption(results.summarise(rows))
+    said = results.caption(results.summarise(rows))
     assert said.endswith("one seed. Not as published (coop): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
-    assert tables.caption(rows) == (
+    assert results.caption(rows) == (
         "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
         "Not as published: --csc."
     )
@@ -217,7 +217,7 @@ def test_what_is_no_run_is_left_out_of_the_tables(sweep):
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
     rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
                               result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
-    tables.write_csv(rows, tmp_path / "table.csv")
+    results.write_csv(rows, tmp_path / "table.csv")
     table = read_csv(tmp_path / "table.csv")
     found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
     assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
@@ -231,7 +231,7 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
                     accuracies)
         for half, accuracies in halves.items()
     ]  # fmt: skip
-    tables.write_csv(rows, tmp_path / "table.csv")
+    results.write_csv(rows, tmp_path / "table.csv")
     mean = read_csv(tmp_path / "table.csv")[2]
     assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
     assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
@@ -239,10 +239,10 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
 
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
     rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
-    tables.write_csv(rows, tmp_path / "table.csv")
+    results.write_csv(rows, tmp_path / "table.csv")
     assert [row["dataset"] for row in read_csv(tmp_path / "table.csv")] == ["'=1+1", "a|b"]
     assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
-    table = tables.markdown(rows)
+    table = results.markdown(rows)
     assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
 
 
@@ -251,7 +251,7 @@ def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
     rows = results.summarise(
         result(template=template, zero_shot=zero_shot) for template, zero_shot in asked.items()
     )
-    table = tables.markdown(rows)
+    table = results.markdown(rows)
     assert "zero-shot (template a {}.)  | 40.0" in table
     assert "zero-shot (template my {}.) | 50.0" in table
 
@@ -259,5 +259,5 @@ def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
 def test_runs_on_the_new_classes_are_in_the_table():
     row = results.summarise([result()])[0]
     only_new = row._replace(trained="DTD, new classes", tested="DTD, new classes")
-    table = tables.markdown([row, only_new])
+    table = results.markdown([row, only_new])
     assert "**DTD, new classes, CLIP tiny**" in table and "Mean of" not in table

@@ -15,7 +15,7 @@ from small_runs import TEST_ONLY, TRAINED, files, read_csv, succeed
 import minidpt
 from minidpt.data import datasets
 from minidpt.data import samples as data
-from minidpt.runs import evaluation, tables
+from minidpt.runs import evaluation, results
 from minidpt.runs import folders as runs
 
 
@@ -79,7 +79,7 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
     both = [row for row in rows if "harmonic mean" in row["tested"] and row["method"] == "dpt"]
     parts = [row for row in rows if row["method"] == "dpt" and row not in both]
     first, second = (float(row["accuracy"]) for row in parts)
-    assert float(both[0]["accuracy"]) == pytest.approx(tables.harmonic_mean(first, second))
+    assert float(both[0]["accuracy"]) == pytest.approx(results.harmonic_mean(first, second))
 
     again = succeed("eval.py", "test", run, "--classes", "new").out  # the same once more
     assert (
