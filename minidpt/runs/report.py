@@ -24,16 +24,7 @@ from .attention_pngs import Panel, attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import (
-    LEFT_OUT,
-    Row,
-    caption,
-    chart_groups,
-    left_out,
-    read_results,
-    summarise,
-    tables,
-)
+from .results import LEFT_OUT, Row, caption, chart_groups, left_out, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -58,7 +49,7 @@ def write_report(
         report = RunReport(RunFolder(folder), model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
-        title, content = sweep_report(summarise(read_results(folder)))
+        title, content = sweep_report(read_rows(folder))
         count = len(left_out(folder))
         notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
     if notes:
@@ -140,13 +131,13 @@ class RunReport:
         kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
         summary = self.run.read_json(SUMMARY, **kinds)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
-        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", ""),
-                 (f"{summary['seconds'] / 60:.1f} min", "training and tests", "")]  # fmt: skip
+        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
         if self.config["method"] != "zeroshot":
-            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy", "c0"))
-            tiles.insert(2, (f"{accuracy - zero_shot:+.2f}", "percentage points gained", ""))
-        numbers = (tag("div", tag("b", n, class_=style), text) for n, text, style in tiles)
-        rows = summarise(read_results(self.run.folder))
+            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy"))
+            tiles.append((f"{accuracy - zero_shot:+.2f}", "percentage points gained"))
+        tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
+        numbers = (tag("div", tag("b", number), about) for number, about in tiles)
+        rows = read_rows(self.run.folder)
         more = html_tables(rows) if len(rows) > 1 else []
         return tag("section", tag("div", *numbers, class_="numbers"), *more)
 

@@ -134,6 +134,11 @@ def left_out(folder: str | os.PathLike) -> list[Path]:
     return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
 
 
+def read_rows(folder: str | os.PathLike) -> list[Row]:
+    """Read the rows of all finished runs in a folder and below. Raises as `read_results`."""
+    return summarise(read_results(folder))
+
+
 def summarise(results: Iterable[Row]) -> list[Row]:
     """Group results that differ in the seed only into rows, by data set, method and shots.
 
@@ -388,7 +393,7 @@ def write_tables(folder: str | os.PathLike) -> str:
 
     Raises as `read_results`.
     """
-    rows = summarise(read_results(folder))
+    rows = read_rows(folder)
     text = markdown(rows)
     if others := left_out(folder):
         names = to_single_line(", ".join(run.name for run in others))

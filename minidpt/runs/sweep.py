@@ -44,7 +44,7 @@ from .folders import (
 from .precision import choose_precision
 from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
-from .results import markdown, read_results, summarise, write_tables
+from .results import markdown, read_rows, write_tables
 from .train_options import TrainCommand
 
 
@@ -289,7 +289,7 @@ def tabulate(sweep: SweepFolder, with_report: bool) -> bool:
         text, written = f"{write_tables(sweep.folder)}\n{sweep.folder}: table.md, table.csv", True
     except OSError as error:
         print_error(error)
-        text, written = markdown(summarise(read_results(sweep.folder))), False
+        text, written = markdown(read_rows(sweep.folder)), False
     print_line("", *text.splitlines())
     if with_report:
         with optional_output(sweep.folder):
