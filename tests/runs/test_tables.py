@@ -127,13 +127,8 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
 )
 def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, shown):
     first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
-    rows = results.summarise(
-        [
-            result(**{setting: first}),
-            result(**{setting: second}, seed=2, accuracy=10.0),
-            result(**{setting: second}, seed=3, accuracy=20.0),
-        ]
-    )
+    others = [result(**{setting: second}, seed=n, accuracy=a) for n, a in ((2, 10.0), (3, 20.0))]
+    rows = results.summarise([result(**{setting: first}), *others])
     assert {row.variant: row.accuracy for row in rows} == {
         f"{shown} 01234567": 60.0, f"{shown} fedcba98": 15.0,
     }  # fmt: skip
