@@ -50,7 +50,7 @@ from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, ze
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.predictions import print_class_accuracy
 from minidpt.runs.report import write_report
-from minidpt.runs.results import noted_tests, record_cross_dataset
+from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
 from minidpt.runs.sources import (
     data_folders,
     device_of_runs,
@@ -61,7 +61,6 @@ from minidpt.runs.sources import (
     seen_notes,
     train_images,
 )
-from minidpt.runs.tables import write_tables
 from minidpt.support.distributed import join_world, world_from_environment
 from minidpt.support.progress import print_line, print_notes
 

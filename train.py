@@ -35,10 +35,9 @@ from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import relaunch_command
 from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import tested_on
+from minidpt.runs.results import harmonic_mean, tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
-from minidpt.runs.tables import harmonic_mean
 from minidpt.runs.train_options import parse_train_command
 from minidpt.support.progress import (
     Progress,

@@ -151,18 +151,17 @@ def line_chart(
     x_title: str,
     series: Sequence[Series],
     categories: Sequence[str] = (),
-    percent: bool = False,
     shaded: float | None = None,
 ) -> Markup:
     """Draw lines over numbers, from the least x; or over `categories`, whose numbers are the xs.
 
-    percent: the y axis ends at 0 and 100. shaded: up to which x the background is another.
+    shaded: up to which x the background is another.
     """
     xs = [x for each in series for x, _ in each.points]
     left, right = (-0.5, len(categories) - 0.5) if categories else (min(xs), max(xs))
     ys = [y + sign * deviation for each in series for sign in (-1, 1) for (_, y), deviation
           in zip(each.points, each.deviations or [0] * len(each.points), strict=True)]  # fmt: skip
-    y_ticks = [y for y in ticks(min(ys), max(ys)) if not percent or 0 <= y <= 100]
+    y_ticks = ticks(min(ys), max(ys))
     x_of = scale(left, right, LEFT, WIDTH - RIGHT)
     y_of = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     labels = dict(enumerate(categories)) or {

@@ -19,7 +19,7 @@ from ..support.files import (
     escape_formula,
     read_text,
     single_line_errors,
-    writing_rows,
+    write_rows,
 )
 from ..support.progress import print_line
 from .evaluation import EvalPredictions
@@ -95,8 +95,7 @@ def print_class_accuracy(
     accuracies = [result.accuracy for result in results if result.images]
     print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
-        with writing_rows(table, ("class", "accuracy", "right", "total", "taken for")) as write:
-            write(rows)
+        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
 def write_predictions(
@@ -111,8 +110,7 @@ def write_predictions(
         (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
         for item, *predicted in zip(dataset.test, *columns, strict=True)
     )
-    with writing_rows(run.path(PREDICTIONS), HEADER) as write:
-        write(rows)
+    write_rows(run.path(PREDICTIONS), HEADER, rows)
 
 
 @single_line_errors

@@ -24,8 +24,7 @@ from .attention_pngs import Panel, attention_panels
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
 from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import LEFT_OUT, Row, left_out, read_results, summarise
-from .tables import caption, chart_groups, tables
+from .results import LEFT_OUT, Row, caption, chart_groups, left_out, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -50,7 +49,7 @@ def write_report(
         report = RunReport(RunFolder(folder), model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
-        title, content = sweep_report(summarise(read_results(folder)))
+        title, content = sweep_report(read_rows(folder))
         count = len(left_out(folder))
         notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
     if notes:
@@ -132,13 +131,13 @@ class RunReport:
         kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
         summary = self.run.read_json(SUMMARY, **kinds)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
-        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP", ""),
-                 (f"{summary['seconds'] / 60:.1f} min", "training and tests", "")]  # fmt: skip
+        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
         if self.config["method"] != "zeroshot":
-            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy", "c0"))
-            tiles.insert(2, (f"{accuracy - zero_shot:+.2f}", "percentage points gained", ""))
-        numbers = (tag("div", tag("b", n, class_=style), text) for n, text, style in tiles)
-        rows = summarise(read_results(self.run.folder))
+            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy"))
+            tiles.append((f"{accuracy - zero_shot:+.2f}", "percentage points gained"))
+        tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
+        numbers = (tag("div", tag("b", number), about) for number, about in tiles)
+        rows = read_rows(self.run.folder)
         more = html_tables(rows) if len(rows) > 1 else []
         return tag("section", tag("div", *numbers, class_="numbers"), *more)
 
@@ -151,16 +150,16 @@ class RunReport:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
 
-        def chart(title: str, *keys: str, percent: bool = False) -> Markup:
+        def chart(title: str, *keys: str) -> Markup:
             lines = []
             for number, key in enumerate(keys):
                 points = [(each["epoch"], {**each, **each["lr"]}[key]) for each in records]
                 lines.append(Series(SIDES.get(key, ""), f"c{number}", points))
-            return line_chart(title, "epoch", lines, percent=percent, shaded=shaded)
+            return line_chart(title, "epoch", lines, shaded=shaded)
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
-            chart("accuracy on training views, %", "train_accuracy", percent=True),
+            chart("accuracy on training views, %", "train_accuracy"),
             chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
         ]
         about = "Of each epoch; views are random crops of the training images, mirrored or not."
@@ -199,9 +198,10 @@ class RunReport:
             each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
         )
         about = (
-            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP mistakes "
-            f"{(right & ~before).sum():,} of these and recognises {(before & ~right).sum():,} of "
-            f"the others. Below: the {len(chosen)} mistakes with the greatest probability."
+            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP "
+            f"mistakes {(right & ~before).sum():,} of these and recognises "
+            f"{(before & ~right).sum():,} of the others. Below: the {len(chosen)} mistakes with "
+            "the greatest probability."
         )
         if model:
             about += (
@@ -271,10 +271,12 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
     rows = []
     for label, result in enumerate(results):
         cells = [""] * len(classnames)
-        for other, count in [(label, result.correct), *result.mistakes]:
-            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / max(result.images, 1):.0f}%"
+        counts = {label: result.correct, **dict(result.mistakes)}
+        for other in filter(counts.get, counts):
+            count = counts[other]
+            mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / result.images:.0f}%"
             style = f"background:color-mix(in srgb,{mix},var(--wash))"
-            cells[other] = tag("span", count, style=style) if count else ""
+            cells[other] = tag("span", count, style=style)
         rows.append((name(classnames[label], 32), *cells))
     heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
     about = "Rows are the true classes, columns what they are taken for; in test images."
@@ -295,8 +297,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
-        several = any(len(row.accuracies) > 1 for row in rows)
-        about = "Mean over seeds; bars are one standard deviation to each side." if several else ""
+        about = "Mean over seeds; bars are one standard deviation to each side."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 
@@ -308,13 +309,12 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
     series = [Series("zero-shot", "cz", ends, dashed=True)]
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
-        group = [row for row in rows if row.label == label]
-        points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
-        if points:
+        if group := [row for row in rows if row.label == label]:
+            points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
             deviations = [row.std for row in group]
             series.append(Series(label, f"c{number % 5}", points, deviations))
-    x_title, names = "shots (training images a class)", [f"{count}" for count in shots]
-    return line_chart("accuracy, %", x_title, series, names, percent=True)
+    x_title = "shots (training images a class)"
+    return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:

@@ -1,35 +1,40 @@
-"""Results of runs: read from their folders, grouped over seeds, and completed by eval.py.
+"""Results of runs, and tables of them.
 
 read_results: */summary.json below a folder -> Row, one for each run and what it was tested on
 summarise:    Rows that differ in nothing but their seed -> one Row
+tables:       Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from ..config import METHODS
+from ..data.layouts import LAYOUTS
 from ..data.samples import Dataset
 from ..support.files import (
+    atomic_write,
     check_fields,
     file_lock,
     short_repr,
     single_line_errors,
     to_single_line,
     validate_name,
+    write_rows,
 )
-from . import folders
-from .config import OPTIONS, RunConfig, RunRecord, flag, published_settings
+from .config import OPTIONS, flag, published_settings
 from .folders import (
     CONFIG,
     FINGERPRINTS,
+    SPLIT,
     SUMMARY,
     TRANSFER,
+    TRANSFER_LOCK,
     RunFolder,
     is_earlier_version,
     is_run,
@@ -37,23 +42,16 @@ from .folders import (
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
+FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
 LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
-
-
-def compared_settings(config: RunConfig, record: RunRecord) -> dict[str, Any]:
-    """Return the settings that tell rows apart, beside what a `Row` has fields for."""
-    settings = config.result_settings() | record.result_settings()
-    apart = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
-    return {name: value for name, value in settings.items() if name not in apart}
-
-
-def format_setting(name: str, value: Any) -> str:
-    """Return a setting as tables show it; of a fingerprint, its beginning."""
-    if name in FINGERPRINTS:
-        return f"{FINGERPRINTS[name]} fingerprint {str(value)[:8]}"
-    return f"{name} {to_single_line(value, 200)}"
+# Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
+# repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
+PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76.8),
+             "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
+             "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
+ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
 
 
 class Row(NamedTuple):
@@ -68,7 +66,7 @@ class Row(NamedTuple):
     variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
     zero_shot_accuracy: float
     accuracies: dict[int, float]  # by seed
-    settings: dict[str, Any] = {}  # `compared_settings`, and what a test by eval.py had otherwise
+    settings: dict[str, Any] = {}  # all others that decide the result
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
 
     @property
@@ -106,7 +104,8 @@ def read_results(folder: str | os.PathLike) -> list[Row]:
             continue
         run = RunFolder(path.parent)
         config, record = run.read_config()
-        settings = compared_settings(config, record)
+        settings = config.result_settings() | record.result_settings()
+        settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
         summary = run.read_json(SUMMARY, **OF_RUN)
         dataset = validate_name(summary["dataset"], str(path), folder=True)
         trained = tested_on(dataset, config.classes)
@@ -135,6 +134,11 @@ def left_out(folder: str | os.PathLike) -> list[Path]:
     return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
 
 
+def read_rows(folder: str | os.PathLike) -> list[Row]:
+    """Read the rows of all finished runs in a folder and below. Raises as `read_results`."""
+    return summarise(read_results(folder))
+
+
 def summarise(results: Iterable[Row]) -> list[Row]:
     """Group results that differ in the seed only into rows, by data set, method and shots.
 
@@ -159,7 +163,12 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         first = next(iter(group.values()))
         named = sorted(names & first.settings.keys())
         rows.append(first._replace(
-            variant=", ".join(format_setting(name, first.settings[name]) for name in named),
+            variant=", ".join(
+                f"{FINGERPRINTS[name]} fingerprint {str(first.settings[name])[:8]}"
+                if name in FINGERPRINTS
+                else f"{name} {to_single_line(first.settings[name], 200)}"
+                for name in named
+            ),
             zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
             accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
             unusual=tuple(
@@ -189,7 +198,7 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
+    trained_root = run.read_json(SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
@@ -201,7 +210,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     is_elsewhere = is_tested and root != trained_root  # other images of that name
-    with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
+    with file_lock(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
@@ -217,3 +226,195 @@ def noted_tests(run: RunFolder) -> tuple[dict, dict]:
     """Read what train.py has tested, and what eval.py has: name → result."""
     tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
     return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
+
+
+class Table(NamedTuple):
+    """Cells as text, under heads."""
+
+    title: str
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the tables as Markdown, and what their cells are."""
+    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), caption(rows)])) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    """Format a table so that its columns also line up as plain text."""
+    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (table.heads, ["-" * width for width in widths], *lines)
+    ]
+    return "\n".join([f"**{to_single_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """Say over how many seeds accuracies are, and which options are not as published.
+
+    "" if nothing was learned.
+    """
+    learned = [row for row in rows if row.method != "zeroshot"]
+    if not learned:
+        return ""
+    least, *_, most = sorted(len(row.accuracies) for row in learned) * 2
+    seeds = f"{least}" if least == most else f"{least} to {most}"
+    about = "one seed" if most == 1 else f"mean ± standard deviation over seeds ({seeds})"
+    unpublished: dict[str, list[str]] = {}  # which rows -> options
+    for option in dict.fromkeys(option for row in learned for option in row.unusual):
+        labels = dict.fromkeys(row.label for row in learned if option in row.unusual)
+        of_all = all(option in row.unusual for row in learned)
+        unpublished.setdefault("" if of_all else f" ({', '.join(labels)})", []).append(option)
+    return f"Accuracy in percent, {about}." + "".join(
+        f" Not as published{where}: {' '.join(options)}." for where, options in unpublished.items()
+    )
+
+
+def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
+    return _averages(rows) | _by_data_set(rows)
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Return for each CLIP and data set methods by shots, then what goes beyond."""
+    parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
+    for model in sorted({row.model for row in rows}):
+        of_model = [row for row in rows if row.model == model]
+        pairs = base_to_new(of_model)
+        others = [row for row in of_model if not any(row in pair for pair in pairs)]
+        parts += [_by_shots(title, same) for title, same in _by_data_set(others).items()]
+        if pairs:
+            parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
+        if crossed := [row for row in others if row.trained != row.tested]:
+            heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
+            lines = [[row.trained, row.tested, row.label, f"{row.shots}",
+                      f"{row.zero_shot_accuracy:.1f}", _cell(row)] for row in crossed]  # fmt: skip
+            parts.append(Table(f"Trained on one, tested on another, CLIP {model}", heads, lines))
+    if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
+        lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
+        title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
+        parts.append(Table(title, ["method", "1 shot", "16 shots"], lines))
+    return parts
+
+
+def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[1:4]):
+        if row.trained == row.tested:
+            groups.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
+    return groups
+
+
+def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """For each CLIP the means over data sets where several were run, for what was run on all.
+
+    They are taken for each seed that was run on all of them; the deviation is that of these means.
+    """
+    rows = [row for row in rows if row.trained == row.tested == row.dataset]
+    averages: dict[str, list[Row]] = {}
+    for model, *kind in dict.fromkeys((row.model, *row[4:7]) for row in rows):
+        same_model = [row for row in rows if row.model == model]
+        group = [row for row in same_model if [*row[4:7]] == kind]
+        seeds = [s for s in group[0].accuracies if all(s in row.accuracies for row in group)]
+        count = len({row.dataset for row in same_model})
+        if len(group) == count > 1 and seeds:
+            averages.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
+                group[0]._replace(
+                    zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
+                    accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
+                )
+            )
+    return dict(sorted(averages.items()))
+
+
+def _by_shots(title: str, rows: Sequence[Row]) -> Table:
+    """Methods down, shots across; zero-shot first."""
+    shots = sorted({row.shots for row in rows if row.shots}) or [0]
+    cells = {(row.label, row.shots): _cell(row) for row in rows}
+    zero_shot = {}  # accuracy → of which variant; most settings do not change it
+    for row in rows:
+        zero_shot.setdefault(f"{row.zero_shot_accuracy:.1f}", row.variant)
+    lines = [
+        [f"zero-shot ({variant})" if variant and len(zero_shot) > 1 else "zero-shot"]
+        + [accuracy] * len(shots)
+        for accuracy, variant in zero_shot.items()
+    ]
+    learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
+    lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
+    heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
+    return Table(title, ["method", *heads], lines)
+
+
+def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
+    lines = {}
+    for base, new in pairs:
+        zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
+        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(*zero_shot)))
+        lines.setdefault((base.dataset, "zero-shot", ""), numbers)
+        if base.method != "zeroshot":
+            mean = harmonic_mean(base.accuracy, new.accuracy)
+            key = base.dataset, base.label, f"{base.shots}"
+            lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
+    heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
+    return Table(title, heads, [[*key, *cells] for key, cells in lines.items()])
+
+
+def _cell(row: Row) -> str:
+    deviation = f" ± {row.std:.1f}" if len(row.accuracies) > 1 else ""
+    return f"{row.accuracy:.1f}{deviation}"
+
+
+def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """Write all rows in full digits, and of base-to-new a row of its harmonic mean."""
+    lines = [(row, row.accuracy, row.std if len(row.accuracies) > 1 else "") for row in rows]
+    for base, new in base_to_new(rows):
+        both = [seed for seed in base.accuracies if seed in new.accuracies]
+        row = base._replace(
+            tested=f"{base.dataset}, harmonic mean of base and new",
+            zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
+            accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
+        )
+        lines.append((row, harmonic_mean(base.accuracy, new.accuracy), ""))
+    seeds = sorted({seed for row in rows for seed in row.accuracies})
+    header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
+    cells = (
+        [*row[:7], len(row.accuracies), row.zero_shot_accuracy, accuracy, std]
+        + [row.accuracies.get(seed, "") for seed in seeds]
+        for row, accuracy, std in lines
+    )
+    write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
+
+
+def write_tables(folder: str | os.PathLike) -> str:
+    """Write table.md and table.csv of all finished runs in a folder; return the Markdown.
+
+    Raises as `read_results`.
+    """
+    rows = read_rows(folder)
+    text = markdown(rows)
+    if others := left_out(folder):
+        names = to_single_line(", ".join(run.name for run in others))
+        text += f"\nRuns {LEFT_OUT}, so not in the tables: {len(others)} ({names}).\n"
+    with atomic_write(Path(folder) / "table.md") as unfinished_file:
+        unfinished_file.write_text(text, encoding="utf-8")
+    write_csv(rows, Path(folder) / "table.csv")
+    return text
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Return 2ab/(a+b); 0 if both are."""
+    return 2 * first * second / (first + second) if first + second else 0.0
+
+
+def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Pair rows of runs on base classes, tested on these and on the new ones."""
+    by_kind = {row[:7]: row for row in rows}
+    pairs = []
+    for base in by_kind.values():
+        if base.tested == base.trained == tested_on(base.dataset, "base"):
+            if new := by_kind.get(base._replace(tested=tested_on(base.dataset, "new"))[:7]):
+                pairs.append((base, new))
+    return pairs

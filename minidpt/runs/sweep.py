@@ -33,8 +33,7 @@ from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
 from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
-from .results import read_results, summarise
-from .tables import markdown, write_tables
+from .results import markdown, read_rows, write_tables
 from .train_options import TrainCommand
 
 
@@ -282,7 +281,7 @@ def tabulate(sweep: Path, with_report: bool) -> bool:
         text, written = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv", True
     except OSError as error:
         print_error(error)
-        text, written = markdown(summarise(read_results(sweep))), False
+        text, written = markdown(read_rows(sweep)), False
     print_line("", *text.splitlines())
     if with_report:
         with optional_output(sweep):

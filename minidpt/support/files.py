@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -246,23 +247,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-@contextmanager
-def writing_rows(
-    path: str | os.PathLike, header: Iterable
-) -> Iterator[Callable[[Iterable[Iterable]], None]]:
-    """Yield a function that adds rows to a CSV file; see `atomic_write`.
-
-    Bytes of a file's name that are no text are spelt out.
-    """
+def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:
+    """Write a CSV file whole; bytes of a file's name that are no text are spelt out."""
     with atomic_write(path) as unfinished:
         with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
-
-            def write(rows: Iterable[Iterable]) -> None:
-                writer.writerows(map(escape_formula, row) for row in rows)
-
-            write([header])
-            yield write
+            writer.writerows(map(escape_formula, row) for row in chain([header], rows))
 
 
 @contextmanager

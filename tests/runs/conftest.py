@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from image_folders import draw_classes
+from miniatures import draw_miniature
 from PIL import Image
 from scripts import SHORT, Result, process, save_clip
-from small_runs import COLOURS, PICTURES, Place, listing
+from small_runs import COLOURS, PICTURES, TEST_ONLY, TRAINED, Place, listing, succeed
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +44,33 @@ def trained(place: Place, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
     before = listing(folder)
     yield folder, result
     assert listing(folder) == before
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip") / "little.pt")
+
+
+@pytest.fixture(scope="session")
+def guide(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("guide")
+    for name in (*TRAINED, *TEST_ONLY):
+        draw_miniature(root, name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    return draw_classes(folder, {"ox": 10, "gnu": 10, "owl": 10, "red fox": 10, "yak": 10})
+
+
+@pytest.fixture(scope="session")
+def sweep(pictures, clip, tmp_path_factory) -> tuple[Path, list, Result]:
+    """Seven runs and their command. Only read them."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    command = ["--data", pictures, "--model", clip, *SHORT, "--epochs", 2,
+               "--method", "zeroshot", "coop", "dpt", "--shots", 1, 3, "--seed", 0, 2]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        return folder, command, succeed("train.py", *command, "--out", folder)

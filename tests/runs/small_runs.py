@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from scripts import SHORT, Result, inside, summary
+
+from minidpt.data.layouts import LAYOUTS
 
 COLOURS = {  # of the pictures in a class folder
     "Owl": (50, 70, 190),
@@ -18,6 +21,8 @@ COLOURS = {  # of the pictures in a class folder
 }
 CLASSNAMES = ["Owl", "gnu", "red fox", "sea horse"]
 PICTURES = 10  # of each class: 5 to train, 2 to validate, 3 to test
+NAMES = [layout.name for layout in LAYOUTS]
+TRAINED, TEST_ONLY = NAMES[:11], NAMES[11:]
 
 
 class Place(NamedTuple):
@@ -32,13 +37,26 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
-def train(place: Place, out: str | Path, *options: object) -> Result:
-    """A short run that must succeed."""
-    result = inside(
-        "train.py", "--data", place.data, "--model", place.clip, "--out", out, *SHORT, *options
-    )
+def succeed(script: str, *arguments: object) -> Result:
+    """Run a command that must succeed."""
+    result = inside(script, *arguments)
     assert (result.status, result.err) == (0, "")
     return result
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder: str | Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*.*")}
+
+
+def train(place: Place, out: str | Path, *options: object) -> Result:
+    """A short run that must succeed."""
+    arguments = ("--data", place.data, "--model", place.clip, "--out", out)
+    return succeed("train.py", *arguments, *SHORT, *options)
 
 
 def metrics(run: str | Path) -> list[dict]:

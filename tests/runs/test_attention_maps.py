@@ -30,11 +30,8 @@ class Place(NamedTuple):
 def place(tmp_path_factory) -> Place:
     """A run of DPT on twelve pictures of three classes. Only read it."""
     folder, rng = tmp_path_factory.mktemp("place"), random.Random(0)
-    for name, colour in {
-        "red": (200, 40, 30),
-        "green": (30, 190, 60),
-        "blue": (40, 60, 210),
-    }.items():
+    colours = {"red": (200, 40, 30), "green": (30, 190, 60), "blue": (40, 60, 210)}
+    for name, colour in colours.items():
         (folder / "pictures" / name).mkdir(parents=True)
         for number in range(4):
             picture = Image.new("RGB", (27, 23), tuple(c + rng.randrange(-30, 31) for c in colour))

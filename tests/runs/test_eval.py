@@ -19,7 +19,6 @@ from small_runs import CLASSNAMES, Place, learned, printed, train
 from tiny_models import DEEP
 
 import minidpt
-from minidpt import inference
 from minidpt.runs import predictions
 
 # The test
@@ -96,7 +95,8 @@ def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained,
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
-    assert_one_line(inside("eval.py", "test", "run"), "eval.py", str(tmp_path / "gone"), "--image-root")
+    gone = str(tmp_path / "gone")
+    assert_one_line(inside("eval.py", "test", "run"), "eval.py", gone, "--image-root")
     clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
     result = inside("eval.py", "test", "run", "--image-root", moved, "--classes", "new")
     assert_one_line(result, "eval.py", "--image-root", "--data")
@@ -191,28 +191,6 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
     result = inside("eval.py", "predict", trained[0], "a.png", "b.png", "--csv", "o.csv")
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
-
-
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
-def test_what_was_classified_before_a_stop_is_in_the_csv_and_said(
-    trained, tmp_path, monkeypatch, error, status
-):
-    predict, batches = minidpt.PromptedCLIP.predict, []
-
-    def stopped(model, images, *options):
-        batches.append(images)
-        if len(batches) == 3:
-            raise error
-        return predict(model, images, *options)
-
-    monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
-    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
-    images = [draw(tmp_path / f"{name}.png").name for name in "abc"]
-    options = [*images, "--csv", "out.csv", "--top", 1]
-    result = inside("eval.py", "predict", trained[0], *options)
-    assert result.status == status and "out.csv: stopped early, it lacks images\n" in result.err
-    with open("out.csv", newline="", encoding="utf-8") as file:
-        assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png"]
 
 
 def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):

@@ -303,7 +303,8 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
     run = RunFolder(tmp_path)
     prompts = minidpt.PromptConfig(method="vlp")
-    run.create(RunConfig(prompts=prompts, guidance_epochs=300), RunRecord("c", "d", "cpu", "fp32", True))
+    config = RunConfig(prompts=prompts, guidance_epochs=300)
+    run.create(config, RunRecord("c", "d", "cpu", "fp32", True))
     run.write_json("split.json", {
         "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,
     })  # fmt: skip

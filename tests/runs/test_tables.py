@@ -1,0 +1,258 @@
+"""Tables of what runs have given: what is averaged, and what is told apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import pytest
+from scripts import assert_one_line, inside, summary
+from small_runs import read_csv, succeed
+
+from minidpt.runs import results
+from minidpt.runs.config import RunConfig, published_settings
+
+
+def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
+    folder, _, _ = sweep
+    table = {(row["method"], row["shots"]): row for row in read_csv(folder / "table.csv")}
+    assert set(table) == {("zeroshot", "0"), *((m, s) for m in ("coop", "dpt") for s in "13")}
+    for method in ("coop", "dpt"):
+        for shots in "13":
+            runs = [summary(path) for path in folder.glob(f"*-{method}-{shots}shots-seed*")]
+            accuracies = [run["accuracy"] for run in runs]
+            row = table[method, shots]
+            assert (row["seeds"], len(runs)) == ("2", 2)
+            assert float(row["accuracy"]) == pytest.approx(fmean(accuracies))
+            assert float(row["std"]) == pytest.approx(pstdev(accuracies))
+            assert float(row["zero_shot_accuracy"]) == runs[0]["zero_shot_accuracy"]
+            shown = f"{fmean(accuracies):.1f} ± {pstdev(accuracies):.1f}"
+            lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+            assert any(line.startswith(f"| {method}") and shown in line for line in lines)
+
+
+def test_runs_of_an_earlier_version_are_left_out_of_the_tables(sweep, monkeypatch):
+    shutil.copytree(sweep[0], "again")
+    (run,) = Path("again").glob("*-dpt-3shots-seed2")
+    config = json.loads((run / "config.json").read_text())
+    record = config.pop("record")
+    (run / "config.json").write_text(json.dumps({**config, **record}))  # as 0.2 had it
+    out = succeed("eval.py", "table", "again").out
+    assert f"of an earlier version, so not in the tables: 1 ({run.name})" in out
+    table = {(row["method"], row["shots"]): row for row in read_csv("again/table.csv")}
+    assert (table["dpt", "3"]["seeds"], table["dpt", "1"]["seeds"]) == ("1", "2")
+    result = inside("eval.py", "table", run)
+    assert_one_line(result, "eval.py", "got 1 that are not finished or of an earlier version")
+    assert_one_line(inside("eval.py", "report", run), "eval.py", "an earlier version", str(run))
+
+
+def test_a_damaged_result_is_named(sweep):
+    shutil.copytree(sweep[0], "again")
+    path = next(Path("again").glob("*/summary.json"))
+    path.write_text("{}")
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path))
+    shutil.copy(sweep[0] / path.relative_to("again"), path)
+    whole = json.loads(path.read_text())
+    changes = [{"shots": True}, {"method": "x"}, {"model": 5}]
+    changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
+    for change in changes:
+        path.write_text(json.dumps(whole | change))
+        assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path.parent))
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "shots"}))
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
+    path.write_text(json.dumps(whole))
+    for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
+        path.with_name("transfer.json").write_text(content)
+        result = inside("eval.py", "table", "again")
+        assert_one_line(result, "eval.py", str(path.parent), "expected")
+
+
+def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictures, clip):
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    (run,) = Path("again").glob("*-dpt-3shots-seed2")
+    shutil.copytree(run, "again/repeated")
+    content = summary(run)
+    result = content["tests"][content["dataset"]]
+    content["accuracy"] = result["accuracy"] = 12.5
+    Path("again/repeated/summary.json").write_text(json.dumps(content))  # finished last: it counts
+    shutil.copytree(run, "again/longer")
+    config = json.loads(Path("again/longer/config.json").read_text())
+    Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
+    text = results.write_tables("again")
+    rows = [
+        row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
+    ]
+    usual, longer = sorted(rows, key=lambda row: row["variant"])
+    assert (usual["variant"], longer["variant"]) == ("epochs 2", "epochs 50")
+    assert (usual["seeds"], longer["seeds"]) == ("2", "1")
+    (other,) = Path("again").glob("*-dpt-3shots-seed0")
+    assert float(usual["accuracy"]) == pytest.approx((summary(other)["accuracy"] + 12.5) / 2)
+    assert float(longer["accuracy"]) == summary(folder / run.name)["accuracy"]
+    assert "dpt (epochs 50)" in text and "| coop " in text
+
+
+def test_the_mean_over_data_sets_is_taken_for_each_seed():
+    def row(dataset: str, accuracies: dict[int, float]) -> results.Row:
+        return results.Row(dataset, dataset, dataset, "tiny", "dpt", 1, "", 50.0, accuracies)
+
+    rows = [row("EuroSAT", {1: 10.0, 2: 30.0, 3: 99.0}), row("DTD", {1: 30.0, 2: 10.0})]
+    table = results.markdown(rows)
+    mean = table.split("Mean of 2 data sets")[1].split("**")[1]
+    assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
+
+
+def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, tested=None, **more):
+    tested = tested or dataset
+    return results.Row(
+        dataset, dataset, tested, "tiny", method, 16, "", zero_shot, {seed: accuracy},
+        {"epochs": 100} | more,
+    )  # fmt: skip
+
+
+def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all():
+    rows = results.summarise([result("DTD"), result("Pets"), result("Pets", epochs=200)])
+    assert {(row.dataset, row.variant) for row in rows} == {
+        ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
+    }  # fmt: skip
+    mean = results.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
+    assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("data_fingerprint", "data fingerprint"), ("clip_fingerprint", "CLIP fingerprint")],
+)
+def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting, shown):
+    first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    others = [result(**{setting: second}, seed=n, accuracy=a) for n, a in ((2, 10.0), (3, 20.0))]
+    rows = results.summarise([result(**{setting: first}), *others])
+    assert {row.variant: row.accuracy for row in rows} == {
+        f"{shown} 01234567": 60.0, f"{shown} fedcba98": 15.0,
+    }  # fmt: skip
+
+
+def test_only_runs_of_like_settings_are_averaged_over_data_sets():
+    rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
+    assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
+    assert "dpt" not in results.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
+    # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
+    usual = [result("DTD", "vlp", warmup_epochs=10),
+             result("ImageNet", "vlp", warmup_epochs=1, accuracy=80.0)]  # fmt: skip
+    rows = results.summarise(usual)
+    assert [row.variant for row in rows] == ["", ""]
+    assert "vlp       | 70.0" in results.markdown(rows).split("Mean of 2 data sets")[1]
+    rows = results.summarise([usual[0], usual[1]._replace(dataset="Pets")])
+    assert [row.variant for row in rows] == ["warmup_epochs 10", "warmup_epochs 1"]
+
+
+def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
+    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
+    said = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
+    assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
+    usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
+    said = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
+    # by shots
+    rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
+    said = results.caption(results.summarise(rows))
+    assert said.endswith("one seed. Not as published (coop): --epochs 50.")
+    both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
+    rows = results.summarise(both)  # in the row's name it is said already
+    assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
+    assert results.caption(rows) == (
+        "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
+        "Not as published: --csc."
+    )
+
+
+def test_published_options_are_the_defaults_of_train_py():
+    usual = published_settings("dpt", 16, "DTD")
+    assert usual.pop("warmup_epochs") == 10 and usual.pop("epochs") == 100
+    assert usual == {name: RunConfig().to_dict()[name] for name in usual} and len(usual) == 13
+
+
+def test_unfinished_runs_are_counted_below_the_tables(sweep):
+    shutil.copytree(sweep[0], "again")
+    stopped = sorted(path.parent for path in Path("again").glob("*/summary.json"))[:2]
+    for run in stopped:
+        (run / "summary.json").unlink()
+    out = succeed("eval.py", "table", "again").out
+    names = ", ".join(run.name for run in stopped)
+    about = "that are not finished or of an earlier version"
+    assert out.endswith(f"\nRuns {about}, so not in the tables: 2 ({names}).\n")
+    assert Path("again/table.md").read_text(encoding="utf-8") == out
+    for path in Path("again").glob("*/summary.json"):
+        path.unlink()
+    result = inside("eval.py", "table", "again")
+    assert_one_line(result, "eval.py", "finished runs", "got 9", "not finished")
+
+
+def test_what_is_no_run_is_left_out_of_the_tables(sweep):
+    shutil.copytree(sweep[0], "again")
+    out = succeed("eval.py", "table", "again").out
+    foreign = Path("again/a clip")  # the first in any order
+    foreign.mkdir()
+    for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
+        (foreign / "config.json").write_text(content)
+        assert succeed("eval.py", "table", "again").out == out
+        (foreign / "summary.json").write_text("{}")
+        assert succeed("eval.py", "table", "again").out == out
+        (foreign / "summary.json").unlink()
+        result = inside("eval.py", "test", "again")
+        assert_one_line(result, "eval.py", "a run in it, such as again/")
+        assert "a clip" not in result.err
+    damaged = next(Path("again").glob("*-dpt-*/config.json"))
+    damaged.write_text("{")
+    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(damaged), "JSON")
+
+
+def test_the_csv_has_a_value_for_each_seed(tmp_path):
+    rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
+                              result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
+    results.write_csv(rows, tmp_path / "table.csv")
+    table = read_csv(tmp_path / "table.csv")
+    found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
+    assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
+    assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
+
+
+def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
+    halves = {"base": {1: 60.0, 2: 80.0, 3: 9.0}, "new": {1: 30.0, 2: 20.0}}
+    rows = [
+        results.Row("DTD", "DTD, base classes", f"DTD, {half} classes", "tiny", "dpt", 16, "", 50.0,
+                    accuracies)
+        for half, accuracies in halves.items()
+    ]  # fmt: skip
+    results.write_csv(rows, tmp_path / "table.csv")
+    mean = read_csv(tmp_path / "table.csv")[2]
+    assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
+    assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
+
+
+def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
+    rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
+    results.write_csv(rows, tmp_path / "table.csv")
+    assert [row["dataset"] for row in read_csv(tmp_path / "table.csv")] == ["'=1+1", "a|b"]
+    assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
+    table = results.markdown(rows)
+    assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
+
+
+def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
+    asked = {"a {}.": 40.0, "my {}.": 50.0}
+    rows = results.summarise(
+        result(template=template, zero_shot=zero_shot) for template, zero_shot in asked.items()
+    )
+    table = results.markdown(rows)
+    assert "zero-shot (template a {}.)  | 40.0" in table
+    assert "zero-shot (template my {}.) | 50.0" in table
+
+
+def test_runs_on_the_new_classes_are_in_the_table():
+    row = results.summarise([result()])[0]
+    only_new = row._replace(trained="DTD, new classes", tested="DTD, new classes")
+    table = results.markdown([row, only_new])
+    assert "**DTD, new classes, CLIP tiny**" in table and "Mean of" not in table
