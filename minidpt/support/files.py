@@ -77,19 +77,18 @@ def single_line_errors(reader: Function) -> Function:
     def reading(*args: Any, **options: Any) -> Any:
         try:
             return reader(*args, **options)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RecursionError):
-                problem = "nested too deeply"
-            elif isinstance(error, MemoryError) or NO_MEMORY in str(error):
-                problem = "out of memory"
-            else:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            text, path = str(error), [*args, reader.__name__][0]
+            if isinstance(error, MemoryError) or NO_MEMORY in text:
+                text = f"{path}: out of memory"
+            elif isinstance(error, RecursionError):
+                text = f"{path}: nested too deeply"
+            elif isinstance(error, RuntimeError):
                 raise
-            raise ValueError(to_single_line(f"{[*args, reader.__name__][0]}: {problem}")) from None
-        except (ValueError, OSError) as error:
-            if str(error) == to_single_line(error):
+            if to_single_line(text) == str(error):
                 raise
             kind = type(error) if isinstance(error, OSError) else ValueError
-            raise kind(to_single_line(error)) from error
+            raise kind(to_single_line(text)) from error
 
     return reading
 
