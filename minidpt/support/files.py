@@ -38,7 +38,7 @@ MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold
 
 
 def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
-    """Make a text of one line that is safe to print: control characters as \\x1b, the middle cut."""
+    """Make one line that is safe to print: control characters as \\x1b, the middle cut out."""
     text = str(text)
     text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
     line, end = printable(" ".join(text.split())), limit // 3
