@@ -205,8 +205,10 @@ def canonical_classname(name: object, where: str) -> str:
 
 def escape_formula(value: object) -> object:
     """Return a value for a CSV file: before a text that a spreadsheet would compute stands a '."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", r"\x00")  # which Python 3.10 cannot write
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @contextmanager

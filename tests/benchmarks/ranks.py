@@ -1,7 +1,7 @@
 """What several processes gain, each with one thread: a training step, and a sweep.
 
-    python tests/benchmarks/world.py                     # both
-    python tests/benchmarks/world.py --only step --classes 100 --runs 1
+    python tests/benchmarks/ranks.py                     # both
+    python tests/benchmarks/ranks.py --only step --classes 100 --runs 1
 
 Step: ViT-B/32 with random weights, ImageNet's class names, DPT, a batch of 32: seconds and peak
 memory of each process, by one process and by two that share the batch and the classes. Sweep: six
