@@ -314,7 +314,8 @@ class PromptedCLIP(nn.Module):
         """Return the learned tensors (or their gradients) under the published names."""
         values = self.prompt_state_dict()
         if grad:
-            values = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in values.items()}
+            for name, value in values.items():
+                values[name] = torch.zeros_like(value) if value.grad is None else value.grad
         return to_published(values)
 
     def save(self, path: str | os.PathLike) -> None:

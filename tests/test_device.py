@@ -139,7 +139,7 @@ def test_a_step_on_cuda_computes_what_the_processor_does(method, monkeypatch):
     for device in ("cpu", "cuda"):
         model = build(method, "fp32", device)
         loss = step(model, random_images(CLIP, 5).to(device), (torch.arange(5) % 3).to(device))
-        results.append((loss.cpu(), {n: p.grad.cpu() for n, p in model.prompt_state_dict().items()}))
+        results.append(
+            (loss.cpu(), {n: p.grad.cpu() for n, p in model.prompt_state_dict().items()})
+        )
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-
-

@@ -293,7 +293,7 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
         with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
             pair.model.predict(wrong)
     for shape, kind in [((3, 21, 21), torch.float32), ((1, 3, 21, 21), torch.uint8)]:
-        with pytest.raises(ValueError, match=r"expected floating-point images \(B, 3, 21, 21\), got"):
+        with pytest.raises(ValueError, match=r"floating-point images \(B, 3, 21, 21\), got"):
             pair.model.predict(torch.zeros(shape, dtype=kind))
 
 

@@ -97,7 +97,8 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
         assert same is tensor
     SINGLE.all_reduce_gradients(layer.parameters())
     assert layer.weight.grad is None
-    assert list(SINGLE.work_queue(3)) == [0, 1, 2] and SINGLE.all_gather_object({"a": 1}) == [{"a": 1}]
+    assert list(SINGLE.work_queue(3)) == [0, 1, 2]
+    assert SINGLE.all_gather_object({"a": 1}) == [{"a": 1}]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 7])

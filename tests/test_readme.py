@@ -32,7 +32,10 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "config.json").write_text('{"n_ctx": 16, "record": {}}')
     monkeypatch.chdir(tmp_path)
-    parsers = {"train.py": train_options.parse_train_command, "eval.py": eval_options.parse_arguments}
+    parsers = {
+        "train.py": train_options.parse_train_command,
+        "eval.py": eval_options.parse_arguments,
+    }
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
     scripts = [words[1:] for words in commands if words[0] == "python" and words[1] in parsers]
     assert len(scripts) >= 5

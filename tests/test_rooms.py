@@ -46,9 +46,8 @@ def imported(name: str, source: str) -> set[str]:
 
 
 def test_the_imports_of_a_module_are_found():
-    source = (
-        "from ..support.files import x\nfrom . import network\nif TYPE_CHECKING:\n from .packing import y"
-    )
+    source = "from ..support.files import x\nfrom . import network\n"
+    source += "if TYPE_CHECKING:\n from .packing import y"
     assert imported("clip.tokenizer", source) == {"support.files", "clip.network", "clip.packing"}
     assert imported("model", "from .clip.network import CLIP") == {"clip.network"}
     assert imported("model", "from .checkpoints import prompt_file") == {"checkpoints.prompt_file"}

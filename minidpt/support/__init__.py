@@ -1,1 +1,1 @@
-"""What every room stands on: files, progress, processes that share a run."""
+"""Files, progress and processes that share a run: the ground floor, which all the others use."""

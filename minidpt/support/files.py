@@ -39,7 +39,7 @@ MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold
 
 
 def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
-    """Make a text of one line that is safe to print: control characters as \\x1b, the middle cut."""
+    """Make one line that is safe to print: control characters as \\x1b, the middle cut out."""
     text = str(text)
     text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
     line, end = printable(" ".join(text.split())), limit // 3
@@ -78,19 +78,18 @@ def single_line_errors(reader: Function) -> Function:
     def reading(*args: Any, **options: Any) -> Any:
         try:
             return reader(*args, **options)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RecursionError):
-                problem = "nested too deeply"
-            elif isinstance(error, MemoryError) or NO_MEMORY in str(error):
-                problem = "out of memory"
-            else:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            text, path = str(error), [*args, reader.__name__][0]
+            if isinstance(error, MemoryError) or NO_MEMORY in text:
+                text = f"{path}: out of memory"
+            elif isinstance(error, RecursionError):
+                text = f"{path}: nested too deeply"
+            elif isinstance(error, RuntimeError):
                 raise
-            raise ValueError(to_single_line(f"{[*args, reader.__name__][0]}: {problem}")) from None
-        except (ValueError, OSError) as error:
-            if str(error) == to_single_line(error):
+            if to_single_line(text) == str(error):
                 raise
             kind = type(error) if isinstance(error, OSError) else ValueError
-            raise kind(to_single_line(error)) from error
+            raise kind(to_single_line(text)) from error
 
     return reading
 
@@ -207,8 +206,10 @@ def canonical_classname(name: object, where: str) -> str:
 
 def escape_formula(value: object) -> object:
     """Return a value for a CSV file: before a text that a spreadsheet would compute stands a '."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", r"\x00")  # which Python 3.10 cannot write
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @contextmanager

@@ -240,7 +240,10 @@ def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits
     ],
 )
 def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
-    ended_by_it = ("another of the processes", "interrupted; to resume: torchrun --nproc_per_node=2")
+    ended_by_it = (
+        "another of the processes",
+        "interrupted; to resume: torchrun --nproc_per_node=2",
+    )
     told = [line for line in done[name].errors if not any(end in line for end in ended_by_it)]
     assert len(told) == 1 and all(word in told[0] for word in words), done[name]
     assert 2 in done[name].statuses and 0 not in done[name].statuses
