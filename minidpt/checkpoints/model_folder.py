@@ -103,15 +103,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(INDEX):
         return read_state_dict(path)
     index = check_fields(read_json(path, str(path)), str(path), weight_map=dict)
-    names_in: dict[str, set[str]] = {}
-    for name, shard in check_fields(index["weight_map"], str(path)).items():
-        names_in.setdefault(str(shard), set()).add(name)
-    tensors = {}
-    for shard, names in names_in.items():
-        in_shard = read_state_dict(path.with_name(shard))
-        if wrong := sorted(names ^ in_shard.keys()):
-            raise ValueError(f"{path} and {shard} differ in {wrong[0]}: download both again")
-        tensors |= in_shard
+    shard_of, tensors = check_fields(index["weight_map"], str(path)), {}
+    for shard in dict.fromkeys(map(str, shard_of.values())):
+        tensors |= read_state_dict(path.with_name(shard))
+    if wrong := sorted(shard_of.keys() ^ tensors.keys()):
+        raise ValueError(f"{path} and its files differ in {wrong[0]}: download them again")
     return tensors
 
 

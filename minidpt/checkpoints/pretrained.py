@@ -76,27 +76,20 @@ def load(
         config = Config() if known else read_config(file.parent, origin)
         quick_gelu = config.agree("quick_gelu", quick_gelu)
         head_width = config.agree("head_width", head_width)
-        is_guess = quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named)
-        quick_gelu = True if quick_gelu is None else quick_gelu
-        clip = build_clip(weights, quick_gelu, head_width, config.text_head_width)
+        clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
+        if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
+            logger.warning(
+                f"{path}: no file says its activation, the quick GELU is used: if it was trained "
+                "with the exact one, pass quick_gelu=False (--no-quick-gelu)"
+            )
         clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
             clip.resize_positional_embedding(image_size)
     except ValueError as error:
-        text = str(error) if str(path) in str(error) else f"{path}: {error}"
-        if name in SHA256:
-            text += f": it is not OpenAI's file: move it away and load {name!r} again"
-        raise ValueError(text) from error
+        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from error
     is_shared_name = not path.is_dir() and path.name in WEIGHTS  # then after the folder
     clip.name = name if known else path.resolve().parent.name if is_shared_name else path.stem
-    if is_guess or (known and not quick_gelu):
-        used, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
-        option = "--no-quick-gelu" if quick_gelu else "--quick-gelu"
-        logger.warning(
-            f"{clip.name}: no file says its activation, the {used} GELU is used: if it was trained "
-            f"with the {other} one, pass quick_gelu={not quick_gelu} ({option})"
-        )
     return clip.to(device), Preprocess(clip.visual.resolution, clip.mean, clip.std)
 
 

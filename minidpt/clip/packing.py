@@ -116,15 +116,10 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
-    """Find the size of bins that costs the least.
-
-    Cost: rows + keys / 10. Above 2,000 prompts it is estimated from a sample.
-    """
-    sampled = max(1, sum(lengths.values()) // 2000)  # one prompt in so many
-    sample = {length: -(-count // sampled) for length, count in lengths.items()}
+    """Find the size of bins that costs the least: rows + keys / 10."""
 
     def cost(size: int) -> float:
-        bins = len(first_fit_decreasing(sample, prefix, size))
+        bins = len(first_fit_decreasing(lengths, prefix, size))
         return bins * size + bins * (prefix + size) / 10
 
     least = max(prefix, *lengths)

@@ -118,12 +118,11 @@ def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], wha
     problems += [f"unknown {listed(sorted(unknown))}"] if unknown else []
     for name in sorted(expected.keys() & got.keys()):
         value, shape = got[name], tuple(expected[name].shape)
-        if not isinstance(value, Tensor):
-            problems.append(f"{name} is {short_repr(value)}, expected a tensor")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else short_repr(value)
+            problems.append(f"{name} is {kind}, expected a tensor of floats")
         elif value.shape != shape:
             problems.append(f"{name} is {tuple(value.shape)}, expected {shape}")
-        elif not value.is_floating_point():
-            problems.append(f"{name} is {value.dtype}, expected floating-point numbers")
         elif value.numel() and not all(end.isfinite() for end in value.float().aminmax()):
             problems.append(f"{name} is not finite: it holds NaN or infinity, or fp64 beyond fp32")
     if problems:

@@ -99,9 +99,6 @@ def test_names_of_modules_that_were_compiled_are_understood(piece, prefix, tmp_p
     assert any("._orig_mod." in name for name in state)
     clip = load(prefixed("_orig_mod.", state), tmp_path)
     assert clip.fingerprint() == plain().fingerprint()
-    twice = state | {n.replace("_orig_mod.", ""): v.clone() for n, v in state.items()}
-    with pytest.raises(ValueError, match="each tensor once, got some with and without '_orig_mod'"):
-        load(twice, tmp_path)
 
 
 def test_a_head_beside_is_left_out_and_said(tmp_path, infos):
@@ -239,7 +236,7 @@ def test_weights_in_several_files_are_read_by_their_index(pieces, tmp_path):
     assert minidpt.load(tmp_path)[0].fingerprint() == plain().fingerprint()
     assert minidpt.load(index)[0].fingerprint() == plain().fingerprint()
     index.write_text(json.dumps({"weight_map": where | {"x": file}}))
-    with pytest.raises(ValueError, match=f"{pieces}.index.json and {file} differ in x"):
+    with pytest.raises(ValueError, match=f"{pieces}.index.json and its files differ in x"):
         minidpt.load(tmp_path)
 
 

@@ -512,7 +512,7 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
         (b"", "begins with b''"),
         (b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html><html>': download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "b'version .*git lfs pull"),
-        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file that is cut short"),
+        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "safetensors header"),
         (b"GIF89a", "begins with b'GIF89a'"),
         (b"PK", "cut short"),
     ],
