@@ -45,7 +45,6 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
-COMPILED = "_orig_mod"  # a module of torch.compile around another one, anywhere in a name
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 logger = logging.getLogger("minidpt")
 
@@ -58,10 +57,8 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     Returns: its tensors under OpenAI's names, and who named them, `OPENAI` or `HUGGING_FACE`.
     Raises ValueError if there is none, saying what there is, or if there are two, saying where.
     """
-    tensors = {
-        ".".join(part for part in name.split(".") if part != COMPILED): value
-        for name, value in named.items()
-    }
+    # torch.compile puts a module around another one, anywhere in a name
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
     places = {
         name.removesuffix(anchor): origin
         for name in tensors

@@ -113,7 +113,7 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Compute the attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
+        """Compute the class token's attention weights in `forward_cls` (B, H, N+P); rows sum to 1."""
         tokens = self._attended(x, prompts)
         return self.attn.single_query_weights(tokens[:, 0], tokens)
 

@@ -39,8 +39,8 @@ class PackedPrompts:
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     inverse_order: (n,) where in packed order the i-th given prompt stands.
-    mask: (b, 1, T, p + T), of the queries' precision, added to the scores of a bin's rows over the p rows of the prefix and the
-        bin's own: 0 where a row sees another, else -inf.
+    mask: (b, 1, T, p + T), in the queries' precision, added to the scores of a bin's rows over the
+        p rows of the prefix and the bin's own: 0 where a row sees another, else -inf.
     prompts_per_bin: how many prompts each bin holds.
     """
 
@@ -66,12 +66,7 @@ class PackedPrompts:
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
-    """Lay out token sequences, each of which ends in its EOT.
-
-    Raises ValueError if there are none, or one is empty.
-    """
-    if not prompts or not all(prompts):
-        raise ValueError(f"expected one or more non-empty prompts, got {len(prompts)} prompts")
+    """Lay out one or more token sequences, each of which ends in its EOT."""
     prefix = shared_prefix(prompts)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):

@@ -245,7 +245,7 @@ def test_the_names_in_an_index_are_those_of_files_beside_it(shard, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": shard}}))
     error = (ValueError, FileNotFoundError)
-    with pytest.raises(error, match="Invalid name|does not exist|is no regular file|empty name"):
+    with pytest.raises(error, match="Invalid name|is no file|empty name"):
         minidpt.load(tmp_path)
 
 
