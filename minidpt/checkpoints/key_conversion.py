@@ -68,11 +68,11 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     if len(places) > 1:
         under = " and ".join(f"'{place}'" for place in list(places)[:5])
         raise ValueError(f"expected one CLIP, got {len(places)}, under {under}: save one alone")
-    prefix, origin = next(iter(places.items()), ("", None))
-    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
-    if origin is None:
+    if not places:
         expected = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
         raise ValueError(f"expected {expected}, got {listed(list(tensors))}")
+    ((prefix, origin),) = places.items()
+    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
     if "text.token_embedding.weight" in inside:  # open_clip's models of two towers
         inside = {name.removeprefix("text."): value for name, value in inside.items()}
     weights = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}

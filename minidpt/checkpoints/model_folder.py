@@ -64,13 +64,6 @@ class Config(NamedTuple):
     std: Colours = CLIP_STD
     vision: Mapping[str, Any] = {}
 
-    def agree(self, name: str, wanted: object) -> Any:
-        """Return a setting, `wanted` where there is none; ValueError if the two differ."""
-        setting = getattr(self, name)
-        if None not in (setting, wanted) and setting != wanted:
-            raise ValueError(f"{self.path} says {name} {setting}, got {wanted}: leave it out")
-        return wanted if setting is None else setting
-
     def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
         sizes = {

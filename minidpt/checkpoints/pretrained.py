@@ -56,9 +56,8 @@ def load(
             OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
             is downloaded (338 MB for ViT-B/32) if no folder holds the file.
-        quick_gelu: see `build_clip`; None: as the configuration says, without one True.
-        head_width: see `build_clip`. It and `quick_gelu` are for files without a configuration;
-            with one they may only agree with it.
+        quick_gelu, head_width: see `build_clip`; None: as the configuration says, without one True
+            and 64.
         image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
@@ -68,14 +67,17 @@ def load(
     """
     name = os.fspath(name_or_path)
     known = name in NAMES
-    path = find_or_download(name) if known else _existing_path(name)
+    path = find_or_download(name) if known else Path(name).expanduser()
+    if not path.exists():
+        kind = FileNotFoundError if path.suffix or name.startswith((".", "~", os.sep)) else ValueError
+        raise kind(f"no CLIP {name!r}: expected {', '.join(NAMES)} or an existing path")
     try:
         file = weights_in(path) if path.is_dir() else path
         named = read_weights(file)
         weights, origin = find_clip(named)
         config = Config() if known else read_config(file.parent, origin)
-        quick_gelu = config.agree("quick_gelu", quick_gelu)
-        head_width = config.agree("head_width", head_width)
+        quick_gelu = config.quick_gelu if quick_gelu is None else quick_gelu
+        head_width = config.head_width if head_width is None else head_width
         clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
         if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
@@ -91,16 +93,6 @@ def load(
     is_shared_name = not path.is_dir() and path.name in WEIGHTS  # then after the folder
     clip.name = name if known else path.resolve().parent.name if is_shared_name else path.stem
     return clip.to(device), Preprocess(clip.visual.resolution, clip.mean, clip.std)
-
-
-def _existing_path(path: str) -> Path:
-    """Return the path of a checkpoint; otherwise raise what fits a path or a name."""
-    expanded = Path(path).expanduser()
-    if expanded.exists():
-        return expanded
-    if expanded.suffix or path.startswith((".", "~", os.sep)):
-        raise FileNotFoundError(f"{path} does not exist: expected a CLIP, file or folder")
-    raise ValueError(f"unknown CLIP {path!r}: expected {', '.join(NAMES)} or an existing path")
 
 
 def filename(name: str) -> str:
