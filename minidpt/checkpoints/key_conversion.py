@@ -66,8 +66,7 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         if f".{name}".endswith(f".{anchor}")
     }
     if len(places) > 1:
-        under = " and ".join(f"'{place}'" for place in list(places)[:5])
-        raise ValueError(f"expected one CLIP, got {len(places)}, under {under}: save one alone")
+        raise ValueError(f"expected one CLIP, got several, under {listed(list(places))}: save one")
     if not places:
         expected = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
         raise ValueError(f"expected {expected}, got {listed(list(tensors))}")

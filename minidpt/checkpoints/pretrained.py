@@ -69,7 +69,8 @@ def load(
     known = name in NAMES
     path = find_or_download(name) if known else Path(name).expanduser()
     if not path.exists():
-        kind = FileNotFoundError if path.suffix or name.startswith((".", "~", os.sep)) else ValueError
+        is_path = path.suffix or name.startswith((".", "~", os.sep))
+        kind = FileNotFoundError if is_path else ValueError
         raise kind(f"no CLIP {name!r}: expected {', '.join(NAMES)} or an existing path")
     try:
         file = weights_in(path) if path.is_dir() else path
@@ -123,8 +124,7 @@ def find_file(name: str) -> Path | None:
 def find_or_download(name: str) -> Path:
     """Find the file of a known model; download it into OpenAI's cache folder if no folder has it.
 
-    Raises FileNotFoundError if it cannot be had, saying what to put where, and ValueError if what
-    arrived is not OpenAI's file.
+    Raises FileNotFoundError if it cannot be had, saying what to put where.
     """
     if path := find_file(name):
         return path
@@ -146,8 +146,8 @@ def download(url: str, target: Path, sha256: str) -> None:
     """Download a file to `target.part`, verify its SHA-256, and put it in the place of `target`.
 
     Processes that fetch the same file wait for one another, and find it there then. A download that
-    fails leaves nothing. Raises OSError or HTTPException if the connection fails, and ValueError
-    for a wrong hash.
+    fails leaves nothing. Raises OSError or HTTPException if the connection fails or the hash is
+    another one.
     """
     with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process was faster
@@ -164,7 +164,6 @@ def download(url: str, target: Path, sha256: str) -> None:
                     file.write(chunk)
                     digest.update(chunk)
                     report(file.tell())
-            if file.tell() < total:
-                raise ConnectionError(f"lost after {file.tell():,} of {total:,} bytes")
             if digest.hexdigest() != sha256:
-                raise ValueError(f"{url}: expected SHA-256 {sha256}, got another one: try again")
+                got = f"{file.tell():,} of {total:,} bytes with another SHA-256"
+                raise ConnectionError(f"expected {sha256}, got {got}")

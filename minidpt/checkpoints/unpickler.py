@@ -44,8 +44,7 @@ def _rebuild_tensor(
         elements *= length
         last += (length - 1) * step
     if elements and (last >= len(storage) or elements > len(storage)):
-        view = f"a tensor of size {size}, stride {stride}, offset {offset}"
-        raise ValueError(f"{view} leaves its storage of {len(storage)} numbers")
+        raise ValueError(f"a tensor of size {size} leaves its storage of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
 
 

@@ -113,7 +113,7 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Compute the class token's attention weights in `forward_cls` (B, H, N+P); rows sum to 1."""
+        """Compute the class token's attention in `forward_cls` (B, H, N+P), rows summing to 1."""
         q, k, v = self.attn.project(self._attended(x, prompts)).transpose(1, 3).float().unbind(2)
         return attention_with_weights(q[:, :, :1], k, v)[1].squeeze(2)
 

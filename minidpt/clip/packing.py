@@ -123,17 +123,16 @@ def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
 
 def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
     """Put lengths, each so many times, in bins of `size`; the first has `prefix` rows less."""
-    left, bins, room = dict(sorted(lengths.items(), reverse=True)), [], size - prefix
+    left, bins = dict(sorted(lengths.items(), reverse=True)), []
     while left:
+        room = size if bins else size - prefix
         bins.append([])
-        for length, count in list(left.items()):
+        for length, count in left.items():
             fitting = min(count, room // length)
             bins[-1] += [length] * fitting
             room -= fitting * length
             left[length] -= fitting
-            if not left[length]:
-                del left[length]
-        room = size
+        left = {length: count for length, count in left.items() if count}
     return bins
 
 

@@ -77,8 +77,7 @@ def infer_sizes(
         got = f"{grid} × {grid} patches of {patch} pixels"
         raise ValueError(f"expected images of 1 to {MAX_RESOLUTION} pixels a side, got {got}")
     if width > VIT_L_WIDTH and head_width is None:
-        known = "80 in ViT-H/14, 88 in g/14, 104 in bigG/14"
-        raise ValueError(f"vision width {width}: expected head_width (--head-width): {known}")
+        raise ValueError(f"vision width {width}: pass head_width: 80 (ViT-H), 88 (g), 104 (bigG)")
     return dict(
         embed_dim=weights["text_projection"].shape[1],
         resolution=grid * patch,
@@ -96,9 +95,7 @@ def transformer_sizes(
     """Infer the sizes of the blocks whose tensors' names begin with `prefix` and a number."""
     head_width = HEAD_WIDTH if head_width is None else head_width
     if not 1 <= head_width <= width or width % head_width:
-        side = "vision" if prefix.startswith("visual") else "text"
-        expected = f"a multiple of the {head_width} of its heads"
-        raise ValueError(f"{side} width {width}: expected {expected}: pass their head_width")
+        raise ValueError(f"{prefix}: width {width} is no multiple of the {head_width} of its heads")
     in_blocks = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     layers = len({name.partition(".")[0] for name in in_blocks})
     if not 1 <= layers <= MAX_LAYERS:

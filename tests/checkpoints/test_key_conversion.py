@@ -136,7 +136,7 @@ def test_an_unknown_tensor_inside_the_encoders_is_refused(name, tmp_path):
 def test_two_clips_in_a_file_are_refused_and_both_places_named(tmp_path):
     state = {name: value for name, value in STATE.items() if "visual.conv1" in name}
     content = {"model": state, "ema": {"module": {k: v.clone() for k, v in state.items()}}}
-    with pytest.raises(ValueError, match="one CLIP, got 2, under 'model.' and 'ema.module.'"):
+    with pytest.raises(ValueError, match="one CLIP, got several, under model., ema.module.:"):
         load(content, tmp_path)
 
 
@@ -345,7 +345,7 @@ def test_a_model_of_two_towers_is_read(tmp_path):
         ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is not supp"),
         ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is not supp"),
         ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is not supp"),
-        ("model_cfg.vision_cfg.head_width", 48, "a multiple of the 48 of its heads"),
+        ("model_cfg.vision_cfg.head_width", 48, "no multiple of the 48 of its heads"),
         ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
         ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
         ("model_cfg.text_cfg", 5, "text_cfg"),
