@@ -136,7 +136,7 @@ def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
 @pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], {"format": "other 1"}, "text"])
 def test_a_file_of_another_kind_is_no_model(content, tmp_path):
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="expected a prompt file|content: expected"):
+    with pytest.raises(ValueError, match="expected format|content: expected"):
         minidpt.load_model(tmp_path / "model.pt")
 
 
@@ -145,7 +145,7 @@ def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch)
     with torchscript.still_used():
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)).save(str(tmp_path / "model.pt"))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
-    with pytest.raises(ValueError, match="expected a prompt file|content: expected"):
+    with pytest.raises(ValueError, match="expected format|content: expected"):
         minidpt.load_model(tmp_path / "model.pt")
 
 

@@ -45,7 +45,6 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
-COMPILED = "_orig_mod"  # a module of torch.compile around another one, anywhere in a name
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 logger = logging.getLogger("minidpt")
 
@@ -58,12 +57,8 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     Returns: its tensors under OpenAI's names, and who named them, `OPENAI` or `HUGGING_FACE`.
     Raises ValueError if there is none, saying what there is, or if there are two, saying where.
     """
-    tensors = {
-        ".".join(part for part in name.split(".") if part != COMPILED): value
-        for name, value in named.items()
-    }
-    if len(tensors) < len(named):
-        raise ValueError(f"expected each tensor once, got some with and without '{COMPILED}'")
+    # torch.compile puts a module around another one, anywhere in a name
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
     places = {
         name.removesuffix(anchor): origin
         for name in tensors
@@ -71,13 +66,12 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         if f".{name}".endswith(f".{anchor}")
     }
     if len(places) > 1:
-        under = " and ".join(f"'{place}'" for place in list(places)[:5])
-        raise ValueError(f"expected one CLIP, got {len(places)}, under {under}: save one alone")
-    prefix, origin = next(iter(places.items()), ("", None))
-    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
-    if origin is None:
+        raise ValueError(f"expected one CLIP, got several, under {listed(list(places))}: save one")
+    if not places:
         expected = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
         raise ValueError(f"expected {expected}, got {listed(list(tensors))}")
+    ((prefix, origin),) = places.items()
+    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
     if "text.token_embedding.weight" in inside:  # open_clip's models of two towers
         inside = {name.removeprefix("text."): value for name, value in inside.items()}
     weights = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}

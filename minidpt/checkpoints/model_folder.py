@@ -64,13 +64,6 @@ class Config(NamedTuple):
     std: Colours = CLIP_STD
     vision: Mapping[str, Any] = {}
 
-    def agree(self, name: str, wanted: object) -> Any:
-        """Return a setting, `wanted` where there is none; ValueError if the two differ."""
-        setting = getattr(self, name)
-        if None not in (setting, wanted) and setting != wanted:
-            raise ValueError(f"{self.path} says {name} {setting}, got {wanted}: leave it out")
-        return wanted if setting is None else setting
-
     def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
         sizes = {
@@ -90,7 +83,7 @@ def weights_in(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    got = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
+    got = listed(sorted(path.name for path in folder.iterdir()))
     raise FileNotFoundError(f"folder {folder}: expected {', '.join(WEIGHTS)} in it, got {got}")
 
 
@@ -103,15 +96,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(INDEX):
         return read_state_dict(path)
     index = check_fields(read_json(path, str(path)), str(path), weight_map=dict)
-    names_in: dict[str, set[str]] = {}
-    for name, shard in check_fields(index["weight_map"], str(path)).items():
-        names_in.setdefault(str(shard), set()).add(name)
-    tensors = {}
-    for shard, names in names_in.items():
-        in_shard = read_state_dict(path.with_name(shard))
-        if wrong := sorted(names ^ in_shard.keys()):
-            raise ValueError(f"{path} and {shard} differ in {wrong[0]}: download both again")
-        tensors |= in_shard
+    shard_of, tensors = check_fields(index["weight_map"], str(path)), {}
+    for shard in dict.fromkeys(map(str, shard_of.values())):
+        tensors |= read_state_dict(path.with_name(shard))
+    if wrong := sorted(shard_of.keys() ^ tensors.keys()):
+        raise ValueError(f"{path} and its files differ in {wrong[0]}: download them again")
     return tensors
 
 
@@ -125,13 +114,10 @@ def read_config(folder: Path, origin: str) -> Config:
     path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
     if not path.is_file():
         return Config()
-    config = (_hugging_face if is_hugging_face else _open_clip)(path, _read(path))
+    content = check_fields(read_json(path, str(path)), str(path))
+    config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
     logger.info(f"{path}: quick_gelu {config.quick_gelu}, mean {config.mean}, std {config.std}")
     return config
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return check_fields(read_json(path, str(path)), str(path))
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
@@ -148,9 +134,8 @@ def _open_clip(path: Path, content: dict[str, Any]) -> Config:
 
 
 def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
-    if content.get("model_type") != "clip":
-        got = short_repr(content.get("model_type"))
-        raise ValueError(f"{path}: expected model_type 'clip', got {got}")
+    if (kind := content.get("model_type")) != "clip":
+        raise ValueError(f"{path}: expected model_type 'clip', got {short_repr(kind)}")
     sides, head_widths = [], []
     for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
         where = f"{path}, {name}_config"
@@ -170,7 +155,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     if (eos := sides[1].get("eos_token_id")) not in EOT:
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
     colours = path.with_name("preprocessor_config.json")
-    mean_std = _colours(colours, _read(colours) if colours.is_file() else {}, "image_")
+    settings = read_json(colours, str(colours)) if colours.is_file() else {}
+    mean_std = _colours(colours, check_fields(settings, str(colours)), "image_")
     return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sides[0])
 
 

@@ -56,9 +56,8 @@ def load(
             OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
             is downloaded (338 MB for ViT-B/32) if no folder holds the file.
-        quick_gelu: see `build_clip`; None: as the configuration says, without one True.
-        head_width: see `build_clip`. It and `quick_gelu` are for files without a configuration;
-            with one they may only agree with it.
+        quick_gelu, head_width: see `build_clip`; None: as the configuration says, without one True
+            and 64.
         image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
@@ -68,46 +67,33 @@ def load(
     """
     name = os.fspath(name_or_path)
     known = name in NAMES
-    path = find_or_download(name) if known else _existing_path(name)
+    path = find_or_download(name) if known else Path(name).expanduser()
+    if not path.exists():
+        is_path = path.suffix or name.startswith((".", "~", os.sep))
+        kind = FileNotFoundError if is_path else ValueError
+        raise kind(f"no CLIP {name!r}: expected {', '.join(NAMES)} or an existing path")
     try:
         file = weights_in(path) if path.is_dir() else path
         named = read_weights(file)
         weights, origin = find_clip(named)
         config = Config() if known else read_config(file.parent, origin)
-        quick_gelu = config.agree("quick_gelu", quick_gelu)
-        head_width = config.agree("head_width", head_width)
-        is_guess = quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named)
-        quick_gelu = True if quick_gelu is None else quick_gelu
-        clip = build_clip(weights, quick_gelu, head_width, config.text_head_width)
+        quick_gelu = config.quick_gelu if quick_gelu is None else quick_gelu
+        head_width = config.head_width if head_width is None else head_width
+        clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
+        if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
+            logger.warning(
+                f"{path}: no file says its activation, the quick GELU is used: if it was trained "
+                "with the exact one, pass quick_gelu=False (--no-quick-gelu)"
+            )
         clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
             clip.resize_positional_embedding(image_size)
     except ValueError as error:
-        text = str(error) if str(path) in str(error) else f"{path}: {error}"
-        if name in SHA256:
-            text += f": it is not OpenAI's file: move it away and load {name!r} again"
-        raise ValueError(text) from error
+        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from error
     is_shared_name = not path.is_dir() and path.name in WEIGHTS  # then after the folder
     clip.name = name if known else path.resolve().parent.name if is_shared_name else path.stem
-    if is_guess or (known and not quick_gelu):
-        used, other = ("quick", "exact") if quick_gelu else ("exact", "quick")
-        option = "--no-quick-gelu" if quick_gelu else "--quick-gelu"
-        logger.warning(
-            f"{clip.name}: no file says its activation, the {used} GELU is used: if it was trained "
-            f"with the {other} one, pass quick_gelu={not quick_gelu} ({option})"
-        )
     return clip.to(device), Preprocess(clip.visual.resolution, clip.mean, clip.std)
-
-
-def _existing_path(path: str) -> Path:
-    """Return the path of a checkpoint; otherwise raise what fits a path or a name."""
-    expanded = Path(path).expanduser()
-    if expanded.exists():
-        return expanded
-    if expanded.suffix or path.startswith((".", "~", os.sep)):
-        raise FileNotFoundError(f"{path} does not exist: expected a CLIP, file or folder")
-    raise ValueError(f"unknown CLIP {path!r}: expected {', '.join(NAMES)} or an existing path")
 
 
 def filename(name: str) -> str:
@@ -138,8 +124,7 @@ def find_file(name: str) -> Path | None:
 def find_or_download(name: str) -> Path:
     """Find the file of a known model; download it into OpenAI's cache folder if no folder has it.
 
-    Raises FileNotFoundError if it cannot be had, saying what to put where, and ValueError if what
-    arrived is not OpenAI's file.
+    Raises FileNotFoundError if it cannot be had, saying what to put where.
     """
     if path := find_file(name):
         return path
@@ -161,8 +146,8 @@ def download(url: str, target: Path, sha256: str) -> None:
     """Download a file to `target.part`, verify its SHA-256, and put it in the place of `target`.
 
     Processes that fetch the same file wait for one another, and find it there then. A download that
-    fails leaves nothing. Raises OSError or HTTPException if the connection fails, and ValueError
-    for a wrong hash.
+    fails leaves nothing. Raises OSError or HTTPException if the connection fails or the hash is
+    another one.
     """
     with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process was faster
@@ -179,7 +164,6 @@ def download(url: str, target: Path, sha256: str) -> None:
                     file.write(chunk)
                     digest.update(chunk)
                     report(file.tell() // 10**6)
-            if file.tell() < total:
-                raise ConnectionError(f"lost after {file.tell():,} of {total:,} bytes")
             if digest.hexdigest() != sha256:
-                raise ValueError(f"{url}: expected SHA-256 {sha256}, got another one: try again")
+                got = f"{file.tell():,} of {total:,} bytes with another SHA-256"
+                raise ConnectionError(f"expected {sha256}, got {got}")

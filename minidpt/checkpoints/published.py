@@ -138,14 +138,12 @@ def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
     """
     folder, tensors = Path(folder), {}
     parts = [part for part in (TEXT, VISUAL, CLASS_AWARE) if (folder / part).is_dir()]
-    if not parts:
-        expected = f"the output folder of CoOp or DPT, with {TEXT}/, {VISUAL}/ or {CLASS_AWARE}/"
-        raise FileNotFoundError(f"folder {folder}: expected {expected}, got none of them")
     saved = [{path.name for path in (folder / part).iterdir()} for part in parts]
-    common = set.intersection(*saved)  # a run may have been killed between two of them
+    common = set.intersection(*saved) if saved else ()  # a run may be killed between two of them
     epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
     if not epochs:
-        raise FileNotFoundError(f"folder {folder}: expected one model.pth.tar-N in each of {parts}")
+        expected = f"one model.pth.tar-N in each of {TEXT}/, {VISUAL}/ and {CLASS_AWARE}/"
+        raise FileNotFoundError(f"folder {folder}: expected {expected} that is there, got {parts}")
     for part in parts:
         path = folder / part / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]

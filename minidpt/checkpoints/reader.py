@@ -3,16 +3,22 @@
 A `.pt` file is a zip archive: `NAME/data.pkl` is a pickle that says how the tensors are nested, and
 `NAME/data/0`, `NAME/data/1`, … are the raw numbers. OpenAI's files are TorchScript archives: the
 same, but the pickle fills objects of compiled classes instead of dicts. Numbers are not read but
-mapped into memory. Every loop over what a file says is bounded by the file's size or by the
-constants of this page and of `unpickler.py`.
+mapped into memory. A safetensors file is
+
+    8 bytes   N, the length of the header, little-endian
+    N bytes   JSON: {"NAME": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, …}
+    the rest  the numbers, little-endian; offsets count from here
+
+Every loop over what a file says is bounded by the file's size or by the constants of this page and
+of `unpickler.py`.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import struct
-import sys
 import zipfile
 from collections.abc import Iterator
 from os import PathLike
@@ -21,13 +27,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..support.files import single_line_errors
-from .safetensors import read_safetensors
-from .unpickler import MAX_ENTRIES, Unpickler
+from ..support.files import check_fields, parse_json, short_repr, single_line_errors
+from .unpickler import DTYPES, MAX_DIMENSIONS, MAX_ENTRIES, Unpickler
 
 MAX_NAME = 256  # characters of a flattened name
 MAX_PICKLE = 2**21  # bytes, and so instructions; ViT-L/14's has 0.1 M
 MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
+MAX_HEADER = 2**21  # bytes of a safetensors file's header; bigG's has 0.2 M
 
 
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
@@ -84,15 +90,14 @@ def read_checkpoint(path: str | PathLike) -> object:
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is no regular file" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"{path} {problem}: expected a checkpoint file")
+        raise FileNotFoundError(f"{path} is no file: expected a checkpoint")
     with open(path, "rb") as file:
         head = file.read(30)
     try:
         if head.startswith(b"PK"):
             return _Archive(path).load()
         if head[8:9] == b"{":
-            return read_safetensors(path)
+            return _read_safetensors(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
@@ -122,21 +127,13 @@ class _Archive:
         self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
         self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
-        if self.root + "byteorder" in self.members:
-            byteorder = self.read("byteorder").decode("ascii", "replace")
-            if byteorder != sys.byteorder:
-                raise ValueError(f"expected {sys.byteorder}-endian numbers, got {byteorder[:9]!r}")
 
     def load(self) -> object:
         """Build what the archive's pickle describes."""
-        return Unpickler(io.BytesIO(self.read("data.pkl")), self.storage).load()
-
-    def read(self, name: str) -> bytes:
-        """Return the contents of the member `NAME/name`."""
-        start, size = self.locate(name)
+        start, size = self.locate("data.pkl")
         if size > MAX_PICKLE:
-            raise ValueError(f"member {name!r} has {size:,} bytes: expected a model's state dict")
-        return self.memory[start : start + size]
+            raise ValueError(f"its pickle has {size:,} bytes: expected a model's state dict")
+        return Unpickler(io.BytesIO(self.memory[start : start + size]), self.storage).load()
 
     def locate(self, name: str) -> tuple[int, int]:
         """Return first byte and size of the member `NAME/name`, which lies within the file."""
@@ -166,6 +163,50 @@ class _Archive:
         memory, start, size = self.storages[key]
         if not 0 <= length * dtype.itemsize <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
-        if length == 0:
-            return torch.empty(0, dtype=dtype)
-        return torch.frombuffer(memory, dtype=dtype, count=length, offset=start)
+        return _map_numbers(memory, dtype, length, start)
+
+
+def _map_numbers(memory: mmap.mmap | bytearray, dtype: torch.dtype, count: int, at: int) -> Tensor:
+    """View the `count` numbers that begin at the byte `at` as a tensor (count,)."""
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=at)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file by their names.
+
+    They may lie anywhere in it, as long as they need no more bytes than it has.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
+        header = file.read(length).decode()
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
+    header.pop("__metadata__", None)
+    tensors, start, used = {}, 8 + length, 0
+    for name, fields in header.items():
+        where = f"tensor {short_repr(name)}"
+        dtype, shape, first, last = _check_entry(fields, where)
+        used += last - first
+        if start + max(last, used) > len(memory):
+            got = f"bytes {first:,} to {last:,} of {len(memory) - start:,}"
+            raise ValueError(f"{where}: {got}, or over others: copy or download it again")
+        data, at = memory, start + first
+        if at % dtype.itemsize:  # a tensor's memory must be aligned
+            data, at = bytearray(memory[at : start + last]), 0
+        tensors[name] = _map_numbers(data, dtype, math.prod(shape), at).view(shape)
+    return tensors
+
+
+def _check_entry(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
+    """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
+    check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
+    dtype, shape, offsets = DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
+    are_sizes = all(isinstance(n, int) and n >= 0 for n in (*shape, *offsets))
+    are_sizes &= len(shape) <= MAX_DIMENSIONS and len(offsets) == 2
+    if not are_sizes or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{where}: its shape and its bytes do not fit: the file is damaged")
+    return dtype, shape, *offsets

@@ -15,8 +15,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .safetensors import DTYPES
-
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 1000  # characters of a module's or class's name
 MAX_WORK = 300_000  # calls in a pickle, their arguments, and attributes that it sets
@@ -46,8 +44,7 @@ def _rebuild_tensor(
         elements *= length
         last += (length - 1) * step
     if elements and (last >= len(storage) or elements > len(storage)):
-        view = f"a tensor of size {size}, stride {stride}, offset {offset}"
-        raise ValueError(f"{view} leaves its storage of {len(storage)} numbers")
+        raise ValueError(f"a tensor of size {size} leaves its storage of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
 
 
@@ -56,6 +53,18 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
 ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     **{f"torch.{kind}Storage": dtype for kind, dtype in zip(STORAGES, DTYPES.values())},

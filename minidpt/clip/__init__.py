@@ -1,1 +1,1 @@
-"""CLIP itself: network, tokenizer, packed prompts, and the test view of a picture."""
+"""CLIP itself: network, attention, packed prompts, tokenizer, and the sizes of a state dict."""

@@ -47,7 +47,7 @@ def attention_with_weights(
 
 
 class MultiheadAttention(nn.Module):
-    """The weights of multi-head self attention under CLIP's names, and their projections.
+    """Multi-head self attention under CLIP's names: its weights, and projections by them.
 
     Who attends to whom is the caller's business: blocks of the image transformer add prompts to the
     keys and values, those of the text transformer share a prefix.
@@ -61,7 +61,7 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
-        """Those of queries, keys and values that `parts` names: "qkv", "q" or "kv".
+        """Project to those of queries, keys and values that `parts` names: "qkv", "q" or "kv".
 
         (..., T, W) → (..., T, parts, H, d).
         """
@@ -71,7 +71,7 @@ class MultiheadAttention(nn.Module):
         return projected.unflatten(-1, (len(parts), self.heads, -1))
 
     def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Attention of one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
+        """Attend from one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
 
             softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
 
@@ -91,16 +91,6 @@ class MultiheadAttention(nn.Module):
         values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
         return self.merge(values.transpose(0, 1))
 
-    def single_query_weights(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """The weights by which `single_query_attention` sums up tokens, in fp32.
-
-        softmax(q·kᵀ / √d) for each head: (B, W) and (B, T, W) → (B, H, T), rows summing to 1.
-        """
-        q = self.project(query.unsqueeze(1), "q").transpose(1, 3)  # (B, H, 1, 1, d)
-        k, v = self.project(tokens, "kv").transpose(1, 3).unbind(2)  # (B, H, T, d)
-        _, weights = attention_with_weights(q.squeeze(2).float(), k.float(), v.float())
-        return weights.squeeze(2)
-
     def merge(self, attended: Tensor) -> Tensor:
-        """The output projection of all heads together: (..., T, H, d) → (..., T, W)."""
+        """Project the output of all heads together: (..., T, H, d) → (..., T, W)."""
         return self.out_proj(attended.flatten(-2))

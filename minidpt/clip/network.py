@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
 from ..support.progress import track
-from .attention import MultiheadAttention, attention
+from .attention import MultiheadAttention, attention, attention_with_weights
 from .packing import PackedPrompts, iter_chunks, pack, packed_attention
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
@@ -113,9 +113,9 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Compute the attention weights of the class token in `forward_cls`: (B, H, N+P), rows sum to 1."""
-        tokens = self._attended(x, prompts)
-        return self.attn.single_query_weights(tokens[:, 0], tokens)
+        """Compute the class token's attention in `forward_cls` (B, H, N+P), rows summing to 1."""
+        q, k, v = self.attn.project(self._attended(x, prompts)).transpose(1, 3).float().unbind(2)
+        return attention_with_weights(q[:, :, :1], k, v)[1].squeeze(2)
 
     def _attended(self, x: Tensor, prompts: Tensor | None) -> Tensor:
         """Norm what the layer attends to: the image's tokens, then the prompts (B, N+P, D)."""

@@ -39,8 +39,8 @@ class PackedPrompts:
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     inverse_order: (n,) where in packed order the i-th given prompt stands.
-    mask: (b, 1, T, p + T), of the queries' precision, added to the scores of a bin's rows over the p rows of the prefix and the
-        bin's own: 0 where a row sees another, else -inf.
+    mask: (b, 1, T, p + T), in the queries' precision, added to the scores of a bin's rows over the
+        p rows of the prefix and the bin's own: 0 where a row sees another, else -inf.
     prompts_per_bin: how many prompts each bin holds.
     """
 
@@ -66,12 +66,7 @@ class PackedPrompts:
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
-    """Lay out token sequences, each of which ends in its EOT.
-
-    Raises ValueError if there are none, or one is empty.
-    """
-    if not prompts or not all(prompts):
-        raise ValueError(f"expected one or more non-empty prompts, got {len(prompts)} prompts")
+    """Lay out one or more token sequences, each of which ends in its EOT."""
     prefix = shared_prefix(prompts)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):
@@ -116,15 +111,10 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
-    """Find the size of bins that costs the least.
-
-    Cost: rows + keys / 10. Above 2,000 prompts it is estimated from a sample.
-    """
-    sampled = max(1, sum(lengths.values()) // 2000)  # one prompt in so many
-    sample = {length: -(-count // sampled) for length, count in lengths.items()}
+    """Find the size of bins that costs the least: rows + keys / 10."""
 
     def cost(size: int) -> float:
-        bins = len(first_fit_decreasing(sample, prefix, size))
+        bins = len(first_fit_decreasing(lengths, prefix, size))
         return bins * size + bins * (prefix + size) / 10
 
     least = max(prefix, *lengths)
@@ -133,17 +123,16 @@ def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
 
 def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
     """Put lengths, each so many times, in bins of `size`; the first has `prefix` rows less."""
-    left, bins, room = dict(sorted(lengths.items(), reverse=True)), [], size - prefix
+    left, bins = dict(sorted(lengths.items(), reverse=True)), []
     while left:
+        room = size if bins else size - prefix
         bins.append([])
-        for length, count in list(left.items()):
+        for length, count in left.items():
             fitting = min(count, room // length)
             bins[-1] += [length] * fitting
             room -= fitting * length
             left[length] -= fitting
-            if not left[length]:
-                del left[length]
-        room = size
+        left = {length: count for length, count in left.items() if count}
     return bins
 
 

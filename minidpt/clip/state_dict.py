@@ -77,8 +77,7 @@ def infer_sizes(
         got = f"{grid} × {grid} patches of {patch} pixels"
         raise ValueError(f"expected images of 1 to {MAX_RESOLUTION} pixels a side, got {got}")
     if width > VIT_L_WIDTH and head_width is None:
-        known = "80 in ViT-H/14, 88 in g/14, 104 in bigG/14"
-        raise ValueError(f"vision width {width}: expected head_width (--head-width): {known}")
+        raise ValueError(f"vision width {width}: pass head_width: 80 (ViT-H), 88 (g), 104 (bigG)")
     return dict(
         embed_dim=weights["text_projection"].shape[1],
         resolution=grid * patch,
@@ -96,9 +95,7 @@ def transformer_sizes(
     """Infer the sizes of the blocks whose tensors' names begin with `prefix` and a number."""
     head_width = HEAD_WIDTH if head_width is None else head_width
     if not 1 <= head_width <= width or width % head_width:
-        side = "vision" if prefix.startswith("visual") else "text"
-        expected = f"a multiple of the {head_width} of its heads"
-        raise ValueError(f"{side} width {width}: expected {expected}: pass their head_width")
+        raise ValueError(f"{prefix}: width {width} is no multiple of the {head_width} of its heads")
     in_blocks = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     layers = len({name.partition(".")[0] for name in in_blocks})
     if not 1 <= layers <= MAX_LAYERS:
@@ -118,12 +115,11 @@ def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], wha
     problems += [f"unknown {listed(sorted(unknown))}"] if unknown else []
     for name in sorted(expected.keys() & got.keys()):
         value, shape = got[name], tuple(expected[name].shape)
-        if not isinstance(value, Tensor):
-            problems.append(f"{name} is {short_repr(value)}, expected a tensor")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else short_repr(value)
+            problems.append(f"{name} is {kind}, expected a tensor of floats")
         elif value.shape != shape:
             problems.append(f"{name} is {tuple(value.shape)}, expected {shape}")
-        elif not value.is_floating_point():
-            problems.append(f"{name} is {value.dtype}, expected floating-point numbers")
         elif value.numel() and not all(end.isfinite() for end in value.float().aminmax()):
             problems.append(f"{name} is not finite: it holds NaN or infinity, or fp64 beyond fp32")
     if problems:

@@ -57,8 +57,6 @@ def tokenize(
     `truncate=True` its row keeps the first ones and ends with EOT_TOKEN. What is no text raises
     TypeError.
     """
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = [[SOT_TOKEN, *encode(text), EOT_TOKEN] for text in texts]
     tokens = torch.zeros(len(rows), context_length, dtype=torch.long)
@@ -66,8 +64,7 @@ def tokenize(
         if len(ids) > context_length:
             if not truncate:
                 got = f"text {short_repr(text)} has {len(ids)} tokens with start and end"
-                fix = "shorten it, or pass truncate=True to cut it"
-                raise ValueError(f"{got}, the limit is {context_length}: {fix}")
+                raise ValueError(f"{got}, expected at most {context_length}: pass truncate=True")
             ids = ids[: context_length - 1] + [EOT_TOKEN]
         tokens[row, : len(ids)] = torch.tensor(ids)
     return tokens

@@ -99,9 +99,6 @@ def test_names_of_modules_that_were_compiled_are_understood(piece, prefix, tmp_p
     assert any("._orig_mod." in name for name in state)
     clip = load(prefixed("_orig_mod.", state), tmp_path)
     assert clip.fingerprint() == plain().fingerprint()
-    twice = state | {n.replace("_orig_mod.", ""): v.clone() for n, v in state.items()}
-    with pytest.raises(ValueError, match="each tensor once, got some with and without '_orig_mod'"):
-        load(twice, tmp_path)
 
 
 def test_a_head_beside_is_left_out_and_said(tmp_path, infos):
@@ -139,7 +136,7 @@ def test_an_unknown_tensor_inside_the_encoders_is_refused(name, tmp_path):
 def test_two_clips_in_a_file_are_refused_and_both_places_named(tmp_path):
     state = {name: value for name, value in STATE.items() if "visual.conv1" in name}
     content = {"model": state, "ema": {"module": {k: v.clone() for k, v in state.items()}}}
-    with pytest.raises(ValueError, match="one CLIP, got 2, under 'model.' and 'ema.module.'"):
+    with pytest.raises(ValueError, match="one CLIP, got several, under model., ema.module.:"):
         load(content, tmp_path)
 
 
@@ -239,7 +236,7 @@ def test_weights_in_several_files_are_read_by_their_index(pieces, tmp_path):
     assert minidpt.load(tmp_path)[0].fingerprint() == plain().fingerprint()
     assert minidpt.load(index)[0].fingerprint() == plain().fingerprint()
     index.write_text(json.dumps({"weight_map": where | {"x": file}}))
-    with pytest.raises(ValueError, match=f"{pieces}.index.json and {file} differ in x"):
+    with pytest.raises(ValueError, match=f"{pieces}.index.json and its files differ in x"):
         minidpt.load(tmp_path)
 
 
@@ -248,7 +245,7 @@ def test_the_names_in_an_index_are_those_of_files_beside_it(shard, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": shard}}))
     error = (ValueError, FileNotFoundError)
-    with pytest.raises(error, match="Invalid name|does not exist|is no regular file|empty name"):
+    with pytest.raises(error, match="Invalid name|is no file|empty name"):
         minidpt.load(tmp_path)
 
 
@@ -348,7 +345,7 @@ def test_a_model_of_two_towers_is_read(tmp_path):
         ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is not supp"),
         ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is not supp"),
         ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is not supp"),
-        ("model_cfg.vision_cfg.head_width", 48, "a multiple of the 48 of its heads"),
+        ("model_cfg.vision_cfg.head_width", 48, "no multiple of the 48 of its heads"),
         ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
         ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
         ("model_cfg.text_cfg", 5, "text_cfg"),
@@ -374,13 +371,12 @@ def test_settings_that_are_off_or_usual_are_none(tmp_path):
     assert not minidpt.load(write_open_clip(tmp_path / "a", off))[0].quick_gelu
 
 
-def test_an_argument_against_the_configuration_is_refused(tmp_path):
+def test_an_argument_goes_before_the_configuration(tmp_path):
     folder = write_open_clip(tmp_path / "a")
-    assert not minidpt.load(folder, quick_gelu=False, head_width=32)[0].quick_gelu
-    with pytest.raises(ValueError, match="says quick_gelu False, got True: leave it out"):
-        minidpt.load(folder, quick_gelu=True)
-    with pytest.raises(ValueError, match="says head_width 32, got 64: leave it out"):
-        minidpt.load(folder, head_width=64)
+    assert not minidpt.load(folder)[0].quick_gelu
+    clip = minidpt.load(folder, quick_gelu=True, head_width=64)[0]
+    assert clip.quick_gelu and clip.visual.transformer.resblocks[0].attn.heads == 128 // 64
+
 
 
 # ---- image size

@@ -500,19 +500,13 @@ def test_a_bomb_is_not_unpacked(tmp_path):
         read_checkpoint(path)
 
 
-def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
-    path = write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), byteorder=b"big")
-    with pytest.raises(ValueError, match="expected little-endian numbers, got 'big'"):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"", "begins with b''"),
         (b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html><html>': download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "b'version .*git lfs pull"),
-        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "a safetensors file that is cut short"),
+        (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "safetensors header"),
         (b"GIF89a", "begins with b'GIF89a'"),
         (b"PK", "cut short"),
     ],
@@ -663,9 +657,9 @@ def test_another_zip_file_is_refused(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.pt does not exist: expected a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="none.pt is no file: expected a checkpoint"):
         read_state_dict(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="is no regular file: expected a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="is no file: expected a checkpoint"):
         read_state_dict(str(tmp_path))
 
 

@@ -129,12 +129,6 @@ def test_the_shared_prefix_is_what_begins_every_prompt_and_never_a_last_token(pr
         assert prompt_of(layout, index)[0] == prompt
 
 
-@pytest.mark.parametrize("prompts", [[], [[]], [[SOT, EOT], []]])
-def test_no_prompts_and_empty_ones_are_refused(prompts):
-    with pytest.raises(ValueError, match="non-empty"):
-        pack(prompts)
-
-
 def test_a_layout_moves_to_a_device_whole():
     layout = pack(HAND_MADE).to(torch.device("meta"))
     assert layout.prefix == 2
