@@ -86,7 +86,7 @@ def test_prompts_that_belong_to_other_classes_are_refused(place):
 def test_prompts_of_maple_are_refused(place):
     (Path("out") / "MultiModalPromptLearner").mkdir(parents=True)
     result = inside("eval.py", "published", "out", "--data", place / "data")
-    assert_one_line(result, "eval.py", "expected the output folder of CoOp or DPT")
+    assert_one_line(result, "eval.py", "expected one model.pth.tar-N in each of prompt_learner/")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
     lines = result.out.splitlines()
     assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
-    assert lines.pop(1).startswith("note: little: no file says its activation, the quick GELU is")
+    assert "little.pt: no file says its activation, the quick GELU is used" in lines.pop(1)
     assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
     count = sum(value.numel() for value in learned(folder).values())
