@@ -108,8 +108,11 @@ def export_run(args: Namespace) -> None:
     (model,), precision = load_runs([run], args)
     export(model, args.file)
     size, count = model.clip.visual.resolution, len(model.classnames)
-    print_line(f"{args.file}: images (B, 3, {size}, {size}) to probabilities of {count} classes, "
-        f"{os.path.getsize(args.file) / 1e6:,.1f} MB ({model.clip.name} on {model.clip.device} in {precision})")  # fmt: skip
+    print_line(
+        f"{args.file}: images (B, 3, {size}, {size}) to probabilities of {count} classes, "
+        f"{os.path.getsize(args.file) / 1e6:,.1f} MB "
+        f"({model.clip.name} on {model.clip.device} in {precision})"
+    )
 
 
 def predict(args: Namespace) -> int:
@@ -219,8 +222,10 @@ def evaluate_model(
     before = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
     result = top1_accuracy(labels, eval_set.labels)
     if eval_set.world.is_main:
-        print_line(f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
-            f"on {len(eval_set)} test images ({model.clip.name} {where})")  # fmt: skip
+        print_line(
+            f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
+            f"on {len(eval_set)} test images ({model.clip.name} {where})"
+        )
         if args.per_class:
             print_class_accuracy(model.classnames, eval_set.labels, labels, args.csv)
     return before, result

@@ -281,8 +281,10 @@ def finish(
     })  # fmt: skip
     run.path(STATE).unlink(missing_ok=True)
     gain = result["accuracy"] - before
-    print_line(f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
-        f"{format_duration(seconds)} min")  # fmt: skip
+    print_line(
+        f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
+        f"{format_duration(seconds)} min"
+    )
     for name, other in zip(list(results)[1:], others, strict=True):
         mean = harmonic_mean(result["accuracy"], other["accuracy"])
         print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "

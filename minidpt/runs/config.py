@@ -132,10 +132,8 @@ class RunConfig:
         Raises ValueError, which `where` begins, for an unknown name or a value that is not allowed.
         """
         if unknown := [name for name in values if name not in OPTIONS]:
-            raise ValueError(
-                f"{where}: expected options of train.py, got {short_repr(unknown[0])}, which is none, or "
-                "of an earlier version: remove it"
-            )
+            got = f"{short_repr(unknown[0])}, which is none, or of an earlier version: remove it"
+            raise ValueError(f"{where}: expected options of train.py, got {got}")
         prompts = {name: value for name, value in values.items() if name in PROMPT_OPTIONS}
         others = {name: value for name, value in values.items() if name not in PROMPT_OPTIONS}
         try:

@@ -14,14 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
-
 from ..support.distributed import SINGLE, PeerLost, leave_world, world_from_environment
 from ..support.files import to_single_line
 from ..support.progress import Progress, print_line, use_progress
 from .processes import mute_output
 
-OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # new in 2.5
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
 Item = TypeVar("Item")
@@ -83,25 +80,23 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 def is_user_error(error: Exception) -> bool:
     """Whether an error is the user's or the machine's, which `print_error` prints in one line."""
-    if isinstance(error, RuntimeError):
-        return bool(memory_of(error))
-    return isinstance(error, (ValueError, OSError, MemoryError))
+    return isinstance(error, (ValueError, OSError)) or is_out_of_memory(error)
 
 
-def memory_of(error: Exception) -> str:
-    """Return which memory was too small, if that is what an error says."""
-    if isinstance(error, OUT_OF_MEMORY) or "backend out of memory" in str(error):  # of MPS
-        return "the device's memory"
-    return "memory" if "DefaultCPUAlloc" in str(error) or isinstance(error, MemoryError) else ""
+def is_out_of_memory(error: object) -> bool:
+    """Whether an error says that memory was too small, the machine's or a device's."""
+    words = ("out of memory", "DefaultCPUAlloc")  # of torch's RuntimeError
+    is_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+    return is_torch or isinstance(error, MemoryError)
 
 
 def print_error(error: object, where: str = "") -> None:
     """Print what went wrong, and in which run of a sweep, as one line."""
     text = str(error)
-    if isinstance(error, (RuntimeError, MemoryError)):
+    if is_out_of_memory(error):
         text = (
-            f"out of {memory_of(error)}: pass a smaller --batch-size, or --class-chunk with many "
-            "classes, or --precision bf16 or fp16"
+            "out of memory: pass a smaller --batch-size, or --class-chunk with many classes, or "
+            "--precision bf16 or fp16"
         )
     with suppress(OSError):  # stderr may be what is full
         text = to_single_line(where + text, 3000)

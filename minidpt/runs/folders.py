@@ -200,8 +200,8 @@ def lock_output_folder(
             got = next((kind for name, kind in kinds.items() if name in contents), "other files")
             resumed = ", or one that this command resumes" if option == "--out" else ""
             raise OutputFolderExists(
-                f"output folder {folder}: expected a new or empty one{resumed}, got one with {got}: "
-                f"pass another {option} or remove it"
+                f"output folder {folder}: expected a new or empty one{resumed}, got one with "
+                f"{got}: pass another {option} or remove it"
             )
 
     check_outside(folder, data, option=option)

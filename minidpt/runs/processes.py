@@ -63,7 +63,7 @@ def mute_output(are_others: bool) -> Iterator[None]:
 
 @contextmanager
 def prefix_output(name: str, world: World) -> Iterator[None]:
-    """Print the lines of the block behind a name, in each of several processes, also a muted one."""
+    """Print the block's lines behind a name, in each of several processes, also a muted one."""
     with ExitStack() as printing:
         if world.size > 1:
             printing.enter_context(redirect_stdout(PrefixedStream(sys.__stdout__, name)))

@@ -20,7 +20,7 @@ from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
 from ..support.progress import print_line
-from .config import AUTO, RunConfig, RunRecord
+from .config import AUTO, RunConfig
 from .devices import choose_device, choose_precision, load_clip, place
 from .eval_options import evaluates_other_data
 from .evaluation import EvalSet
@@ -98,8 +98,12 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
     """Return the models of runs, which must have one CLIP, and the precision they compute in."""
     settings = [run.read_config() for run in runs]
     config, record = settings[0]
-    for other, other_record in settings[1:]:
-        check_same_clip(args, (config, record), (other, other_record))
+    for name in ("clip_fingerprint", "device", "precision"):
+        values = list(dict.fromkeys(getattr(other, name) for _, other in settings))
+        if len(values) > 1 and getattr(args, name, None) is None:
+            fix = "" if name == "clip_fingerprint" else f", or pass --{name}"
+            got = f"{name} {' and '.join(values)}"
+            raise ValueError(f"expected runs with one CLIP, got {got}: test them one by one{fix}")
     device = device_of_runs(runs, args)
     precision, reason = choose_precision(args.precision or record.precision, device)
     clip = load_clip(replace(config, quick_gelu=record.quick_gelu), args.model)
@@ -109,24 +113,11 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
     for run in runs:
         if not run.path(SUMMARY).is_file():
             again = shlex.join([*relaunch_command("train"), "--resume", str(run.folder)])
-            print_line(f"note: the training of {run.folder} was stopped before its end, or still runs; "
-                f"to resume it: {again}")  # fmt: skip
-    models = [load_model(run.path(MODEL), clip) for run in runs]
-    return models, precision
-
-
-def check_same_clip(
-    args: Namespace, first: tuple[RunConfig, RunRecord], other: tuple[RunConfig, RunRecord]
-) -> None:
-    """Raise ValueError if two runs need different CLIPs, or compute otherwise."""
-    for name in ("clip_fingerprint", "device", "precision"):
-        values = [getattr(record, name) for _, record in (first, other)]
-        if values[0] != values[1] and getattr(args, name, None) is None:
-            fix = "" if name == "clip_fingerprint" else f", or pass --{name}"
-            raise ValueError(
-                f"expected runs with one CLIP, got {name} {values[0]} and {values[1]}: test them "
-                f"one by one{fix}"
+            print_line(
+                f"note: the training of {run.folder} was stopped before its end, or still runs; "
+                f"to resume it: {again}"
             )
+    return [load_model(run.path(MODEL), clip) for run in runs], precision
 
 
 def device_of_runs(runs: list[RunFolder], args: Namespace) -> torch.device:
