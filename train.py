@@ -31,7 +31,7 @@ from minidpt.runs.config import RunConfig, RunRecord, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
-from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
+from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER, RunFolder
 from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import relaunch_command
 from minidpt.runs.report import write_report, write_words
@@ -279,7 +279,8 @@ def finish(
         "train_images": len(drawn.train), **result, "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
-    run.path(STATE).unlink(missing_ok=True)
+    for name in (STATE, TRANSFER):  # what eval.py has tested was half trained
+        run.path(name).unlink(missing_ok=True)
     gain = result["accuracy"] - before
     print_line(
         f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "

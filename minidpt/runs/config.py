@@ -6,6 +6,7 @@ as fingerprints, is a `RunRecord`.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -29,6 +30,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 AUTO = "auto"
 DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
 MAX_FLOAT = float(torch.finfo(torch.float32).max)
+MAX_RUNS = 10_000  # of a sweep
 GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help
 TESTS = ("test", "published")  # subcommands of eval.py
 ON_A_DEVICE = (*TESTS, "predict", "report", "export")
@@ -87,10 +89,11 @@ class RunConfig:
         bounds=(1, 10**12), decides_result=False, commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
         None, "the activation of the checkpoint, where it does not say: OpenAI's need the quick "
-        "GELU, most others the exact one", METHOD, commands=("published",))
+        "GELU, most others the exact one", METHOD, decides_result=False, commands=("published",))
     head_width: int | None = option(
         None, "of attention heads on the image side, for a checkpoint without a configuration "
-        "where they are not 64 wide", METHOD, bounds=(1, 10**4), commands=("published",))
+        "where they are not 64 wide", METHOD,
+        bounds=(1, 10**4), decides_result=False, commands=("published",))
     image_size: int | None = option(
         None, "pixels a side, a multiple of the patch's: positional embeddings are interpolated; "
         "without it the checkpoint's", METHOD, bounds=(1, MAX_RESOLUTION), commands=("published",))
@@ -216,6 +219,9 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
         raise ValueError(f"{where}: {fixed[0]}: expected one value, got a list")
     if empty := [name for name, values in lists.items() if not values]:
         raise ValueError(f"{where}: {empty[0]}: expected at least one value, got none")
+    count = math.prod(map(len, lists.values()))
+    if count > MAX_RUNS:
+        raise ValueError(f"{where}: expected at most {MAX_RUNS:,} runs, got {count:,}")
     configs = {}
     for values in product(*lists.values()):
         config = RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)

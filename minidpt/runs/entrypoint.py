@@ -115,6 +115,7 @@ class NoteHandler(logging.Handler):
 def print_log() -> Iterator[None]:
     """Print the records of the logger `minidpt` in the block, as notes."""
     logger, handler = logging.getLogger("minidpt"), NoteHandler()
+    before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(handler)
@@ -122,7 +123,7 @@ def print_log() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.propagate = True
+        logger.level, logger.propagate = before
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -104,7 +104,8 @@ def is_finished(folder: str) -> bool:
         command = shlex.join([*relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")
         return True
-    if run.path(folders.MODEL).is_file() and not run.path(folders.STATE).is_file():
+    is_begun = run.path(folders.METRICS).is_file() and run.path(folders.MODEL).is_file()
+    if is_begun and not run.path(folders.STATE).is_file():
         got = f"got a run without: {folders.START_OVER_HINT}"
         raise ValueError(f"--resume {folder}: expected {folders.STATE} in it, {got}")
     return False
@@ -115,16 +116,17 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     configs = expand_grid(command.options, command.source)
     folder = Path(configs[0].data or draw_demo("runs")).expanduser()
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
-    planned, datasets = {}, {}
+    planned, datasets, drawn = {}, {}, set()
     for config in configs:
         name = config.dataset and layout_of(config.dataset).name
         if name not in datasets:
             datasets[name] = open_subsets(folder, name, config)
         dataset, subsets = datasets[name]
+        if config.prompts.method != "zeroshot" and name not in drawn:
+            few_shot(dataset, config.shots, config.seed)
+            drawn.add(name)
         config = replace(config, data=str(folder.resolve()), dataset=name, model=model)
         run = PlannedRun(config.resolve(dataset.name, dataset.template), dataset, subsets)
-        if config.prompts.method != "zeroshot":
-            few_shot(dataset, config.shots, config.seed)
         planned[run.name] = run
     order = list(datasets)
     return sorted(planned.values(), key=lambda run: order.index(run.config.dataset))
@@ -242,10 +244,10 @@ def prepare(
     precision, reason = choose_precision(config.precision, device)
     where = str(device) if world.size == 1 else device.type
     records = {
-        run.dataset.name: RunRecord(
-            clip.fingerprint(), run.dataset.fingerprint(), where, precision, clip.quick_gelu
+        name: RunRecord(
+            clip.fingerprint(), dataset.fingerprint(), where, precision, clip.quick_gelu
         )
-        for run in runs
+        for name, dataset in {run.dataset.name: run.dataset for run in runs}.items()
     }
     fix = [folders.START_OVER_HINT] if command.resume else []
     todo = [
@@ -271,7 +273,8 @@ def prepare(
         clip = place(clip, device, precision)
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep and world.is_main:
-            folders.write_sweep(sweep, {**command.options, "data": config.data})
+            chosen = {"data": config.data, "model": config.model, "precision": precision}
+            folders.write_sweep(sweep, {**command.options, **chosen})
     return todo, clip, records
 
 

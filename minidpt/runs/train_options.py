@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoints.pretrained import NAMES
 from ..config import COMMON
-from .config import OPTIONS, expand_grid, flag
+from .config import FIELDS, OPTIONS, expand_grid, flag
 from .folders import CONFIG, SWEEP, is_sweep, read_options
 from .parser import Parser, path_option
 
@@ -41,6 +41,10 @@ def parse_train_command(text: str) -> TrainCommand:
     options = vars(parser.parse_args())
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
     source = parser.prog
+    for name in ("model", "classnames"):  # eval.py may be called from elsewhere
+        path = Path(options.get(name, "")).expanduser()
+        if name in options and options[name] not in NAMES and path.exists():
+            options[name] = str(path.resolve())
     if resume and config:
         parser.error("--config: expected another run's without --resume, which has its own")
     if resume and out:
@@ -55,11 +59,6 @@ def parse_train_command(text: str) -> TrainCommand:
         parser.error("--dataset: expected --data, the folder it lies in")
     if options.get("csc") and options.get("classes") == "base":
         parser.error("--csc: expected contexts that new classes can share, got one for each class")
-    for name in ("model", "classnames"):  # eval.py may be called from elsewhere
-        value = options.get(name)
-        if value is not None and value not in NAMES:
-            path = Path(value).expanduser()
-            options[name] = str(path.resolve()) if path.exists() or name == "classnames" else value
     return TrainCommand(options, source, out, resume)
 
 
@@ -84,7 +83,8 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
     changed = [
         flag(name)
         for name, value in options.items()
-        if not OPTIONS[name].can_move and _listed(earlier.get(name)) != _listed(value)
+        if not OPTIONS[name].can_move
+        and _listed(earlier.get(name, FIELDS[name].default)) != _listed(value)
     ]
     if changed:
         parser.error(

@@ -63,6 +63,11 @@ def test_several_values_are_a_grid_in_which_zero_shot_clip_stands_once():
     ]  # fmt: skip
 
 
+def test_a_grid_of_too_many_runs_is_refused_at_once():
+    with pytest.raises(ValueError, match="x.json: expected at most 10,000 runs, got 90,000,000"):
+        expand_grid({"seed": list(range(9000)), "shots": list(range(1, 10_001))}, "x.json")
+
+
 @pytest.mark.parametrize(
     ("method", "unread"),
     [

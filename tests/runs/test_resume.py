@@ -137,6 +137,24 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
         assert Path(folder, "table.md").is_file()
 
 
+def test_a_sweep_is_resumed_with_the_clip_and_the_precision_that_it_took(command, monkeypatch):
+    sweep = (*command, "--method", "zeroshot", "coop", "--epochs", 1, "--out", "sweep")
+    assert inside(*sweep).status == 0
+    options = json.loads(Path("sweep/sweep.json").read_text())
+    assert options["precision"] == "fp32" and options["model"].endswith("little.pt")
+    result = inside("train.py", "--resume", "sweep", "--seed", 1)  # the default: no other run
+    assert result.status == 0 and "2 of them finished" in result.out
+    result = inside("train.py", "--resume", "sweep", "--seed", 2)
+    assert_one_line(result, "train.py", "--seed: expected the run's settings")
+
+
+def test_a_stopped_zero_shot_run_is_resumed(command):
+    assert inside(*command, "--method", "zeroshot", "--out", "run").status == 0
+    Path("run/summary.json").unlink()
+    assert inside("train.py", "--resume", "run").status == 0
+    assert Path("run/summary.json").is_file()
+
+
 def test_what_has_moved_may_be_named_and_the_run_notes_it(place, whole, stopped):
     shutil.copytree(stopped, "run")
     shutil.copytree(place / "pictures", "elsewhere")
