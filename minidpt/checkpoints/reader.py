@@ -19,6 +19,7 @@ import io
 import math
 import mmap
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator
 from os import PathLike
@@ -127,6 +128,10 @@ class _Archive:
         self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
         self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
+        if self.root + "byteorder" in self.members:
+            start, size = self.locate("byteorder")
+            if (got := self.memory[start : start + size]) != sys.byteorder.encode():
+                raise ValueError(f"expected {sys.byteorder}-endian numbers, got {got[:9]!r}")
 
     def load(self) -> object:
         """Build what the archive's pickle describes."""
@@ -174,10 +179,7 @@ def _map_numbers(memory: mmap.mmap | bytearray, dtype: torch.dtype, count: int, 
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file by their names.
-
-    They may lie anywhere in it, as long as they need no more bytes than it has.
-    """
+    """Read the tensors of a safetensors file by their names; every byte must be one tensor's."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
@@ -186,14 +188,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
-    tensors, start, used = {}, 8 + length, 0
-    for name, fields in header.items():
-        where = f"tensor {short_repr(name)}"
-        dtype, shape, first, last = _check_entry(fields, where)
-        used += last - first
-        if start + max(last, used) > len(memory):
-            got = f"bytes {first:,} to {last:,} of {len(memory) - start:,}"
-            raise ValueError(f"{where}: {got}, or over others: copy or download it again")
+    entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
+    tensors, start, end = {}, 8 + length, 0
+    for first, last in sorted(offsets for *_, offsets in entries.values()):
+        if first != end:
+            raise ValueError(f"expected a tensor at byte {end:,}, got {first:,}: download it again")
+        end = last
+    if start + end != len(memory):
+        got = f"{len(memory) - start:,}: download it again"
+        raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
+    for name, (dtype, shape, (first, last)) in entries.items():
         data, at = memory, start + first
         if at % dtype.itemsize:  # a tensor's memory must be aligned
             data, at = bytearray(memory[at : start + last]), 0
@@ -201,12 +205,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_entry(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
-    """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
+def _check_entry(fields: object, name: str) -> tuple[torch.dtype, list[int], list[int]]:
+    """Check what a header says of a tensor: precision, shape, and [first byte, one behind]."""
+    where = f"tensor {name}"
     check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
     are_sizes = all(isinstance(n, int) and n >= 0 for n in (*shape, *offsets))
     are_sizes &= len(shape) <= MAX_DIMENSIONS and len(offsets) == 2
     if not are_sizes or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{where}: its shape and its bytes do not fit: the file is damaged")
-    return dtype, shape, *offsets
+    return dtype, shape, offsets

@@ -492,6 +492,12 @@ def test_a_member_that_is_compressed_or_elsewhere_is_refused(tmp_path, field, va
         read_checkpoint(path)
 
 
+def test_numbers_of_another_byte_order_are_refused(tmp_path):
+    path = write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), byteorder=b"big")
+    with pytest.raises(ValueError, match="a.pt: expected little-endian numbers, got b'big'"):
+        read_checkpoint(path)
+
+
 def test_a_bomb_is_not_unpacked(tmp_path):
     path, bomb = tmp_path / "a.pt", {"data/0": bytes(10**7)}
     write_archive(path, dumps({"a": Rebuilt()}), zipfile.ZIP_DEFLATED, **bomb)
