@@ -128,11 +128,11 @@ def infer_config(
     return config, text[0] if len(text) == 3 else of_classes[0]
 
 
-def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
+def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
     """Read the learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 
     `folder` is the run's output folder, which holds `prompt_learner/` and perhaps the other two;
-    of their files `model.pth.tar-N` the latest are taken.
+    of their files `model.pth.tar-N` those of `epoch` are taken, by default the latest.
 
     Raises FileNotFoundError if there is no such folder or file.
     """
@@ -141,9 +141,11 @@ def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
     saved = [{path.name for path in (folder / part).iterdir()} for part in parts]
     common = set.intersection(*saved) if saved else ()  # a run may be killed between two of them
     epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
+    epochs = [number for number in epochs if epoch in (None, number)]
     if not epochs:
-        expected = f"one model.pth.tar-N in each of {TEXT}/, {VISUAL}/ and {CLASS_AWARE}/"
-        raise FileNotFoundError(f"folder {folder}: expected {expected} that is there, got {parts}")
+        expected = f"one model.pth.tar-{'N' if epoch is None else epoch} in each of {TEXT}/, "
+        expected += f"{VISUAL}/ and {CLASS_AWARE}/ that is there"
+        raise FileNotFoundError(f"folder {folder}: expected {expected}, got {parts}")
     for part in parts:
         path = folder / part / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
