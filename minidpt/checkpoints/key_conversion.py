@@ -59,6 +59,8 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """
     # torch.compile puts a module around another one, anywhere in a name
     tensors = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
+    if len(tensors) < len(named):
+        raise ValueError("expected each tensor once, got some with and without '_orig_mod.'")
     places = {
         name.removesuffix(anchor): origin
         for name in tensors

@@ -64,6 +64,13 @@ class Config(NamedTuple):
     std: Colours = CLIP_STD
     vision: Mapping[str, Any] = {}
 
+    def resolve(self, name: str, option: Any) -> Any:
+        """Return a setting, `option` where it has none; ValueError if the two differ."""
+        setting = getattr(self, name)
+        if None not in (setting, option) and setting != option:
+            raise ValueError(f"{self.path} says {name} {setting}, got {option}: leave it out")
+        return option if setting is None else setting
+
     def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
         sizes = {

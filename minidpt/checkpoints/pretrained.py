@@ -56,8 +56,8 @@ def load(
             OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
             is downloaded (338 MB for ViT-B/32) if no folder holds the file.
-        quick_gelu, head_width: see `build_clip`; None: as the configuration says, without one True
-            and 64.
+        quick_gelu, head_width: see `build_clip`; None: as the configuration says, which they must
+            not contradict, without one True and 64.
         image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
@@ -77,8 +77,8 @@ def load(
         named = read_weights(file)
         weights, origin = find_clip(named)
         config = Config() if known else read_config(file.parent, origin)
-        quick_gelu = config.quick_gelu if quick_gelu is None else quick_gelu
-        head_width = config.head_width if head_width is None else head_width
+        quick_gelu = config.resolve("quick_gelu", quick_gelu)
+        head_width = config.resolve("head_width", head_width)
         clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
         if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
