@@ -21,8 +21,7 @@ from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
 from ..support.files import atomic_write, file_lock, single_line_errors
 from ..support.progress import task_progress
-from .key_conversion import find_clip
-from .model_folder import WEIGHTS, Config, read_config, read_weights, weights_in
+from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {

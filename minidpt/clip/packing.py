@@ -26,8 +26,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .attention import attention
-
 MAX_BIN = 64  # rows, where no prompt is longer: in a bin every row is compared with every row
 
 
@@ -161,13 +159,3 @@ def iter_chunks(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, Pack
         )
         yield rows, chunk
         start, prompts = stop, prompts + count
-
-
-def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
-    """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
-    bins = layout.mask.shape[0]
-    prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
-    kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
-    k, v = kv.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
-    q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
-    return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)
