@@ -96,9 +96,7 @@ def from_published(
     return renamed
 
 
-def infer_config(
-    tensors: Mapping[str, Tensor], layers: int
-) -> tuple[dict[str, Any], int | None]:
+def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Any], int | None]:
     """Infer method, numbers of prompts, csc and layers from what `read_published` returns.
 
     layers: of the CLIP's image side.

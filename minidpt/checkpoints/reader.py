@@ -102,10 +102,8 @@ def read_checkpoint(path: str | PathLike) -> object:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path}: cut short, damaged, or no state dict ({reason}): copy or download it again"
-        ) from error
+        reason = f"cut short, damaged, or no state dict ({type(error).__name__}: {error})"
+        raise ValueError(f"{path}: {reason}: copy or download it again") from error
     expected = f"{path}: expected what torch.save writes since 1.6, or safetensors"
     fix = "download the file itself (git lfs pull), or save it with a newer torch"
     raise ValueError(f"{expected}, got a file that begins with {head!r}: {fix}")
@@ -125,7 +123,7 @@ class _Archive:
         if len(pickles) != 1:
             expected = "an archive by torch.save or TorchScript, with one NAME/data.pkl"
             raise ValueError(f"expected {expected}, got {len(pickles)} of these")
-        self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
+        self.storages: dict[str, Tensor] = {}  # bytes
         self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
@@ -159,23 +157,23 @@ class _Archive:
         """Map the member `NAME/data/key`: a tensor of `length` numbers, without a copy."""
         if key not in self.storages:
             start, size = self.locate(f"data/{key}")
-            self.storages[key] = self.memory, start, size
-            if start % 8:  # repacked by another tool: a tensor's memory must be aligned
-                self.copied += size
-                if self.copied > len(self.memory):
-                    raise ValueError("members lie over one another: the file is damaged")
-                self.storages[key] = bytearray(self.memory[start : start + size]), 0, size
-        memory, start, size = self.storages[key]
-        if not 0 <= length * dtype.itemsize <= size:
+            self.copied += size if start % 8 else 0  # such were repacked by another tool
+            if self.copied > len(self.memory):
+                raise ValueError("members lie over one another: the file is damaged")
+            self.storages[key] = _map_bytes(self.memory, start, size)
+        size, needed = len(self.storages[key]), length * dtype.itemsize
+        if not 0 <= needed <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
-        return _map_numbers(memory, dtype, length, start)
+        return self.storages[key][:needed].view(dtype)
 
 
-def _map_numbers(memory: mmap.mmap | bytearray, dtype: torch.dtype, count: int, at: int) -> Tensor:
-    """View the `count` numbers that begin at the byte `at` as a tensor (count,)."""
-    if count == 0:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(memory, dtype=dtype, count=count, offset=at)
+def _map_bytes(memory: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
+    """View bytes of a file as a tensor (size,), or copy them if not aligned as any tensor's."""
+    if size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    if start % 8:
+        memory, start = bytearray(memory[start : start + size]), 0
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -189,7 +187,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
     entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
-    tensors, start, end = {}, 8 + length, 0
+    start, end = 8 + length, 0
     for first, last in sorted(offsets for *_, offsets in entries.values()):
         if first != end:
             raise ValueError(f"expected a tensor at byte {end:,}, got {first:,}: download it again")
@@ -197,12 +195,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if start + end != len(memory):
         got = f"{len(memory) - start:,}: download it again"
         raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
-    for name, (dtype, shape, (first, last)) in entries.items():
-        data, at = memory, start + first
-        if at % dtype.itemsize:  # a tensor's memory must be aligned
-            data, at = bytearray(memory[at : start + last]), 0
-        tensors[name] = _map_numbers(data, dtype, math.prod(shape), at).view(shape)
-    return tensors
+    return {
+        name: _map_bytes(memory, start + first, last - first).view(dtype).view(shape)
+        for name, (dtype, shape, (first, last)) in entries.items()
+    }
 
 
 def _check_entry(fields: object, name: str) -> tuple[torch.dtype, list[int], list[int]]:

@@ -65,7 +65,9 @@ class PackedPrompts:
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     """Lay out one or more token sequences, each of which ends in its EOT."""
-    prefix = shared_prefix(prompts)
+    limit, first, last = min(map(len, prompts)) - 1, min(prompts), max(prompts)
+    # What these two begin with, all between them do; each keeps at least its last token.
+    prefix = next((i for i in range(limit) if first[i] != last[i]), limit)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):
         waiting.setdefault(len(prompt) - prefix, []).append(index)
@@ -99,13 +101,6 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
         mask=torch.zeros(visible.shape).masked_fill(~visible, -math.inf),
         prompts_per_bin=tuple(map(len, bins)),
     )
-
-
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that begin every prompt, leaving each at least its last one."""
-    limit = min(map(len, prompts)) - 1
-    first, last = min(prompts), max(prompts)  # what these two share, all between them share
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
 def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
