@@ -53,14 +53,8 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
 }
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 INDEX = ".index.json"  # of weights in several files
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors" + INDEX,
-    "pytorch_model.bin",
-    "pytorch_model.bin" + INDEX,
-)
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
+           f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")  # fmt: skip
 EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
@@ -76,9 +70,6 @@ USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj
 # How pictures are resized, where a configuration says it; 3 is Pillow's number of bicubic.
 RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
             "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
-HUGGING_FACE_SIZES = {
-    "hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"
-}  # fmt: skip
 logger = logging.getLogger("minidpt")
 
 
@@ -246,7 +237,9 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
                             hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
             raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
-        side |= {ours: side.get(theirs) for theirs, ours in HUGGING_FACE_SIZES.items()}
+        for size in ("hidden_size width", "num_hidden_layers layers", "num_attention_heads heads"):
+            theirs, ours = size.split()
+            side[ours] = side.get(theirs)
         head_widths.append(_head_width(where, side, width, heads))
         sides.append(side)
     acts = {side.get("hidden_act") or "quick_gelu" for side in sides}

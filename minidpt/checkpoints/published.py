@@ -64,15 +64,11 @@ def published_name(ours: str) -> tuple[str, int | None]:
 
 def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our learned tensors, or their gradients, to the published names."""
-    published: dict[str, Tensor] = {}
-    rows: dict[str, list[Tensor]] = {}
+    published: dict[str, Tensor | list[Tensor]] = {}
     for ours, value in learned.items():  # layers in their order
         name, row = published_name(ours)
-        if row is None:
-            published[name] = value
-        else:
-            rows.setdefault(name, []).append(value)
-    return published | {name: torch.stack(values) for name, values in rows.items()}
+        published[name] = value if row is None else [*published.get(name, []), value]
+    return {n: torch.stack(v) if isinstance(v, list) else v for n, v in published.items()}
 
 
 def from_published(
@@ -89,11 +85,9 @@ def from_published(
         and not (isinstance(value, Tensor) and value.numel() == 0)
     }
     check_tensors(published, to_published(learned), where)
-    renamed = {}
-    for ours in learned:
-        name, row = published_name(ours)
-        renamed[ours] = published[name] if row is None else published[name][row]
-    return renamed
+    rows = {ours: published_name(ours) for ours in learned}
+    # An index of () is all of a tensor.
+    return {ours: published[name][() if row is None else row] for ours, (name, row) in rows.items()}
 
 
 def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Any], int | None]:

@@ -53,18 +53,9 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+          "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
 ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     **{f"torch.{kind}Storage": dtype for kind, dtype in zip(STORAGES, DTYPES.values())},
@@ -75,14 +66,11 @@ ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     "torch.jit._pickle.restore_type_tag": _first,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
-ALLOWED_GLOBALS |= dict.fromkeys(
-    """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
+IGNORED = """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
     __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
-    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.float64 torch.float32
-    torch.float16 torch.bfloat16 torch.int64 torch.int32 torch.int16 torch.int8 torch.uint8
-    torch.bool torch.strided torch.contiguous_format""".split(),
-    AttributeBag,
-)
+    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.strided
+    torch.contiguous_format""".split()
+ALLOWED_GLOBALS |= dict.fromkeys([*IGNORED, *map(str, DTYPES.values())], AttributeBag)
 # Of these modules, and those inside them, any class: TorchScript's compiled ones are in __torch__.
 INERT_MODULES = ("__torch__.", "torch.optim.", "collections.", "datetime.", "numpy.", "pathlib.")
 INSTRUCTIONS = [
