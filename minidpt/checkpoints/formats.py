@@ -53,9 +53,9 @@ TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
 }
 TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 INDEX = ".index.json"  # of weights in several files
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
-           f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")  # fmt: skip
-EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
+WEIGHTS = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+for _name in ("model.safetensors", "pytorch_model.bin"):
+    WEIGHTS += [_name, _name + INDEX]
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
 # is a part that we do not have, unless it is off.
@@ -108,22 +108,21 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     if beside:
         logger.info(to_single_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
     if origin == HUGGING_FACE:
-        weights = translated(weights)
+        weights = translate(weights)
     scale = weights.get("logit_scale")
     if isinstance(scale, Tensor) and scale.shape == (1,):
         weights["logit_scale"] = scale[0]
     return weights, origin
 
 
-def translated(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def translate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename Hugging Face's tensors to OpenAI's names; what has no translation keeps its own."""
     ours: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
-            continue
         for theirs, openais in TRANSLATION.items():
             name = name.replace(theirs, openais)
-        ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
+        if not name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
+            ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
     for query in [name for name in ours if ".attn.q_proj." in name]:
         names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
         parts = [ours[name] for name in names if name in ours]
@@ -246,7 +245,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     if acts not in ({"quick_gelu"}, {"gelu"}):
         got = " and ".join(map(short_repr, sorted(acts)))
         raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
-    if (eos := sides[1].get("eos_token_id")) not in EOT:
+    # 2: what Hugging Face's files said before 2023, meaning the largest id
+    if (eos := sides[1].get("eos_token_id")) not in (2, 49407, None):
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
     colours = path.with_name("preprocessor_config.json")
     settings = read_json(colours, str(colours)) if colours.is_file() else {}

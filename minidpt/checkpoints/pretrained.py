@@ -32,7 +32,6 @@ SHA256 = {
 }
 NAMES = (*SHA256, "tiny")  # the small model that this project ships in weights/
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
-ARCHIVE_OF_OPENAI = "input_resolution"  # a number beside the weights, which nobody else writes
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 logger = logging.getLogger("minidpt")
@@ -80,7 +79,8 @@ def load(
         head_width = config.resolve("head_width", head_width)
         clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
-        if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
+        # Nobody but OpenAI writes this number beside the weights.
+        if quick_gelu is None and not (known or "input_resolution" in named):
             logger.warning(
                 f"{path}: no file says its activation, the quick GELU is used: if it was trained "
                 "with the exact one, pass quick_gelu=False (--no-quick-gelu)"

@@ -62,10 +62,7 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
 
 
 def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every entry of a nested dict with its dotted name, depth first.
-
-    A dict may contain itself: the caller stops at a count, and at a length of the names.
-    """
+    """Yield every entry of a nested dict with its dotted name; no end if it contains itself."""
     if isinstance(bag, dict):
         for key, value in bag.items():
             if isinstance(key, str):

@@ -115,8 +115,8 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: object) -> Tensor:
         """Return the numbers of ("storage", dtype, key, device, length), as a 1-D tensor."""
         self.charge(1)
-        parts = pid if type(pid) is tuple and len(pid) == 5 else (None,) * 5
-        kind, dtype, key, _, length = parts
+        is_reference = type(pid) is tuple and len(pid) == 5
+        kind, dtype, key, _, length = pid if is_reference else (None,) * 5
         if kind != "storage" or type(key) is not str:
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)

@@ -32,15 +32,12 @@ logger = logging.getLogger("minidpt")
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel.
+    """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel: (B, H, Q, d_v).
 
-    Args:
-        q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused
-            kernels take four dimensions only.
-        mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
-        scale: None for 1/√d.
-
-    Returns: (B, H, Q, d_v).
+    q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused kernels
+        take four dimensions only.
+    mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
+    scale: None for 1/√d.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
         # The processor's kernel is faster in fp32, its backward pass three times.
@@ -105,10 +102,7 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
-        """Project to those of queries, keys and values that `parts` names: "qkv", "q" or "kv".
-
-        (..., T, W) → (..., T, parts, H, d).
-        """
+        """Project (..., T, W) to those of q, k and v that `parts` names: (..., T, parts, H, d)."""
         width = x.shape[-1]
         rows = slice("qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width)
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
@@ -192,8 +186,7 @@ class ResidualAttentionBlock(nn.Module):
     def project_prompts(self, prompts: Tensor) -> Tensor:
         """Project visual prompts (..., P, D) to keys and values (..., P, 2, H, d) of this layer.
 
-        A prompt's output would be dropped after the layer, so it never asks, and it does not depend
-        on the image's tokens.
+        They have no queries: a prompt's output would be dropped after the layer.
         """
         return self.attn.project(self.ln_1(prompts.to(self.attn.in_proj_weight.dtype)), "kv")
 
@@ -295,10 +288,6 @@ class VisionTransformer(nn.Module):
         """
         return self.ln_post(x.float()) @ self.proj.float()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, R, R) → (B, E), not normalised."""
-        return self.encode(self.embed(images))
-
 
 class CLIP(nn.Module):
     """Image and text encoder into one space, and the learned temperature `logit_scale`.
@@ -357,7 +346,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode preprocessed images (B, 3, R, R) → features (B, E), not normalised."""
-        return self.visual(images)
+        return self.visual.encode(self.visual.embed(images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode token ids (n, 77) from `tokenize` → features (n, E), not normalised.
