@@ -32,10 +32,7 @@ class AttributeBag(dict):
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
-    """View a storage in the shape `size`; ValueError if it would leave the storage.
-
-    Takes the place of `torch._utils._rebuild_tensor_v2`; what follows `stride` is about gradients.
-    """
+    """Build a view of a storage, as torch's function of that name; ValueError if it leaves it."""
     numbers = (offset, *size, *stride) if len(size) == len(stride) <= MAX_DIMENSIONS else (None,)
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("a tensor whose size, stride or offset cannot be: the file is damaged")
@@ -122,13 +119,13 @@ class Unpickler(pickle._Unpickler):
         return self.storage(key, dtype, length)
 
     def load_call(self) -> None:
-        """REDUCE and NEWOBJ: call what is below the arguments with them."""
+        """Run REDUCE or NEWOBJ: call what is below the arguments with them."""
         arguments = self.stack.pop()
         self.charge(1 + len(arguments))
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
-        """BUILD: put the state on top of the stack into the bag below it, if it is a dict."""
+        """Run BUILD: put the state on top of the stack into the bag below it, if it is a dict."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], AttributeBag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
@@ -138,7 +135,7 @@ class Unpickler(pickle._Unpickler):
             self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:
-        """SETITEM and SETITEMS: put keys and values, in turns, into the dict on top of the stack.
+        """Put keys and values, in turns, into the dict on top of the stack: SETITEM and SETITEMS.
 
         Other keys than text and small numbers are dropped: to hash them may take for ever.
         """

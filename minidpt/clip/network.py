@@ -60,7 +60,7 @@ def attention_with_weights(
 
 
 def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
-    """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
+    """Compute causal attention in each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
     bins = layout.mask.shape[0]
     prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
     kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
