@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,16 +35,6 @@ def main() -> None:
         sys.exit(f"minidpt: error: {to_single_line(error)}")
 
 
-def train() -> None:
-    """The command minidpt-train."""
-    run_script("train.py")
-
-
-def evaluate() -> None:
-    """The command minidpt-eval."""
-    run_script("eval.py")
-
-
 def run_script(name: str) -> None:
     """Run a file, as Python does, in the package's folder or beside it, whichever there is."""
     package = Path(__file__).resolve().parent
@@ -52,6 +43,8 @@ def run_script(name: str) -> None:
     module = sys.modules["__main__"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
+
+train, evaluate = partial(run_script, "train.py"), partial(run_script, "eval.py")  # the commands
 
 if __name__ == "__main__":
     main()

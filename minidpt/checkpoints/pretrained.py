@@ -21,8 +21,7 @@ from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
 from ..support.files import atomic_write, file_lock, single_line_errors
 from ..support.progress import task_progress
-from .key_conversion import find_clip
-from .model_folder import WEIGHTS, Config, read_config, read_weights, weights_in
+from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
 # SHA-256 of OpenAI's files, which is also a part of their addresses (openai/CLIP, clip/clip.py).
 SHA256 = {
@@ -33,7 +32,6 @@ SHA256 = {
 }
 NAMES = (*SHA256, "tiny")  # the small model that this project ships in weights/
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
-ARCHIVE_OF_OPENAI = "input_resolution"  # a number beside the weights, which nobody else writes
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
 logger = logging.getLogger("minidpt")
@@ -56,8 +54,8 @@ def load(
             OpenAI's, open_clip's or Hugging Face's names, wrapped in whatever, or a folder of
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
             is downloaded (338 MB for ViT-B/32) if no folder holds the file.
-        quick_gelu, head_width: see `build_clip`; None: as the configuration says, without one True
-            and 64.
+        quick_gelu, head_width: see `build_clip`; None: as the configuration says, which they must
+            not contradict, without one True and 64.
         image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
@@ -77,11 +75,12 @@ def load(
         named = read_weights(file)
         weights, origin = find_clip(named)
         config = Config() if known else read_config(file.parent, origin)
-        quick_gelu = config.quick_gelu if quick_gelu is None else quick_gelu
-        head_width = config.head_width if head_width is None else head_width
+        quick_gelu = config.resolve("quick_gelu", quick_gelu)
+        head_width = config.resolve("head_width", head_width)
         clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
-        if quick_gelu is None and not (known or ARCHIVE_OF_OPENAI in named):
+        # Nobody but OpenAI writes this number beside the weights.
+        if quick_gelu is None and not (known or "input_resolution" in named):
             logger.warning(
                 f"{path}: no file says its activation, the quick GELU is used: if it was trained "
                 "with the exact one, pass quick_gelu=False (--no-quick-gelu)"

@@ -64,15 +64,11 @@ def published_name(ours: str) -> tuple[str, int | None]:
 
 def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our learned tensors, or their gradients, to the published names."""
-    published: dict[str, Tensor] = {}
-    rows: dict[str, list[Tensor]] = {}
+    published: dict[str, Tensor | list[Tensor]] = {}
     for ours, value in learned.items():  # layers in their order
         name, row = published_name(ours)
-        if row is None:
-            published[name] = value
-        else:
-            rows.setdefault(name, []).append(value)
-    return published | {name: torch.stack(values) for name, values in rows.items()}
+        published[name] = value if row is None else [*published.get(name, []), value]
+    return {n: torch.stack(v) if isinstance(v, list) else v for n, v in published.items()}
 
 
 def from_published(
@@ -89,16 +85,12 @@ def from_published(
         and not (isinstance(value, Tensor) and value.numel() == 0)
     }
     check_tensors(published, to_published(learned), where)
-    renamed = {}
-    for ours in learned:
-        name, row = published_name(ours)
-        renamed[ours] = published[name] if row is None else published[name][row]
-    return renamed
+    rows = {ours: published_name(ours) for ours in learned}
+    # An index of () is all of a tensor.
+    return {ours: published[name][() if row is None else row] for ours, (name, row) in rows.items()}
 
 
-def infer_config(
-    tensors: Mapping[str, Tensor], layers: int
-) -> tuple[dict[str, Any], int | None]:
+def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Any], int | None]:
     """Infer method, numbers of prompts, csc and layers from what `read_published` returns.
 
     layers: of the CLIP's image side.
@@ -128,11 +120,11 @@ def infer_config(
     return config, text[0] if len(text) == 3 else of_classes[0]
 
 
-def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
+def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[str, Tensor]:
     """Read the learned tensors of a run of the published code, for `PromptedCLIP.load_published`.
 
     `folder` is the run's output folder, which holds `prompt_learner/` and perhaps the other two;
-    of their files `model.pth.tar-N` the latest are taken.
+    of their files `model.pth.tar-N` those of `epoch` are taken, by default the latest.
 
     Raises FileNotFoundError if there is no such folder or file.
     """
@@ -141,9 +133,11 @@ def read_published(folder: str | os.PathLike) -> dict[str, Tensor]:
     saved = [{path.name for path in (folder / part).iterdir()} for part in parts]
     common = set.intersection(*saved) if saved else ()  # a run may be killed between two of them
     epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
+    epochs = [number for number in epochs if epoch in (None, number)]
     if not epochs:
-        expected = f"one model.pth.tar-N in each of {TEXT}/, {VISUAL}/ and {CLASS_AWARE}/"
-        raise FileNotFoundError(f"folder {folder}: expected {expected} that is there, got {parts}")
+        expected = f"one model.pth.tar-{'N' if epoch is None else epoch} in each of {TEXT}/, "
+        expected += f"{VISUAL}/ and {CLASS_AWARE}/ that is there"
+        raise FileNotFoundError(f"folder {folder}: expected {expected}, got {parts}")
     for part in parts:
         path = folder / part / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]

@@ -19,6 +19,7 @@ import io
 import math
 import mmap
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator
 from os import PathLike
@@ -61,10 +62,7 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
 
 
 def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every entry of a nested dict with its dotted name, depth first.
-
-    A dict may contain itself: the caller stops at a count, and at a length of the names.
-    """
+    """Yield every entry of a nested dict with its dotted name; no end if it contains itself."""
     if isinstance(bag, dict):
         for key, value in bag.items():
             if isinstance(key, str):
@@ -101,10 +99,8 @@ def read_checkpoint(path: str | PathLike) -> object:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path}: cut short, damaged, or no state dict ({reason}): copy or download it again"
-        ) from error
+        reason = f"cut short, damaged, or no state dict ({type(error).__name__}: {error})"
+        raise ValueError(f"{path}: {reason}: copy or download it again") from error
     expected = f"{path}: expected what torch.save writes since 1.6, or safetensors"
     fix = "download the file itself (git lfs pull), or save it with a newer torch"
     raise ValueError(f"{expected}, got a file that begins with {head!r}: {fix}")
@@ -124,9 +120,13 @@ class _Archive:
         if len(pickles) != 1:
             expected = "an archive by torch.save or TorchScript, with one NAME/data.pkl"
             raise ValueError(f"expected {expected}, got {len(pickles)} of these")
-        self.storages: dict[str, tuple[mmap.mmap | bytearray, int, int]] = {}
+        self.storages: dict[str, Tensor] = {}  # bytes
         self.copied = 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
+        if self.root + "byteorder" in self.members:
+            start, size = self.locate("byteorder")
+            if (got := self.memory[start : start + size]) != sys.byteorder.encode():
+                raise ValueError(f"expected {sys.byteorder}-endian numbers, got {got[:9]!r}")
 
     def load(self) -> object:
         """Build what the archive's pickle describes."""
@@ -154,30 +154,27 @@ class _Archive:
         """Map the member `NAME/data/key`: a tensor of `length` numbers, without a copy."""
         if key not in self.storages:
             start, size = self.locate(f"data/{key}")
-            self.storages[key] = self.memory, start, size
-            if start % 8:  # repacked by another tool: a tensor's memory must be aligned
-                self.copied += size
-                if self.copied > len(self.memory):
-                    raise ValueError("members lie over one another: the file is damaged")
-                self.storages[key] = bytearray(self.memory[start : start + size]), 0, size
-        memory, start, size = self.storages[key]
-        if not 0 <= length * dtype.itemsize <= size:
+            self.copied += size if start % 8 else 0  # such were repacked by another tool
+            if self.copied > len(self.memory):
+                raise ValueError("members lie over one another: the file is damaged")
+            self.storages[key] = _map_bytes(self.memory, start, size)
+        size, needed = len(self.storages[key]), length * dtype.itemsize
+        if not 0 <= needed <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
-        return _map_numbers(memory, dtype, length, start)
+        return self.storages[key][:needed].view(dtype)
 
 
-def _map_numbers(memory: mmap.mmap | bytearray, dtype: torch.dtype, count: int, at: int) -> Tensor:
-    """View the `count` numbers that begin at the byte `at` as a tensor (count,)."""
-    if count == 0:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(memory, dtype=dtype, count=count, offset=at)
+def _map_bytes(memory: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
+    """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype."""
+    if size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    if start % 8:
+        memory, start = bytearray(memory[start : start + size]), 0
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file by their names.
-
-    They may lie anywhere in it, as long as they need no more bytes than it has.
-    """
+    """Read the tensors of a safetensors file by their names; every byte must be one tensor's."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
@@ -186,27 +183,28 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
-    tensors, start, used = {}, 8 + length, 0
-    for name, fields in header.items():
-        where = f"tensor {short_repr(name)}"
-        dtype, shape, first, last = _check_entry(fields, where)
-        used += last - first
-        if start + max(last, used) > len(memory):
-            got = f"bytes {first:,} to {last:,} of {len(memory) - start:,}"
-            raise ValueError(f"{where}: {got}, or over others: copy or download it again")
-        data, at = memory, start + first
-        if at % dtype.itemsize:  # a tensor's memory must be aligned
-            data, at = bytearray(memory[at : start + last]), 0
-        tensors[name] = _map_numbers(data, dtype, math.prod(shape), at).view(shape)
-    return tensors
+    entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
+    start, end = 8 + length, 0
+    for first, last in sorted(offsets for *_, offsets in entries.values()):
+        if first != end:
+            raise ValueError(f"expected a tensor at byte {end:,}, got {first:,}: download it again")
+        end = last
+    if start + end != len(memory):
+        got = f"{len(memory) - start:,}: download it again"
+        raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
+    return {
+        name: _map_bytes(memory, start + first, last - first).view(dtype).view(shape)
+        for name, (dtype, shape, (first, last)) in entries.items()
+    }
 
 
-def _check_entry(fields: object, where: str) -> tuple[torch.dtype, list[int], int, int]:
-    """Check what a header says of a tensor: precision, shape, first byte, one behind the last."""
+def _check_entry(fields: object, name: str) -> tuple[torch.dtype, list[int], list[int]]:
+    """Check what a header says of a tensor: precision, shape, and [first byte, one behind]."""
+    where = f"tensor {name}"
     check_fields(fields, where, dtype=str, shape=list, data_offsets=list)
     dtype, shape, offsets = DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
     are_sizes = all(isinstance(n, int) and n >= 0 for n in (*shape, *offsets))
     are_sizes &= len(shape) <= MAX_DIMENSIONS and len(offsets) == 2
     if not are_sizes or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{where}: its shape and its bytes do not fit: the file is damaged")
-    return dtype, shape, *offsets
+    return dtype, shape, offsets

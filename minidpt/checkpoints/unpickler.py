@@ -32,10 +32,7 @@ class AttributeBag(dict):
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
-    """View a storage in the shape `size`; ValueError if it would leave the storage.
-
-    Takes the place of `torch._utils._rebuild_tensor_v2`; what follows `stride` is about gradients.
-    """
+    """Build a view of a storage, as torch's function of that name; ValueError if it leaves it."""
     numbers = (offset, *size, *stride) if len(size) == len(stride) <= MAX_DIMENSIONS else (None,)
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("a tensor whose size, stride or offset cannot be: the file is damaged")
@@ -53,18 +50,9 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+          "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()  # as in DTYPES
 ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     **{f"torch.{kind}Storage": dtype for kind, dtype in zip(STORAGES, DTYPES.values())},
@@ -75,14 +63,11 @@ ALLOWED_GLOBALS = {  # what a pickle may name, and what it gets
     "torch.jit._pickle.restore_type_tag": _first,
 }
 # What trainers keep beside the weights, none of it of use here: settings, arrays, paths, times.
-ALLOWED_GLOBALS |= dict.fromkeys(
-    """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
+IGNORED = """builtins.dict builtins.set builtins.frozenset builtins.slice builtins.bytearray
     __builtin__.dict __builtin__.set __builtin__.frozenset __builtin__.slice __builtin__.bytearray
-    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.float64 torch.float32
-    torch.float16 torch.bfloat16 torch.int64 torch.int32 torch.int16 torch.int8 torch.uint8
-    torch.bool torch.strided torch.contiguous_format""".split(),
-    AttributeBag,
-)
+    argparse.Namespace types.SimpleNamespace _codecs.encode torch.device torch.strided
+    torch.contiguous_format""".split()
+ALLOWED_GLOBALS |= dict.fromkeys([*IGNORED, *map(str, DTYPES.values())], AttributeBag)
 # Of these modules, and those inside them, any class: TorchScript's compiled ones are in __torch__.
 INERT_MODULES = ("__torch__.", "torch.optim.", "collections.", "datetime.", "numpy.", "pathlib.")
 INSTRUCTIONS = [
@@ -127,20 +112,20 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: object) -> Tensor:
         """Return the numbers of ("storage", dtype, key, device, length), as a 1-D tensor."""
         self.charge(1)
-        parts = pid if type(pid) is tuple and len(pid) == 5 else (None,) * 5
-        kind, dtype, key, _, length = parts
+        is_reference = type(pid) is tuple and len(pid) == 5
+        kind, dtype, key, _, length = pid if is_reference else (None,) * 5
         if kind != "storage" or type(key) is not str:
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
 
     def load_call(self) -> None:
-        """REDUCE and NEWOBJ: call what is below the arguments with them."""
+        """Run REDUCE or NEWOBJ: call what is below the arguments with them."""
         arguments = self.stack.pop()
         self.charge(1 + len(arguments))
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
-        """BUILD: put the state on top of the stack into the bag below it, if it is a dict."""
+        """Run BUILD: put the state on top of the stack into the bag below it, if it is a dict."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], AttributeBag):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
@@ -150,7 +135,7 @@ class Unpickler(pickle._Unpickler):
             self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:
-        """SETITEM and SETITEMS: put keys and values, in turns, into the dict on top of the stack.
+        """Put keys and values, in turns, into the dict on top of the stack: SETITEM and SETITEMS.
 
         Other keys than text and small numbers are dropped: to hash them may take for ever.
         """

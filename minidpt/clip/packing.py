@@ -26,8 +26,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .attention import attention
-
 MAX_BIN = 64  # rows, where no prompt is longer: in a bin every row is compared with every row
 
 
@@ -67,7 +65,9 @@ class PackedPrompts:
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     """Lay out one or more token sequences, each of which ends in its EOT."""
-    prefix = shared_prefix(prompts)
+    limit, first, last = min(map(len, prompts)) - 1, min(prompts), max(prompts)
+    # What these two begin with, all between them do; each keeps at least its last token.
+    prefix = next((i for i in range(limit) if first[i] != last[i]), limit)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):
         waiting.setdefault(len(prompt) - prefix, []).append(index)
@@ -101,13 +101,6 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
         mask=torch.zeros(visible.shape).masked_fill(~visible, -math.inf),
         prompts_per_bin=tuple(map(len, bins)),
     )
-
-
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that begin every prompt, leaving each at least its last one."""
-    limit = min(map(len, prompts)) - 1
-    first, last = min(prompts), max(prompts)  # what these two share, all between them share
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
 def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
@@ -161,13 +154,3 @@ def iter_chunks(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, Pack
         )
         yield rows, chunk
         start, prompts = stop, prompts + count
-
-
-def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
-    """Causal attention within each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
-    bins = layout.mask.shape[0]
-    prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
-    kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
-    k, v = kv.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
-    q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
-    return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)

@@ -58,14 +58,9 @@ def infer_sizes(
     text_head_width: int | None = None,
 ) -> dict[str, int | TransformerSizes]:
     """Infer the arguments of `CLIP` from shapes of tensors; head widths as in `build_clip`."""
-    dimensions = {
-        "visual.conv1.weight": 4,
-        "visual.positional_embedding": 2,
-        "positional_embedding": 2,
-        "token_embedding.weight": 2,
-        "text_projection": 2,
-    }
-    for name, count in dimensions.items():
+    matrices = "visual.positional_embedding positional_embedding token_embedding.weight"
+    matrices = dict.fromkeys([*matrices.split(), "text_projection"], 2)
+    for name, count in {"visual.conv1.weight": 4, **matrices}.items():
         shape = tuple(getattr(weights.get(name), "shape", ()))
         if len(shape) != count or not all(1 <= length <= MAX_LENGTH for length in shape):
             got = f"shape {shape}" if shape else short_repr(weights.get(name))

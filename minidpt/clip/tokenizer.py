@@ -120,7 +120,7 @@ def _clean(text: str) -> str:
 
 @functools.cache
 def _vocabulary() -> Vocabulary:
-    """The vocabulary, read from the data file once (about 0.1 s).
+    """Read the vocabulary from the data file, once (about 0.1 s).
 
     The 256 bytes are numbered as in GPT-2: first those that Latin-1 prints, then the others.
     """

@@ -117,6 +117,10 @@ def test_the_latest_epoch_is_taken_by_its_number(tmp_path):
     tensors = minidpt.read_published(tmp_path)
     for name, value in by_epoch[100].items():
         assert torch.equal(tensors[name], value), name
+    tensors = minidpt.read_published(tmp_path, epoch=9)
+    assert torch.equal(tensors["prompt_learner.ctx"], by_epoch[9]["prompt_learner.ctx"])
+    with pytest.raises(FileNotFoundError, match=r"one model\.pth\.tar-50 in each"):
+        minidpt.read_published(tmp_path, epoch=50)
 
 
 def test_what_was_read_outlives_the_files_and_does_not_change_them(tmp_path):

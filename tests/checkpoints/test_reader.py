@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchscript
-from tiny_models import WIDE, clip_state, random_images
+from tiny_models import WIDE, clip_state
 from torch import Tensor, nn
 
 import minidpt
@@ -144,14 +144,6 @@ def test_a_torchscript_archive_gives_every_tensor_of_clip_to_the_bit(tmp_path):
     assert_same(got, half_clip())
 
 
-def test_an_archive_and_a_state_dict_build_the_same_clip(tmp_path):
-    from_archive = minidpt.build_clip(read_state_dict(save_traced(half_clip(), tmp_path / "a.pt")))
-    images = random_images(WIDE, 2)
-    expected = minidpt.build_clip(half_clip()).encode_image(images)
-    assert torch.equal(from_archive.encode_image(images), expected)
-    assert expected.dtype == torch.float32
-
-
 def test_a_scripted_module_with_lists_and_numbers_gives_its_tensors(tmp_path):
     class Scripted(Node):
         def __init__(self):
@@ -165,13 +157,9 @@ def test_a_scripted_module_with_lists_and_numbers_gives_its_tensors(tmp_path):
     assert_same(read_state_dict(tmp_path / "a.pt"), expected)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"pickle_protocol": 4}],
-    ids=["zip", "protocol-4"],
-)
-def test_a_saved_state_dict_gives_its_tensors_to_the_bit(tmp_path, options):
-    torch.save(small_state(), tmp_path / "a.pt", **options)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_saved_state_dict_gives_its_tensors_to_the_bit(tmp_path, protocol):
+    torch.save(small_state(), tmp_path / "a.pt", pickle_protocol=protocol)
     assert_same(read_state_dict(tmp_path / "a.pt"), small_state())
 
 
@@ -441,15 +429,8 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in [*range(len(whole) // 100, len(whole), len(whole) // 29), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="a.pt: .*(again|newer torch)"):
+        with pytest.raises(ValueError, match="a.pt: cut short.*copy or download it again"):
             read_state_dict(path)
-
-
-def test_a_truncated_archive_says_to_download_it_again(tmp_path):
-    path = save_traced(small_state(), tmp_path / "a.pt")
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match="a.pt: cut short.*copy or download it again"):
-        read_state_dict(path)
 
 
 def test_any_damage_is_read_or_refused_and_nothing_else_happens(tmp_path):
@@ -489,6 +470,12 @@ def test_a_member_that_is_compressed_or_elsewhere_is_refused(tmp_path, field, va
     struct.pack_into("<I" if field > 20 else "<H", content, entry + field, value)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"a.pt: member 'data/0' .*{message}"):
+        read_checkpoint(path)
+
+
+def test_numbers_of_another_byte_order_are_refused(tmp_path):
+    path = write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), byteorder=b"big")
+    with pytest.raises(ValueError, match="a.pt: expected little-endian numbers, got b'big'"):
         read_checkpoint(path)
 
 

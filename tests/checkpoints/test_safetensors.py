@@ -54,10 +54,10 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
     [
         ({"a": entry(offsets=(0, 28))}, "shape and its bytes do not fit"),
         ({"a": entry(offsets=(24, 0))}, "shape and its bytes do not fit"),
-        ({"a": entry(offsets=(8, 32))}, "tensor 'a': bytes 8 to 32 of 24"),
-        ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "bytes 0 to 12,582,912 of 24"),
-        ({"b": entry()}, "tensor 'b': bytes 0 to 24 of 24, or over others"),
-        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "tensor 'b': bytes 30 to 30 of 24"),
+        ({"a": entry(offsets=(8, 32))}, "expected a tensor at byte 0, got 8"),
+        ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "expected 12,582,912 bytes of"),
+        ({"b": entry()}, "expected a tensor at byte 24, got 0"),
+        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "expected a tensor at byte 24, got 30"),
         ({"a": entry(shape=(-2, -3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2.0, 3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2**62, 2**62))}, "its bytes do not fit"),
@@ -89,7 +89,8 @@ def with_header(text: bytes) -> bytes:
         (with_header(b'{"\xff": {}}'), "utf-8.*codec can't decode"),
         (with_header(b'{"a": {}}')[:-3], "expected JSON"),
         ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "header of at most 2,097,152 bytes"),
-        (safetensors_bytes({"a": torch.ones(9)})[:-1], "bytes 0 to 36 of 35"),
+        (safetensors_bytes({"a": torch.ones(9)}) + b"\0", "expected 36 bytes of tensors, got 37"),
+        (safetensors_bytes({"a": torch.ones(9)})[:-1], "expected 36 bytes of tensors, got 35"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(content, message, tmp_path):

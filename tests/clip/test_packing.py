@@ -15,6 +15,7 @@ from tiny_models import WIDE, clip_state, double
 from torch import Tensor
 
 import minidpt
+from minidpt.clip.network import packed_attention
 from minidpt.clip.packing import (
     MAX_BIN,
     PackedPrompts,
@@ -22,7 +23,6 @@ from minidpt.clip.packing import (
     first_fit_decreasing,
     iter_chunks,
     pack,
-    packed_attention,
 )
 
 SOT, EOT = 1, 9

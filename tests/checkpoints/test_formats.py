@@ -99,6 +99,8 @@ def test_names_of_modules_that_were_compiled_are_understood(piece, prefix, tmp_p
     assert any("._orig_mod." in name for name in state)
     clip = load(prefixed("_orig_mod.", state), tmp_path)
     assert clip.fingerprint() == plain().fingerprint()
+    with pytest.raises(ValueError, match="got some with and without '_orig_mod.'"):
+        load(state | {name: v.clone() for name, v in prefixed(prefix).items()}, tmp_path)
 
 
 def test_a_head_beside_is_left_out_and_said(tmp_path, infos):
@@ -371,12 +373,14 @@ def test_settings_that_are_off_or_usual_are_none(tmp_path):
     assert not minidpt.load(write_open_clip(tmp_path / "a", off))[0].quick_gelu
 
 
-def test_an_argument_goes_before_the_configuration(tmp_path):
+@pytest.mark.parametrize("option", [{"quick_gelu": True}, {"head_width": 64}])
+def test_an_argument_that_contradicts_the_configuration_is_refused(option, tmp_path):
     folder = write_open_clip(tmp_path / "a")
-    assert not minidpt.load(folder)[0].quick_gelu
-    clip = minidpt.load(folder, quick_gelu=True, head_width=64)[0]
-    assert clip.quick_gelu and clip.visual.transformer.resblocks[0].attn.heads == 128 // 64
-
+    assert not minidpt.load(folder, quick_gelu=False, head_width=32)[0].quick_gelu
+    message = "config.json says (quick_gelu False, got True|head_width 32, got 64): leave it out"
+    for path in (folder, folder / "open_clip_pytorch_model.bin"):
+        with pytest.raises(ValueError, match=message):
+            minidpt.load(path, **option)
 
 
 # ---- image size
@@ -393,7 +397,7 @@ def test_another_image_size_is_said_and_kept_in_a_saved_model(tmp_path, infos):
     assert torch.equal(again.visual_prompts.prompts, model.visual_prompts.prompts)
     stored, _ = minidpt.load(tmp_path / "a", image_size=21)
     assert stored.fingerprint() == clip.fingerprint() and stored.image_size is None
-    with pytest.raises(ValueError, match="image size 35, got a CLIP at the checkpoint's: load it"):
+    with pytest.raises(ValueError, match="at another image size .*: load it with image_size=35"):
         minidpt.load_model(tmp_path / "model.pt", stored)
 
 

@@ -1,7 +1,8 @@
-"""Read a folder that open_clip or Hugging Face wrote: its weights, and its configuration.
+"""CLIPs as OpenAI, open_clip and Hugging Face save them: a file or folder, names, configuration.
 
-A configuration says what no tensor does: the activation, the width of heads, the colours. It also
-names parts that minidpt does not have, which are refused by these names.
+Trainers wrap what they save ("state_dict", "module.", "model.", one inside another): a CLIP is
+found by its own tensors, not by a list of wrappers. A configuration says what no tensor does: the
+activation, the width of heads, the colours; what it names that minidpt lacks is refused by name.
 """
 
 from __future__ import annotations
@@ -11,25 +12,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..clip.network import VisionTransformer
-from ..clip.state_dict import listed
+from ..clip.state_dict import NOT_WEIGHTS, listed
 from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
-from ..support.files import check_fields, read_json, short_repr
-from .key_conversion import HUGGING_FACE
+from ..support.files import check_fields, read_json, short_repr, to_single_line
 from .reader import read_state_dict
 
+OPENAI, HUGGING_FACE = "OpenAI", "Hugging Face"  # who named the tensors; open_clip: as OpenAI
+ANCHORS = {
+    "visual.conv1.weight": OPENAI,
+    "vision_model.embeddings.patch_embedding.weight": HUGGING_FACE,
+}
+PARTS = {  # what the names of a model's tensors begin with, up to the first dot
+    OPENAI: {"visual", "transformer", "token_embedding", "positional_embedding", "ln_final",
+             "text_projection", "logit_scale", "logit_bias", "text", "cls_emb", "text_decoder"},
+    HUGGING_FACE: {"vision_model", "text_model", "visual_projection", "text_projection",
+                   "logit_scale", "logit_bias"},
+}  # fmt: skip
+TRANSLATION = {  # pieces of Hugging Face's names → OpenAI's
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.": ".attn.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    "visual_projection.weight": "visual.proj",
+    "text_projection.weight": "text_projection",
+}
+TRANSPOSED = ("visual.proj", "text_projection")  # weights of linear layers there
 INDEX = ".index.json"  # of weights in several files
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors" + INDEX,
-    "pytorch_model.bin",
-    "pytorch_model.bin" + INDEX,
-)
-EOT = (2, 49407, None)  # 2: what Hugging Face's files said before 2023, meaning the largest id
+WEIGHTS = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+for _name in ("model.safetensors", "pytorch_model.bin"):
+    WEIGHTS += [_name, _name + INDEX]
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
 # is a part that we do not have, unless it is off.
@@ -44,10 +70,68 @@ USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj
 # How pictures are resized, where a configuration says it; 3 is Pillow's number of bicubic.
 RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
             "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
-HUGGING_FACE_SIZES = {
-    "hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"
-}  # fmt: skip
 logger = logging.getLogger("minidpt")
+
+
+def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Find the one CLIP among a file's tensors, by their names as `read_state_dict` joins them.
+
+    Left out is only what is beside it: what is a part of the model goes along, known or not.
+
+    Returns: its tensors under OpenAI's names, and who named them, `OPENAI` or `HUGGING_FACE`.
+    Raises ValueError if there is none, saying what there is, or if there are two, saying where.
+    """
+    # torch.compile puts a module around another one, anywhere in a name
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
+    if len(tensors) < len(named):
+        raise ValueError("expected each tensor once, got some with and without '_orig_mod.'")
+    places = {
+        name.removesuffix(anchor): origin
+        for name in tensors
+        for anchor, origin in ANCHORS.items()
+        if f".{name}".endswith(f".{anchor}")
+    }
+    if len(places) > 1:
+        raise ValueError(f"expected one CLIP, got several, under {listed(list(places))}: save one")
+    if not places:
+        expected = "the tensors of a CLIP, as OpenAI, open_clip or Hugging Face name them"
+        raise ValueError(f"expected {expected}, got {listed(list(tensors))}")
+    ((prefix, origin),) = places.items()
+    inside = {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
+    if "text.token_embedding.weight" in inside:  # open_clip's models of two towers
+        inside = {name.removeprefix("text."): value for name, value in inside.items()}
+    weights = {n: value for n, value in inside.items() if n.partition(".")[0] in PARTS[origin]}
+    beside = [name for name in inside if name not in weights and name not in NOT_WEIGHTS]
+    beside += [name for name in tensors if not name.startswith(prefix)]
+    if prefix:
+        logger.info(to_single_line(f"CLIP's tensors are those under '{prefix}'"))
+    if beside:
+        logger.info(to_single_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
+    if origin == HUGGING_FACE:
+        weights = translate(weights)
+    scale = weights.get("logit_scale")
+    if isinstance(scale, Tensor) and scale.shape == (1,):
+        weights["logit_scale"] = scale[0]
+    return weights, origin
+
+
+def translate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Hugging Face's tensors to OpenAI's names; what has no translation keeps its own."""
+    ours: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        for theirs, openais in TRANSLATION.items():
+            name = name.replace(theirs, openais)
+        if not name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
+            ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
+    for query in [name for name in ours if ".attn.q_proj." in name]:
+        names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        parts = [ours[name] for name in names if name in ours]
+        alike = {(part.shape, part.dtype) for part in parts}
+        if len(parts) == 3 and len(alike) == 1 and parts[0].ndim:
+            ours[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+            for name in names:
+                del ours[name]
+    return ours
 
 
 class Config(NamedTuple):
@@ -63,6 +147,13 @@ class Config(NamedTuple):
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
     vision: Mapping[str, Any] = {}
+
+    def resolve(self, name: str, option: Any) -> Any:
+        """Return a setting, `option` where it has none; ValueError if the two differ."""
+        setting = getattr(self, name)
+        if None not in (setting, option) and setting != option:
+            raise ValueError(f"{self.path} says {name} {setting}, got {option}: leave it out")
+        return option if setting is None else setting
 
     def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
@@ -145,14 +236,17 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
                             hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
             raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
-        side |= {ours: side.get(theirs) for theirs, ours in HUGGING_FACE_SIZES.items()}
+        for size in ("hidden_size width", "num_hidden_layers layers", "num_attention_heads heads"):
+            theirs, ours = size.split()
+            side[ours] = side.get(theirs)
         head_widths.append(_head_width(where, side, width, heads))
         sides.append(side)
     acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
     if acts not in ({"quick_gelu"}, {"gelu"}):
         got = " and ".join(map(short_repr, sorted(acts)))
         raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
-    if (eos := sides[1].get("eos_token_id")) not in EOT:
+    # 2: what Hugging Face's files said before 2023, meaning the largest id
+    if (eos := sides[1].get("eos_token_id")) not in (2, 49407, None):
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
     colours = path.with_name("preprocessor_config.json")
     settings = read_json(colours, str(colours)) if colours.is_file() else {}
