@@ -19,7 +19,6 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 
 import minidpt
 from minidpt import inference
-from minidpt import model as prompted
 from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify
 from minidpt.support import progress
@@ -131,8 +130,8 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
         readers.add(threading.current_thread())
         return eval_pixels(*arguments)
 
-    eval_pixels = prompted.eval_pixels
-    monkeypatch.setattr(prompted, "eval_pixels", reading)
+    eval_pixels = inference.eval_pixels
+    monkeypatch.setattr(inference, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}

@@ -16,7 +16,6 @@ import minidpt
 from minidpt.data import datasets
 from minidpt.data import samples as data
 from minidpt.runs import evaluation, results
-from minidpt.runs import folders as runs
 
 
 def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guide, clip):
@@ -51,7 +50,7 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
     def around(name: str, root: str) -> list[str]:
         path = tmp_path / root
         dataset = data.Dataset(name, path, ["a", "b"], "{}", [], [], [], "")
-        return [str(folder.relative_to(tmp_path)) for folder in runs.folders_of(dataset)[1:]]
+        return [str(folder.relative_to(tmp_path)) for folder in datasets.folders_of(dataset)[1:]]
 
     assert around("DescribableTextures", "data/dtd/dtd/images") == ["data/dtd"]  # torchvision's
     assert around("DescribableTextures", "data/dtd/images") == ["data/dtd"]
