@@ -77,7 +77,8 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
-    read_images(model, drawn.train, eval_sets.values(), shared.images, config.workers)
+    images = drawn.train, shared.images, config.workers
+    print_notes(read_images(model, eval_sets.values(), *images))
     eval_set = next(iter(eval_sets.values()))
     frozen = zero_shot(model, eval_set)
     before = top1_accuracy(frozen.labels, eval_set.labels)

@@ -122,7 +122,7 @@ def write_rows(file: TextIO, path: str, result: Result, explained: Path | None) 
 def new_file(path: str) -> Iterator[TextIO]:
     """Open a new file; if the block raises, it goes while it is empty, else a line says so."""
     with explain_full_disk(path):
-        file = open(path, "x", newline="", encoding="utf-8", errors="surrogateescape")
+        file = open(path, "x", newline="", encoding="utf-8", errors="backslashreplace")
         try:
             with file:
                 yield file

@@ -263,11 +263,13 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
-def test_json_keeps_names_of_files_that_are_no_text(run):
+def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run):
     name = os.fsdecode(b"caf\xe9\n\x1b.png")
     draw(Path(name))
-    out = inside("eval.py", "predict", run, "--json", "-", name).out
+    out = inside("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
     assert out.isascii() and json.loads(out)["image"] == name
+    with open("o.csv", newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image"] + ["caf\\udce9\n\x1b.png"] * 2
 
 
 def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):
@@ -284,26 +286,27 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
     assert sizes == [0, 1, 2]
 
 
-def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, error, status):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     predict, calls = minidpt.PromptedCLIP.predict, []
 
     def stopped(model, *options):
         calls.append(options)
         if len(calls) > 2:
-            raise KeyboardInterrupt
+            raise error
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
     result = inside("eval.py", *options)
-    assert result.status == 130
+    assert result.status == status
     for name in ("o.csv", "o.jsonl"):
         assert f"error: {name}: stopped early, it lacks images\n" in result.err
     assert Path("o.jsonl").read_text().count("\n") == 2
     assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
     result = inside("eval.py", "predict", run, "--json", "new.jsonl", "many")
-    assert result.status == 130 and not Path("new.jsonl").exists()  # it would have no line
+    assert result.status == status and not Path("new.jsonl").exists()  # it would have no line
 
 
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):

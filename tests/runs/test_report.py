@@ -156,6 +156,10 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
         "Surest mistakes", "Learned context in words", "All settings",
     ):  # fmt: skip
         assert said in page.text, said
+    config = json.loads((trained / "config.json").read_text())
+    facts = {name: config[name] for name in ("seed", "data", "template")}
+    for name, value in {**facts, "device": "cpu", "precision": "fp32"}.items():
+        assert f"{name} {value} " in page.text, name
     assert [name for name, _ in page.tags].count("svg") == 3 + 5  # charts, a class each
     assert "left out" not in page.text
 
