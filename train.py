@@ -18,6 +18,7 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 import torch
@@ -30,12 +31,18 @@ from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.config import RunConfig, RunRecord, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, run_command
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
+from minidpt.runs.evaluation import (
+    EvalSet,
+    predict_eval_set,
+    read_images,
+    top1_accuracy,
+    write_predictions,
+    zero_shot,
+)
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
-from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import relaunch_command
 from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import harmonic_mean, tested_on
+from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.runs.train_options import parse_train_command
@@ -285,7 +292,7 @@ def finish(
     print_line(f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
         f"{format_duration(seconds)} min")  # fmt: skip
     for name, other in zip(list(results)[1:], others, strict=True):
-        mean = harmonic_mean(result["accuracy"], other["accuracy"])
+        mean = harmonic_mean([result["accuracy"], other["accuracy"]])
         print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
 

@@ -198,10 +198,9 @@ def write(
 
 
 def ellipsize(text: str, width: int, size: int) -> str:
-    """Return a text in one line, and as much of it as is at most `width` pixels wide, then "…".
+    """Return a text in one line, cut at its logical end, never within a letter and its accents.
 
-    It ends where it would be read to, from right to left too, and never within a letter and its
-    accents.
+    It is at most `width` pixels wide with the "…" behind it.
     """
     text = printable(text)
     font, letters = font_for(text, size), regex.findall(r"\X", text)[:width]  # none has less than 1

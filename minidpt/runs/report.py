@@ -20,11 +20,11 @@ from ..images.transforms import eval_pixels
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line
-from .attention_pngs import Panel, attention_panels
+from .attention_pngs import attention_panels
+from .evaluation import ClassResult, Predictions, class_results, read_predictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
-from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import LEFT_OUT, Row, caption, chart_groups, left_out, read_rows, tables
+from .results import LEFT_OUT, Row, averages, by_data_set, caption, left_out, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -174,12 +174,17 @@ class RunReport:
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
         chosen = predictions.surest_mistakes(MISTAKES)
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
-        cards, errors = [], []
+        cards, errors, white_level = [], [], check_white_level(self.config["white_level"])
         for index in chosen:
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
             views, path = [], files[index][0]
+            file = os.path.join(self.root, path)
             try:
-                views = self._views(os.path.join(self.root, path), model)
+                if model:
+                    views = attention_panels(model, file, SIDE)[0]
+                else:
+                    view = eval_pixels(file, SIDE, white_level)
+                    views = [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
             except (OSError, ValueError) as error:
                 errors.append(error)
             captions = [
@@ -210,13 +215,6 @@ class RunReport:
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
-    def _views(self, path: str, model: PromptedCLIP | None) -> list[Panel]:
-        """Return an image as the model sees it, and maps of attention over it."""
-        if model:
-            return attention_panels(model, path, SIDE)[0]
-        view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
-        return [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
-
     def words(self) -> Markup:
         """Return the nearest words of each learned context vector."""
         parts = []
@@ -245,25 +243,20 @@ def accuracy_by_class(
         before, after = zero_shot[label].accuracy, learned[label].accuracy
         style = "c0" if after > before else "c1" if after < before else ""
         change = tag("span", f"{after - before:+.1f}".replace("-", "−"), class_=style)
+        track = Markup(
+            f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
+            f'<path d="M{before:.1f},2v6m0,-3H{after:.1f}" class="line"/>'
+            f'<circle cx="{after:.1f}" cy="5" r="2" class="mark"/></svg>'
+        )
         rows.append((
-            name(classnames[label]), accuracy_track(before, after), f"{before:.1f}", f"{after:.1f}",
-            change, learned[label].images, learned[label].taken_for(classnames),
+            name(classnames[label]), track, f"{before:.1f}", f"{after:.1f}", change,
+            learned[label].images, learned[label].taken_for(classnames),
         ))  # fmt: skip
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
     about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
     if len(labels) > CLASSES:
         about += f" The {CLASSES} lowest of {len(labels):,} classes."
     return section("Accuracy by class", about, table(heads, rows))
-
-
-def accuracy_track(zero_shot: float, learned: float) -> Markup:
-    """Draw a line between two accuracies on one from 0 to 100 %, the learned one as a dot."""
-    style = "c1" if learned < zero_shot else "c0"
-    return Markup(
-        f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
-        f'<path d="M{zero_shot:.1f},2v6m0,-3H{learned:.1f}" class="line"/>'
-        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark"/></svg>'
-    )
 
 
 def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
@@ -292,7 +285,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     title = f"{', '.join(methods)} on {where}"
     labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
     figures = []
-    for heading, group in chart_groups(rows).items():
+    for heading, group in (averages(rows) | by_data_set(rows)).items():
         if learned := [row for row in group if row.method != "zeroshot"]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
@@ -306,7 +299,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
     """Draw accuracy against shots."""
     shots = sorted({row.shots for row in rows})
     ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
-    series = [Series("zero-shot", "cz", ends, dashed=True)]
+    series = [Series("zero-shot", "cz", ends)]
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
         if group := [row for row in rows if row.label == label]:

@@ -1,8 +1,7 @@
 """Results of runs, and tables of them.
 
-read_results: */summary.json below a folder -> Row, one for each run and what it was tested on
-summarise:    Rows that differ in nothing but their seed -> one Row
-tables:       Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
+read_rows: */summary.json below a folder -> Row, one for runs that differ in their seed alone
+tables:    Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, harmonic_mean, pstdev
 from typing import Any, NamedTuple
 
 from ..config import METHODS
@@ -91,8 +90,8 @@ def tested_on(dataset: str, subset: str) -> str:
 
 
 @single_line_errors
-def read_results(folder: str | os.PathLike) -> list[Row]:
-    """Read the results of all finished runs in a folder and below, the oldest first.
+def read_rows(folder: str | os.PathLike) -> list[Row]:
+    """Read the rows of all finished runs in a folder and below.
 
     Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
     if one is damaged.
@@ -125,18 +124,13 @@ def read_results(folder: str | os.PathLike) -> list[Row]:
     if not results:
         got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
-    return results
+    return summarise(results)
 
 
 def left_out(folder: str | os.PathLike) -> list[Path]:
-    """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
+    """List the runs in a folder and below that `read_rows` leaves out, for `LEFT_OUT`."""
     runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
     return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
-
-
-def read_rows(folder: str | os.PathLike) -> list[Row]:
-    """Read the rows of all finished runs in a folder and below. Raises as `read_results`."""
-    return summarise(read_results(folder))
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -273,19 +267,14 @@ def caption(rows: Sequence[Row]) -> str:
     )
 
 
-def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
-    return _averages(rows) | _by_data_set(rows)
-
-
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Return for each CLIP and data set methods by shots, then what goes beyond."""
-    parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
+    parts = [_by_shots(title, averaged) for title, averaged in averages(rows).items()]
     for model in sorted({row.model for row in rows}):
         of_model = [row for row in rows if row.model == model]
         pairs = base_to_new(of_model)
         others = [row for row in of_model if not any(row in pair for pair in pairs)]
-        parts += [_by_shots(title, same) for title, same in _by_data_set(others).items()]
+        parts += [_by_shots(title, same) for title, same in by_data_set(others).items()]
         if pairs:
             parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
         if crossed := [row for row in others if row.trained != row.tested]:
@@ -300,7 +289,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return parts
 
 
-def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group rows of one CLIP that were trained and tested on the same, by title."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row[1:4]):
         if row.trained == row.tested:
@@ -308,26 +298,26 @@ def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """For each CLIP the means over data sets where several were run, for what was run on all.
+def averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Average for each CLIP over its data sets, if there are several, what was run on all.
 
-    They are taken for each seed that was run on all of them; the deviation is that of these means.
+    That is done for each seed that was run on all of them; the deviation is that of these means.
     """
     rows = [row for row in rows if row.trained == row.tested == row.dataset]
-    averages: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for model, *kind in dict.fromkeys((row.model, *row[4:7]) for row in rows):
         same_model = [row for row in rows if row.model == model]
         group = [row for row in same_model if [*row[4:7]] == kind]
         seeds = [s for s in group[0].accuracies if all(s in row.accuracies for row in group)]
         count = len({row.dataset for row in same_model})
         if len(group) == count > 1 and seeds:
-            averages.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
+            groups.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
                 group[0]._replace(
                     zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
                     accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
                 )
             )
-    return dict(sorted(averages.items()))
+    return dict(sorted(groups.items()))
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:
@@ -352,10 +342,10 @@ def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
     lines = {}
     for base, new in pairs:
         zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
-        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(*zero_shot)))
+        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(zero_shot)))
         lines.setdefault((base.dataset, "zero-shot", ""), numbers)
         if base.method != "zeroshot":
-            mean = harmonic_mean(base.accuracy, new.accuracy)
+            mean = harmonic_mean([base.accuracy, new.accuracy])
             key = base.dataset, base.label, f"{base.shots}"
             lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
     heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
@@ -374,10 +364,10 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         both = [seed for seed in base.accuracies if seed in new.accuracies]
         row = base._replace(
             tested=f"{base.dataset}, harmonic mean of base and new",
-            zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
-            accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
+            zero_shot_accuracy=harmonic_mean([base.zero_shot_accuracy, new.zero_shot_accuracy]),
+            accuracies={s: harmonic_mean([base.accuracies[s], new.accuracies[s]]) for s in both},
         )
-        lines.append((row, harmonic_mean(base.accuracy, new.accuracy), ""))
+        lines.append((row, harmonic_mean([base.accuracy, new.accuracy]), ""))
     seeds = sorted({seed for row in rows for seed in row.accuracies})
     header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     cells = (
@@ -391,7 +381,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
 def write_tables(folder: str | os.PathLike) -> str:
     """Write table.md and table.csv of all finished runs in a folder; return the Markdown.
 
-    Raises as `read_results`.
+    Raises as `read_rows`.
     """
     rows = read_rows(folder)
     text = markdown(rows)
@@ -402,11 +392,6 @@ def write_tables(folder: str | os.PathLike) -> str:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
     return text
-
-
-def harmonic_mean(first: float, second: float) -> float:
-    """Return 2ab/(a+b); 0 if both are."""
-    return 2 * first * second / (first + second) if first + second else 0.0
 
 
 def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:

@@ -22,9 +22,9 @@ import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import page as html
 from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.runs.evaluation import HEADER, class_results, read_predictions
 from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
-from minidpt.runs.predictions import HEADER, class_results, read_predictions
 from minidpt.runs.report import accuracy_by_class, confusion_matrix, write_report
 
 NASTY = "<script>alert(1)</script>"
