@@ -70,10 +70,7 @@ def attention_map_folder(
             draw_attention(model, path, top).save(unfinished, format="PNG", optimize=True)
         return file
 
-    def may_hold(contents: set[str]) -> bool:  # what a killed process has left
-        return all(name.endswith(".png.part") for name in contents)
-
-    with lock_output_folder(Path(folder), data, may_hold, "--attention-maps"):
+    with lock_output_folder(Path(folder), data, option="--attention-maps"):
         yield draw
 
 

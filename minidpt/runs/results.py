@@ -26,18 +26,9 @@ from ..support.files import (
     validate_name,
     write_rows,
 )
+from . import folders
 from .config import OPTIONS, flag, published_settings
-from .folders import (
-    CONFIG,
-    FINGERPRINTS,
-    SPLIT,
-    SUMMARY,
-    TRANSFER,
-    TRANSFER_LOCK,
-    RunFolder,
-    is_earlier_version,
-    is_run,
-)
+from .folders import SUMMARY, TRANSFER, RunFolder, is_earlier_version, is_run
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
@@ -129,7 +120,7 @@ def read_rows(folder: str | os.PathLike) -> list[Row]:
 
 def left_out(folder: str | os.PathLike) -> list[Path]:
     """List the runs in a folder and below that `read_rows` leaves out, for `LEFT_OUT`."""
-    runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
+    runs = sorted(path.parent for path in Path(folder).rglob(folders.CONFIG) if is_run(path.parent))
     return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
 
 
@@ -155,13 +146,10 @@ def summarise(results: Iterable[Row]) -> list[Row]:
             and (name not in OF_DATA or other[:6] == key[:6])
         }  # fmt: skip
         first = next(iter(group.values()))
-        named = sorted(names & first.settings.keys())
         rows.append(first._replace(
             variant=", ".join(
-                f"{FINGERPRINTS[name]} fingerprint {str(first.settings[name])[:8]}"
-                if name in FINGERPRINTS
-                else f"{name} {to_single_line(first.settings[name], 200)}"
-                for name in named
+                f"{name} {to_single_line(first.settings[name], 20 if 'finger' in name else 200)}"
+                for name in sorted(names & first.settings.keys())
             ),
             zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
             accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
@@ -192,7 +180,7 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = run.read_json(SPLIT, root=str)["root"]
+    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
@@ -204,7 +192,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     is_elsewhere = is_tested and root != trained_root  # other images of that name
-    with file_lock(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+    with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
@@ -275,8 +263,19 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         pairs = base_to_new(of_model)
         others = [row for row in of_model if not any(row in pair for pair in pairs)]
         parts += [_by_shots(title, same) for title, same in by_data_set(others).items()]
+        lines = {}
+        for base, new in pairs:
+            zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
+            numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(zero_shot)))
+            lines.setdefault((base.dataset, "zero-shot", ""), numbers)
+            if base.method != "zeroshot":
+                mean = harmonic_mean([base.accuracy, new.accuracy])
+                key = base.dataset, base.label, f"{base.shots}"
+                lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
         if pairs:
-            parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
+            heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
+            lines = [[*key, *cells] for key, cells in lines.items()]
+            parts.append(Table(f"Base to new, CLIP {model}", heads, lines))
         if crossed := [row for row in others if row.trained != row.tested]:
             heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
             lines = [[row.trained, row.tested, row.label, f"{row.shots}",
@@ -336,20 +335,6 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
     return Table(title, ["method", *heads], lines)
-
-
-def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
-    lines = {}
-    for base, new in pairs:
-        zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
-        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(zero_shot)))
-        lines.setdefault((base.dataset, "zero-shot", ""), numbers)
-        if base.method != "zeroshot":
-            mean = harmonic_mean([base.accuracy, new.accuracy])
-            key = base.dataset, base.label, f"{base.shots}"
-            lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
-    heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-    return Table(title, heads, [[*key, *cells] for key, cells in lines.items()])
 
 
 def _cell(row: Row) -> str:
