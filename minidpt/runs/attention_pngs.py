@@ -220,8 +220,7 @@ def fonts(size: int) -> list[ImageFont.FreeTypeFont]:
 @functools.cache
 def missing_glyph(font: ImageFont.FreeTypeFont, letter: str) -> bool:
     """Return whether the font draws a letter as it draws what is none."""
-    visible = letter.isprintable() and not letter.isspace()
-    return visible and bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
+    return bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:

@@ -24,7 +24,7 @@ from .attention_pngs import attention_panels
 from .evaluation import ClassResult, Predictions, class_results, read_predictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
-from .results import LEFT_OUT, Row, averages, by_data_set, caption, left_out, read_rows, tables
+from .results import Row, averages, by_data_set, caption, left_out, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -50,8 +50,7 @@ def write_report(
         title, content, notes = report.title, report.content(), report.notes
     else:
         title, content = sweep_report(read_rows(folder))
-        count = len(left_out(folder))
-        notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
+        notes = [f"Runs: {others}" for others in [left_out(folder)] if others]
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))

@@ -33,7 +33,6 @@ from .folders import SUMMARY, TRANSFER, RunFolder, is_earlier_version, is_run
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
 FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
-LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
@@ -113,15 +112,17 @@ def read_rows(folder: str | os.PathLike) -> list[Row]:
                 settings | (test.get("settings") or {}),
             ))  # fmt: skip
     if not results:
-        got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
+        got = left_out(folder) or "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
     return summarise(results)
 
 
-def left_out(folder: str | os.PathLike) -> list[Path]:
-    """List the runs in a folder and below that `read_rows` leaves out, for `LEFT_OUT`."""
+def left_out(folder: str | os.PathLike) -> str:
+    """Describe the runs in a folder and below that `read_rows` leaves out, if there are some."""
     runs = sorted(path.parent for path in Path(folder).rglob(folders.CONFIG) if is_run(path.parent))
-    return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
+    runs = [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
+    names = to_single_line(", ".join(run.name for run in runs))
+    return f"{len(runs)} not finished or of an earlier version ({names})" if runs else ""
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -371,8 +372,7 @@ def write_tables(folder: str | os.PathLike) -> str:
     rows = read_rows(folder)
     text = markdown(rows)
     if others := left_out(folder):
-        names = to_single_line(", ".join(run.name for run in others))
-        text += f"\nRuns {LEFT_OUT}, so not in the tables: {len(others)} ({names}).\n"
+        text += f"\nRuns left out of the tables: {others}.\n"
     with atomic_write(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")

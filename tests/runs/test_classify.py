@@ -315,7 +315,7 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
     monkeypatch.setattr(progress, "AFTER", 0.0)
     result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
-    assert counted[-3:] == ["images 2/6", "images 4/6", "images 6/6"]
+    assert counted[-3:] == ["images 4/6", "images 5/6", "images 6/6"]
     assert result.err.startswith("eval.py: error: image gone.png")
     assert "images" not in inside("eval.py", "predict", run, "many/000.png").progress
 

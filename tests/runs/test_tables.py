@@ -40,11 +40,11 @@ def test_runs_of_an_earlier_version_are_left_out_of_the_tables(sweep, monkeypatc
     record = config.pop("record")
     (run / "config.json").write_text(json.dumps({**config, **record}))  # as 0.2 had it
     out = succeed("eval.py", "table", "again").out
-    assert f"of an earlier version, so not in the tables: 1 ({run.name})" in out
+    assert f"out of the tables: 1 not finished or of an earlier version ({run.name})" in out
     table = {(row["method"], row["shots"]): row for row in read_csv("again/table.csv")}
     assert (table["dpt", "3"]["seeds"], table["dpt", "1"]["seeds"]) == ("1", "2")
     result = inside("eval.py", "table", run)
-    assert_one_line(result, "eval.py", "got 1 that are not finished or of an earlier version")
+    assert_one_line(result, "eval.py", "got 1 not finished or of an earlier version")
     assert_one_line(inside("eval.py", "report", run), "eval.py", "an earlier version", str(run))
 
 
@@ -178,8 +178,8 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
         (run / "summary.json").unlink()
     out = succeed("eval.py", "table", "again").out
     names = ", ".join(run.name for run in stopped)
-    about = "that are not finished or of an earlier version"
-    assert out.endswith(f"\nRuns {about}, so not in the tables: 2 ({names}).\n")
+    about = "2 not finished or of an earlier version"
+    assert out.endswith(f"\nRuns left out of the tables: {about} ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
