@@ -46,16 +46,9 @@ from minidpt.runs.eval_options import (
     parse_arguments,
     published_config,
 )
-from minidpt.runs.evaluation import (
-    EvalSet,
-    predict_eval_set,
-    print_class_accuracy,
-    read_images,
-    top1_accuracy,
-    zero_shot,
-)
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside
-from minidpt.runs.report import write_report
+from minidpt.runs.report import print_class_accuracy, write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
 from minidpt.runs.sources import (
     data_folders,

@@ -31,17 +31,10 @@ from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.config import RunConfig, RunRecord, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, run_command
-from minidpt.runs.evaluation import (
-    EvalSet,
-    predict_eval_set,
-    read_images,
-    top1_accuracy,
-    write_predictions,
-    zero_shot,
-)
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, RunFolder
 from minidpt.runs.processes import relaunch_command
-from minidpt.runs.report import write_report, write_words
+from minidpt.runs.report import write_predictions, write_report, write_words
 from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output

@@ -120,13 +120,10 @@ def page(title: str, content: Iterable[Markup]) -> str:
 
 
 class Series(NamedTuple):
-    """A line of a chart: points (x, y), perhaps with the deviation of each y.
-
-    style: a class of the page.
-    """
+    """A line of a chart: points (x, y), perhaps with the deviation of each y."""
 
     name: str
-    style: str
+    style: str  # a class of the page
     points: Sequence[tuple[float, float]]
     deviations: Sequence[float] = ()
 

@@ -41,6 +41,7 @@ PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76
              "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
              "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, heads, lines of cells
 
 
 class Row(NamedTuple):
@@ -211,14 +212,6 @@ def noted_tests(run: RunFolder) -> tuple[dict, dict]:
     return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
 
 
-class Table(NamedTuple):
-    """Cells as text, under heads."""
-
-    title: str
-    heads: Sequence[str]
-    lines: Sequence[Sequence[str]]
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown, and what their cells are."""
     return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), caption(rows)])) + "\n"
@@ -226,13 +219,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _markdown(table: Table) -> str:
     """Format a table so that its columns also line up as plain text."""
-    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in table.lines]
-    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
+    title, heads, lines = table
+    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (table.heads, ["-" * width for width in widths], *lines)
+        for line in (heads, ["-" * width for width in widths], *lines)
     ]
-    return "\n".join([f"**{to_single_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
+    return "\n".join([f"**{to_single_line(title)}**\n", *(f"| {line} |" for line in lines)])
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -276,16 +270,16 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         if pairs:
             heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
             lines = [[*key, *cells] for key, cells in lines.items()]
-            parts.append(Table(f"Base to new, CLIP {model}", heads, lines))
+            parts.append((f"Base to new, CLIP {model}", heads, lines))
         if crossed := [row for row in others if row.trained != row.tested]:
             heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
             lines = [[row.trained, row.tested, row.label, f"{row.shots}",
                       f"{row.zero_shot_accuracy:.1f}", _cell(row)] for row in crossed]  # fmt: skip
-            parts.append(Table(f"Trained on one, tested on another, CLIP {model}", heads, lines))
+            parts.append((f"Trained on one, tested on another, CLIP {model}", heads, lines))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
         title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
-        parts.append(Table(title, ["method", "1 shot", "16 shots"], lines))
+        parts.append((title, ["method", "1 shot", "16 shots"], lines))
     return parts
 
 
@@ -335,7 +329,7 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
-    return Table(title, ["method", *heads], lines)
+    return title, ["method", *heads], lines
 
 
 def _cell(row: Row) -> str:

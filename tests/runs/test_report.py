@@ -22,10 +22,16 @@ import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import page as html
 from minidpt.runs.config import RunConfig, RunRecord
-from minidpt.runs.evaluation import HEADER, class_results, read_predictions
 from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
-from minidpt.runs.report import accuracy_by_class, confusion_matrix, write_report
+from minidpt.runs.report import (
+    HEADER,
+    accuracy_by_class,
+    class_results,
+    confusion_matrix,
+    read_predictions,
+    write_report,
+)
 
 NASTY = "<script>alert(1)</script>"
 CLASSNAMES = ["Owl", NASTY, 'a "b" & <i>', "=sum(1)", "\u05d0\u05d1 x"]
