@@ -174,16 +174,11 @@ def compose(
         top = y + 28 + ROW * number
         write(draw, (left - 10, top + 21), name, PANEL, anchor="rs")
         for high, (_, colour, shares) in zip((top + 3, top + 17), bars):
-            bar(draw, (left, high, WIDTH - MARGIN - 60, high + 11), shares[number], colour)
+            end = left + round(shares[number] * (WIDTH - MARGIN - 60 - left))
+            draw.rectangle((left, high, max(end, left + 1), high + 11), fill=colour)
+            share = f"{100 * shares[number]:.1f} %"
+            write(draw, (end + 6, high + 11), share, 60, 12, fill=PALE)
     return page
-
-
-def bar(draw: ImageDraw.ImageDraw, box: tuple, share: float, colour: str) -> None:
-    """Draw a bar that fills a share (0–1) of its box, and the share in percent behind it."""
-    left, top, right, bottom = box
-    end = left + round(share * (right - left))
-    draw.rectangle((left, top, max(end, left + 1), bottom), fill=colour)
-    write(draw, (end + 6, bottom), f"{100 * share:.1f} %", 60, 12, fill=PALE)
 
 
 def write(

@@ -51,16 +51,13 @@ class EvalSet:
         size = len(self.shard) * 3 * clip.visual.resolution**2
         self.keeps_pixels = size <= max_bytes // world.local_size
         self.white_level = WhiteLevel()
-        self._clear()
-
-    def _clear(self) -> None:
         self._pixels: list[Batch] = []
         self._features: Tensor | None = None
 
     def set_white_level(self, white_level: WhiteLevel) -> None:
         """Take a run's level of white, to which `features` adds what it lacks."""
         if white_level != self.white_level:
-            self._clear()
+            self._pixels, self._features = [], None
         self.white_level = white_level
 
     def __len__(self) -> int:
@@ -96,7 +93,7 @@ class EvalSet:
                     images = self.clip.normalize(images.to(device))
                     parts.append(self.clip.encode_image(images).float())
             if self.white_level.settle(self.world):
-                self._clear()
+                self._pixels = []
                 return self.features()
             self._features = F.normalize(torch.cat(parts), dim=-1)
         return self._features

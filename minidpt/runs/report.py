@@ -27,16 +27,7 @@ from ..images.decode import check_white_level
 from ..images.transforms import eval_pixels
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
-from ..support.files import (
-    MAX_PICTURES,
-    atomic_write,
-    escape_formula,
-    parse_json,
-    read_text,
-    single_line_errors,
-    to_single_line,
-    write_rows,
-)
+from ..support import files
 from ..support.progress import print_line
 from .attention_pngs import attention_panels
 from .evaluation import EvalPredictions
@@ -53,7 +44,7 @@ SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 Model = Callable[[], PromptedCLIP | None]
 
 
-@single_line_errors
+@files.single_line_errors
 def write_report(
     folder: str | os.PathLike, model: Model = lambda: None, root: str | None = None
 ) -> list[str]:
@@ -73,7 +64,7 @@ def write_report(
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
-    with atomic_write(folder / REPORT) as unfinished:
+    with files.atomic_write(folder / REPORT) as unfinished:
         unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
 
@@ -150,7 +141,7 @@ def print_class_accuracy(
     accuracies = [result.accuracy for result in results if result.images]
     print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
-        write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
+        files.write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
 
 def write_predictions(
@@ -165,15 +156,15 @@ def write_predictions(
         (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
         for item, *predicted in zip(dataset.test, *columns, strict=True)
     )
-    write_rows(run.path(PREDICTIONS), HEADER, rows)
+    files.write_rows(run.path(PREDICTIONS), HEADER, rows)
 
 
-@single_line_errors
+@files.single_line_errors
 def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
     """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
-    content = read_text(path, str(path), most=8 * MAX_PICTURES)
-    known = {str(escape_formula(name)): label for label, name in enumerate(classnames)}
+    content = files.read_text(path, str(path), most=8 * files.MAX_PICTURES)
+    known = {str(files.escape_formula(name)): label for label, name in enumerate(classnames)}
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
         _, label, learned, probability, zero_shot, other_probability = zip(*rows, strict=True)
@@ -197,7 +188,8 @@ class RunReport:
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
         self.method = METHOD_NAMES[self.config["method"]]
-        self.title = f"{self.method} on {to_single_line(self.split.get('name') or 'images', 80)}"
+        dataset = files.to_single_line(self.split.get("name") or "images", 80)
+        self.title = f"{self.method} on {dataset}"
 
     def content(self) -> list[Markup]:
         """Return all sections that can be made."""
@@ -218,7 +210,7 @@ class RunReport:
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
-        rows = [(key, to_single_line(value, 200)) for key, value in sorted(self.config.items())]
+        rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
         return [part for part in parts if part]
@@ -231,7 +223,7 @@ class RunReport:
             reason = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
             where = str(self.run.path(file))
             reason = reason if where in reason else f"{where}: {reason}"
-            self.notes.append(to_single_line(f"{title}: left out: {reason}"))
+            self.notes.append(files.to_single_line(f"{title}: left out: {reason}"))
             return None
 
     def header(self) -> Markup:
@@ -242,7 +234,7 @@ class RunReport:
             facts += [f"{config['shots']} shots", f"{config['epochs']} epochs"]
             facts.append(f"{len(split['train']):,} training images")
         facts.append(f"{len(split['test']):,} test images")
-        facts.append(f"CLIP {to_single_line(config['model'], 60)}")
+        facts.append(f"CLIP {files.to_single_line(config['model'], 60)}")
         return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
@@ -263,8 +255,8 @@ class RunReport:
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""
         path = self.run.path(METRICS)
-        lines = read_text(path, str(path)).splitlines()
-        records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+        lines = files.read_text(path, str(path)).splitlines()
+        records = [files.parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
         if not records:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
@@ -288,15 +280,15 @@ class RunReport:
 
     def mistakes(self, predictions: Predictions) -> Markup:
         """Return the surest mistakes, with maps of attention where the model is to be had."""
-        files, names = self.split["test"], self.split["classnames"]
-        if len(files) != len(predictions.labels):
+        samples, names = self.split["test"], self.split["classnames"]
+        if len(samples) != len(predictions.labels):
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
         chosen = predictions.surest_mistakes(MISTAKES)
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
         cards, errors, white_level = [], [], check_white_level(self.config["white_level"])
         for index in chosen:
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
-            views, path = [], files[index][0]
+            views, path = [], samples[index][0]
             file = os.path.join(self.root, path)
             try:
                 if model:
@@ -317,7 +309,7 @@ class RunReport:
             cards.append(tag("figure", images, tag("figcaption", *captions)))
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
-            self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
+            self.notes.append(files.to_single_line(f"Mistakes: {count}: {errors[0]}"))
         right, before = (
             each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
         )

@@ -16,16 +16,7 @@ from typing import Any, NamedTuple
 from ..config import METHODS
 from ..data.layouts import LAYOUTS
 from ..data.samples import Dataset
-from ..support.files import (
-    atomic_write,
-    check_fields,
-    file_lock,
-    short_repr,
-    single_line_errors,
-    to_single_line,
-    validate_name,
-    write_rows,
-)
+from ..support import files
 from . import folders
 from .config import OPTIONS, flag, published_settings
 from .folders import SUMMARY, TRANSFER, RunFolder, is_earlier_version, is_run
@@ -80,7 +71,7 @@ def tested_on(dataset: str, subset: str) -> str:
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
-@single_line_errors
+@files.single_line_errors
 def read_rows(folder: str | os.PathLike) -> list[Row]:
     """Read the rows of all finished runs in a folder and below.
 
@@ -97,15 +88,15 @@ def read_rows(folder: str | os.PathLike) -> list[Row]:
         settings = config.result_settings() | record.result_settings()
         settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
         summary = run.read_json(SUMMARY, **OF_RUN)
-        dataset = validate_name(summary["dataset"], str(path), folder=True)
+        dataset = files.validate_name(summary["dataset"], str(path), folder=True)
         trained = tested_on(dataset, config.classes)
         for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
             where = f"{run.folder}, test {name[:60]!r}"
-            check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+            files.check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
             zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
             in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
             if not in_range or summary["method"] not in METHODS:
-                got = f"{zero_shot}, {accuracy} of {short_repr(summary['method'])}"
+                got = f"{zero_shot}, {accuracy} of {files.short_repr(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Row(
                 dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
@@ -122,7 +113,7 @@ def left_out(folder: str | os.PathLike) -> str:
     """Describe the runs in a folder and below that `read_rows` leaves out, if there are some."""
     runs = sorted(path.parent for path in Path(folder).rglob(folders.CONFIG) if is_run(path.parent))
     runs = [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
-    names = to_single_line(", ".join(run.name for run in runs))
+    names = files.to_single_line(", ".join(run.name for run in runs))
     return f"{len(runs)} not finished or of an earlier version ({names})" if runs else ""
 
 
@@ -136,8 +127,15 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         key = *result[:6], json.dumps(result.settings, sort_keys=True)
         for seed in result.accuracies:
             groups.setdefault(key, {})[seed] = result
-    unusual = {key: _without_usual(next(iter(group.values()))) for key, group in groups.items()}
-    rows = []
+    limits = dict.fromkeys(folders.FINGERPRINTS, 20)  # characters
+    unusual, rows = {}, []  # settings with "usual" for what is published for method and data set
+    for key, group in groups.items():
+        first = next(iter(group.values()))
+        usual = published_settings(first.method, first.shots, first.dataset)
+        unusual[key] = {
+            name: "usual" if name in usual and value == usual[name] else value
+            for name, value in first.settings.items()
+        }
     for key, group in groups.items():
         # A setting that varies between data sets is named on all: only what is alike is averaged.
         names = {
@@ -150,28 +148,19 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         first = next(iter(group.values()))
         rows.append(first._replace(
             variant=", ".join(
-                f"{name} {to_single_line(first.settings[name], 20 if 'finger' in name else 200)}"
+                f"{name} {files.to_single_line(first.settings[name], limits.get(name, 200))}"
                 for name in sorted(names & first.settings.keys())
             ),
             zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
             accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
             unusual=tuple(
-                flag(name) if value is True else f"{flag(name)} {to_single_line(value, 200)}"
+                flag(name) if value is True else f"{flag(name)} {files.to_single_line(value, 200)}"
                 for name, value in unusual[key].items()
                 if value != "usual" and name not in names and name in OPTIONS
                 and OPTIONS[name].read_by
             ),
         ))  # fmt: skip
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
-
-
-def _without_usual(result: Row) -> dict[str, Any]:
-    """Return the settings with "usual" for what is published for the method and data set."""
-    usual = published_settings(result.method, result.shots, result.dataset)
-    return {
-        name: "usual" if name in usual and value == usual[name] else value
-        for name, value in result.settings.items()
-    }
 
 
 def record_cross_dataset(
@@ -194,7 +183,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     is_elsewhere = is_tested and root != trained_root  # other images of that name
-    with file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
+    with files.file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
@@ -220,13 +209,13 @@ def markdown(rows: Sequence[Row]) -> str:
 def _markdown(table: Table) -> str:
     """Format a table so that its columns also line up as plain text."""
     title, heads, lines = table
-    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in lines]
+    lines = [[files.to_single_line(text).replace("|", "\\|") for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         for line in (heads, ["-" * width for width in widths], *lines)
     ]
-    return "\n".join([f"**{to_single_line(title)}**\n", *(f"| {line} |" for line in lines)])
+    return "\n".join([f"**{files.to_single_line(title)}**\n", *(f"| {line} |" for line in lines)])
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -355,7 +344,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         + [row.accuracies.get(seed, "") for seed in seeds]
         for row, accuracy, std in lines
     )
-    write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
+    files.write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
 
 
 def write_tables(folder: str | os.PathLike) -> str:
@@ -367,7 +356,7 @@ def write_tables(folder: str | os.PathLike) -> str:
     text = markdown(rows)
     if others := left_out(folder):
         text += f"\nRuns left out of the tables: {others}.\n"
-    with atomic_write(Path(folder) / "table.md") as unfinished_file:
+    with files.atomic_write(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
     return text
