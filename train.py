@@ -77,8 +77,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
-    images = drawn.train, shared.images, config.workers
-    print_notes(read_images(model, eval_sets.values(), *images))
+    print_notes(read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers))
     eval_set = next(iter(eval_sets.values()))
     frozen = zero_shot(model, eval_set)
     before = top1_accuracy(frozen.labels, eval_set.labels)

@@ -153,8 +153,7 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
 def read_lines(descriptor: int) -> Iterator[list[str]]:
     """Yield the paths that come in one read of a file descriptor: its complete lines.
 
-    Each line is a path, also an empty one, so that whoever asks gets an answer to each. Of one
-    longer than any path the beginning is, and its rest is not kept.
+    Each line is a path, also an empty one: it gets an answer. The rest of a very long one is lost.
     """
     rest = b""
     while chunk := os.read(descriptor, MAX_LINE):

@@ -304,7 +304,7 @@ def averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:
-    """Methods down, shots across; zero-shot first."""
+    """Tabulate methods by shots, zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
     cells = {(row.label, row.shots): _cell(row) for row in rows}
     zero_shot = {}  # accuracy → of which variant; most settings do not change it
