@@ -28,7 +28,7 @@ from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
 from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
-from minidpt.images.decode import WhiteLevel, set_max_pixels
+from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
@@ -46,10 +46,9 @@ from minidpt.runs.eval_options import (
     parse_arguments,
     published_config,
 )
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, top1_accuracy, zero_shot
+from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside
-from minidpt.runs.predictions import print_class_accuracy
-from minidpt.runs.report import write_report
+from minidpt.runs.report import print_class_accuracy, write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
 from minidpt.runs.sources import (
     data_folders,
@@ -157,7 +156,7 @@ def evaluate_runs(args: Namespace) -> None:
             run, model, config = runs[number], models[number], configs[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
             notes = [*seen_notes(learned_from[number], eval_set)]
-            notes += read_images(model, eval_set)
+            notes += read_images(model, [eval_set])
             if args.classes == "new" and not (args.data or args.dataset):
                 if config.classes != "base":
                     notes.append("the run has learned from these classes, too: they are not new")
@@ -196,7 +195,7 @@ def evaluate_published(args: Namespace) -> None:
         model = build_model(clip, dataset.classnames, dataset.template, prompts).eval()
         model.load_published(tensors)
         eval_set = EvalSet(dataset.test, clip, workers=args.workers)
-        print_notes(read_images(model, eval_set))
+        print_notes(read_images(model, [eval_set]))
         evaluate_model(f"{dataset.name}: ", model, eval_set, f"on {device} in {precision}", args)
 
 
@@ -205,13 +204,6 @@ def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
     data = list(data)
     for option, path in new_files(args):
         check_outside(Path(path), data, "file", option)
-
-
-def read_images(model: PromptedCLIP, eval_set: EvalSet) -> list[str]:
-    """Read the test images by the model's white level, completed by their own; return notes."""
-    eval_set.set_white_level(WhiteLevel(model.white_level))
-    eval_set.features()
-    return eval_set.white_level.notes()
 
 
 def evaluate_model(

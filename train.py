@@ -18,6 +18,7 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,9 @@ from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER, RunFolder
-from minidpt.runs.predictions import write_predictions
 from minidpt.runs.processes import relaunch_command
-from minidpt.runs.report import write_report, write_words
-from minidpt.runs.results import harmonic_mean, tested_on
+from minidpt.runs.report import write_predictions, write_report, write_words
+from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.runs.train_options import parse_train_command
@@ -77,7 +77,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
-    read_images(model, drawn.train, eval_sets.values(), shared.images, config.workers)
+    print_notes(read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers))
     eval_set = next(iter(eval_sets.values()))
     frozen = zero_shot(model, eval_set)
     before = top1_accuracy(frozen.labels, eval_set.labels)
@@ -287,7 +287,7 @@ def finish(
         f"{format_duration(seconds)} min"
     )
     for name, other in zip(list(results)[1:], others, strict=True):
-        mean = harmonic_mean(result["accuracy"], other["accuracy"])
+        mean = harmonic_mean([result["accuracy"], other["accuracy"]])
         print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
 

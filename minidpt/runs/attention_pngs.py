@@ -70,10 +70,7 @@ def attention_map_folder(
             draw_attention(model, path, top).save(unfinished, format="PNG", optimize=True)
         return file
 
-    def may_hold(contents: set[str]) -> bool:  # what a killed process has left
-        return all(name.endswith(".png.part") for name in contents)
-
-    with lock_output_folder(Path(folder), data, may_hold, "--attention-maps"):
+    with lock_output_folder(Path(folder), data, option="--attention-maps"):
         yield draw
 
 
@@ -177,16 +174,11 @@ def compose(
         top = y + 28 + ROW * number
         write(draw, (left - 10, top + 21), name, PANEL, anchor="rs")
         for high, (_, colour, shares) in zip((top + 3, top + 17), bars):
-            bar(draw, (left, high, WIDTH - MARGIN - 60, high + 11), shares[number], colour)
+            end = left + round(shares[number] * (WIDTH - MARGIN - 60 - left))
+            draw.rectangle((left, high, max(end, left + 1), high + 11), fill=colour)
+            share = f"{100 * shares[number]:.1f} %"
+            write(draw, (end + 6, high + 11), share, 60, 12, fill=PALE)
     return page
-
-
-def bar(draw: ImageDraw.ImageDraw, box: tuple, share: float, colour: str) -> None:
-    """Draw a bar that fills a share (0–1) of its box, and the share in percent behind it."""
-    left, top, right, bottom = box
-    end = left + round(share * (right - left))
-    draw.rectangle((left, top, max(end, left + 1), bottom), fill=colour)
-    write(draw, (end + 6, bottom), f"{100 * share:.1f} %", 60, 12, fill=PALE)
 
 
 def write(
@@ -198,10 +190,9 @@ def write(
 
 
 def ellipsize(text: str, width: int, size: int) -> str:
-    """Return a text in one line, and as much of it as is at most `width` pixels wide, then "…".
+    """Return a text in one line, cut at its logical end, never within a letter and its accents.
 
-    It ends where it would be read to, from right to left too, and never within a letter and its
-    accents.
+    It is at most `width` pixels wide with the "…" behind it.
     """
     text = printable(text)
     font, letters = font_for(text, size), regex.findall(r"\X", text)[:width]  # none has less than 1
@@ -224,8 +215,7 @@ def fonts(size: int) -> list[ImageFont.FreeTypeFont]:
 @functools.cache
 def missing_glyph(font: ImageFont.FreeTypeFont, letter: str) -> bool:
     """Return whether the font draws a letter as it draws what is none."""
-    visible = letter.isprintable() and not letter.isspace()
-    return visible and bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
+    return bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:

@@ -16,7 +16,7 @@ from ..data.folders import images_in, unread_notes
 from ..inference import PREDICT_BATCH, Result
 from ..model import PromptedCLIP
 from ..support.files import escape_formula, explain_full_disk
-from ..support.progress import Progress, print_line, print_notes
+from ..support.progress import print_line, print_notes, track
 from .entrypoint import print_error
 
 MAX_LINE = 2**16  # bytes of a path
@@ -37,8 +37,7 @@ def classify(
     batches: of paths; a list of them, or an iterator that waits for the next one.
     table: a CSV file; lines: a file of JSON, or "-": `stdout`, instead of text. Both have a
         result as it comes, also if nobody reads any more what is printed.
-    explain: called with the path of each image that could be read; the file it returns is named
-        beside the classes, and in JSON.
+    explain: called with the path of each image that could be read; returns a file to name.
 
     Returns 2 if an image could not be read, after the others.
     """
@@ -51,11 +50,10 @@ def classify(
             outputs.append(partial(write_rows, stack.enter_context(new_file(table))))
         if lines not in (None, "-"):
             outputs.append(partial(print_json, stack.enter_context(new_file(lines))))
-        progress = None
+        results = predict_batches(model, batches, top, workers)
         if total > PREDICT_BATCH and not stdout.isatty():
-            progress = stack.enter_context(Progress("images", total))
-        results = stack.enter_context(closing(predict_batches(model, batches, top, workers)))
-        for number, (path, result) in enumerate(results, start=1):
+            results = track(results, "images", total)
+        for path, result in stack.enter_context(closing(results)):
             failed = isinstance(result, Exception)
             if failed:
                 status = 2
@@ -69,8 +67,6 @@ def classify(
                     outputs.remove(output)
             if not outputs:
                 break
-            if progress and (number % PREDICT_BATCH == 0 or number == total):
-                progress(number)
     if closed:
         raise closed
     return status
@@ -122,7 +118,7 @@ def write_rows(file: TextIO, path: str, result: Result, explained: Path | None) 
 def new_file(path: str) -> Iterator[TextIO]:
     """Open a new file; if the block raises, it goes while it is empty, else a line says so."""
     with explain_full_disk(path):
-        file = open(path, "x", newline="", encoding="utf-8", errors="surrogateescape")
+        file = open(path, "x", newline="", encoding="utf-8", errors="backslashreplace")
         try:
             with file:
                 yield file
@@ -157,8 +153,7 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
 def read_lines(descriptor: int) -> Iterator[list[str]]:
     """Yield the paths that come in one read of a file descriptor: its complete lines.
 
-    Each line is a path, also an empty one, so that whoever asks gets an answer to each. Of one
-    longer than any path the beginning is, and its rest is not kept.
+    Each line is a path, also an empty one: it gets an answer. The rest of a very long one is lost.
     """
     rest = b""
     while chunk := os.read(descriptor, MAX_LINE):

@@ -1,14 +1,12 @@
-"""Accuracy on a test set. What is the same for every model is computed once.
+"""Accuracy on a test set.
 
-A test image's pixels, and the frozen CLIP's feature of it, do not depend on what was learned.
-Zero-shot and CoOp need only that feature; VPT, VLP and DPT need one pass with their prompts.
+What is the same for every model is computed once: a test image's pixels, and the frozen CLIP's
+feature of it. Zero-shot and CoOp need only that; VPT, VLP and DPT one pass with their prompts.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -23,7 +21,7 @@ from ..data.samples import Sample
 from ..images.decode import WhiteLevel
 from ..model import PromptedCLIP
 from ..support.distributed import SINGLE, World
-from ..support.progress import print_notes, task_progress
+from ..support.progress import task_progress
 
 
 class EvalSet:
@@ -53,22 +51,14 @@ class EvalSet:
         size = len(self.shard) * 3 * clip.visual.resolution**2
         self.keeps_pixels = size <= max_bytes // world.local_size
         self.white_level = WhiteLevel()
-        self._clear()
-
-    def _clear(self) -> None:
         self._pixels: list[Batch] = []
         self._features: Tensor | None = None
 
     def set_white_level(self, white_level: WhiteLevel) -> None:
         """Take a run's level of white, to which `features` adds what it lacks."""
         if white_level != self.white_level:
-            self._clear()
+            self._pixels, self._features = [], None
         self.white_level = white_level
-
-    @functools.cached_property
-    def files(self) -> list[str]:
-        """The files of all its images, links resolved."""
-        return [os.path.realpath(sample.path) for sample in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -103,7 +93,7 @@ class EvalSet:
                     images = self.clip.normalize(images.to(device))
                     parts.append(self.clip.encode_image(images).float())
             if self.white_level.settle(self.world):
-                self._clear()
+                self._pixels = []
                 return self.features()
             self._features = F.normalize(torch.cat(parts), dim=-1)
         return self._features
@@ -120,28 +110,29 @@ class EvalSet:
 
 def read_images(
     model: PromptedCLIP,
-    train_set: list[Sample],
-    eval_sets: Iterable[EvalSet],
-    images: ImageCache,
-    workers: int | None,
-) -> None:
-    """Read all images of a run, so that a broken one is an error before anything is written.
+    eval_sets: Collection[EvalSet],
+    train_set: Sequence[Sample] = (),
+    images: ImageCache | None = None,
+    workers: int | None = None,
+) -> list[str]:
+    """Read all images, so that a broken one is an error before anything is written; return notes.
 
-    They share one white level, which the model keeps and which is printed, as are copies of
-    training images among the test images.
+    They share one white level: the model's, completed by that of the test images. With `images`,
+    into which `train_set` is read, it is set anew, and the model keeps it.
     """
-    world, eval_sets = model.world, list(eval_sets)
-    paths = [sample.path for sample in train_set]
-    test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.samples]
-    if world.is_main:
-        print_notes(filter(None, [copies_note(paths, test_paths)]))
-    images.fill(world.shard(paths), workers, world.shard(test_paths), world)
-    model.white_level = images.white_level
+    world, notes, white_level = model.world, [], WhiteLevel(model.white_level)
+    if images is not None:
+        paths = [sample.path for sample in train_set]
+        test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.samples]
+        if world.is_main and (note := copies_note(paths, test_paths)):
+            notes.append(note)
+        images.fill(world.shard(paths), workers, world.shard(test_paths), world)
+        model.white_level = white_level = images.white_level
     for eval_set in eval_sets:
-        eval_set.set_white_level(model.white_level)
+        eval_set.set_white_level(white_level)
         eval_set.features()
-    print_notes(model.white_level.notes())
     world.barrier()  # also the slowest has read its images
+    return notes + white_level.notes()
 
 
 class EvalPredictions(NamedTuple):

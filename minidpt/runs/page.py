@@ -41,7 +41,7 @@ figure { margin: 0; min-width: 0; max-width: 440px }
 figcaption b { color: var(--ink) } figcaption span, figcaption small { display: block }
 svg { display: block; width: 100%; overflow: visible; font-size: 11px; fill: var(--soft) }
 .axis { stroke: var(--rule) } .shade { fill: var(--wash) } .mark { fill: currentColor }
-.line { fill: none; stroke: currentColor; stroke-width: 1.8 } .dashed { stroke-dasharray: 5 4 }
+.line { fill: none; stroke: currentColor; stroke-width: 1.8 } .cz .line { stroke-dasharray: 5 4 }
 .scroll { overflow: auto; max-height: 1200px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 400 } .number { text-align: right; white-space: nowrap }
@@ -120,16 +120,12 @@ def page(title: str, content: Iterable[Markup]) -> str:
 
 
 class Series(NamedTuple):
-    """A line of a chart: points (x, y), perhaps with the deviation of each y.
-
-    style: a class of the page.
-    """
+    """A line of a chart: points (x, y), perhaps with the deviation of each y."""
 
     name: str
-    style: str
+    style: str  # a class of the page
     points: Sequence[tuple[float, float]]
     deviations: Sequence[float] = ()
-    dashed: bool = False
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -139,11 +135,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * n, 12) for n in range(first, max(last, first + 1) + 1)]
-
-
-def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
-    """Return the function from values in low–high to places in start–stop."""
-    return lambda value: round(start + (value - low) / ((high - low) or 1) * (stop - start), 1)
 
 
 def line_chart(
@@ -162,8 +153,14 @@ def line_chart(
     ys = [y + sign * deviation for each in series for sign in (-1, 1) for (_, y), deviation
           in zip(each.points, each.deviations or [0] * len(each.points), strict=True)]  # fmt: skip
     y_ticks = ticks(min(ys), max(ys))
-    x_of = scale(left, right, LEFT, WIDTH - RIGHT)
-    y_of = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+
+    def x_of(x: float) -> float:
+        return round(LEFT + (x - left) / ((right - left) or 1) * (WIDTH - RIGHT - LEFT), 1)
+
+    def y_of(y: float) -> float:
+        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
+
     labels = dict(enumerate(categories)) or {
         x: f"{x:g}" for x in [left, *ticks(left, right, 4)] if left <= x <= right and x == int(x)
     }
@@ -177,9 +174,8 @@ def line_chart(
         parts.append(tag("text", f"{y:g}", x=LEFT - 6, y=y_of(y) + 4, text_anchor="end"))
     for x, label in labels.items():
         parts.append(tag("text", label, x=x_of(x), y=HEIGHT - 21, text_anchor="middle"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(tag("text", y_title, x=0, y=TOP - 8))
-    parts.append(tag("text", x_title, x=middle, y=HEIGHT - 4, text_anchor="middle"))
+    parts.append(tag("text", x_title, x=WIDTH / 2, y=HEIGHT - 4, text_anchor="middle"))
     parts += [_line(each, x_of, y_of) for each in series]
     chart = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     names = (tag("span", f"● {each.name} ", class_=each.style) for each in series if each.name)
@@ -193,8 +189,7 @@ def _line(series: Series, x_of: Callable, y_of: Callable) -> Markup:
         if deviation:
             top, bottom = y_of(y + deviation), y_of(y - deviation)
             paths.append(f"M{x_of(x) - 5},{top}h10m-5,0V{bottom}m-5,0h10")
-    style = "line dashed" if series.dashed else "line"
-    parts = [tag("path", d=path, class_=style) for path in paths]
+    parts = [tag("path", d=path, class_="line") for path in paths]
     if series.deviations or len(places) == 1:
         parts += [tag("circle", cx=x, cy=y, r=3, class_="mark") for x, y in places]
     return tag("g", *parts, class_=series.style)

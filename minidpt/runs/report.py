@@ -1,32 +1,42 @@
-"""report.html: a run or a sweep to look at, made from its files alone.
+"""What a run or a sweep leaves to look at: predictions.csv, words.json, report.html.
 
-A section whose files, images or CLIP are not there is left out, and a note says so.
+The report is made from files alone. A section whose files, images or CLIP are not there is left
+out, and a note says so.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ..config import METHODS
+from ..data.samples import Dataset
 from ..data.splits import split_content
 from ..images.decode import check_white_level
 from ..images.transforms import eval_pixels
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
-from ..support.files import atomic_write, parse_json, read_text, single_line_errors, to_single_line
-from .attention_pngs import Panel, attention_panels
+from ..support import files
+from ..support.progress import print_line
+from .attention_pngs import attention_panels
+from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
-from .predictions import ClassResult, Predictions, class_results, read_predictions
-from .results import LEFT_OUT, Row, caption, chart_groups, left_out, read_rows, tables
+from .results import Row, averages, by_data_set, caption, left_out, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
+HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
 MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
@@ -34,7 +44,7 @@ SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 Model = Callable[[], PromptedCLIP | None]
 
 
-@single_line_errors
+@files.single_line_errors
 def write_report(
     folder: str | os.PathLike, model: Model = lambda: None, root: str | None = None
 ) -> list[str]:
@@ -50,12 +60,11 @@ def write_report(
         title, content, notes = report.title, report.content(), report.notes
     else:
         title, content = sweep_report(read_rows(folder))
-        count = len(left_out(folder))
-        notes = [f"{count} runs {LEFT_OUT} are not in it."] if count else []
+        notes = [f"Runs: {others}" for others in [left_out(folder)] if others]
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
-    with atomic_write(folder / REPORT) as unfinished:
+    with files.atomic_write(folder / REPORT) as unfinished:
         unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
 
@@ -68,6 +77,107 @@ def write_words(run: RunFolder, model: PromptedCLIP) -> None:
     run.write_json(WORDS, {"contexts": words})
 
 
+class Predictions(NamedTuple):
+    """Labels of N test images (N,), and the likeliest classes with probabilities."""
+
+    labels: np.ndarray
+    learned: np.ndarray
+    learned_probability: np.ndarray
+    zero_shot: np.ndarray
+    zero_shot_probability: np.ndarray
+
+    def surest_mistakes(self, most: int) -> list[int]:
+        """Return the images that are taken for a wrong class with the greatest probability."""
+        wrong = np.flatnonzero(self.learned != self.labels)
+        return wrong[np.argsort(-self.learned_probability[wrong], kind="stable")][:most].tolist()
+
+
+class ClassResult(NamedTuple):
+    """A class's test images, how many are recognised, and mistakes (class, count), most first."""
+
+    images: int
+    correct: int
+    mistakes: list[tuple[int, int]]
+
+    @property
+    def accuracy(self) -> float:
+        """In percent, of a class with test images."""
+        return 100 * self.correct / self.images
+
+    def taken_for(self, classnames: Sequence[str], most: int | None = 3) -> str:
+        """Return the most frequent mistakes: "owl 3, gnu 1"."""
+        return ", ".join(f"{classnames[label]} {count}" for label, count in self.mistakes[:most])
+
+
+def class_results(
+    labels: Tensor | np.ndarray, predicted: Tensor | np.ndarray, classes: int
+) -> list[ClassResult]:
+    """Count for each class what its test images (N,) are taken for (N,)."""
+    counts = [Counter() for _ in range(classes)]
+    for label, prediction in sorted(zip(labels.tolist(), predicted.tolist(), strict=True)):
+        counts[label][prediction] += 1
+    return [
+        ClassResult(count.total(), count.pop(label, 0), count.most_common())
+        for label, count in enumerate(counts)
+    ]
+
+
+def print_class_accuracy(
+    classnames: list[str], labels: Tensor, predicted: Tensor, table: str | None = None
+) -> None:
+    """Print each class's accuracy and its three most frequent mistakes, then the classes' mean.
+
+    table: a CSV file for it, with all mistakes.
+    """
+    results = class_results(labels, predicted, len(classnames))
+    width, rows = max(map(len, classnames)), []
+    for classname, result in zip(classnames, results):
+        accuracy = result.accuracy if result.images else ""
+        share = f"{accuracy:6.2f} %" if result.images else "     -  "
+        mistakes = f", taken for {result.taken_for(classnames)}" if result.mistakes else ""
+        print_line(f"  {classname:{width}} {share}  {result.correct} of {result.images}{mistakes}")
+        mistakes = result.taken_for(classnames, most=None)
+        rows.append((classname, accuracy, result.correct, result.images, mistakes))
+    accuracies = [result.accuracy for result in results if result.images]
+    print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
+    if table:
+        files.write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
+
+
+def write_predictions(
+    run: RunFolder, dataset: Dataset, learned: EvalPredictions, zero_shot: EvalPredictions
+) -> None:
+    """Write a line for each test image, in the order of split.json."""
+    columns = []
+    for labels, probabilities in (learned, zero_shot):
+        columns.append([dataset.classnames[label] for label in labels.tolist()])
+        columns.append([f"{probability:.6f}" for probability in probabilities.tolist()])
+    rows = (
+        (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
+        for item, *predicted in zip(dataset.test, *columns, strict=True)
+    )
+    files.write_rows(run.path(PREDICTIONS), HEADER, rows)
+
+
+@files.single_line_errors
+def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
+    """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
+    path = run.path(PREDICTIONS)
+    content = files.read_text(path, str(path), most=8 * files.MAX_PICTURES)
+    known = {str(files.escape_formula(name)): label for label, name in enumerate(classnames)}
+    try:
+        header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+        _, label, learned, probability, zero_shot, other_probability = zip(*rows, strict=True)
+        labels = [np.array([known[n] for n in column]) for column in (label, learned, zero_shot)]
+        shares = [np.array(column, float) for column in (probability, other_probability)]
+        if tuple(header) != HEADER or not all(np.all((0 <= p) & (p <= 1)) for p in shares):
+            raise ValueError("other columns, or a probability that is none")
+    except (KeyError, ValueError, csv.Error) as error:
+        expected = f"expected {', '.join(HEADER)}, with classes of {SPLIT}"
+        raise ValueError(f"{path}: {expected}, got {error}") from None
+    return Predictions(labels[0], labels[1], shares[0], labels[2], shares[1])
+
+
 class RunReport:
     """The sections of a run's report; `notes` says which were left out, and why."""
 
@@ -78,7 +188,8 @@ class RunReport:
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
         self.method = METHOD_NAMES[self.config["method"]]
-        self.title = f"{self.method} on {to_single_line(self.split.get('name') or 'images', 80)}"
+        dataset = files.to_single_line(self.split.get("name") or "images", 80)
+        self.title = f"{self.method} on {dataset}"
 
     def content(self) -> list[Markup]:
         """Return all sections that can be made."""
@@ -99,7 +210,7 @@ class RunReport:
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
         if method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
-        rows = [(key, to_single_line(value, 200)) for key, value in sorted(self.config.items())]
+        rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
         return [part for part in parts if part]
@@ -112,7 +223,7 @@ class RunReport:
             reason = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
             where = str(self.run.path(file))
             reason = reason if where in reason else f"{where}: {reason}"
-            self.notes.append(to_single_line(f"{title}: left out: {reason}"))
+            self.notes.append(files.to_single_line(f"{title}: left out: {reason}"))
             return None
 
     def header(self) -> Markup:
@@ -123,7 +234,7 @@ class RunReport:
             facts += [f"{config['shots']} shots", f"{config['epochs']} epochs"]
             facts.append(f"{len(split['train']):,} training images")
         facts.append(f"{len(split['test']):,} test images")
-        facts.append(f"CLIP {to_single_line(config['model'], 60)}")
+        facts.append(f"CLIP {files.to_single_line(config['model'], 60)}")
         return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
 
     def accuracy(self) -> Markup:
@@ -144,8 +255,8 @@ class RunReport:
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""
         path = self.run.path(METRICS)
-        lines = read_text(path, str(path)).splitlines()
-        records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+        lines = files.read_text(path, str(path)).splitlines()
+        records = [files.parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
         if not records:
             raise ValueError("no epoch has ended")
         shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
@@ -169,17 +280,22 @@ class RunReport:
 
     def mistakes(self, predictions: Predictions) -> Markup:
         """Return the surest mistakes, with maps of attention where the model is to be had."""
-        files, names = self.split["test"], self.split["classnames"]
-        if len(files) != len(predictions.labels):
+        samples, names = self.split["test"], self.split["classnames"]
+        if len(samples) != len(predictions.labels):
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
         chosen = predictions.surest_mistakes(MISTAKES)
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
-        cards, errors = [], []
+        cards, errors, white_level = [], [], check_white_level(self.config["white_level"])
         for index in chosen:
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
-            views, path = [], files[index][0]
+            views, path = [], samples[index][0]
+            file = os.path.join(self.root, path)
             try:
-                views = self._views(os.path.join(self.root, path), model)
+                if model:
+                    views = attention_panels(model, file, SIDE)[0]
+                else:
+                    view = eval_pixels(file, SIDE, white_level)
+                    views = [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
             except (OSError, ValueError) as error:
                 errors.append(error)
             captions = [
@@ -193,7 +309,7 @@ class RunReport:
             cards.append(tag("figure", images, tag("figcaption", *captions)))
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
-            self.notes.append(to_single_line(f"Mistakes: {count}: {errors[0]}"))
+            self.notes.append(files.to_single_line(f"Mistakes: {count}: {errors[0]}"))
         right, before = (
             each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
         )
@@ -209,13 +325,6 @@ class RunReport:
                 "after tuning): blue nowhere, yellow four times what even attention would give."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
-
-    def _views(self, path: str, model: PromptedCLIP | None) -> list[Panel]:
-        """Return an image as the model sees it, and maps of attention over it."""
-        if model:
-            return attention_panels(model, path, SIDE)[0]
-        view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
-        return [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
 
     def words(self) -> Markup:
         """Return the nearest words of each learned context vector."""
@@ -245,25 +354,20 @@ def accuracy_by_class(
         before, after = zero_shot[label].accuracy, learned[label].accuracy
         style = "c0" if after > before else "c1" if after < before else ""
         change = tag("span", f"{after - before:+.1f}".replace("-", "−"), class_=style)
+        track = Markup(
+            f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
+            f'<path d="M{before:.1f},2v6m0,-3H{after:.1f}" class="line"/>'
+            f'<circle cx="{after:.1f}" cy="5" r="2" class="mark"/></svg>'
+        )
         rows.append((
-            name(classnames[label]), accuracy_track(before, after), f"{before:.1f}", f"{after:.1f}",
-            change, learned[label].images, learned[label].taken_for(classnames),
+            name(classnames[label]), track, f"{before:.1f}", f"{after:.1f}", change,
+            learned[label].images, learned[label].taken_for(classnames),
         ))  # fmt: skip
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
     about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
     if len(labels) > CLASSES:
         about += f" The {CLASSES} lowest of {len(labels):,} classes."
     return section("Accuracy by class", about, table(heads, rows))
-
-
-def accuracy_track(zero_shot: float, learned: float) -> Markup:
-    """Draw a line between two accuracies on one from 0 to 100 %, the learned one as a dot."""
-    style = "c1" if learned < zero_shot else "c0"
-    return Markup(
-        f'<svg viewBox="-3 0 106 10" class="track {style}"><path d="M0,5H100" class="axis"/>'
-        f'<path d="M{zero_shot:.1f},2v6m0,-3H{learned:.1f}" class="line"/>'
-        f'<circle cx="{learned:.1f}" cy="5" r="2" class="mark"/></svg>'
-    )
 
 
 def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) -> Markup:
@@ -292,7 +396,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     title = f"{', '.join(methods)} on {where}"
     labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
     figures = []
-    for heading, group in chart_groups(rows).items():
+    for heading, group in (averages(rows) | by_data_set(rows)).items():
         if learned := [row for row in group if row.method != "zeroshot"]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
@@ -306,7 +410,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
     """Draw accuracy against shots."""
     shots = sorted({row.shots for row in rows})
     ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
-    series = [Series("zero-shot", "cz", ends, dashed=True)]
+    series = [Series("zero-shot", "cz", ends)]
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
         if group := [row for row in rows if row.label == label]:
@@ -319,4 +423,4 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:
     """Return the tables of table.md."""
-    return [tag("div", tag("h3", t.title), table(t.heads, t.lines)) for t in tables(rows)]
+    return [tag("div", tag("h3", title), table(*cells)) for title, *cells in tables(rows)]

@@ -1,8 +1,7 @@
 """Results of runs, and tables of them.
 
-read_results: */summary.json below a folder -> Row, one for each run and what it was tested on
-summarise:    Rows that differ in nothing but their seed -> one Row
-tables:       Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
+read_rows: */summary.json below a folder -> Row, one for runs that differ in their seed alone
+tables:    Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
 """
 
 from __future__ import annotations
@@ -11,39 +10,20 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, harmonic_mean, pstdev
 from typing import Any, NamedTuple
 
 from ..config import METHODS
 from ..data.layouts import LAYOUTS
 from ..data.samples import Dataset
-from ..support.files import (
-    atomic_write,
-    check_fields,
-    file_lock,
-    short_repr,
-    single_line_errors,
-    to_single_line,
-    validate_name,
-    write_rows,
-)
+from ..support import files
+from . import folders
 from .config import OPTIONS, flag, published_settings
-from .folders import (
-    CONFIG,
-    FINGERPRINTS,
-    SPLIT,
-    SUMMARY,
-    TRANSFER,
-    TRANSFER_LOCK,
-    RunFolder,
-    is_earlier_version,
-    is_run,
-)
+from .folders import SUMMARY, TRANSFER, RunFolder, is_earlier_version, is_run
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
 FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
-LEFT_OUT = "that are not finished or of an earlier version"  # of runs
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
 OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
 # Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
@@ -52,6 +32,7 @@ PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76
              "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
              "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
 ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, heads, lines of cells
 
 
 class Row(NamedTuple):
@@ -90,9 +71,9 @@ def tested_on(dataset: str, subset: str) -> str:
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
 
 
-@single_line_errors
-def read_results(folder: str | os.PathLike) -> list[Row]:
-    """Read the results of all finished runs in a folder and below, the oldest first.
+@files.single_line_errors
+def read_rows(folder: str | os.PathLike) -> list[Row]:
+    """Read the rows of all finished runs in a folder and below.
 
     Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
     if one is damaged.
@@ -107,15 +88,15 @@ def read_results(folder: str | os.PathLike) -> list[Row]:
         settings = config.result_settings() | record.result_settings()
         settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
         summary = run.read_json(SUMMARY, **OF_RUN)
-        dataset = validate_name(summary["dataset"], str(path), folder=True)
+        dataset = files.validate_name(summary["dataset"], str(path), folder=True)
         trained = tested_on(dataset, config.classes)
         for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
             where = f"{run.folder}, test {name[:60]!r}"
-            check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+            files.check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
             zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
             in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
             if not in_range or summary["method"] not in METHODS:
-                got = f"{zero_shot}, {accuracy} of {short_repr(summary['method'])}"
+                got = f"{zero_shot}, {accuracy} of {files.short_repr(summary['method'])}"
                 raise ValueError(f"{where}: expected percentages of a known method, got {got}")
             results.append(Row(
                 dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
@@ -123,20 +104,17 @@ def read_results(folder: str | os.PathLike) -> list[Row]:
                 settings | (test.get("settings") or {}),
             ))  # fmt: skip
     if not results:
-        got = f"{len(others)} {LEFT_OUT}" if (others := left_out(folder)) else "none"
+        got = left_out(folder) or "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
-    return results
+    return summarise(results)
 
 
-def left_out(folder: str | os.PathLike) -> list[Path]:
-    """List the runs in a folder and below that `read_results` leaves out, for `LEFT_OUT`."""
-    runs = sorted(path.parent for path in Path(folder).rglob(CONFIG) if is_run(path.parent))
-    return [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
-
-
-def read_rows(folder: str | os.PathLike) -> list[Row]:
-    """Read the rows of all finished runs in a folder and below. Raises as `read_results`."""
-    return summarise(read_results(folder))
+def left_out(folder: str | os.PathLike) -> str:
+    """Describe the runs in a folder and below that `read_rows` leaves out, if there are some."""
+    runs = sorted(path.parent for path in Path(folder).rglob(folders.CONFIG) if is_run(path.parent))
+    runs = [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
+    names = files.to_single_line(", ".join(run.name for run in runs))
+    return f"{len(runs)} not finished or of an earlier version ({names})" if runs else ""
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -149,8 +127,15 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         key = *result[:6], json.dumps(result.settings, sort_keys=True)
         for seed in result.accuracies:
             groups.setdefault(key, {})[seed] = result
-    unusual = {key: _without_usual(next(iter(group.values()))) for key, group in groups.items()}
-    rows = []
+    limits = dict.fromkeys(folders.FINGERPRINTS, 20)  # characters
+    unusual, rows = {}, []  # settings with "usual" for what is published for method and data set
+    for key, group in groups.items():
+        first = next(iter(group.values()))
+        usual = published_settings(first.method, first.shots, first.dataset)
+        unusual[key] = {
+            name: "usual" if name in usual and value == usual[name] else value
+            for name, value in first.settings.items()
+        }
     for key, group in groups.items():
         # A setting that varies between data sets is named on all: only what is alike is averaged.
         names = {
@@ -161,33 +146,21 @@ def summarise(results: Iterable[Row]) -> list[Row]:
             and (name not in OF_DATA or other[:6] == key[:6])
         }  # fmt: skip
         first = next(iter(group.values()))
-        named = sorted(names & first.settings.keys())
         rows.append(first._replace(
             variant=", ".join(
-                f"{FINGERPRINTS[name]} fingerprint {str(first.settings[name])[:8]}"
-                if name in FINGERPRINTS
-                else f"{name} {to_single_line(first.settings[name], 200)}"
-                for name in named
+                f"{name} {files.to_single_line(first.settings[name], limits.get(name, 200))}"
+                for name in sorted(names & first.settings.keys())
             ),
             zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
             accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
             unusual=tuple(
-                flag(name) if value is True else f"{flag(name)} {to_single_line(value, 200)}"
+                flag(name) if value is True else f"{flag(name)} {files.to_single_line(value, 200)}"
                 for name, value in unusual[key].items()
                 if value != "usual" and name not in names and name in OPTIONS
                 and OPTIONS[name].read_by
             ),
         ))  # fmt: skip
     return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
-
-
-def _without_usual(result: Row) -> dict[str, Any]:
-    """Return the settings with "usual" for what is published for the method and data set."""
-    usual = published_settings(result.method, result.shots, result.dataset)
-    return {
-        name: "usual" if name in usual and value == usual[name] else value
-        for name, value in result.settings.items()
-    }
 
 
 def record_cross_dataset(
@@ -198,7 +171,7 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = run.read_json(SPLIT, root=str)["root"]
+    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),
@@ -210,7 +183,7 @@ def record_cross_dataset(
     if is_tested and not settings:
         return
     is_elsewhere = is_tested and root != trained_root  # other images of that name
-    with file_lock(run.path(TRANSFER_LOCK)):  # not to lose what another process adds
+    with files.file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
@@ -228,14 +201,6 @@ def noted_tests(run: RunFolder) -> tuple[dict, dict]:
     return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
 
 
-class Table(NamedTuple):
-    """Cells as text, under heads."""
-
-    title: str
-    heads: Sequence[str]
-    lines: Sequence[Sequence[str]]
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown, and what their cells are."""
     return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), caption(rows)])) + "\n"
@@ -243,13 +208,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _markdown(table: Table) -> str:
     """Format a table so that its columns also line up as plain text."""
-    lines = [[to_single_line(text).replace("|", "\\|") for text in line] for line in table.lines]
-    widths = [max(map(len, column)) for column in zip(table.heads, *lines, strict=True)]
+    title, heads, lines = table
+    lines = [[files.to_single_line(text).replace("|", "\\|") for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (table.heads, ["-" * width for width in widths], *lines)
+        for line in (heads, ["-" * width for width in widths], *lines)
     ]
-    return "\n".join([f"**{to_single_line(table.title)}**\n", *(f"| {line} |" for line in lines)])
+    return "\n".join([f"**{files.to_single_line(title)}**\n", *(f"| {line} |" for line in lines)])
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -273,34 +239,41 @@ def caption(rows: Sequence[Row]) -> str:
     )
 
 
-def chart_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Title → rows of one CLIP, trained and tested on the same; the means over data sets first."""
-    return _averages(rows) | _by_data_set(rows)
-
-
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Return for each CLIP and data set methods by shots, then what goes beyond."""
-    parts = [_by_shots(title, averaged) for title, averaged in _averages(rows).items()]
+    parts = [_by_shots(title, averaged) for title, averaged in averages(rows).items()]
     for model in sorted({row.model for row in rows}):
         of_model = [row for row in rows if row.model == model]
         pairs = base_to_new(of_model)
         others = [row for row in of_model if not any(row in pair for pair in pairs)]
-        parts += [_by_shots(title, same) for title, same in _by_data_set(others).items()]
+        parts += [_by_shots(title, same) for title, same in by_data_set(others).items()]
+        lines = {}
+        for base, new in pairs:
+            zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
+            numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(zero_shot)))
+            lines.setdefault((base.dataset, "zero-shot", ""), numbers)
+            if base.method != "zeroshot":
+                mean = harmonic_mean([base.accuracy, new.accuracy])
+                key = base.dataset, base.label, f"{base.shots}"
+                lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
         if pairs:
-            parts.append(_base_to_new_table(f"Base to new, CLIP {model}", pairs))
+            heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
+            lines = [[*key, *cells] for key, cells in lines.items()]
+            parts.append((f"Base to new, CLIP {model}", heads, lines))
         if crossed := [row for row in others if row.trained != row.tested]:
             heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
             lines = [[row.trained, row.tested, row.label, f"{row.shots}",
                       f"{row.zero_shot_accuracy:.1f}", _cell(row)] for row in crossed]  # fmt: skip
-            parts.append(Table(f"Trained on one, tested on another, CLIP {model}", heads, lines))
+            parts.append((f"Trained on one, tested on another, CLIP {model}", heads, lines))
     if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
         lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
         title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
-        parts.append(Table(title, ["method", "1 shot", "16 shots"], lines))
+        parts.append((title, ["method", "1 shot", "16 shots"], lines))
     return parts
 
 
-def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group rows of one CLIP that were trained and tested on the same, by title."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row[1:4]):
         if row.trained == row.tested:
@@ -308,30 +281,30 @@ def _by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """For each CLIP the means over data sets where several were run, for what was run on all.
+def averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Average for each CLIP over its data sets, if there are several, what was run on all.
 
-    They are taken for each seed that was run on all of them; the deviation is that of these means.
+    That is done for each seed that was run on all of them; the deviation is that of these means.
     """
     rows = [row for row in rows if row.trained == row.tested == row.dataset]
-    averages: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for model, *kind in dict.fromkeys((row.model, *row[4:7]) for row in rows):
         same_model = [row for row in rows if row.model == model]
         group = [row for row in same_model if [*row[4:7]] == kind]
         seeds = [s for s in group[0].accuracies if all(s in row.accuracies for row in group)]
         count = len({row.dataset for row in same_model})
         if len(group) == count > 1 and seeds:
-            averages.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
+            groups.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
                 group[0]._replace(
                     zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
                     accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
                 )
             )
-    return dict(sorted(averages.items()))
+    return dict(sorted(groups.items()))
 
 
 def _by_shots(title: str, rows: Sequence[Row]) -> Table:
-    """Methods down, shots across; zero-shot first."""
+    """Tabulate methods by shots, zero-shot first."""
     shots = sorted({row.shots for row in rows if row.shots}) or [0]
     cells = {(row.label, row.shots): _cell(row) for row in rows}
     zero_shot = {}  # accuracy → of which variant; most settings do not change it
@@ -345,21 +318,7 @@ def _by_shots(title: str, rows: Sequence[Row]) -> Table:
     learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
     lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
     heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
-    return Table(title, ["method", *heads], lines)
-
-
-def _base_to_new_table(title: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
-    lines = {}
-    for base, new in pairs:
-        zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
-        numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(*zero_shot)))
-        lines.setdefault((base.dataset, "zero-shot", ""), numbers)
-        if base.method != "zeroshot":
-            mean = harmonic_mean(base.accuracy, new.accuracy)
-            key = base.dataset, base.label, f"{base.shots}"
-            lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
-    heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-    return Table(title, heads, [[*key, *cells] for key, cells in lines.items()])
+    return title, ["method", *heads], lines
 
 
 def _cell(row: Row) -> str:
@@ -374,10 +333,10 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         both = [seed for seed in base.accuracies if seed in new.accuracies]
         row = base._replace(
             tested=f"{base.dataset}, harmonic mean of base and new",
-            zero_shot_accuracy=harmonic_mean(base.zero_shot_accuracy, new.zero_shot_accuracy),
-            accuracies={s: harmonic_mean(base.accuracies[s], new.accuracies[s]) for s in both},
+            zero_shot_accuracy=harmonic_mean([base.zero_shot_accuracy, new.zero_shot_accuracy]),
+            accuracies={s: harmonic_mean([base.accuracies[s], new.accuracies[s]]) for s in both},
         )
-        lines.append((row, harmonic_mean(base.accuracy, new.accuracy), ""))
+        lines.append((row, harmonic_mean([base.accuracy, new.accuracy]), ""))
     seeds = sorted({seed for row in rows for seed in row.accuracies})
     header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
     cells = (
@@ -385,28 +344,22 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
         + [row.accuracies.get(seed, "") for seed in seeds]
         for row, accuracy, std in lines
     )
-    write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
+    files.write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
 
 
 def write_tables(folder: str | os.PathLike) -> str:
     """Write table.md and table.csv of all finished runs in a folder; return the Markdown.
 
-    Raises as `read_results`.
+    Raises as `read_rows`.
     """
     rows = read_rows(folder)
     text = markdown(rows)
     if others := left_out(folder):
-        names = to_single_line(", ".join(run.name for run in others))
-        text += f"\nRuns {LEFT_OUT}, so not in the tables: {len(others)} ({names}).\n"
-    with atomic_write(Path(folder) / "table.md") as unfinished_file:
+        text += f"\nRuns left out of the tables: {others}.\n"
+    with files.atomic_write(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")
     return text
-
-
-def harmonic_mean(first: float, second: float) -> float:
-    """Return 2ab/(a+b); 0 if both are."""
-    return 2 * first * second / (first + second) if first + second else 0.0
 
 
 def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:

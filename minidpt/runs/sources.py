@@ -87,9 +87,10 @@ def train_images(run: RunFolder, root: str | None) -> set[str]:
 
 def seen_notes(learned_from: set[str], eval_set: EvalSet) -> Iterator[str]:
     """Yield what of the test images was trained on, by name or as a copy."""
-    if seen := sum(file in learned_from for file in eval_set.files):
+    files = [os.path.realpath(sample.path) for sample in eval_set.samples]
+    if seen := sum(file in learned_from for file in files):
         yield f"{seen} of the test images were trained on"
-    others = [file for file in eval_set.files if file not in learned_from]
+    others = [file for file in files if file not in learned_from]
     if eval_set.world.is_main and (note := copies_note(learned_from, others)):
         yield note
 

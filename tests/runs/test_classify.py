@@ -19,7 +19,6 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 
 import minidpt
 from minidpt import inference
-from minidpt import model as prompted
 from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify
 from minidpt.support import progress
@@ -131,8 +130,8 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
         readers.add(threading.current_thread())
         return eval_pixels(*arguments)
 
-    eval_pixels = prompted.eval_pixels
-    monkeypatch.setattr(prompted, "eval_pixels", reading)
+    eval_pixels = inference.eval_pixels
+    monkeypatch.setattr(inference, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}
@@ -264,11 +263,12 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
-def test_json_keeps_names_of_files_that_are_no_text(run):
+def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run):
     name = os.fsdecode(b"caf\xe9\n\x1b.png")
     draw(Path(name))
-    out = inside("eval.py", "predict", run, "--json", "-", name).out
+    out = inside("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
     assert out.isascii() and json.loads(out)["image"] == name
+    assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9\n\x1b.png") == 2
 
 
 def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):
@@ -285,26 +285,27 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
     assert sizes == [0, 1, 2]
 
 
-def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch):
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, error, status):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     predict, calls = minidpt.PromptedCLIP.predict, []
 
     def stopped(model, *options):
         calls.append(options)
         if len(calls) > 2:
-            raise KeyboardInterrupt
+            raise error
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
     result = inside("eval.py", *options)
-    assert result.status == 130
+    assert result.status == status
     for name in ("o.csv", "o.jsonl"):
         assert f"error: {name}: stopped early, it lacks images\n" in result.err
     assert Path("o.jsonl").read_text().count("\n") == 2
     assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
     result = inside("eval.py", "predict", run, "--json", "new.jsonl", "many")
-    assert result.status == 130 and not Path("new.jsonl").exists()  # it would have no line
+    assert result.status == status and not Path("new.jsonl").exists()  # it would have no line
 
 
 def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
@@ -313,7 +314,7 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
     monkeypatch.setattr(progress, "AFTER", 0.0)
     result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
-    assert counted[-3:] == ["images 2/6", "images 4/6", "images 6/6"]
+    assert counted[-3:] == ["images 4/6", "images 5/6", "images 6/6"]
     assert result.err.startswith("eval.py: error: image gone.png")
     assert "images" not in inside("eval.py", "predict", run, "many/000.png").progress
 

@@ -13,8 +13,8 @@ from minidpt.runs import attention_pngs
 from minidpt.runs.attention_pngs import (
     BRIGHTEST,
     COVER,
-    bar,
     coloured,
+    compose,
     ellipsize,
     font_for,
     overlay,
@@ -106,11 +106,10 @@ def test_every_text_is_drawn_without_an_error():
 
 
 def test_a_bar_is_as_long_as_its_share():
-    image = Image.new("RGB", (300, 20), "white")
-    bar(ImageDraw.Draw(image), (10, 4, 210, 14), 0.25, "#0072b2")
-    blue = np.all(np.asarray(image) == (0, 0x72, 0xB2), axis=-1)
-    assert blue.any(axis=0).nonzero()[0].tolist() == list(range(10, 61))
-    assert blue.any(axis=1).sum() == 11
+    image = compose("", {}, ["ox"], [("learned", "#0072b2", [0.25])])
+    blue = np.all(np.asarray(image)[130:] == (0, 0x72, 0xB2), axis=-1)  # below the legend
+    assert blue.any(axis=0).nonzero()[0].tolist() == list(range(264, 264 + 404 // 4 + 1))
+    assert blue.any(axis=1).sum() == 12
 
 
 def test_colours_go_from_blue_to_yellow_and_no_further():

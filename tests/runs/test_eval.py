@@ -19,7 +19,7 @@ from small_runs import CLASSNAMES, Place, learned, printed, train
 from tiny_models import DEEP
 
 import minidpt
-from minidpt.runs import predictions
+from minidpt.runs import report
 
 # The test
 
@@ -68,7 +68,7 @@ def test_eval_tells_how_each_class_fares(trained):
 
 def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
     labels, predicted = torch.tensor([0] * 7 + [2]), torch.tensor([0, 1, 2, 2, 3, 4, 4, 2])
-    predictions.print_class_accuracy(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
+    report.print_class_accuracy(["ant", "bee", "crane fly", "dog", "eel"], labels, predicted)
     assert capsys.readouterr().out.splitlines() == [
         "  ant        14.29 %  1 of 7, taken for crane fly 2, eel 2, bee 1",
         "  bee            -    0 of 0",

@@ -21,11 +21,11 @@ from tiny_models import WIDE, clip_state
 import minidpt
 from minidpt.prompts import nearest_words
 from minidpt.runs import page as html
+from minidpt.runs import report
 from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.runs.folders import RunFolder
 from minidpt.runs.page import tag
-from minidpt.runs.predictions import HEADER, class_results, read_predictions
-from minidpt.runs.report import accuracy_by_class, confusion_matrix, write_report
+from minidpt.runs.report import HEADER, class_results, read_predictions, write_report
 
 NASTY = "<script>alert(1)</script>"
 CLASSNAMES = ["Owl", NASTY, 'a "b" & <i>', "=sum(1)", "\u05d0\u05d1 x"]
@@ -156,6 +156,9 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
         "Surest mistakes", "Learned context in words", "All settings",
     ):  # fmt: skip
         assert said in page.text, said
+    config = json.loads((trained / "config.json").read_text())
+    for name in ("seed", "device", "precision", "data", "template"):
+        assert f"{name} {(config | config['record'])[name]} " in page.text, name
     assert [name for name, _ in page.tags].count("svg") == 3 + 5  # charts, a class each
     assert "left out" not in page.text
 
@@ -170,8 +173,8 @@ def test_names_from_the_data_are_text(trained):
 
 def test_a_class_without_test_images_is_in_the_matrix_alone():
     results = class_results(np.array([0, 0]), np.array([0, 1]), 2)
-    assert "Owl" in confusion_matrix(["Owl", "gnu"], results)
-    by_class = accuracy_by_class(["Owl", "gnu"], results, results)
+    assert "Owl" in report.confusion_matrix(["Owl", "gnu"], results)
+    by_class = report.accuracy_by_class(["Owl", "gnu"], results, results)
     assert by_class.count("<tr>") == 2 and "gnu 1" in by_class  # a head and the Owl's
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import harmonic_mean
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ from small_runs import TEST_ONLY, TRAINED, files, read_csv, succeed
 import minidpt
 from minidpt.data import datasets
 from minidpt.data import samples as data
-from minidpt.runs import evaluation, results
-from minidpt.runs import folders as runs
+from minidpt.runs import evaluation
 
 
 def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guide, clip):
@@ -51,7 +51,7 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
     def around(name: str, root: str) -> list[str]:
         path = tmp_path / root
         dataset = data.Dataset(name, path, ["a", "b"], "{}", [], [], [], "")
-        return [str(folder.relative_to(tmp_path)) for folder in runs.folders_of(dataset)[1:]]
+        return [str(folder.relative_to(tmp_path)) for folder in datasets.folders_of(dataset)[1:]]
 
     assert around("DescribableTextures", "data/dtd/dtd/images") == ["data/dtd"]  # torchvision's
     assert around("DescribableTextures", "data/dtd/images") == ["data/dtd"]
@@ -79,7 +79,7 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
     both = [row for row in rows if "harmonic mean" in row["tested"] and row["method"] == "dpt"]
     parts = [row for row in rows if row["method"] == "dpt" and row not in both]
     first, second = (float(row["accuracy"]) for row in parts)
-    assert float(both[0]["accuracy"]) == pytest.approx(results.harmonic_mean(first, second))
+    assert float(both[0]["accuracy"]) == pytest.approx(harmonic_mean([first, second]))
 
     again = succeed("eval.py", "test", run, "--classes", "new").out  # the same once more
     zero_shot = new["zero_shot_accuracy"]
