@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .naming import Naming
-from .samples import PARTS
+from .samples import SPLITS
 
 
 def year_first(key: str) -> str:
@@ -59,14 +59,14 @@ class Layout(Naming):
     markers: tuple[str, ...] = ()  # what only it has (patterns); if none, the folder of its images
     rule: Callable[[str], str] = str  # hyphens and capitals are part of the published names
     inner: str = ""  # one more folder, in torchvision's downloads
-    lists: Mapping[str, str] = field(default_factory=dict)  # part -> list of its images
+    lists: Mapping[str, str] = field(default_factory=dict)  # split -> list of its images
     entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> image, class
     order: str = ""  # list of all classes, in the order of labels
     names: str = ""  # file of "folder name" lines
-    parts: Mapping[str, str] = field(default_factory=dict)  # part -> its class folders, in images
+    splits: Mapping[str, str] = field(default_factory=dict)  # split -> its class folders, in images
     numbered: bool = False  # folder 7 is the 8th of `names`
     nested: bool = False  # classes are the innermost folders
-    split: bool = True  # CoOp made a split file of it
+    has_split_file: bool = True  # CoOp made a split file of it
     classes: tuple[str, ...] = ()  # some class folders, to know it by where only its name tells
 
     def is_called(self, name: str) -> bool:
@@ -79,15 +79,17 @@ class Layout(Naming):
         return f"split_zhou_{self.name}.json"
 
 
-_imagenet_test_set = partial(Layout, split=False, parts={"test": "."}, names="classnames.txt")
+_imagenet_test_set = partial(
+    Layout, has_split_file=False, splits={"test": "."}, names="classnames.txt"
+)
 LAYOUTS = (
     Layout(
         name="ImageNet",
         folders=("imagenet", "ILSVRC2012"),
         images=("images", "."),
         markers=("images/train/n[01]*", "train/n[01]*"),
-        split=False,
-        parts={"train": "train", "test": "val"},
+        has_split_file=False,
+        splits={"train": "train", "test": "val"},
         names="classnames.txt",
         published=(1000, 1_281_167, 0, 50_000),
     ),
@@ -149,8 +151,8 @@ LAYOUTS = (
         folders=("fgvc_aircraft", "fgvc-aircraft-2013b"),
         inner="data",
         markers=("images_variant_train.txt",),
-        split=False,
-        lists={part: f"images_variant_{part}.txt" for part in PARTS},
+        has_split_file=False,
+        lists={split: f"images_variant_{split}.txt" for split in SPLITS},
         entry=variant,
         order="variants.txt",
         classes=("707-320", "Yak-42"),
@@ -174,7 +176,7 @@ LAYOUTS = (
         folders=("dtd", "describable_textures"),
         inner="dtd",
         markers=("labels/train1.txt",),
-        lists={part: f"labels/{part}1.txt" for part in PARTS},
+        lists={split: f"labels/{split}1.txt" for split in SPLITS},
         classes=("banded", "zigzagged"),
         template="{} texture.",
         published=(47, 2_820, 1_128, 1_692),

@@ -151,7 +151,8 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     try:
         for count, row in enumerate(reader, start=1):
             if count > MAX_PICTURES:
-                raise ValueError(f"{where}: expected at most {MAX_PICTURES:,} rows, got more: split it")
+                expected = f"at most {MAX_PICTURES:,} rows"
+                raise ValueError(f"{where}: expected {expected}, got more: split it")
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:

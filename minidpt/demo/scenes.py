@@ -21,7 +21,7 @@ class Style:
     outline: share of things drawn as outlines instead of filled.
     clutter: number of random strokes over the background.
     others: number of smaller things of other classes; other_size: their size by the main one's.
-    size: of the main thing, by the picture's side; tilt: degrees to either side.
+    size: of the main thing, by the image's side; tilt: degrees to either side.
     noise: amplitude of grain, 0–255.
     """
 
@@ -83,7 +83,7 @@ def draw_thing(
 ) -> list[list[Point]]:
     """Draw a thing: `size` by the image's side, anywhere where it fits, or about an edge.
 
-    Returns its polygons as they lie in the picture.
+    Returns its polygons as they lie in the image.
     """
     room = 1 - size
     x, y = rng.random() * room, rng.random() * room

@@ -214,7 +214,8 @@ class RunReport:
         """Return an image as the model sees it, and maps of attention over it."""
         if model:
             return attention_panels(model, path, SIDE)[0]
-        view = eval_pixels(path, SIDE, check_white_level(self.config["white_level"]))
+        image = check_white_level(self.config["white_level"]).open(path)
+        view = eval_pixels(image, SIDE)
         return [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
 
     def words(self) -> Markup:

@@ -124,7 +124,7 @@ def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["a", "b", "recycler", "temporary items"]
-    assert dataset.notes == ("not read: 1 picture in no class folder, first loose.png",)
+    assert dataset.notes == ("not read: 1 image in no class folder, first loose.png",)
     assert sorted(f for f in files(everything(dataset), tmp_path) if f.startswith("a/")) == [
         "a/deep/er/UPPER.JPG",
         "a/image_0001.png",
@@ -245,7 +245,7 @@ def test_pictures_beside_class_folders_are_said(tmp_path, parts):
             (tmp_path / part / name).write_bytes(b"")
     (tmp_path / "a.jpg").write_bytes(b"")
     count = 1 + 2 * len(parts)
-    expected = f"not read: {count} pictures in no class folder, first a.jpg"
+    expected = f"not read: {count} images in no class folder, first a.jpg"
     assert open_dataset(tmp_path).notes[-1] == expected
 
 
@@ -254,7 +254,7 @@ def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
     draw_classes(tmp_path / "test", {"dog": 3, "cat": 3})
     draw(tmp_path / "val" / "a.png")
     (note,) = open_dataset(tmp_path).notes
-    assert note == f"not read: 1 picture in no class folder, first {Path('val/a.png')}"
+    assert note == f"not read: 1 image in no class folder, first {Path('val/a.png')}"
 
 
 def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
@@ -658,7 +658,7 @@ def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
     (tmp_path / "b" / "deep").mkdir()
     (tmp_path / "b" / "deep" / "x.cr2").write_bytes(b"")
     os.mkfifo(tmp_path / "b" / "pipe")
-    expected = "not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename pictures)"
+    expected = "not read: 3 .cr2, 1 .jp2, 1 without ending (convert or rename images)"
     assert set(expected.split(", ")) <= set(open_dataset(tmp_path).notes[0].split(", "))
     assert folders.images_in(tmp_path).unread == {".cr2": 3, ".jp2": 1, "without ending": 1}
     shutil.rmtree(tmp_path / "a")

@@ -19,7 +19,6 @@ from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, s
 
 import minidpt
 from minidpt import inference
-from minidpt import model as prompted
 from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify
 from minidpt.support import progress
@@ -131,8 +130,8 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
         readers.add(threading.current_thread())
         return eval_pixels(*arguments)
 
-    eval_pixels = prompted.eval_pixels
-    monkeypatch.setattr(prompted, "eval_pixels", reading)
+    eval_pixels = inference.eval_pixels
+    monkeypatch.setattr(inference, "eval_pixels", reading)
     paths = pictures(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}
@@ -204,9 +203,9 @@ def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, mo
     for answer, (prediction,) in zip(answers[::4], expected):
         ((share, name),) = [(p["probability"], p["class"]) for p in answer["predictions"]]
         assert name == prediction.classname and share == pytest.approx(prediction.probability)
-    assert "gone.png: expected a picture" in answers[1]["error"]
-    assert answers[2]["error"] == "image '': expected a picture, got nothing there"
-    assert answers[3]["error"] == "image many: expected a picture, got a folder: pass its pictures"
+    assert "gone.png: expected an image" in answers[1]["error"]
+    assert answers[2]["error"] == "image '': expected an image, got nothing there"
+    assert answers[3]["error"] == "image many: expected an image, got a folder: pass its images"
     service.stdin.close()
     assert service.stdout.read() == ""
     assert service.wait() == 2  # some could not be read
