@@ -69,9 +69,6 @@ class ImageCache:
                     self.bytes += size
         return image
 
-    def _clear(self) -> None:
-        self._images, self.bytes = {}, 0
-
     def fill(
         self,
         paths: list[str],
@@ -86,14 +83,14 @@ class ImageCache:
         `others`, which are to be read next.
         """
         if self.white_level.max_values:  # some are shown by it, or by their own
-            self._clear()
+            self._images, self.bytes = {}, 0
         self.white_level, self._wanted = WhiteLevel(), set(paths)
         with name_all_broken([*paths, *others], workers):
             with closing(map_ordered(self.get, paths, workers)) as images:
                 for _ in track(images, "training images read", len(paths)):
                     pass
         if self.white_level.settle(world):
-            self._clear()
+            self._images, self.bytes = {}, 0
 
 
 def _size(image: Image.Image) -> int:
@@ -151,10 +148,8 @@ def train_batches(
     read = open_image if cache is None else cache.get
 
     def pixels(place: int) -> np.ndarray:
-        image = read(samples[order[place]].path)
-        return to_uint8(
-            train_transform(image, resolution, random.Random(f"{seed}/{epoch}/{place}"))
-        )
+        generator = random.Random(f"{seed}/{epoch}/{place}")
+        return to_uint8(train_transform(read(samples[order[place]].path), resolution, generator))
 
     def shard(places: Sequence[int]) -> Sequence[int]:
         return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)

@@ -100,11 +100,7 @@ def open_dataset(
 def _open_any_folder(
     root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
 ) -> Dataset:
-    """Open the data set in a folder; `layout` if the caller named one.
-
-    Here it is decided what a folder is: one of the fifteen by its markers, a folder with a CSV
-    file, plain class folders of the layout that the caller named, or any other folder.
-    """
+    """Decide what a folder is, and open it; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in sub_folders(root)}
     layouts = [layout] if layout else LAYOUTS
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
@@ -196,10 +192,7 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
 
 
 def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
-    """Open by a folder of class folders for each split; a test/ of them goes before val/.
-
-    (ImageNet's own test/ has no classes.)
-    """
+    """Open by class folders of each split; a test/ with classes, unlike ImageNet's, is the test."""
     layout, folder, images, named = location
     folders = {split: images / path for split, path in layout.splits.items()}
     notes = []
@@ -219,7 +212,8 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
     inside = {child.name for child in sub_folders(images)}
-    if not holds_classes(images) or inside & set(layout.markers):  # that only a list can name
+    few = len(inside) < 2 and not split_folders(images)
+    if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
@@ -308,10 +302,7 @@ def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> Datas
 
 
 def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
-    """Find the data set's images, if this is its folder: by its markers, or by its name.
-
-    Class folders without anything else are known by name and classes together.
-    """
+    """Find the images, if this is the data set's folder: by markers, or by name and classes."""
     named, marked = layout.is_called(name_of(folder)), has_markers(layout, folder)
     splits = layout.splits.values() or (".",)
     for images in layout.images:
@@ -347,11 +338,7 @@ def name_of(folder: Path) -> str:
 
 
 def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
-    """Name a folder of other classes than the data set's, or fewer, and note why.
-
-    As it is called, or with their number, ImageNet-100: under the data set's very name, it gets its
-    settings and stands beside its published numbers.
-    """
+    """Name a folder of other classes than the data set's, or fewer (ImageNet-100), and note why."""
     name = folder.resolve().name
     fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, or others"
     note = f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}"
@@ -359,10 +346,7 @@ def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str,
 
 
 def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:
-    """Find the data set that the caller named, as class folders without a list to know it by.
-
-    Raises FileNotFoundError if there are none, ValueError if they are those of another one.
-    """
+    """Find the data set that the caller named, as class folders without a list to know it by."""
     child = next((children[n] for n in map(plain, layout.folders) if n in children), None)
     folder = child or root
     if child is None and any(plain(n) in children for each in LAYOUTS for n in each.folders):
@@ -371,15 +355,10 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
         if other is not layout and find_dataset(other, folder, {}):
             got = f"{other.name}: pass --dataset {other.name}"
             raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
-    for images in (*layout.images, "."):
-        if (folder / images).is_dir() and holds_classes(folder / images):
-            return DatasetLocation(layout, folder, folder / images)
+    for images in (folder / name for name in (*layout.images, ".")):
+        if images.is_dir() and (split_folders(images) or len(sub_folders(images)) > 1):
+            return DatasetLocation(layout, folder, images)
     raise incomplete_error(layout, folder)
-
-
-def holds_classes(folder: Path) -> bool:
-    """Return whether a folder has several sub-folders, or train/, val/ or test/."""
-    return bool(split_folders(folder)) or len(sub_folders(folder)) > 1
 
 
 def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
@@ -399,10 +378,7 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
 
 
 def folders_of(dataset: Dataset) -> list[Path]:
-    """List `Dataset.folders`, and of a known data set the folder that its images' folder is in.
-
-    caltech-101/ of caltech-101/101_ObjectCategories/, though the latter is all that --data names.
-    """
+    """List `Dataset.folders`, and the folder around a known data set's images (caltech-101/)."""
     folders, root = dataset.folders(), Path(os.path.abspath(dataset.root))
     for layout in LAYOUTS:
         if layout.name == dataset.name and root.name in layout.images:

@@ -62,7 +62,7 @@ class ImageFiles(list[str]):
 
 
 def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
-    """Scan a folder, leaving out what is hidden, and folders that systems make for themselves."""
+    """Scan a folder without what is hidden, and folders that systems make for themselves."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
@@ -82,11 +82,11 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
     seconds. Raises FileNotFoundError for a link to nothing.
     """
     suffixes = tuple(image_suffixes())
-    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
+    seen = set(map(str, Path(folder).resolve().parents))
     files, unread, waiting = [], Counter(), [os.fspath(folder)]
     while waiting:
         current = waiting.pop()
-        if (identity := _identity(current)) in seen:
+        if (identity := os.path.realpath(current)) in seen:
             continue
         seen.add(identity)
         for entry in _visible(current):
@@ -118,10 +118,7 @@ def unread_notes(unread: Counter[str]) -> list[str]:
 
 
 def loose_notes(*folders: Path) -> tuple[str, ...]:
-    """Note the images beside class folders, which are in no class: how many, and the first.
-
-    folders: those that hold class folders, or hold these, the data folder first.
-    """
+    """Note the images beside class folders in `folders`, the data folder first."""
     suffixes, loose = tuple(image_suffixes()), []
     for folder in dict.fromkeys(folders):
         loose += sorted(
@@ -139,16 +136,8 @@ def in_no_class(loose: list[str]) -> tuple[str, ...]:
     return (f"not read: {images} in no class folder, first {loose[0]}",) if loose else ()
 
 
-def _identity(folder: str | os.PathLike) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Map a split to its folder (train/, val/, test/ and other words for them).
-
-    In the order of `IN_ORDER`. Raises ValueError for two folders of a split.
-    """
+    """Map splits to their folders, in `IN_ORDER`. Raises ValueError for two of a split."""
     folders: dict[str, Path] = {}
     for child in sub_folders(folder):
         split = SPLIT_NAMES.get(child.name.lower())
@@ -175,8 +164,7 @@ def describe_missing(missing: list[str]) -> str:
 def missing_files(paths: Iterable[str]) -> list[str]:
     """List those of the paths that are no regular files, nor links to one; at most `MANY`.
 
-    Folders of which many files are asked for are listed, which on a network disk is much faster
-    than to ask for each file.
+    Folders with many of them are listed: on a network disk much faster than to ask for each.
     """
     by_folder: dict[str, list[str]] = {}
     for path in paths:
@@ -186,9 +174,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         if len(asked) > 20 and os.path.isdir(folder):
             wanted = set(map(os.path.basename, asked))
             with os.scandir(folder) as entries:
-                there = {
-                    entry.name for entry in entries if entry.name in wanted and entry.is_file()
-                }
+                there = {e.name for e in entries if e.name in wanted and e.is_file()}
             asked = [path for path in asked if os.path.basename(path) not in there]
         others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
         missing += islice(others, MANY - len(missing))

@@ -98,12 +98,9 @@ LAYOUTS = (
         folders=("caltech-101", "caltech101"),
         images=("101_ObjectCategories",),
         dropped=("BACKGROUND_Google", "Faces_easy"),
-        renamed={
-            "airplanes": "airplane",
-            "Faces": "face",
-            "Leopards": "leopard",
-            "Motorbikes": "motorbike",
-        },
+        renamed=dict(
+            airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike"
+        ),
         classes=("accordion", "yin_yang"),
         published=(100, 4_128, 1_649, 2_465),
     ),

@@ -72,9 +72,8 @@ class Dataset:
     def folders(self) -> list[Path]:
         """Return the user's folders, in which nothing is to be written; the outermost first.
 
-        `root`, those that images lie in (the paths of a CSV file may lead anywhere), and those
-        around several of these, as around class folders. The home folder and what is above it are
-        left out: results lie below them, too.
+        `root`, those of the images, and those around several of these. The home folder and what is
+        above it are left out: results lie below them, too.
         """
         paths = (sample.path for split in SPLITS for sample in getattr(self, split))
         image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
