@@ -36,9 +36,8 @@ class Batch(NamedTuple):
 class ImageCache:
     """Keep decoded images in memory, at most `max_bytes` of them (default 2 GiB).
 
-    What comes first stays and the rest is decoded again each time: epochs go round and round, so
-    throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
-    not ask for, an earlier run's images, makes room. Safe to share by threads.
+    What comes first stays, as epochs go round: the oldest is needed next. Only what the last
+    `fill` did not ask for makes room. Safe to share by threads.
 
     white_level: of the images of the last `fill`.
     """

@@ -48,7 +48,7 @@ _COLUMNS = {  # what a column means, by its name: letters and digits only, no s 
 
 
 def image_suffixes() -> set[str]:
-    """`IMAGE_SUFFIXES` without those of formats that this Pillow has not."""
+    """Return `IMAGE_SUFFIXES` without those of formats that this Pillow has not."""
     missing = MORE_FORMATS.keys() - set(formats())
     return IMAGE_SUFFIXES - {suffix for name in missing for suffix in MORE_FORMATS[name]}
 
@@ -56,9 +56,7 @@ def image_suffixes() -> set[str]:
 class ImageFiles(list[str]):
     """The paths of images, and of how many more the format is not read, by their suffix."""
 
-    def __init__(self, files: Iterable[str], unread: Counter[str]):
-        super().__init__(files)
-        self.unread = unread
+    unread: Counter[str]
 
 
 def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
@@ -83,7 +81,8 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
     """
     suffixes = tuple(image_suffixes())
     seen = set(map(str, Path(folder).resolve().parents))
-    files, unread, waiting = [], Counter(), [os.fspath(folder)]
+    files, waiting = ImageFiles(), [os.fspath(folder)]
+    files.unread = Counter()
     while waiting:
         current = waiting.pop()
         if (identity := os.path.realpath(current)) in seen:
@@ -94,12 +93,13 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
                 waiting.append(entry.path)
             elif not entry.name.lower().endswith(suffixes):
                 if kind := _unread_kind(entry):
-                    unread[kind] += 1
+                    files.unread[kind] += 1
             elif entry.is_file():
                 files.append(entry.path)
             elif entry.is_symlink():
                 raise FileNotFoundError(f"image {entry.path}: expected a file, got a broken link")
-    return ImageFiles(sorted(files), unread)
+    files.sort()
+    return files
 
 
 def _unread_kind(entry: os.DirEntry) -> str:
@@ -183,8 +183,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-# split -> class, as its folder or label is called -> its files. Of the split "all", each class is
-# to be split.
+# split ("all": to be split by class) -> class, as its folder or label is called -> its files
 Splits = dict[str, dict[str, list[str]]]
 
 

@@ -15,36 +15,36 @@ from .samples import SPLITS
 
 
 def year_first(key: str) -> str:
-    """Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
+    """Put the year first: Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
     *words, year = re.split("[ _]+", key)
     return " ".join([year, *words])
 
 
 def capitals(key: str) -> str:
-    """ApplyEyeMakeup, Apply_Eye_Makeup -> Apply Eye Makeup."""
+    """Split at capitals: ApplyEyeMakeup, Apply_Eye_Makeup -> Apply Eye Makeup."""
     return " ".join(re.findall("[A-Z][^A-Z_]*", key)) or key
 
 
 def without_letter_reversed(key: str) -> str:
-    """c/cathedral/indoor -> indoor cathedral."""
+    """Turn folders around: c/cathedral/indoor -> indoor cathedral."""
     parts = key.split("/")
     return " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
 
 
 def in_folder(line: str) -> tuple[str, str]:
-    """/a/abbey/sun_aa.jpg or apple_pie/1005649 -> a/abbey/sun_aa.jpg and a/abbey, and so on."""
+    """Take a class from its folder: apple_pie/1005649 -> apple_pie/1005649.jpg and apple_pie."""
     file = line.strip("/")
     return file if file.endswith(".jpg") else f"{file}.jpg", os.path.dirname(file)
 
 
 def pet(line: str) -> tuple[str, str]:
-    """Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
+    """Take a class from its file: Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
     name = line.split()[0]
     return f"{name}.jpg", name.rpartition("_")[0]
 
 
 def variant(line: str) -> tuple[str, str]:
-    """1025794 707-320 -> 1025794.jpg and 707-320."""
+    """Split number and class: 1025794 707-320 -> 1025794.jpg and 707-320."""
     number, _, name = line.partition(" ")
     return f"{number}.jpg", name
 

@@ -57,11 +57,7 @@ class Dataset:
         return replace(self, notes=(*self.notes, *notes))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the class names and of each split's samples: path, label.
-
-        Paths below `root`, wherever that lies. What is in the files does not count: a million of
-        them would be read.
-        """
+        """Return the SHA-256 of the class names and each split's paths below `root`, and labels."""
         start = os.path.join(self.root, "")
         listed = [
             [(path.removeprefix(start), label) for path, label, _ in getattr(self, split)]

@@ -129,8 +129,7 @@ def _to_8_bits(image: Image.Image, white: float) -> Image.Image:
 def set_max_pixels(max_pixels: int) -> None:
     """Let Pillow open images of up to so many pixels in this process, without a warning.
 
-    For scripts. Without it Pillow's own limit counts: a warning from 89 megapixels, an error from
-    179.
+    For scripts. Pillow's own limit is a warning from 89 megapixels, an error from 179.
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow raises beyond twice its limit
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)

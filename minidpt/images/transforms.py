@@ -4,8 +4,7 @@ open_image -> eval_transform, or in training train_transform -> to_uint8 -> norm
 
 Sizes follow Pillow, (width, height); arrays and tensors are (3, height, width). Resampling is
 Pillow's bicubic filter, which averages over all source pixels when it shrinks (antialiasing).
-Images travel as 8-bit values, a quarter of the bytes of floats; `normalize` runs where the model
-is.
+Images travel as 8-bit values; `normalize` runs where the model is.
 """
 
 from __future__ import annotations
