@@ -14,8 +14,7 @@ def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     that are not there, or cannot be opened, are left out.
     """
     candidates = [list(dict.fromkeys(train)), list(dict.fromkeys(test))]
-    digest = lambda path: hashlib.sha256(Path(path).read_bytes()).digest()  # noqa: E731
-    for read in (os.path.getsize, _end, digest):
+    for read in (os.path.getsize, _end, _digest):
         keys: list[dict[str, object]] = [{}, {}]
         for paths, key_of in zip(candidates, keys, strict=True):
             for path in paths:
@@ -32,3 +31,7 @@ def _end(path: str) -> bytes:
     with open(path, "rb") as file:
         file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
         return file.read()
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()

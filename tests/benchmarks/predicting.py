@@ -34,8 +34,8 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 from steps import classnames, weights  # noqa: E402
 
 import minidpt  # noqa: E402
-from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.decode import open_image  # noqa: E402
+from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
 from minidpt.inference import PREDICT_BATCH  # noqa: E402
 from minidpt.runs.config import PRECISIONS  # noqa: E402

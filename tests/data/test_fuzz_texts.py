@@ -30,7 +30,9 @@ SPLIT_ROWS = {
 }
 CSV = "path,label,split\na.png,ox,train\nb.png,owl,train\nc.png,ox,test\nd.png,owl,test\n"
 TEST = {"zero_shot_accuracy": 50.5, "accuracy": 61, "test_images": 4}
-SETTINGS = RunConfig(epochs=3, data="/d", template="a {}."), RunRecord("c", "d", "cpu", "fp32", True)
+SETTINGS = (
+    RunConfig(epochs=3, data="/d", template="a {}."), RunRecord("c", "d", "cpu", "fp32", True)
+)  # fmt: skip
 RESULT = {"dataset": "pets", "model": "tiny", "method": "dpt", "shots": 2, "seed": 1}
 OTHER = {"ants": {**TEST, "tested": "ants", "settings": {"tested by": "my {}."}}}
 

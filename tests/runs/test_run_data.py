@@ -118,7 +118,8 @@ def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, meth
     result = inside("train.py", *options, "--out", "run")
     note = "note: in images of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
-    assert json.loads(Path("run/config.json").read_text())["record"]["white_level"] == {"integer": 4095}
+    record = json.loads(Path("run/config.json").read_text())["record"]
+    assert record["white_level"] == {"integer": 4095}
     model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
     assert model.white_level == {"integer": 4095}
     tested = inside("eval.py", "test", "run")
