@@ -52,7 +52,7 @@ def predict_each(
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
         try:
-            return image, eval_pixels(image, clip.visual.resolution, model.white_level)
+            return image, eval_pixels(model.white_level.open(image), clip.visual.resolution)
         except (ValueError, OSError) as error:
             return image, error
 

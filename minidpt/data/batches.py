@@ -36,9 +36,8 @@ class Batch(NamedTuple):
 class ImageCache:
     """Keep decoded images in memory, at most `max_bytes` of them (default 2 GiB).
 
-    What comes first stays and the rest is decoded again each time: epochs go round and round, so
-    throwing out the oldest would throw out just what is needed next. Only what the last `fill` did
-    not ask for, an earlier run's images, makes room. Safe to share by threads.
+    What comes first stays, as epochs go round: the oldest is needed next. Only what the last
+    `fill` did not ask for makes room. Safe to share by threads.
 
     white_level: of the images of the last `fill`.
     """
@@ -58,7 +57,7 @@ class ImageCache:
         """Return the image in a file. Callers must not change it. Raises as `open_image`."""
         image = self._images.get(path)
         if image is None:
-            image = open_image(path, self.white_level)
+            image = self.white_level.open(path)
             size = _size(image)
             with self._lock:
                 if self._wanted and self.bytes + size > self.max_bytes:
@@ -68,9 +67,6 @@ class ImageCache:
                     self._images[path] = image
                     self.bytes += size
         return image
-
-    def _clear(self) -> None:
-        self._images, self.bytes = {}, 0
 
     def fill(
         self,
@@ -86,14 +82,14 @@ class ImageCache:
         `others`, which are to be read next.
         """
         if self.white_level.max_values:  # some are shown by it, or by their own
-            self._clear()
+            self._images, self.bytes = {}, 0
         self.white_level, self._wanted = WhiteLevel(), set(paths)
         with name_all_broken([*paths, *others], workers):
             with closing(map_ordered(self.get, paths, workers)) as images:
                 for _ in track(images, "training images read", len(paths)):
                     pass
         if self.white_level.settle(world):
-            self._clear()
+            self._images, self.bytes = {}, 0
 
 
 def _size(image: Image.Image) -> int:
@@ -123,7 +119,7 @@ def name_all_broken(paths: list[str], workers: int | None = None) -> Iterator[No
 
 
 def train_batches(
-    items: list[Sample],
+    samples: list[Sample],
     resolution: int,
     batch_size: int,
     seed: int,
@@ -140,42 +136,40 @@ def train_batches(
     dropped if there is at least one full one. `pin_memory` for CUDA.
 
     Of several ranks each gets its share of every batch: images that lie beside each other in
-    `items`, which for the most part are the same in each epoch, and in its cache. Where it has none
-    it gets a black one, whose label is `NO_LABEL`.
+    `samples`, which for the most part are the same in each epoch, and in its cache. Where it has
+    none it gets a black one, whose label is `NO_LABEL`.
 
     A broken image raises its ValueError here, in the consumer. When the consumer stops early, by
     `break` or by an exception, the threads end.
     """
-    order = list(range(len(items)))
+    order = list(range(len(samples)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     read = open_image if cache is None else cache.get
 
     def pixels(place: int) -> np.ndarray:
-        image = read(items[order[place]].path)
-        return to_uint8(
-            train_transform(image, resolution, random.Random(f"{seed}/{epoch}/{place}"))
-        )
+        generator = random.Random(f"{seed}/{epoch}/{place}")
+        return to_uint8(train_transform(read(samples[order[place]].path), resolution, generator))
 
     def shard(places: Sequence[int]) -> Sequence[int]:
         return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
 
-    labels = [items[number].label for number in order]
+    labels = [samples[number].label for number in order]
     return _batches(pixels, labels, resolution, batch_size, workers, True, shard, pin_memory)
 
 
 def eval_batches(
-    items: list[Sample],
+    samples: list[Sample],
     resolution: int,
     batch_size: int,
     workers: int | None = None,
-    white_level: WhiteLevel | None = None,
+    read: Callable[[str], Image.Image] = open_image,
 ) -> Iterator[Batch]:
     """Yield all images in order, the central square of each; the last batch may be small."""
 
     def pixels(place: int) -> np.ndarray:
-        return eval_pixels(items[place].path, resolution, white_level)
+        return eval_pixels(read(samples[place].path), resolution)
 
-    return _batches(pixels, [item.label for item in items], resolution, batch_size, workers)
+    return _batches(pixels, [sample.label for sample in samples], resolution, batch_size, workers)
 
 
 def _batches(

@@ -17,7 +17,7 @@ from ..support.files import gc_disabled, read_json, read_text, single_line_error
 from .folders import (
     LABELS,
     assemble,
-    class_folders_of_parts,
+    class_folders_by_split,
     contents,
     describe_missing,
     images_in,
@@ -27,13 +27,13 @@ from .folders import (
     missing_files,
     open_csv,
     open_folder,
-    part_folders,
+    split_folders,
     sub_folders,
     unread_notes,
 )
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
-from .samples import PARTS, Dataset
+from .samples import SPLITS, Dataset
 from .splits import read_split
 
 
@@ -100,11 +100,7 @@ def open_dataset(
 def _open_any_folder(
     root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
 ) -> Dataset:
-    """Open the data set in a folder; `layout` if the caller named one.
-
-    Here it is decided what a folder is: one of the fifteen by its markers, a folder with a CSV
-    file, plain class folders of the layout that the caller named, or any other folder.
-    """
+    """Decide what a folder is, and open it; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in sub_folders(root)}
     layouts = [layout] if layout else LAYOUTS
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
@@ -154,15 +150,15 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
     location = location._replace(layout=layout)
 
-    if layout.split and (split := location.file(layout.split_file)):
-        dataset = _rename_classes(read_split(split, images, layout.name), layout)
+    if layout.has_split_file and (file := location.file(layout.split_file)):
+        dataset = _rename_classes(read_split(file, images, layout.name), layout)
         return _compare_with_published(dataset, layout)
     if layout.lists and all(map(location.file, layout.lists.values())):
         dataset = _open_lists(location, seed)
-    elif layout.parts and all((images / part).is_dir() for part in layout.parts.values()):
-        dataset = _open_parts(location, seed)
+    elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
+        dataset = _open_splits(location, seed)
     else:
-        nested = layout.nested and not part_folders(images)
+        nested = layout.nested and not split_folders(images)
         dataset = (_open_nested if nested else _open_class_folders)(location, seed)
         if not location.named and not has_markers(layout, folder):
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
@@ -177,17 +173,16 @@ def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
     """Give the data set of a split file the naming's template, and its renamed classes."""
     renamed = {**naming.renamed, **naming.renames}
     names = [renamed.get(name, name) for name in dataset.classnames]
-    parts = {
-        part: [sample._replace(classname=names[sample.label]) for sample in getattr(dataset, part)]
-        for part in PARTS
-    }
-    changed = replace(dataset, classnames=names, template=naming.template, **parts)
+    splits = {split: getattr(dataset, split) for split in SPLITS}
+    for split, samples in splits.items():
+        splits[split] = [sample._replace(classname=names[sample.label]) for sample in samples]
+    changed = replace(dataset, classnames=names, template=naming.template, **splits)
     return naming.credit(changed, dataset.classnames)
 
 
 def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     """Add a note if it is not what papers report: a part of the data set, another split."""
-    sizes = (len(dataset.classnames), *(len(getattr(dataset, part)) for part in PARTS))
+    sizes = (len(dataset.classnames), *(len(getattr(dataset, split)) for split in SPLITS))
     if dataset.name != layout.name or sizes == layout.published:
         return dataset
     classes, *counts = layout.published
@@ -196,13 +191,10 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     return dataset.with_notes(note)
 
 
-def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
-    """Open by a folder of class folders for each part; a test/ of them goes before val/.
-
-    (ImageNet's own test/ has no classes.)
-    """
+def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
+    """Open by class folders of each split; a test/ with classes, unlike ImageNet's, is the test."""
     layout, folder, images, named = location
-    folders = {part: images / path for part, path in layout.parts.items()}
+    folders = {split: images / path for split, path in layout.splits.items()}
     notes = []
     if "train" in folders:
         test, classes = images / "test", class_names(images)
@@ -212,7 +204,7 @@ def _open_parts(location: DatasetLocation, seed: int) -> Dataset:
             name, note = distinct_name(layout, folder, classes)
             layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
-    dataset = assemble(images, class_folders_of_parts(folders, layout), layout, how, seed)
+    dataset = assemble(images, class_folders_by_split(folders, layout), layout, how, seed)
     return dataset.with_notes(*notes, *loose_notes(images, *folders.values()))
 
 
@@ -220,7 +212,8 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
     inside = {child.name for child in sub_folders(images)}
-    if not holds_classes(images) or inside & set(layout.markers):  # that only a list can name
+    few = len(inside) < 2 and not split_folders(images)
+    if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
@@ -232,17 +225,17 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
 def _open_lists(location: DatasetLocation, seed: int) -> Dataset:
     """Open by the set's own lists. Without one for val, a fifth of each class's train is val."""
     layout, images = location.layout, location.images
-    parts = {part: _read_list(location, name) for part, name in layout.lists.items()}
+    splits = {split: _read_list(location, name) for split, name in layout.lists.items()}
     how = ", ".join(layout.lists.values())
-    if "val" not in parts:
+    if "val" not in splits:
         generator = random.Random(seed)
-        parts["val"] = {}
-        for key, files in parts["train"].items():
+        splits["val"] = {}
+        for key, files in splits["train"].items():
             generator.shuffle(files)
             count = round(0.2 * len(files))  # as CoOp's splits were made
-            parts["val"][key], parts["train"][key] = files[:count], files[count:]
+            splits["val"][key], splits["train"][key] = files[:count], files[count:]
         how += f" (val: a fifth of train, drawn with the fixed seed {seed})"
-    return assemble(images, parts, layout, how, seed, _in_order(location, parts["train"]))
+    return assemble(images, splits, layout, how, seed, _in_order(location, splits["train"]))
 
 
 def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
@@ -309,15 +302,12 @@ def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> Datas
 
 
 def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
-    """Find the data set's images, if this is its folder: by its markers, or by its name.
-
-    Class folders without anything else are known by name and classes together.
-    """
+    """Find the images, if this is the data set's folder: by markers, or by name and classes."""
     named, marked = layout.is_called(name_of(folder)), has_markers(layout, folder)
-    parts = layout.parts.values() or (".",)
+    splits = layout.splits.values() or (".",)
     for images in layout.images:
         proven = marked or (images != "." and named)
-        if proven and all((folder / images / part).is_dir() for part in parts):
+        if proven and all((folder / images / split).is_dir() for split in splits):
             return DatasetLocation(layout, folder, folder / images)
     plain_classes = named and folder.is_dir() and looks_like(layout, folder)
     return DatasetLocation(layout, folder, folder) if plain_classes else None
@@ -339,7 +329,7 @@ def looks_like(layout: Layout, folder: Path) -> bool:
 
 def class_names(folder: Path) -> set[str]:
     """Name the class folders in a folder, or in its train/ (test/, val/)."""
-    return {f.name for f in sub_folders(next(iter(part_folders(folder).values()), folder))}
+    return {f.name for f in sub_folders(next(iter(split_folders(folder).values()), folder))}
 
 
 def name_of(folder: Path) -> str:
@@ -348,11 +338,7 @@ def name_of(folder: Path) -> str:
 
 
 def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
-    """Name a folder of other classes than the data set's, or fewer, and note why.
-
-    As it is called, or with their number, ImageNet-100: under the data set's very name, it gets its
-    settings and stands beside its published numbers.
-    """
+    """Name a folder of other classes than the data set's, or fewer (ImageNet-100), and note why."""
     name = folder.resolve().name
     fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, or others"
     note = f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}"
@@ -360,10 +346,7 @@ def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str,
 
 
 def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:
-    """Find the data set that the caller named, as class folders without a list to know it by.
-
-    Raises FileNotFoundError if there are none, ValueError if they are those of another one.
-    """
+    """Find the data set that the caller named, as class folders without a list to know it by."""
     child = next((children[n] for n in map(plain, layout.folders) if n in children), None)
     folder = child or root
     if child is None and any(plain(n) in children for each in LAYOUTS for n in each.folders):
@@ -372,24 +355,19 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
         if other is not layout and find_dataset(other, folder, {}):
             got = f"{other.name}: pass --dataset {other.name}"
             raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
-    for images in (*layout.images, "."):
-        if (folder / images).is_dir() and holds_classes(folder / images):
-            return DatasetLocation(layout, folder, folder / images)
+    for images in (folder / name for name in (*layout.images, ".")):
+        if images.is_dir() and (split_folders(images) or len(sub_folders(images)) > 1):
+            return DatasetLocation(layout, folder, images)
     raise incomplete_error(layout, folder)
-
-
-def holds_classes(folder: Path) -> bool:
-    """Return whether a folder has several sub-folders, or train/, val/ or test/."""
-    return bool(part_folders(folder)) or len(sub_folders(folder)) > 1
 
 
 def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     """Say what was looked for, what was found, what to put where."""
     images = [f"{name}/" for name in layout.images if name != "."] or layout.markers
-    split_file = layout.split_file if layout.split else ""
-    parts = " and ".join(f"{part}/" for part in layout.parts.values() if part != ".")
+    split_file = layout.split_file if layout.has_split_file else ""
+    splits = " and ".join(f"{split}/" for split in layout.splits.values() if split != ".")
     files = " and ".join(layout.lists.values())
-    lists = [split_file, files, parts or "a folder for each class"]
+    lists = [split_file, files, splits or "a folder for each class"]
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
     expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"
@@ -400,10 +378,7 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
 
 
 def folders_of(dataset: Dataset) -> list[Path]:
-    """List `Dataset.folders`, and of a known data set the folder that its images' folder is in.
-
-    caltech-101/ of caltech-101/101_ObjectCategories/, though the latter is all that --data names.
-    """
+    """List `Dataset.folders`, and the folder around a known data set's images (caltech-101/)."""
     folders, root = dataset.folders(), Path(os.path.abspath(dataset.root))
     for layout in LAYOUTS:
         if layout.name == dataset.name and root.name in layout.images:

@@ -1,6 +1,6 @@
 """What lies in a folder: images, folders of classes, train/ val/ test/ of them, a CSV file.
 
-files of each part and class (`Parts`), how the classes are called (`Naming`) -> assemble -> Dataset
+files of each split and class (`Splits`), what classes are called (`Naming`) -> assemble -> Dataset
 """
 
 import os
@@ -16,13 +16,13 @@ from ..images.decode import MORE_FORMATS, formats
 from ..support.files import MAX_CLASSES
 from ..support.progress import track
 from .naming import Naming, read_rows
-from .samples import PARTS, Dataset, Sample, make_dataset
+from .samples import SPLITS, Dataset, Sample, make_dataset
 
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", *chain(*MORE_FORMATS.values())),
 }
-PART_NAMES = {  # what a folder, or a cell of a CSV file, calls a split
+SPLIT_NAMES = {  # what a folder, or a cell of a CSV file, calls a split
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -48,7 +48,7 @@ _COLUMNS = {  # what a column means, by its name: letters and digits only, no s 
 
 
 def image_suffixes() -> set[str]:
-    """`IMAGE_SUFFIXES` without those of formats that this Pillow has not."""
+    """Return `IMAGE_SUFFIXES` without those of formats that this Pillow has not."""
     missing = MORE_FORMATS.keys() - set(formats())
     return IMAGE_SUFFIXES - {suffix for name in missing for suffix in MORE_FORMATS[name]}
 
@@ -56,13 +56,11 @@ def image_suffixes() -> set[str]:
 class ImageFiles(list[str]):
     """The paths of images, and of how many more the format is not read, by their suffix."""
 
-    def __init__(self, files: Iterable[str], unread: Counter[str]):
-        super().__init__(files)
-        self.unread = unread
+    unread: Counter[str]
 
 
 def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
-    """Scan a folder, leaving out what is hidden, and folders that systems make for themselves."""
+    """Scan a folder without what is hidden, and folders that systems make for themselves."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
@@ -82,11 +80,12 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
     seconds. Raises FileNotFoundError for a link to nothing.
     """
     suffixes = tuple(image_suffixes())
-    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
-    files, unread, waiting = [], Counter(), [os.fspath(folder)]
+    seen = set(map(str, Path(folder).resolve().parents))
+    files, waiting = ImageFiles(), [os.fspath(folder)]
+    files.unread = Counter()
     while waiting:
         current = waiting.pop()
-        if (identity := _identity(current)) in seen:
+        if (identity := os.path.realpath(current)) in seen:
             continue
         seen.add(identity)
         for entry in _visible(current):
@@ -94,12 +93,13 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
                 waiting.append(entry.path)
             elif not entry.name.lower().endswith(suffixes):
                 if kind := _unread_kind(entry):
-                    unread[kind] += 1
+                    files.unread[kind] += 1
             elif entry.is_file():
                 files.append(entry.path)
             elif entry.is_symlink():
                 raise FileNotFoundError(f"image {entry.path}: expected a file, got a broken link")
-    return ImageFiles(sorted(files), unread)
+    files.sort()
+    return files
 
 
 def _unread_kind(entry: os.DirEntry) -> str:
@@ -114,14 +114,11 @@ def unread_notes(unread: Counter[str]) -> list[str]:
     """Note how many images are not read, of which kinds, if there are any."""
     kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
     named = ", ".join(f"{count} {what}" for what, count in kinds)
-    return [f"not read: {named} (convert or rename pictures)"] if named else []
+    return [f"not read: {named} (convert or rename images)"] if named else []
 
 
 def loose_notes(*folders: Path) -> tuple[str, ...]:
-    """Note the images beside class folders, which are in no class: how many, and the first.
-
-    folders: those that hold class folders, or hold these, the data folder first.
-    """
+    """Note the images beside class folders in `folders`, the data folder first."""
     suffixes, loose = tuple(image_suffixes()), []
     for folder in dict.fromkeys(folders):
         loose += sorted(
@@ -135,27 +132,19 @@ def loose_notes(*folders: Path) -> tuple[str, ...]:
 
 def in_no_class(loose: list[str]) -> tuple[str, ...]:
     """Note images by their paths, if there are any."""
-    images = "1 picture" if len(loose) == 1 else f"{len(loose)} pictures"
+    images = "1 image" if len(loose) == 1 else f"{len(loose)} images"
     return (f"not read: {images} in no class folder, first {loose[0]}",) if loose else ()
 
 
-def _identity(folder: str | os.PathLike) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def part_folders(folder: Path) -> dict[str, Path]:
-    """Map a part to its folder (train/, val/, test/ and other words for them).
-
-    In the order of `IN_ORDER`. Raises ValueError for two folders of a part.
-    """
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Map splits to their folders, in `IN_ORDER`. Raises ValueError for two of a split."""
     folders: dict[str, Path] = {}
     for child in sub_folders(folder):
-        part = PART_NAMES.get(child.name.lower())
-        if part and folders.setdefault(part, child) != child:
-            got = f"{folders[part].name}/ and {child.name}/: merge them"
-            raise ValueError(f"data folder {folder}: expected one folder for {part}, got {got}")
-    return {part: folders[part] for part in IN_ORDER if part in folders}
+        split = SPLIT_NAMES.get(child.name.lower())
+        if split and folders.setdefault(split, child) != child:
+            got = f"{folders[split].name}/ and {child.name}/: merge them"
+            raise ValueError(f"data folder {folder}: expected one folder for {split}, got {got}")
+    return {split: folders[split] for split in IN_ORDER if split in folders}
 
 
 def contents(folder: Path) -> str:
@@ -175,8 +164,7 @@ def describe_missing(missing: list[str]) -> str:
 def missing_files(paths: Iterable[str]) -> list[str]:
     """List those of the paths that are no regular files, nor links to one; at most `MANY`.
 
-    Folders of which many files are asked for are listed, which on a network disk is much faster
-    than to ask for each file.
+    Folders with many of them are listed: on a network disk much faster than to ask for each.
     """
     by_folder: dict[str, list[str]] = {}
     for path in paths:
@@ -186,9 +174,7 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         if len(asked) > 20 and os.path.isdir(folder):
             wanted = set(map(os.path.basename, asked))
             with os.scandir(folder) as entries:
-                there = {
-                    entry.name for entry in entries if entry.name in wanted and entry.is_file()
-                }
+                there = {e.name for e in entries if e.name in wanted and e.is_file()}
             asked = [path for path in asked if os.path.basename(path) not in there]
         others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
         missing += islice(others, MANY - len(missing))
@@ -197,9 +183,8 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-# part -> class, as its folder or label is called -> its files. The part is "train", "val", "test",
-# or "all": to be split by class.
-Parts = dict[str, dict[str, list[str]]]
+# split ("all": to be split by class) -> class, as its folder or label is called -> its files
+Splits = dict[str, dict[str, list[str]]]
 
 
 def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
@@ -208,8 +193,8 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     A folder of such a name is never a class. train/ alone is split as class folders are; without
     train/, the data set is only a test. Raises ValueError (one line: expected, got, what to do).
     """
-    folders, notes = part_folders(root), []
-    read = [f"{folders[part].name}/" for part in PARTS if part in folders]
+    folders, notes = split_folders(root), []
+    read = [f"{folders[split].name}/" for split in SPLITS if split in folders]
     others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
     if folders and others and not any(map(sub_folders, folders.values())):  # bus/, car/, train/
         got = f"none there and {', '.join(others[:3])} beside (call a class {read[0][:-1]}_)"
@@ -223,73 +208,73 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
-    dataset = assemble(root, class_folders_of_parts(folders, naming), naming, how, seed)
+    dataset = assemble(root, class_folders_by_split(folders, naming), naming, how, seed)
     return dataset.with_notes(*notes, *loose_notes(root, *folders.values()))
 
 
 def assemble(
-    root: Path, parts: Parts, naming: Naming, how: str, seed: int, keys: list[str] | None = None
+    root: Path, splits: Splits, naming: Naming, how: str, seed: int, keys: list[str] | None = None
 ) -> Dataset:
-    """Make a Dataset of the files of each part and class.
+    """Make a Dataset of the files of each split and class.
 
-    `keys` are the classes in the order of labels (None: sorted; those of the first part count).
+    `keys` are the classes in the order of labels (None: sorted; those of the first split count).
     "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`. Without "test", "val" is
     the test; without "train", it is a test set only. Every class must have an image in the first
-    part.
+    split.
     """
-    first = next(iter(parts))
-    keys = keys or naming.ordered(parts[first])
+    first = next(iter(splits))
+    keys = keys or naming.ordered(splits[first])
     names, notes = naming.classnames(root, keys)
-    lists = [files for by_class in parts.values() for files in by_class.values()]
+    lists = [files for by_class in splits.values() for files in by_class.values()]
     unread = sum((files.unread for files in lists if isinstance(files, ImageFiles)), Counter())
     notes += unread_notes(unread)
-    if empty := [key for key in keys if not parts[first].get(key)]:
+    if empty := [key for key in keys if not splits[first].get(key)]:
         fix = "; ".join([*unread_notes(unread), "add some or remove the class"])
         got = f"none for '{empty[0]}' ({len(empty)} such); {fix}"
         raise ValueError(f"data folder {root}: expected images of every class, got {got}")
-    if "all" in parts:
-        parts = _split_by_class({key: parts["all"][key] for key in keys}, seed)
+    if "all" in splits:
+        splits = _split_by_class({key: splits["all"][key] for key in keys}, seed)
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
-    elif "test" not in parts and "val" in parts:
-        parts = {**parts, "test": parts["val"], "val": {}}
+    elif "test" not in splits and "val" in splits:
+        splits = {**splits, "test": splits["val"], "val": {}}
         how += " (no test/, so val/ is the test set)"
-    if not any(parts.get("test", {}).values()):
+    if not any(splits.get("test", {}).values()):
         raise ValueError(f"data folder {root}: expected images for the test, got none: add some")
 
-    listed: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    listed: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     labels = {key: label for label, key in enumerate(names)}
-    for part, by_class in parts.items():
+    for split, by_class in splits.items():
         for key, files in by_class.items():
             if key not in labels:
-                got = f"'{key}' in {part}: remove it"
+                got = f"'{key}' in {split}: remove it"
                 raise ValueError(f"data in {root}: expected only classes of {first}, got {got}")
-            listed[part] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
+            listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())
     dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
     return naming.credit(dataset, keys)
 
 
-def _split_by_class(files: dict[str, list[str]], seed: int) -> Parts:
+def _split_by_class(files: dict[str, list[str]], seed: int) -> Splits:
     """Draw 50 % train, 20 % val, 30 % test; of two images one for training, one for the test."""
     generator = random.Random(seed)
-    parts: Parts = {part: {} for part in PARTS}
+    splits: Splits = {split: {} for split in SPLITS}
     for key, of_class in files.items():
         shuffled = list(of_class)
         generator.shuffle(shuffled)
         count = len(shuffled)
         train = max(1, round(0.5 * count))
         val = max(0, min(round(0.2 * count), count - train - 1))
-        parts["train"][key] = shuffled[:train]
-        parts["val"][key] = shuffled[train : train + val]
-        parts["test"][key] = shuffled[train + val :]
-    return parts
+        splits["train"][key] = shuffled[:train]
+        splits["val"][key] = shuffled[train : train + val]
+        splits["test"][key] = shuffled[train + val :]
+    return splits
 
 
-def class_folders_of_parts(folders: dict[str, Path], naming: Naming) -> Parts:
-    """List the class folders of each part; the first part must have two classes, the test one."""
+def class_folders_by_split(folders: dict[str, Path], naming: Naming) -> Splits:
+    """List the class folders of each split; the first must have two classes, the test one."""
     least = {"val": 0, "test": 1, next(iter(folders)): 2}
-    return {part: _class_folders(path, naming, least[part]) for part, path in folders.items()}
+    return {split: _class_folders(path, naming, least[split]) for split, path in folders.items()}
 
 
 def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, list[str]]:
@@ -317,12 +302,12 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     columns, width, rows, notes = _read_table(path, where)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
     needed = 1 + max(columns.values())
-    parts: Parts = {}
+    splits: Splits = {}
     lines: dict[str, int] = {}  # image -> line
     for line, row in rows:
         complete = len(row) == width or len(row) >= needed and not any(row[width:])
-        part = "all" if at_split is None else complete and PART_NAMES.get(row[at_split].lower())
-        if not (complete and row[at_path] and row[at_label] and part):
+        split = "all" if at_split is None else complete and SPLIT_NAMES.get(row[at_split].lower())
+        if not (complete and row[at_path] and row[at_label] and split):
             expected = "path, label" if at_split is None else "path, label, train, val or test"
             got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
             raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
@@ -330,18 +315,18 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         if lines.setdefault(file, line) != line:
             got = f"{row[at_path]} again (line {lines[file]})"
             raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
-        parts.setdefault(part, {}).setdefault(row[at_label], []).append(file)
-    labels = set(chain(*parts.values()))
+        splits.setdefault(split, {}).setdefault(row[at_label], []).append(file)
+    labels = set(chain(*splits.values()))
     if not 2 <= len(labels) <= MAX_CLASSES:
         raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {len(labels)}")
     if missing := missing_files(lines):
         line, got = lines[missing[0]], describe_missing(missing)
         raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: mend the path")
-    parts = {part: parts[part] for part in IN_ORDER if part in parts}
+    splits = {split: splits[split] for split in IN_ORDER if split in splits}
     named = path.resolve().parent.name if path.name == LABELS else path.stem
     naming = replace(naming, name=naming.name or named)
     root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
-    return assemble(root, parts, naming, path.name, seed).with_notes(*notes)
+    return assemble(root, splits, naming, path.name, seed).with_notes(*notes)
 
 
 def lists_images(path: Path) -> bool:

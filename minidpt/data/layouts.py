@@ -11,40 +11,40 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .naming import Naming
-from .samples import PARTS
+from .samples import SPLITS
 
 
 def year_first(key: str) -> str:
-    """Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
+    """Put the year first: Acura TL Sedan 2012 -> 2012 Acura TL Sedan."""
     *words, year = re.split("[ _]+", key)
     return " ".join([year, *words])
 
 
 def capitals(key: str) -> str:
-    """ApplyEyeMakeup, Apply_Eye_Makeup -> Apply Eye Makeup."""
+    """Split at capitals: ApplyEyeMakeup, Apply_Eye_Makeup -> Apply Eye Makeup."""
     return " ".join(re.findall("[A-Z][^A-Z_]*", key)) or key
 
 
 def without_letter_reversed(key: str) -> str:
-    """c/cathedral/indoor -> indoor cathedral."""
+    """Turn folders around: c/cathedral/indoor -> indoor cathedral."""
     parts = key.split("/")
     return " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
 
 
 def in_folder(line: str) -> tuple[str, str]:
-    """/a/abbey/sun_aa.jpg or apple_pie/1005649 -> a/abbey/sun_aa.jpg and a/abbey, and so on."""
+    """Take a class from its folder: apple_pie/1005649 -> apple_pie/1005649.jpg and apple_pie."""
     file = line.strip("/")
     return file if file.endswith(".jpg") else f"{file}.jpg", os.path.dirname(file)
 
 
 def pet(line: str) -> tuple[str, str]:
-    """Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
+    """Take a class from its file: Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
     name = line.split()[0]
     return f"{name}.jpg", name.rpartition("_")[0]
 
 
 def variant(line: str) -> tuple[str, str]:
-    """1025794 707-320 -> 1025794.jpg and 707-320."""
+    """Split number and class: 1025794 707-320 -> 1025794.jpg and 707-320."""
     number, _, name = line.partition(" ")
     return f"{number}.jpg", name
 
@@ -59,14 +59,14 @@ class Layout(Naming):
     markers: tuple[str, ...] = ()  # what only it has (patterns); if none, the folder of its images
     rule: Callable[[str], str] = str  # hyphens and capitals are part of the published names
     inner: str = ""  # one more folder, in torchvision's downloads
-    lists: Mapping[str, str] = field(default_factory=dict)  # part -> list of its images
+    lists: Mapping[str, str] = field(default_factory=dict)  # split -> list of its images
     entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> image, class
     order: str = ""  # list of all classes, in the order of labels
     names: str = ""  # file of "folder name" lines
-    parts: Mapping[str, str] = field(default_factory=dict)  # part -> its class folders, in images
+    splits: Mapping[str, str] = field(default_factory=dict)  # split -> its class folders, in images
     numbered: bool = False  # folder 7 is the 8th of `names`
     nested: bool = False  # classes are the innermost folders
-    split: bool = True  # CoOp made a split file of it
+    has_split_file: bool = True  # CoOp made a split file of it
     classes: tuple[str, ...] = ()  # some class folders, to know it by where only its name tells
 
     def is_called(self, name: str) -> bool:
@@ -79,15 +79,17 @@ class Layout(Naming):
         return f"split_zhou_{self.name}.json"
 
 
-_imagenet_test_set = partial(Layout, split=False, parts={"test": "."}, names="classnames.txt")
+_imagenet_test_set = partial(
+    Layout, has_split_file=False, splits={"test": "."}, names="classnames.txt"
+)
 LAYOUTS = (
     Layout(
         name="ImageNet",
         folders=("imagenet", "ILSVRC2012"),
         images=("images", "."),
         markers=("images/train/n[01]*", "train/n[01]*"),
-        split=False,
-        parts={"train": "train", "test": "val"},
+        has_split_file=False,
+        splits={"train": "train", "test": "val"},
         names="classnames.txt",
         published=(1000, 1_281_167, 0, 50_000),
     ),
@@ -96,12 +98,9 @@ LAYOUTS = (
         folders=("caltech-101", "caltech101"),
         images=("101_ObjectCategories",),
         dropped=("BACKGROUND_Google", "Faces_easy"),
-        renamed={
-            "airplanes": "airplane",
-            "Faces": "face",
-            "Leopards": "leopard",
-            "Motorbikes": "motorbike",
-        },
+        renamed=dict(
+            airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike"
+        ),
         classes=("accordion", "yin_yang"),
         published=(100, 4_128, 1_649, 2_465),
     ),
@@ -149,8 +148,8 @@ LAYOUTS = (
         folders=("fgvc_aircraft", "fgvc-aircraft-2013b"),
         inner="data",
         markers=("images_variant_train.txt",),
-        split=False,
-        lists={part: f"images_variant_{part}.txt" for part in PARTS},
+        has_split_file=False,
+        lists={split: f"images_variant_{split}.txt" for split in SPLITS},
         entry=variant,
         order="variants.txt",
         classes=("707-320", "Yak-42"),
@@ -174,7 +173,7 @@ LAYOUTS = (
         folders=("dtd", "describable_textures"),
         inner="dtd",
         markers=("labels/train1.txt",),
-        lists={part: f"labels/{part}1.txt" for part in PARTS},
+        lists={split: f"labels/{split}1.txt" for split in SPLITS},
         classes=("banded", "zigzagged"),
         template="{} texture.",
         published=(47, 2_820, 1_128, 1_692),

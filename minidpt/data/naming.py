@@ -142,14 +142,17 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
     Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
-    time.
+    time; there may be `MAX_PICTURES` rows, of 20 cells on the average.
     """
-    text = read_text(path, where, 5 * MAX_PICTURES)
+    text = read_text(path, where, 20 * MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
     lines = (line[0] for line in re.finditer(r".*\n|.+", text))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        for row in reader:
+        for count, row in enumerate(reader, start=1):
+            if count > MAX_PICTURES:
+                expected = f"at most {MAX_PICTURES:,} rows"
+                raise ValueError(f"{where}: expected {expected}, got more: split it")
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:

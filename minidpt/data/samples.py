@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..support.files import validate_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 class Sample(NamedTuple):
@@ -37,7 +37,7 @@ class Dataset:
     `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.". `root` is
     the folder that all paths lie in, `source` one line that says what was recognised from which
     files, `notes` lines that the user should see (classes with few images, for example). `drawn`:
-    (shots, seed) of the draw that train and val come from, if they do; `part`: of the classes.
+    (shots, seed) of the draw that train and val come from, if they do; `subset`: of the classes.
     """
 
     name: str
@@ -50,33 +50,28 @@ class Dataset:
     source: str
     notes: tuple[str, ...] = ()
     drawn: tuple[int, int] | None = None
-    part: str = "all"
+    subset: str = "all"
 
     def with_notes(self, *notes: str) -> "Dataset":
         """Return the same data set with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the class names and of each part's samples: path, label.
-
-        Paths below `root`, wherever that lies. What is in the files does not count: a million of
-        them would be read.
-        """
+        """Return the SHA-256 of the class names and each split's paths below `root`, and labels."""
         start = os.path.join(self.root, "")
         listed = [
-            [(path.removeprefix(start), label) for path, label, _ in getattr(self, part)]
-            for part in PARTS
+            [(path.removeprefix(start), label) for path, label, _ in getattr(self, split)]
+            for split in SPLITS
         ]
         return hashlib.sha256(json.dumps([self.classnames, *listed]).encode()).hexdigest()
 
     def folders(self) -> list[Path]:
         """Return the user's folders, in which nothing is to be written; the outermost first.
 
-        `root`, those that images lie in (the paths of a CSV file may lead anywhere), and those
-        around several of these, as around class folders. The home folder and what is above it are
-        left out: results lie below them, too.
+        `root`, those of the images, and those around several of these. The home folder and what is
+        above it are left out: results lie below them, too.
         """
-        paths = (sample.path for part in PARTS for sample in getattr(self, part))
+        paths = (sample.path for split in SPLITS for sample in getattr(self, split))
         image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
         around = Counter(map(os.path.dirname, image_folders))
         parents = (folder for folder, count in around.items() if count > 1)
@@ -101,7 +96,7 @@ def make_dataset(
     validate_name(name, f"data in {root}", folder=True)
     if len(classnames) > 1 == len(set(classnames)):
         raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
-    counts = "/".join(str(len(listed[part])) for part in PARTS)
+    counts = "/".join(str(len(listed[split])) for split in SPLITS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     tested = {sample.label for sample in listed["test"]}
     untested = [n for label, n in enumerate(classnames) if label not in tested]
@@ -157,23 +152,23 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     choices = {"all": range(count), "base": range(half), "new": range(half, count)}
     if which not in choices:
         raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
-    if which != "all" != dataset.part:
-        got = f"a split with the {dataset.part} ones: pass --classes all"
+    if which != "all" != dataset.subset:
+        got = f"a split with the {dataset.subset} ones: pass --classes all"
         raise ValueError(f"{dataset.name}: expected all classes of a data set, got {got}")
     labels = choices[which]
     if len(labels) < 2:
         got = f"{len(labels)} of {count}: use a data set of at least 4 classes"
         raise ValueError(f"{dataset.name}: expected at least 2 {which} classes, got {got}")
     listed = {
-        part: [
+        split: [
             sample._replace(label=sample.label - labels.start)
-            for sample in getattr(dataset, part)
+            for sample in getattr(dataset, split)
             if sample.label in labels
         ]
-        for part in PARTS
+        for split in SPLITS
     }
     counts = "/".join(str(len(samples)) for samples in listed.values())
     source = f"{dataset.source}; {which}: {len(labels)} classes, {counts} images"
     classnames = dataset.classnames[labels.start : labels.stop]
-    part = dataset.part if which == "all" else which
-    return replace(dataset, classnames=classnames, **listed, source=source, part=part)
+    subset = dataset.subset if which == "all" else which
+    return replace(dataset, classnames=classnames, **listed, source=source, subset=subset)

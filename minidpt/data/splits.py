@@ -20,9 +20,9 @@ from ..support.files import (
     validate_name,
 )
 from .folders import describe_missing, missing_files
-from .samples import DEFAULT_TEMPLATE, PARTS, Dataset, Sample, make_dataset
+from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
-_DESCRIBED = ("name", "root", "template", "classnames", "drawn", "part")  # of a Dataset, noted
+_DESCRIBED = ("name", "root", "template", "classnames", "drawn")  # of a Dataset, noted
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
@@ -33,14 +33,15 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     line. Replaces the file at once; that it lies outside the data set's folders is the caller's.
     """
     described = {name: getattr(dataset, name) for name in _DESCRIBED}
+    described["part"] = dataset.subset
     described["root"] = str(dataset.root.resolve())
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
-    for part in PARTS:
+    for split in SPLITS:
         rows = (
             [Path(os.path.relpath(path, dataset.root)).as_posix(), label, classname]
-            for path, label, classname in getattr(dataset, part)
+            for path, label, classname in getattr(dataset, split)
         )
-        lines.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+        lines.append(f'"{split}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     with atomic_write(path) as unfinished:
         unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -53,18 +54,18 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     """
     where = f"split file {path}"
     kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
-    kinds |= dict.fromkeys(("classnames", "drawn", *PARTS), list | None)
+    kinds |= dict.fromkeys(("classnames", "drawn", *SPLITS), list | None)
     most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = check_fields(read_json(path, where, most), where, **kinds)
-    content |= {part: content.get(part) or [] for part in PARTS}
+    content |= {split: content.get(split) or [] for split in SPLITS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}
-    for part in PARTS:
-        for row in content[part]:
+    for split in SPLITS:
+        for row in content[split]:
             good = type(row) is list and list(map(type, row)) == [str, int, str]
             if not good or named.setdefault(row[1], row[2]) != row[2]:
                 got = ", ".join(map(short_repr, row[:4])) if type(row) is list else short_repr(row)
-                raise ValueError(f"{expected}, one name for each label, got [{got}] in {part}")
+                raise ValueError(f"{expected}, one name for each label, got [{got}] in {split}")
     names = content.get("classnames") or [named.get(label) for label in range(len(named))]
     count = len(names)
     wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
@@ -93,13 +94,14 @@ def read_split(
     notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
         got = "none" if noted is None else f"{noted}, not there"
-        raise FileNotFoundError(f"split file {path}: expected its image folder, got {got} (--image-root)")
+        got += " (--image-root)"
+        raise FileNotFoundError(f"split file {path}: expected its image folder, got {got}")
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}
-    for part in PARTS:
-        listed[part] = [
+    for split in SPLITS:
+        listed[split] = [
             Sample(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
-            for file, label, name in content.pop(part)
+            for file, label, name in content.pop(split)
         ]
     samples = chain(*listed.values())
     if missing := missing_files(sample.path for sample in samples):
@@ -109,4 +111,4 @@ def read_split(
     template = content.get("template") or DEFAULT_TEMPLATE
     dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
     drawn = tuple(content.get("drawn") or ()) or None
-    return replace(dataset, drawn=drawn, part=content.get("part") or "all")
+    return replace(dataset, drawn=drawn, subset=content.get("part") or "all")

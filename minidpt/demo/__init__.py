@@ -1,1 +1,1 @@
-"""Drawn pictures of everyday things: a data set that needs no download."""
+"""Drawn images of everyday things: a data set that needs no download."""

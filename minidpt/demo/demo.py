@@ -1,7 +1,7 @@
-"""The embedded demo: pictures of everyday things, drawn from a seed (`scenes.py`).
+"""The embedded demo: images of everyday things, drawn from a seed (`scenes.py`).
 
 The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in its BOOK_STYLE (and real icons
-and clip art); the demo's own pictures come in `STREET_STYLE`: a street at night, with dark grounds
+and clip art); the demo's own images come in `STREET_STYLE`: a street at night, with dark grounds
 and grain, which those scenes lack, and two or three smaller things of other classes beside the one
 that counts. So the model knows the classes, but not this world: what few-shot tuning is for.
 """
@@ -19,7 +19,7 @@ from .things import THINGS
 CLASSES = tuple(THINGS)[:12]
 TRAIN_IMAGES, TEST_IMAGES = 32, 80  # of each class
 SEED = 2208
-VERSION = 3  # of the pictures; raise it when anything drawn changes
+VERSION = 3  # of the images; raise it when anything drawn changes
 
 
 def draw_demo(parent: str | os.PathLike) -> Path:

@@ -21,8 +21,8 @@ class Style:
     outline: share of things drawn as outlines instead of filled.
     clutter: number of random strokes over the background.
     others: number of smaller things of other classes; other_size: their size by the main one's.
-    size: of the main thing, by the picture's side; tilt: degrees to either side.
-    noise: amplitude of grain, 0–255.
+    size: of the main thing, by the image's side; tilt: degrees to either side.
+    noise: amplitude of grain, 0–255, the same in the three channels.
     """
 
     saturation: tuple[float, float] = (0.2, 0.9)
@@ -69,7 +69,11 @@ def draw_scene(
     if outlines is not None:
         outlines += polygons  # the last one drawn: nothing covers it
     image = image.resize((side, side), Image.Resampling.BOX)
-    return add_grain(image, rng, style.noise) if style.noise else image
+    if not style.noise:
+        return image
+    grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
+    grain = grain.point(lambda v: round(v * style.noise / 255)).convert("RGB")
+    return ImageChops.add(image, grain, offset=-round(style.noise / 2))
 
 
 def draw_thing(
@@ -81,10 +85,7 @@ def draw_thing(
     pixels: int,
     at_edge: bool,
 ) -> list[list[Point]]:
-    """Draw a thing: `size` by the image's side, anywhere where it fits, or about an edge.
-
-    Returns its polygons as they lie in the picture.
-    """
+    """Draw a thing, `size` by the image's side, where it fits or about an edge; its polygons."""
     room = 1 - size
     x, y = rng.random() * room, rng.random() * room
     if at_edge:
@@ -120,10 +121,3 @@ def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
 def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     """Convert hue, saturation and value in 0–1 to an RGB triple in 0–255."""
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
-
-
-def add_grain(image: Image.Image, rng: random.Random, amplitude: float) -> Image.Image:
-    """Add uniform noise of ± amplitude/2, the same in the three channels."""
-    grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
-    grain = grain.point(lambda v: round(v * amplitude / 255)).convert("RGB")
-    return ImageChops.add(image, grain, offset=-round(amplitude / 2))

@@ -58,6 +58,10 @@ class WhiteLevel(dict[str, float]):
         super().__init__(*args, **levels)
         self.max_values: dict[str, float] = {}
 
+    def open(self, source: ImageSource) -> Image.Image:
+        """Open an image, as `open_image`, by this white level."""
+        return open_image(source, self)
+
     def convert(self, image: Image.Image) -> Image.Image:
         """Convert an image of more than 8 bits to 8-bit grey ("L"); return others as they are."""
         if image.mode != "F" and not image.mode.startswith("I"):
@@ -87,7 +91,7 @@ class WhiteLevel(dict[str, float]):
     def notes(self) -> list[str]:
         """Describe the levels in a line, if there are some."""
         levels = " and ".join(f"{value:g} ({kind})" for kind, value in sorted(self.items()))
-        return [f"in pictures of more than 8 bits, white is {levels}"] if levels else []
+        return [f"in images of more than 8 bits, white is {levels}"] if levels else []
 
 
 def check_white_level(levels: object) -> WhiteLevel:
@@ -125,8 +129,7 @@ def _to_8_bits(image: Image.Image, white: float) -> Image.Image:
 def set_max_pixels(max_pixels: int) -> None:
     """Let Pillow open images of up to so many pixels in this process, without a warning.
 
-    For scripts. Without it Pillow's own limit counts: a warning from 89 megapixels, an error from
-    179.
+    For scripts. Pillow's own limit is a warning from 89 megapixels, an error from 179.
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow raises beyond twice its limit
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -153,14 +156,17 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
         source.load()  # before EXIF is asked: only then has Pillow turned TIFF files itself
         return _to_rgb(source, white_level)
     is_path = isinstance(source, (str, os.PathLike))
+    if not (is_path or hasattr(source, "read")):
+        expected = "a path, a Pillow image or a binary file object (io.BytesIO for bytes)"
+        raise ValueError(f"image: expected {expected}, got a {type(source).__name__}")
     name = source if is_path else getattr(source, "name", "file object")
     where = f"image {name if name != '' else repr('')}"
     fix = "replace or remove it"
-    expected = f"{where}: expected a readable picture ({', '.join(formats())})"
+    expected = f"{where}: expected a readable image ({', '.join(formats())})"
     try:
         mode = os.stat(source).st_mode if is_path else stat.S_IFREG
         if stat.S_ISDIR(mode):
-            raise ValueError(f"{where}: expected a picture, got a folder: pass its pictures")
+            raise ValueError(f"{where}: expected an image, got a folder: pass its images")
         if not stat.S_ISREG(mode):  # would be waited for
             raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
         with (
@@ -175,7 +181,7 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
             rgb.info = {}
             return rgb
     except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: expected a picture, got nothing there") from None
+        raise FileNotFoundError(f"{where}: expected an image, got nothing there") from None
     except MemoryError:
         raise ValueError(f"{where}: out of memory: make it smaller") from None
     except UnidentifiedImageError as error:

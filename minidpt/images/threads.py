@@ -16,10 +16,9 @@ CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # its processors: microseconds of ea
 
 
 def default_workers() -> int:
-    """Return how many threads read images by default: as many as there are processors for them.
+    """Return how many threads read images by default, from 1 to `MOST`: the processors for them.
 
-    That is those this process is bound to, or its container's share where that is less, divided by
-    the processes that torchrun has started on this machine; from 1 to `MOST`.
+    The process's, or its container's if fewer, divided by the processes of torchrun on the machine.
     """
     processors = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS

@@ -4,15 +4,13 @@ open_image -> eval_transform, or in training train_transform -> to_uint8 -> norm
 
 Sizes follow Pillow, (width, height); arrays and tensors are (3, height, width). Resampling is
 Pillow's bicubic filter, which averages over all source pixels when it shrinks (antialiasing).
-Images travel as 8-bit values, a quarter of the bytes of floats; `normalize` runs where the model
-is.
+Images travel as 8-bit values; `normalize` runs where the model is.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 import random
 from dataclasses import dataclass
 
@@ -20,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decode import ImageSource, WhiteLevel, open_image
+from .decode import open_image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Colours = tuple[float, float, float]  # red, green, blue on the scale 0..1
 
-# Statistics of CLIP's training pictures (OpenAI's clip/clip.py).
+# Statistics of CLIP's training images (OpenAI's clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 50  # times as long as wide: what is thinner is cut before it is resized
@@ -145,19 +143,9 @@ def _constants(
         return white, *(value.view(3, 1, 1) for value in colours)
 
 
-def eval_pixels(
-    image: ImageSource, resolution: int, white_level: WhiteLevel | None = None
-) -> np.ndarray:
-    """Open and transform an image for evaluation: (3, resolution, resolution), uint8.
-
-    Raises as `open_image`, and ValueError for no `ImageSource`.
-    """
-    if not (isinstance(image, (Image.Image, str, os.PathLike)) or hasattr(image, "read")):
-        raise ValueError(
-            "picture: expected a path, a Pillow image or a binary file object (io.BytesIO for "
-            f"bytes, Image.fromarray for an array), got a {type(image).__name__}"
-        )
-    return to_uint8(eval_transform(open_image(image, white_level), resolution))
+def eval_pixels(image: Image.Image, resolution: int) -> np.ndarray:
+    """Transform an RGB image for evaluation: (3, resolution, resolution), uint8."""
+    return to_uint8(eval_transform(image, resolution))
 
 
 @dataclass(frozen=True)
@@ -172,5 +160,5 @@ class Preprocess:
     std: Colours = CLIP_STD
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels = torch.from_numpy(eval_pixels(image, self.resolution))
+        pixels = torch.from_numpy(eval_pixels(open_image(image), self.resolution))
         return normalize(pixels, self.mean, self.std)

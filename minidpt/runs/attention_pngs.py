@@ -105,7 +105,7 @@ def attention_panels(
 
     Returns square images of `side` pixels under captions, the model's input (1, 3, R, R), its maps.
     """
-    pixels = eval_pixels(path, model.clip.visual.resolution, model.white_level)
+    pixels = eval_pixels(model.white_level.open(path), model.clip.visual.resolution)
     images = model.clip.normalize(torch.from_numpy(pixels)[None])
     maps = attention_maps(model, images)
     seen = Image.fromarray(pixels.transpose(1, 2, 0))

@@ -66,7 +66,11 @@ class EvalSet:
     def pixels(self, what: str = "test images") -> Iterator[Batch]:
         """Yield batches of uint8 images and labels of its `shard`; `what` names the progress."""
         batches = self._pixels or eval_batches(
-            self.shard, self.clip.visual.resolution, self.batch_size, self.workers, self.white_level
+            self.shard,
+            self.clip.visual.resolution,
+            self.batch_size,
+            self.workers,
+            self.white_level.open,
         )
         done, decoded = 0, []
         with task_progress(what, len(self.shard)) as update:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.folders import describe_missing, missing_files
-from ..data.samples import PARTS
+from ..data.samples import SPLITS
 from ..data.splits import split_content
 from ..support.files import atomic_write, check_fields, file_lock, read_json
 from .config import FIELDS, RunConfig, RunRecord, flag
@@ -118,7 +118,7 @@ class RunFolder:
         with suppress(ValueError, OSError):
             split = split_content(self.path(SPLIT))
             if os.path.isdir(root := split.get("root") or ""):
-                rows = chain.from_iterable(split[part] for part in PARTS)
+                rows = chain.from_iterable(split[name] for name in SPLITS)
                 return missing_files(os.path.join(root, path) for path, *_ in rows)
         return []
 

@@ -294,7 +294,7 @@ class RunReport:
                 if model:
                     views = attention_panels(model, file, SIDE)[0]
                 else:
-                    view = eval_pixels(file, SIDE, white_level)
+                    view = eval_pixels(white_level.open(file), SIDE)
                     views = [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
             except (OSError, ValueError) as error:
                 errors.append(error)

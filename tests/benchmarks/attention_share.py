@@ -121,7 +121,8 @@ def measured(run: RunFolder, clip: minidpt.CLIP, masks: dict[str, Image.Image]) 
     resolution, values = clip.visual.resolution, defaultdict(list)
     for first in range(0, len(test), BATCH):
         items = test[first : first + BATCH]
-        pixels = np.stack([eval_pixels(item.path, resolution, model.white_level) for item in items])
+        opened = (model.white_level.open(item.path) for item in items)
+        pixels = np.stack([eval_pixels(image, resolution) for image in opened])
         images = normalize(torch.from_numpy(pixels))
         maps, left_out = watched(model, images)
         files = ["/".join(Path(item.path).parts[-2:]) for item in items]

@@ -34,6 +34,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 from steps import classnames, weights  # noqa: E402
 
 import minidpt  # noqa: E402
+from minidpt.images.decode import open_image  # noqa: E402
 from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
 from minidpt.inference import PREDICT_BATCH  # noqa: E402
@@ -59,7 +60,7 @@ def seconds_to_read(paths: list[str], resolution: int) -> float:
     """Of one picture, in one thread."""
     started = time.perf_counter()
     for path in paths:
-        eval_pixels(path, resolution)
+        eval_pixels(open_image(path), resolution)
     return (time.perf_counter() - started) / len(paths)
 
 

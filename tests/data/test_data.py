@@ -20,7 +20,7 @@ from minidpt.data.datasets import open_dataset
 from minidpt.data.folders import missing_files
 from minidpt.data.samples import Dataset, Sample, few_shot, select_classes
 from minidpt.data.splits import read_split, split_content, write_split
-from minidpt.images import transforms
+from minidpt.images import decode, transforms
 from minidpt.images.decode import WhiteLevel, open_image
 
 
@@ -398,7 +398,7 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
         opened.append(path)
         return open_image(path, white_level)
 
-    monkeypatch.setattr(batching, "open_image", counting)
+    monkeypatch.setattr(decode, "open_image", counting)
     store = batching.ImageCache()
     for number in range(3):
         epoch(pictures, epoch=number, store=store, workers=2, batch_size=11)
@@ -464,10 +464,10 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatc
     assert threads() == [] and kept
 
 
-def test_work_ahead_is_bounded(pictures, monkeypatch):
+def test_work_ahead_is_bounded(pictures):
     opened = []
-    monkeypatch.setattr(transforms, "open_image", lambda p, _: opened.append(p) or open_image(p))
-    batches = batching.eval_batches(pictures * 9, 7, 2, workers=2)
+    read = lambda path: opened.append(path) or open_image(path)  # noqa: E731
+    batches = batching.eval_batches(pictures * 9, 7, 2, workers=2, read=read)
     assert opened == []  # nothing starts before it is asked for
     next(batches)
     time.sleep(0.2)
@@ -504,7 +504,7 @@ def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep)
     shown = [round(255 * value / 1023) for value in (800, 900, 30)]
     shown += [round(0.5), 200, 7]
     for batches in (
-        batching.eval_batches(items, 5, 6, white_level=cache.white_level),
+        batching.eval_batches(items, 5, 6, read=cache.white_level.open),
         batching.train_batches(items, 5, 6, 1, 0, cache),
     ):
         (batch,) = batches

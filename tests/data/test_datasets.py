@@ -320,13 +320,13 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
     nested = open_dataset(tmp_path / "paths" / "SUN397")
     assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
     draw(tmp_path / "paths" / "SUN397" / "b.png")
-    loose = "not read: 1 picture in no class folder, first b.png"
+    loose = "not read: 1 image in no class folder, first b.png"
     draw_classes(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
     draw(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
     assert loose in open_dataset(tmp_path / "imagenet-r").notes
     (tmp_path / "paths" / "SUN397" / "c.psd").touch()  # told of once
     found = [n for n in open_dataset(tmp_path / "paths" / "SUN397").notes if "not read" in n]
-    assert found == ["not read: 1 .psd (convert or rename pictures)", loose]
+    assert found == ["not read: 1 .psd (convert or rename images)", loose]
 
 
 @pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])
@@ -447,7 +447,7 @@ def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
     draw(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
     assert sizes(open_dataset(tmp_path)) == (8, 0, 4)
     draw(tmp_path / "train" / "a.JPEG")
-    assert open_dataset(tmp_path).notes[-1].startswith("not read: 1 picture in no class folder")
+    assert open_dataset(tmp_path).notes[-1].startswith("not read: 1 image in no class folder")
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -568,7 +568,7 @@ def test_what_is_missing_is_looked_for_and_said(tmp_path, name):
     assert message.startswith(f"{name} in ") and "got something/" in message
     assert f"into {layout.folders[0]}/" in message
     assert name in TEST_ONLY + ["ImageNet", "FGVCAircraft"] or f"split_zhou_{name}.json" in message
-    parts = [f"{part}/" for part in layout.parts.values() if part != "."]
+    parts = [f"{split}/" for split in layout.splits.values() if split != "."]
     for expected in (*layout.lists.values(), *parts):
         assert expected in message
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.naming import read_classnames
-from minidpt.data.samples import PARTS
+from minidpt.data.samples import SPLITS
 from minidpt.data.splits import read_split
 from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.runs.folders import CONFIG, RECORD, SPLIT, SUMMARY, TRANSFER, RunFolder
@@ -87,7 +87,7 @@ def opened(*arguments: object) -> None:
     """What a data set must be for all that comes after."""
     dataset = open_dataset(*arguments)
     assert len((Path("out") / dataset.name).parts) == 2 and dataset.name not in (".", "..")
-    for part in PARTS:
+    for part in SPLITS:
         for path, label, name in getattr(dataset, part):
             assert Path(path).is_file() and dataset.classnames[label] == name
 

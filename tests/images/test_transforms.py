@@ -392,13 +392,13 @@ def test_what_is_no_picture_is_named(tmp_path):
     flag().save(tmp_path / "b.eps")  # Pillow would start Ghostscript for it
     (tmp_path / "b.eps").rename(tmp_path / "b.jpg")
     for name in ("a.png", "b.jpg"):  # no decoder of ours
-        with pytest.raises(ValueError, match="expected a readable picture .*something else"):
+        with pytest.raises(ValueError, match="expected a readable image .*something else"):
             decode.open_image(tmp_path / name)
-    with pytest.raises(ValueError, match=f"^image {tmp_path}: expected a picture, got a folder"):
+    with pytest.raises(ValueError, match=f"^image {tmp_path}: expected an image, got a folder"):
         decode.open_image(tmp_path)
-    with pytest.raises(FileNotFoundError, match="^image '': expected a picture, got nothing there"):
+    with pytest.raises(FileNotFoundError, match="^image '': expected an image, got nothing there"):
         decode.open_image("")
-    with pytest.raises(FileNotFoundError, match="none.png: expected a picture, got nothing"):
+    with pytest.raises(FileNotFoundError, match="none.png: expected an image, got nothing"):
         decode.open_image(tmp_path / "none.png")
 
 
@@ -495,9 +495,9 @@ def test_file_objects_are_read_as_files_are(tmp_path):
     with open(tmp_path / "a.png", "rb") as file:
         assert_shows(decode.open_image(file), RED, BLUE)
     assert_shows(decode.open_image(io.BytesIO(content)), RED, BLUE)
-    with pytest.raises(ValueError, match="image file object: expected a readable picture"):
+    with pytest.raises(ValueError, match="image file object: expected a readable image"):
         decode.open_image(io.BytesIO(content[:30]))
-    with pytest.raises(ValueError, match="image file object: expected a readable picture"):
+    with pytest.raises(ValueError, match="image file object: expected a readable image"):
         decode.open_image(io.StringIO("words"))
 
 

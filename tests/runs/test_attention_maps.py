@@ -127,7 +127,8 @@ def test_bars_are_the_probabilities_with_and_without_what_was_learned(place, mon
 
     clip = place.model.clip
     resolution = clip.visual.resolution
-    pixels = minidpt.images.transforms.eval_pixels(picture, resolution)
+    image = place.model.white_level.open(picture)
+    pixels = minidpt.images.transforms.eval_pixels(image, resolution)
     images = minidpt.images.transforms.normalize(torch.from_numpy(pixels)[None])
     texts = [place.model.template.format(name) for name in names]
     with torch.no_grad():

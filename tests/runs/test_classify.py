@@ -203,9 +203,9 @@ def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, mo
     for answer, (prediction,) in zip(answers[::4], expected):
         ((share, name),) = [(p["probability"], p["class"]) for p in answer["predictions"]]
         assert name == prediction.classname and share == pytest.approx(prediction.probability)
-    assert "gone.png: expected a picture" in answers[1]["error"]
-    assert answers[2]["error"] == "image '': expected a picture, got nothing there"
-    assert answers[3]["error"] == "image many: expected a picture, got a folder: pass its pictures"
+    assert "gone.png: expected an image" in answers[1]["error"]
+    assert answers[2]["error"] == "image '': expected an image, got nothing there"
+    assert answers[3]["error"] == "image many: expected an image, got a folder: pass its images"
     service.stdin.close()
     assert service.stdout.read() == ""
     assert service.wait() == 2  # some could not be read

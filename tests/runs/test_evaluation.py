@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import minidpt
 from minidpt.data import batches, copies
 from minidpt.data import samples as data
-from minidpt.images import transforms
+from minidpt.images import decode
 from minidpt.images.decode import WhiteLevel
 from minidpt.images.transforms import Preprocess, normalize
 from minidpt.runs import evaluation
@@ -40,13 +40,13 @@ def items(tmp_path: Path) -> list[data.Sample]:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The paths of pictures in the order in which they are decoded."""
-    paths, open_image = [], transforms.open_image
+    paths, open_image = [], decode.open_image
 
     def counting(path: str, white_level: WhiteLevel) -> Image.Image:
         paths.append(path)
         return open_image(path, white_level)
 
-    monkeypatch.setattr(transforms, "open_image", counting)
+    monkeypatch.setattr(decode, "open_image", counting)
     return paths
 
 

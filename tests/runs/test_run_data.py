@@ -82,7 +82,7 @@ def test_broken_images_are_named_all_at_once(trained, tmp_path, place, which):
     broken = folder / split[which][0][0]
     broken.write_bytes(broken.read_bytes()[:100])
     result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
-    assert_one_line(result, "train.py", str(broken), "expected a readable picture", "remove")
+    assert_one_line(result, "train.py", str(broken), "expected a readable image", "remove")
     assert "more" not in result.err
     others = [folder / row[0] for row in split[which][1:3]]
     for other in others:
@@ -116,9 +116,10 @@ def deep(place, tmp_path_factory) -> Path:
 def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, method):
     options = ["--data", deep, "--model", place.clip, "--method", method, *SHORT]
     result = inside("train.py", *options, "--out", "run")
-    note = "note: in pictures of more than 8 bits, white is 4095 (integer)\n"
+    note = "note: in images of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
-    assert json.loads(Path("run/config.json").read_text())["record"]["white_level"] == {"integer": 4095}
+    record = json.loads(Path("run/config.json").read_text())["record"]
+    assert record["white_level"] == {"integer": 4095}
     model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
     assert model.white_level == {"integer": 4095}
     tested = inside("eval.py", "test", "run")
@@ -149,7 +150,7 @@ def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path
     options = ["--data", folder, "--model", place.clip, *SHORT, "--epochs", 0, "--out", "run"]
     copy = folder / split["test"][0][0]
     note = f"test images that are also training images, byte for byte: 1, as {copy}\n"
-    unread = "not read: 1 .heics (convert or rename pictures)\n"
+    unread = "not read: 1 .heics (convert or rename images)\n"
     result = inside("train.py", *options)
     assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
     assert f"note: {note}" in inside("eval.py", "test", "run").out

@@ -12,7 +12,7 @@ from scripts import SCRIPTS, SHORT, assert_one_line, inside, save_clip, summary
 from small_runs import files, read_csv, succeed
 
 import minidpt
-from minidpt.data import batches
+from minidpt.images import decode
 from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
 
@@ -219,9 +219,9 @@ def test_a_folder_of_pictures_stands_for_its_data_set_whose_folder_is_only_read(
 
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
-    decoded, open_image = [], batches.open_image
+    decoded, open_image = [], decode.open_image
     counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
-    monkeypatch.setattr(batches, "open_image", counting)
+    monkeypatch.setattr(decode, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     succeed("train.py", *command)
