@@ -45,14 +45,18 @@ def top_predictions(
 
 
 def predict_each(
-    model: Any, images: Iterable[ImageSource], top: int, workers: int | None
+    self: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
 ) -> Iterator[tuple[ImageSource, Result]]:
-    """Predict images as they come with a `PromptedCLIP`, whose `predict_each` this is."""
-    clip = model.clip
+    """Predict any number of images in little memory: yields each with its predictions.
+
+    A method of `PromptedCLIP`. With an image that cannot be read comes the error. Threads
+    (`workers` as in `map_ordered`) read ahead while a batch of up to PREDICT_BATCH is computed.
+    """
+    clip = self.clip
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
         try:
-            return image, eval_pixels(image, clip.visual.resolution, model.white_level)
+            return image, eval_pixels(image, clip.visual.resolution, self.white_level)
         except (ValueError, OSError) as error:
             return image, error
 
@@ -62,7 +66,7 @@ def predict_each(
             results = iter(())
             if pixels:
                 stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
-                results = iter(model.predict(clip.normalize(stacked), top))
+                results = iter(self.predict(clip.normalize(stacked), top))
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 
@@ -76,7 +80,7 @@ def predict_all(
     # Pillow images may share an open file, so that only paths are read by several threads.
     paths = all(isinstance(image, (str, os.PathLike)) for image in images)
     predictions = []
-    with closing(predict_each(model, images, top, None if paths else 0)) as results:
+    with closing(model.predict_each(images, top, None if paths else 0)) as results:
         for _, result in results:
             if isinstance(result, Exception):
                 raise result

@@ -30,7 +30,7 @@ n(g), one that learns no visual prompts f0 for f.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
+from .inference import Prediction, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -272,15 +272,7 @@ class PromptedCLIP(nn.Module):
         logits = self(images.to(self.clip.device), branches=False).logits
         return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 
-    def predict_each(
-        self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
-    ) -> Iterator[tuple[ImageSource, Result]]:
-        """Predict any number of images in little memory: yields each with its predictions.
-
-        With an image that cannot be read comes the error. Threads (`workers` as in `map_ordered`)
-        read ahead while a batch of up to PREDICT_BATCH is computed; it is yielded then.
-        """
-        return predict_each(self, images, top, workers)
+    predict_each = predict_each  # of `inference.py`, as a method
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
         """Return the learned parameters by name, with their gradients: all but CLIP's."""
@@ -314,7 +306,7 @@ class PromptedCLIP(nn.Module):
         """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
 
         CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
-        An existing file is replaced whole.
+        An existing file is replaced.
         """
         learned = {name: value.detach().cpu() for name, value in self.prompt_state_dict().items()}
         about_clip = {

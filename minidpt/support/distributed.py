@@ -13,19 +13,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 STEP_TIMEOUT = timedelta(seconds=60)  # for which a rank waits for the others within a step
 NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
-
-Rows = TypeVar("Rows", Tensor, Sequence)
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,10 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise PeerLost(
-                "another of the processes has ended, or has not answered for "
-                f"{STEP_TIMEOUT.seconds} s: see its own message"
-            ) from error
+            silence = f"has not answered for {STEP_TIMEOUT.seconds} s: see its own message"
+            raise PeerLost(f"another of the processes has ended, or {silence}") from error
 
-    def shard(self, rows: Rows) -> Rows:
+    def shard(self, rows: Any) -> Any:
         """Return this rank's part of a list or of a tensor's rows; the parts follow each other.
 
         Their sizes differ by one at most; with fewer rows than ranks some are empty.
@@ -160,9 +156,9 @@ class _AllGather(torch.autograd.Function):
 
 
 class PeerLost(ConnectionError):
-    """Another process has ended. how_to_resume: the command that resumes what was begun, if known."""
+    """Another process has ended."""
 
-    how_to_resume = ""
+    how_to_resume = ""  # the command that resumes what was begun, if known
 
 
 def world_from_environment() -> World:

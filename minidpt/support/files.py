@@ -47,7 +47,7 @@ def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
 
 
 def printable(text: str) -> str:
-    """Spell out what a terminal would not only show: control characters as \\x1b, \\n and so on."""
+    """Escape what a terminal would not only show: control characters as \\x1b, \\n and so on."""
     return "".join(
         letter if letter.isprintable() or letter in "\u00a0\u200c\u200d\u3000"
         else letter.encode("unicode_escape").decode()
@@ -62,8 +62,7 @@ def short_repr(value: object) -> str:
     """
     if isinstance(value, (str, bytes)):
         return repr(value[:60])
-    is_short = isinstance(value, int) and abs(value) < 10**30
-    is_short = is_short or value is None or isinstance(value, float)
+    is_short = isinstance(value, float | None) or isinstance(value, int) and abs(value) < 10**30
     return repr(value) if is_short else f"a {type(value).__name__}"
 
 
@@ -162,7 +161,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def check_fields(content: object, where: str, **kinds: Any) -> dict[str, Any]:
-    """Return `content`, a dict with text as keys, if each named entry is of the kind given for it.
+    """Return `content`, a dict with text as keys, if each named entry is of its kind.
 
     `name=str`, or `template=str | None` for an entry that may be missing; True is no number. Raises
     ValueError, which begins with `where`.
@@ -214,7 +213,7 @@ def escape_formula(value: object) -> object:
 
 @contextmanager
 def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """In the block, which writes to `path`, make an OSError for want of room name it, and a fix."""
+    """Make an OSError of the block for want of room name the path it writes to, and a fix."""
     try:
         yield
     except OSError as error:
@@ -260,9 +259,8 @@ def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterabl
 def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """Let one process at a time into the block, by an empty file; yields whether it is locked.
 
-    It is not on file systems without locks. The lock ends with the process, so that a file that was
-    left behind stops nobody. While another process is in the block this one waits, or raises
-    BlockingIOError with the text `busy`.
+    It is not on file systems without locks. The lock ends with the process: a file left behind
+    stops nobody. While another is in the block, waits, or raises BlockingIOError with text `busy`.
     """
     is_locked = False
     with ExitStack() as files:

@@ -108,7 +108,7 @@ class Progress:
         width = 80
         with suppress(OSError, ValueError):  # a stream without a size
             width = os.get_terminal_size(self.stream.fileno()).columns or width
-        line = printable(line)[: max(width - 1, 0)]
+        line = printable(line)[: width - 1]
         print(f"\r{line.ljust(self.length)}", end="", file=self.stream, flush=True)
         self.length = len(line)
 
