@@ -38,10 +38,8 @@ def top_predictions(
 ) -> list[list[Prediction]]:
     """Name the `top` likeliest classes of each image, best first: probabilities (B, C)."""
     values, classes = probabilities.topk(min(top, len(classnames)))
-    return [
-        [Prediction(classnames[c], p) for c, p in zip(row, row_values, strict=True)]
-        for row, row_values in zip(classes.tolist(), values.tolist(), strict=True)
-    ]
+    rows = zip(classes.tolist(), values.tolist())
+    return [[Prediction(classnames[c], p) for c, p in zip(*row)] for row in rows]
 
 
 def predict_each(
@@ -94,9 +92,9 @@ def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
     Raises ValueError for other weights or another image size.
     """
     name, image_size = saved.clip["name"], saved.clip.get("image_size")
+    if clip is None and name not in NAMES:
+        raise ValueError(f"its CLIP {short_repr(name)} is no known name: pass clip=")
     if clip is None:
-        if name not in NAMES:
-            raise ValueError(f"its CLIP {short_repr(name)} is no known name: pass clip=")
         clip, _ = load(name, quick_gelu=saved.clip["quick_gelu"], image_size=image_size)
     expected, got = saved.clip["fingerprint"], clip.fingerprint()
     if got != expected:

@@ -126,10 +126,9 @@ class PromptedCLIP(nn.Module):
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        # Classes encoded at a time; None: all at once.
-        self.class_chunk = classes_that_fit(clip, self.text_prompts)
-        features = encode_template(clip, names, self.template, world)
-        self.register_buffer("template_features", features, persistent=False)
+        self.class_chunk = classes_that_fit(clip, self.text_prompts)  # encoded at a time
+        template_features = encode_template(clip, names, self.template, world)  # W0
+        self.register_buffer("template_features", template_features, persistent=False)
         self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
         self.to(clip.device)
 
@@ -286,8 +285,7 @@ class PromptedCLIP(nn.Module):
     def load_published(self, tensors: Mapping[str, Tensor]) -> None:
         """Load prompts learned with the published implementations of CoOp and DPT.
 
-        Args:
-            tensors: by their published names, from `minidpt.read_published` for instance.
+        tensors: by their published names, from `minidpt.read_published` for instance.
 
         Raises ValueError if names or shapes do not fit this model; it is unchanged then.
         """
@@ -375,16 +373,13 @@ class PromptedCLIP(nn.Module):
 
 
 def canonical_names(classnames: Sequence[str]) -> list[str]:
-    """Return class names as prompts have them; ValueError for one that cannot be a name."""
+    """Return class names as prompts have them; raises as `canonical_classname`."""
     return [canonical_classname(name, "class names") for name in classnames]
 
 
 @torch.no_grad()
 def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
-    """Compute the zero-shot classifier W0: normalised text features (C, E) of the filled template.
-
-    names: canonical ones.
-    """
+    """Compute W0, the normalised text features (C, E) of the template with canonical names."""
     prompts = []
     for name in names:
         prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
@@ -429,12 +424,6 @@ def build_model(
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
-    check_texts(classnames, template)
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
-
-
-def check_texts(classnames: Sequence[str], template: str) -> None:
-    """Raise ValueError unless these are class names of a classifier and a template."""
     if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
         raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
     if not 2 <= len(classnames) <= MAX_CLASSES:
@@ -443,14 +432,14 @@ def check_texts(classnames: Sequence[str], template: str) -> None:
     if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
         raise ValueError(f"template {short_repr(template)}: expected {expected}")
+    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
 
 
 @single_line_errors
 def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
     """Load a model that `PromptedCLIP.save` wrote, ready to predict.
 
-    Args:
-        clip: the CLIP it was trained on; None: found by its name, as `load` does.
+    clip: the CLIP it was trained on; None: found by its name, as `load` does.
 
     Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
     weights are others than those the prompts were learned with, or the prompts are not finite.

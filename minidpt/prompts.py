@@ -150,10 +150,8 @@ def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[st
         text = decode([token])
         return text.strip() if text.endswith(" ") else f"{text}-"
 
-    return [
-        [(spell(token), distance) for token, distance in zip(*row, strict=True)]
-        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
-    ]
+    rows = zip(tokens.tolist(), distances.tolist())
+    return [[(spell(token), distance) for token, distance in zip(*row)] for row in rows]
 
 
 class VisualPrompts(nn.Module):

@@ -4,8 +4,6 @@ In training each rank has its shard of a batch's images and its shard of the cla
 prompts of its classes and gathers the text features of all. Its loss is what its images add to the
 loss of the batch, so gradients are summed: those of the text features where they are gathered,
 then those of all parameters, at once. The parameters are the same on every rank.
-
-A process that is `SINGLE` computes as if nothing of this were here.
 """
 
 from __future__ import annotations
@@ -189,12 +187,8 @@ def join_world(device: torch.device) -> World:
         getattr(torch, device.type).set_device(device)
     with world._exchange():
         store, _, _ = next(distributed.rendezvous("env://", timeout=5 * STEP_TIMEOUT))
-        distributed.init_process_group(
-            store=distributed.PrefixStore("group", store),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=STEP_TIMEOUT,
-        )
+        group = dict(rank=world.rank, world_size=world.size, timeout=STEP_TIMEOUT)
+        distributed.init_process_group(store=distributed.PrefixStore("group", store), **group)
     return replace(world, store=distributed.PrefixStore("minidpt", store), parent=os.getppid())
 
 

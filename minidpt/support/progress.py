@@ -20,9 +20,7 @@ Value = TypeVar("Value")
 ProgressCallback = Callable[[int], None]  # takes how much is done
 Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
-_watch: ContextVar[Watch] = ContextVar(
-    "watch", default=lambda what, total: nullcontext(lambda done: None)
-)
+_watch: ContextVar[Watch] = ContextVar("watch", default=lambda *_: nullcontext(lambda done: None))
 AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 
