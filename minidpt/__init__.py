@@ -14,21 +14,7 @@ from .training import learning_rate, parameter_groups
 
 __version__ = "1.0.0.dev0"
 __all__ = [
-    "AttentionMaps",
-    "CLIP",
-    "METHODS",
-    "ModelOutput",
-    "Prediction",
-    "PromptConfig",
-    "PromptedCLIP",
-    "attention_maps",
-    "build_clip",
-    "build_model",
-    "export",
-    "learning_rate",
-    "load",
-    "load_model",
-    "parameter_groups",
-    "read_published",
-    "tokenize",
-]
+    "AttentionMaps", "CLIP", "METHODS", "ModelOutput", "Prediction", "PromptConfig", "PromptedCLIP",
+    "attention_maps", "build_clip", "build_model", "export", "learning_rate", "load", "load_model",
+    "parameter_groups", "read_published", "tokenize",
+]  # fmt: skip

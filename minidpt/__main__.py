@@ -1,8 +1,4 @@
-"""`python -m minidpt`: what is installed here; and the commands minidpt-train and minidpt-eval.
-
-Their scripts train.py and eval.py are no modules of the package: an installed one has them as files
-in its folder, a checkout beside it.
-"""
+"""`python -m minidpt`: what is installed here; and the commands minidpt-train and minidpt-eval."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ def main() -> None:
 
 
 def run_script(name: str) -> None:
-    """Run a file, as Python does, in the package's folder or beside it, whichever there is."""
+    """Run a script as Python does: in an installed package's folder, or beside a checkout's."""
     package = Path(__file__).resolve().parent
     path = next(filter(Path.is_file, (package / name, package.parent / name)))
     spec = importlib.util.spec_from_file_location("__main__", path)

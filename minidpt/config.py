@@ -36,8 +36,7 @@ class Option(NamedTuple):
     bounds: the least and the greatest number.
     choices: the values that there are.
     read_by: the part of a method that reads it: "text", "image", "class-aware", "guidance", or
-        "training" (any but zero-shot); "" for all methods. The default of such an option is the
-        published value.
+        "training" (any but zero-shot); "" for all methods. Such a default is the published value.
     decides_result: another value makes another run.
     can_move: `--resume` takes another value.
     is_grid: several values make a sweep.

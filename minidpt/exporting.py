@@ -16,13 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .clip.network import CLIP
 from .model import PromptedCLIP, PromptFeatures
 from .support.files import atomic_write
 
 ABOUT = "minidpt.json"  # the JSON text in a program, see `export`
 ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
-MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's 2 GiB, and room for the graph
 
 
 class ImageClassifier(PromptedCLIP):
@@ -61,12 +59,12 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     ONNX runtimes; both hold a JSON text under the name "minidpt.json", as extra file or as
     metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1.
 
-    Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32 or too large.
+    Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32.
     """
     path, clip, size = Path(path), model.clip, model.clip.visual.resolution
+    if path.suffix == ".onnx" and clip.dtype != torch.float32:
+        raise ValueError(f"{path}: expected a CLIP in fp32, got {clip.dtype}: use --precision fp32")
     check_target(path)
-    if path.suffix == ".onnx":
-        check_onnx(clip)
     about = json.dumps(
         {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
     )
@@ -113,12 +111,3 @@ def check_target(path: str | os.PathLike) -> None:
     if path.suffix == ".onnx" and missing:
         fix = f"pip install {' '.join(missing)}, or export a .pt2"
         raise ValueError(f"{path}: packages are missing for ONNX: {fix}")
-
-
-def check_onnx(clip: CLIP) -> None:
-    """Raise ValueError if runtimes could not read or run the file."""
-    if clip.dtype != torch.float32:
-        raise ValueError(f".onnx: expected a CLIP in fp32, got {clip.dtype}: pass --precision fp32")
-    if (size := 4 * sum(weight.numel() for weight in clip.visual.parameters())) > MAX_ONNX:
-        expected = f"an image side of up to {MAX_ONNX:,} bytes"
-        raise ValueError(f".onnx: expected {expected}, got {size:,}: export a .pt2")

@@ -38,21 +38,23 @@ def top_predictions(
 ) -> list[list[Prediction]]:
     """Name the `top` likeliest classes of each image, best first: probabilities (B, C)."""
     values, classes = probabilities.topk(min(top, len(classnames)))
-    return [
-        [Prediction(classnames[c], p) for c, p in zip(row, row_values, strict=True)]
-        for row, row_values in zip(classes.tolist(), values.tolist(), strict=True)
-    ]
+    rows = zip(classes.tolist(), values.tolist())
+    return [[Prediction(classnames[c], p) for c, p in zip(*row)] for row in rows]
 
 
 def predict_each(
-    model: Any, images: Iterable[ImageSource], top: int, workers: int | None
+    self: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
 ) -> Iterator[tuple[ImageSource, Result]]:
-    """Predict images as they come with a `PromptedCLIP`, whose `predict_each` this is."""
-    clip = model.clip
+    """Predict any number of images in little memory: yields each with its predictions.
+
+    A method of `PromptedCLIP`. With an image that cannot be read comes the error. Threads
+    (`workers` as in `map_ordered`) read ahead while a batch of up to PREDICT_BATCH is computed.
+    """
+    clip = self.clip
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
         try:
-            return image, eval_pixels(model.white_level.open(image), clip.visual.resolution)
+            return image, eval_pixels(self.white_level.open(image), clip.visual.resolution)
         except (ValueError, OSError) as error:
             return image, error
 
@@ -62,7 +64,7 @@ def predict_each(
             results = iter(())
             if pixels:
                 stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
-                results = iter(model.predict(clip.normalize(stacked), top))
+                results = iter(self.predict(clip.normalize(stacked), top))
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 
@@ -76,7 +78,7 @@ def predict_all(
     # Pillow images may share an open file, so that only paths are read by several threads.
     paths = all(isinstance(image, (str, os.PathLike)) for image in images)
     predictions = []
-    with closing(predict_each(model, images, top, None if paths else 0)) as results:
+    with closing(model.predict_each(images, top, None if paths else 0)) as results:
         for _, result in results:
             if isinstance(result, Exception):
                 raise result
@@ -90,9 +92,9 @@ def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
     Raises ValueError for other weights or another image size.
     """
     name, image_size = saved.clip["name"], saved.clip.get("image_size")
+    if clip is None and name not in NAMES:
+        raise ValueError(f"its CLIP {short_repr(name)} is no known name: pass clip=")
     if clip is None:
-        if name not in NAMES:
-            raise ValueError(f"its CLIP {short_repr(name)} is no known name: pass clip=")
         clip, _ = load(name, quick_gelu=saved.clip["quick_gelu"], image_size=image_size)
     expected, got = saved.clip["fingerprint"], clip.fingerprint()
     if got != expected:

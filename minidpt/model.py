@@ -1,8 +1,12 @@
 """CLIP with learned prompts: the forward pass and the loss of the five methods (`config.py`).
 
-Letters of shapes, here and below: B images of R × R pixels and N tokens (the class token and the
-patches), C classes, K of them selected for each image, P visual prompts of a layer, L layers of the
-image transformer of width D with H heads of width d, and E the width that images and texts share.
+Letters of shapes, here and below:
+
+    B  images of R × R pixels            L  layers of the image transformer
+    N  tokens: class token, patches      D  its width, of H heads of width d
+    C  classes                           W  width of the text transformer
+    K  of them selected for an image     E  width of image and text features
+    P  visual prompts of a layer         M  context vectors of a prompt
 
 Layers are counted from 1, as in the paper and in `PromptConfig`. Those of DPT, j being
 `class_aware_from`; without class-aware prompts j is L + 1:
@@ -12,21 +16,23 @@ Layers are counted from 1, as in the paper and in `PromptConfig`. Those of DPT, 
     sees      x and P learned prompts     x and K class-aware prompts    the same
                                           made from x and text features
 
-With g the text features of the learned context and W0 those of the template, f the image feature
-with prompts and f0 without, n(x) = x / |x|, s = exp(logit_scale) and CE the cross-entropy:
+The loss (DPT, arXiv 2208.08340, section III). g: text features of the learned context, (C, E); W0:
+those of the template, normalised; f: image features with prompts, (B, E); f0: without any;
+n(x) = x / |x|; s = exp(logit_scale); CE: cross-entropy. A method that learns no context has W0 for
+n(g), one that learns no visual prompts f0 for f.
 
     logits = s·n(f)·n(g)ᵀ
     plain  = CE(logits)
     guided = CE(s·n(f0)·n(g)ᵀ) + CE(s·n(f)·W0ᵀ) + 0.1·plain       the first epochs of VLP and DPT
-    loss   = plain or guided + α·auxiliary                        the last of DPT: `auxiliary_loss`
+    loss   = (plain or guided) + α·auxiliary_loss                 its second part: DPT only
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +47,7 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
+from .inference import Prediction, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -83,14 +89,6 @@ class PromptFeatures(NamedTuple):
     prompt_kv: list[Tensor]
 
 
-class CachedFeatures(NamedTuple):
-    """Cached prompt features, with copies of the values, device and precision they came from."""
-
-    sources: list[Tensor]
-    key: tuple[torch.device, torch.dtype]
-    features: PromptFeatures
-
-
 class LastLayerInput(NamedTuple):
     """Inputs of the last layer of the image transformer.
 
@@ -128,11 +126,10 @@ class PromptedCLIP(nn.Module):
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        # Classes encoded at a time; None: all at once.
-        self.class_chunk = classes_that_fit(clip, self.text_prompts)
-        features = encode_template(clip, names, self.template, world)
-        self.register_buffer("template_features", features, persistent=False)
-        self._cache: CachedFeatures | None = None
+        self.class_chunk = classes_that_fit(clip, self.text_prompts)  # encoded at a time
+        template_features = encode_template(clip, names, self.template, world)  # W0
+        self.register_buffer("template_features", template_features, persistent=False)
+        self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
         self.to(clip.device)
 
     def forward(
@@ -175,10 +172,7 @@ class PromptedCLIP(nn.Module):
         return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """Compute the training loss of a batch, a scalar in fp32.
-
-        On several ranks it is what this rank's images add to it: the sum over all ranks is the loss
-        of the batch.
+        """Compute the training loss of a batch, a scalar in fp32; on several ranks their sum is it.
 
         Args:
             output: of `forward`.
@@ -189,17 +183,17 @@ class PromptedCLIP(nn.Module):
         Raises ValueError for guidance with an output of `forward` without branches.
         """
         counts = global_counts(labels, output.top_classes, self.world)
-        loss = cross_entropy(output.logits, labels, counts)
+        loss = cross_entropy(output.logits, labels, counts.images)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
                 fix = "call the model with branches=True"
                 raise ValueError(f"guidance: expected the logits of both branches, got none: {fix}")
-            text_branch = cross_entropy(output.text_branch_logits, labels, counts)
-            image_branch = cross_entropy(output.image_branch_logits, labels, counts)
+            text_branch = cross_entropy(output.text_branch_logits, labels, counts.images)
+            image_branch = cross_entropy(output.image_branch_logits, labels, counts.images)
             loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
         if output.class_aware_logits is not None:
             loss = loss + self.config.alpha * auxiliary_loss(
-                output.class_aware_logits, output.top_classes, labels, counts
+                output.class_aware_logits, output.top_classes, labels, counts.hits
             )
         return loss
 
@@ -253,7 +247,7 @@ class PromptedCLIP(nn.Module):
         return LastLayerInput(x, prompts, class_aware_logits, weights)
 
     def text_features(self) -> Tensor:
-        """Compute features (C, E) of all classes in fp32: learned, not normalised, or W0."""
+        """Compute features (C, E) of all classes in fp32: g, not normalised, or W0."""
         return self.prompt_features().text_features
 
     @torch.no_grad()
@@ -277,33 +271,21 @@ class PromptedCLIP(nn.Module):
         logits = self(images.to(self.clip.device), branches=False).logits
         return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 
-    def predict_each(
-        self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
-    ) -> Iterator[tuple[ImageSource, Result]]:
-        """Predict any number of images in little memory: yields each with its predictions.
-
-        With an image that cannot be read comes the error. Threads (`workers` as in `map_ordered`)
-        read ahead while a batch of up to PREDICT_BATCH is computed; it is yielded then.
-        """
-        return predict_each(self, images, top, workers)
+    predict_each = predict_each  # of `inference.py`, as a method
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
         """Return the learned parameters by name, with their gradients: all but CLIP's."""
         named = self.named_parameters()
         return {name: value for name, value in named if not name.startswith("clip.")}
 
-    @torch.no_grad()
     def load_prompt_state_dict(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values into learned parameters, by their names."""
-        learned = self.prompt_state_dict()
-        for name, value in values.items():
-            learned[name].copy_(value)
+        """Copy values into learned parameters, by their names; the others stay."""
+        self.load_state_dict(values, strict=False)
 
     def load_published(self, tensors: Mapping[str, Tensor]) -> None:
         """Load prompts learned with the published implementations of CoOp and DPT.
 
-        Args:
-            tensors: by their published names, from `minidpt.read_published` for instance.
+        tensors: by their published names, from `minidpt.read_published` for instance.
 
         Raises ValueError if names or shapes do not fit this model; it is unchanged then.
         """
@@ -322,7 +304,7 @@ class PromptedCLIP(nn.Module):
         """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
 
         CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
-        An existing file is replaced whole.
+        An existing file is replaced.
         """
         learned = {name: value.detach().cpu() for name, value in self.prompt_state_dict().items()}
         about_clip = {
@@ -380,27 +362,24 @@ class PromptedCLIP(nn.Module):
         sources = [self.template_features]
         for prompts in (self.text_prompts, self.visual_prompts):
             sources += [] if prompts is None else prompts.parameters()
-        cache, dtype, device = self._cache, self.clip.dtype, self.clip.device
+        dtype, device = self.clip.dtype, self.clip.device
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        key = device, dtype
-        if cache is None or cache.key != key or not all(map(torch.equal, cache.sources, sources)):
-            copies = [value.clone() for value in sources]
-            self._cache = cache = CachedFeatures(copies, key, self.encode_prompts())
-        return cache.features
+        key, copies, features = self._cache or (None, [], None)
+        if key != (device, dtype) or not all(map(torch.equal, copies, sources)):
+            features, copies = self.encode_prompts(), [value.clone() for value in sources]
+            self._cache = (device, dtype), copies, features
+        return features
 
 
 def canonical_names(classnames: Sequence[str]) -> list[str]:
-    """Return class names as prompts have them; ValueError for one that cannot be a name."""
+    """Return class names as prompts have them; raises as `canonical_classname`."""
     return [canonical_classname(name, "class names") for name in classnames]
 
 
 @torch.no_grad()
 def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
-    """Compute the zero-shot classifier W0: normalised text features (C, E) of the filled template.
-
-    names: canonical ones.
-    """
+    """Compute W0, the normalised text features (C, E) of the template with canonical names."""
     prompts = []
     for name in names:
         prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
@@ -445,12 +424,6 @@ def build_model(
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.
     """
-    check_texts(classnames, template)
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
-
-
-def check_texts(classnames: Sequence[str], template: str) -> None:
-    """Raise ValueError unless these are class names of a classifier and a template."""
     if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
         raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
     if not 2 <= len(classnames) <= MAX_CLASSES:
@@ -459,14 +432,14 @@ def check_texts(classnames: Sequence[str], template: str) -> None:
     if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
         raise ValueError(f"template {short_repr(template)}: expected {expected}")
+    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
 
 
 @single_line_errors
 def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLIP:
     """Load a model that `PromptedCLIP.save` wrote, ready to predict.
 
-    Args:
-        clip: the CLIP it was trained on; None: found by its name, as `load` does.
+    clip: the CLIP it was trained on; None: found by its name, as `load` does.
 
     Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
     weights are others than those the prompts were learned with, or the prompts are not finite.

@@ -1,8 +1,7 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
 These modules hold parameters and constants made from CLIP, never CLIP itself, which `model.py`
-joins with them. Letters of shapes beside those of `model.py`: M context vectors, W the width of the
-text transformer, S rows of all packed prompts.
+joins with them. Letters of shapes as in `model.py`; S: rows of all packed prompts.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class TextPrompts(nn.Module):
         return PackedPrompts(*tensors, self._prompts_per_bin)
 
     def forward(self) -> Tensor:
-        """Token plus positional embeddings of all prompts, (S, W) in fp32."""
+        """Embed all prompts, tokens plus positions: (S, W) in fp32."""
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
         # not vectors[self.context_vectors], whose gradient sums in an order left to the threads
         return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
@@ -111,7 +110,15 @@ def initial_context(clip: CLIP, classes: int, config: PromptConfig) -> nn.Parame
 
 
 def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]:
-    """Compose the tokens of one class's prompt; `context_ids` stand for its context vectors."""
+    """Compose the tokens of a class's prompt; `context_ids` stand for its context vectors.
+
+    CLIP's vocabulary ends at 49407 (EOT): 49408 … are the M = 4 vectors of a shared context, and
+    those of the second class with csc begin at 49412. "golden retriever" is the tokens 3878 28394:
+
+        end     SOT 49408 49409 49410 49411 3878 28394 . EOT
+        middle  SOT 49408 49409 3878 28394 49410 49411 . EOT
+        front   SOT 3878 28394 49408 49409 49410 49411 . EOT
+    """
     tokens, length = encode(name + "."), len(encode(name))
     name_tokens, stop = tokens[:length], tokens[length:]
     half = len(context_ids) // 2
@@ -142,10 +149,8 @@ def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[st
         text = decode([token])
         return text.strip() if text.endswith(" ") else f"{text}-"
 
-    return [
-        [(spell(token), distance) for token, distance in zip(*row, strict=True)]
-        for row in zip(tokens.tolist(), distances.tolist(), strict=True)
-    ]
+    rows = zip(tokens.tolist(), distances.tolist())
+    return [[(spell(token), distance) for token, distance in zip(*row)] for row in rows]
 
 
 class VisualPrompts(nn.Module):
@@ -178,13 +183,14 @@ class ClassAwareOutput(NamedTuple):
 class ClassAwarePrompts(nn.Module):
     """Make one layer's visual prompts for each image from its likeliest classes (CAVPT).
 
-    Cross attention (DPT, section III-C): text features of the K classes ask, the image's tokens and
-    10 learned ones answer; keys and queries have 32 dimensions in one head, values are the tokens
-    themselves.
+    Cross attention (DPT, section III-C) in one head: the K classes ask, the image's tokens answer.
+    g are the text features of the K classes, with gradient; x the tokens that enter the layer:
 
-        q = g·M + b                              queries, in the image transformer's width
-        o = softmax((q·Wq)(kv·Wk)ᵀ / √32)·kv·Wv  with kv = [x ; learned tokens]
-        prompts = LN(o + q),   class_logits = LN(o)·Wcls
+        q  = g·Wg + b                               (B, K, D)      Wg, b: meta_net
+        kv = [x ; T]                                (B, N+10, D)   T: tokens, learned
+        o  = softmax((q·Wq)(kv·Wk)ᵀ / √32)·kv·Wv    (B, K, D)      query, key, value
+        class_logits = LN(o)·Wcls                   (B, K, C)      ln_class, classifier
+        prompts      = LN(o + q)                    (B, K, D)      ln_prompt
 
     Differs from the paper's figure, as the published code does: the layer's plain visual prompts
     take no part.

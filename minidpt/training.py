@@ -61,8 +61,6 @@ def default_epochs(method: str, shots: int, dataset: str = "") -> int:
     """
     if method == "zeroshot":
         return 0
-    if method == "coop":
-        if dataset == "ImageNet":
-            return 50
-        return 50 if shots == 1 else 100 if shots <= 4 else 200
-    return 60 if shots == 1 else 100
+    if method != "coop":
+        return 60 if shots == 1 else 100
+    return 50 if shots == 1 or dataset == "ImageNet" else 100 if shots <= 4 else 200

@@ -4,8 +4,6 @@ In training each rank has its shard of a batch's images and its shard of the cla
 prompts of its classes and gathers the text features of all. Its loss is what its images add to the
 loss of the batch, so gradients are summed: those of the text features where they are gathered,
 then those of all parameters, at once. The parameters are the same on every rank.
-
-A process that is `SINGLE` computes as if nothing of this were here.
 """
 
 from __future__ import annotations
@@ -13,19 +11,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 STEP_TIMEOUT = timedelta(seconds=60)  # for which a rank waits for the others within a step
 NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
-
-Rows = TypeVar("Rows", Tensor, Sequence)
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,10 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise PeerLost(
-                "another of the processes has ended, or has not answered for "
-                f"{STEP_TIMEOUT.seconds} s: see its own message"
-            ) from error
+            silence = f"has not answered for {STEP_TIMEOUT.seconds} s: see its own message"
+            raise PeerLost(f"another of the processes has ended, or {silence}") from error
 
-    def shard(self, rows: Rows) -> Rows:
+    def shard(self, rows: Any) -> Any:
         """Return this rank's part of a list or of a tensor's rows; the parts follow each other.
 
         Their sizes differ by one at most; with fewer rows than ranks some are empty.
@@ -162,7 +156,7 @@ class _AllGather(torch.autograd.Function):
 class PeerLost(ConnectionError):
     """Another process has ended. how_to_resume: the command that resumes the run, if known."""
 
-    how_to_resume = ""
+    how_to_resume = ""  # the command that resumes what was begun, if known
 
 
 def world_from_environment() -> World:
@@ -193,12 +187,8 @@ def join_world(device: torch.device) -> World:
         getattr(torch, device.type).set_device(device)
     with world._exchange():
         store, _, _ = next(distributed.rendezvous("env://", timeout=5 * STEP_TIMEOUT))
-        distributed.init_process_group(
-            store=distributed.PrefixStore("group", store),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=STEP_TIMEOUT,
-        )
+        group = dict(rank=world.rank, world_size=world.size, timeout=STEP_TIMEOUT)
+        distributed.init_process_group(store=distributed.PrefixStore("group", store), **group)
     return replace(world, store=distributed.PrefixStore("minidpt", store), parent=os.getppid())
 
 

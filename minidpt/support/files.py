@@ -1,9 +1,4 @@
-"""Files: those of others are read within bounds, ours are written whole.
-
-Whatever bytes are in a file, a reader returns a value or raises an error of one line:
-`single_line_errors` around each reader, `read_text` and `read_json` for text, `check_fields` for
-the types of the entries.
-"""
+"""Files: those of others are read within bounds, with one-line errors; ours are written whole."""
 
 from __future__ import annotations
 
@@ -29,8 +24,6 @@ except ImportError:  # Windows
 
 Function = TypeVar("Function", bound=Callable)
 
-MAX_MESSAGE = 500  # characters of an error
-NO_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training images has 0.1 G
 MAX_PICTURES = 2_000_000  # rows of a list of images; ImageNet has 1.3 million for training
 MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
@@ -38,7 +31,7 @@ MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
 
 
-def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
+def to_single_line(text: object, limit: int = 500) -> str:
     """Make one line that is safe to print: control characters as \\x1b, the middle cut out."""
     text = str(text)
     text = text if len(text) < 20_000 else f"{text[:9000]} … {text[-9000:]}"  # it may have 50 MB
@@ -47,7 +40,7 @@ def to_single_line(text: object, limit: int = MAX_MESSAGE) -> str:
 
 
 def printable(text: str) -> str:
-    """Spell out what a terminal would not only show: control characters as \\x1b, \\n and so on."""
+    """Escape what a terminal would not only show: control characters as \\x1b, \\n and so on."""
     return "".join(
         letter if letter.isprintable() or letter in "\u00a0\u200c\u200d\u3000"
         else letter.encode("unicode_escape").decode()
@@ -62,16 +55,14 @@ def short_repr(value: object) -> str:
     """
     if isinstance(value, (str, bytes)):
         return repr(value[:60])
-    is_short = isinstance(value, int) and abs(value) < 10**30
-    is_short = is_short or value is None or isinstance(value, float)
+    is_short = isinstance(value, float | None) or isinstance(value, int) and abs(value) < 10**30
     return repr(value) if is_short else f"a {type(value).__name__}"
 
 
 def single_line_errors(reader: Function) -> Function:
     """Make every ValueError or OSError of a reader one line of at most 500 characters.
 
-    Its text may quote the file. Nesting too deep and too little memory become ValueErrors that
-    begin with the reader's first argument, the path.
+    Nesting too deep and too little memory become ValueErrors that begin with its first argument.
     """
 
     @functools.wraps(reader)
@@ -80,7 +71,7 @@ def single_line_errors(reader: Function) -> Function:
             return reader(*args, **options)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             text, path = str(error), [*args, reader.__name__][0]
-            if isinstance(error, MemoryError) or NO_MEMORY in text:
+            if isinstance(error, MemoryError) or "can't allocate memory" in text:  # torch's words
                 text = f"{path}: out of memory"
             elif isinstance(error, RecursionError):
                 text = f"{path}: nested too deeply"
@@ -96,7 +87,7 @@ def single_line_errors(reader: Function) -> Function:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Pause the garbage collector, which would look at a million new objects again and again."""
+    """Disable the garbage collector, which would look at a million new objects again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -162,7 +153,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def check_fields(content: object, where: str, **kinds: Any) -> dict[str, Any]:
-    """Return `content`, a dict with text as keys, if each named entry is of the kind given for it.
+    """Return `content`, a dict with text as keys, if each named entry is of its kind.
 
     `name=str`, or `template=str | None` for an entry that may be missing; True is no number. Raises
     ValueError, which begins with `where`.
@@ -197,10 +188,7 @@ def validate_name(name: object, where: str, folder: bool = False) -> str:
 
 
 def canonical_classname(name: object, where: str) -> str:
-    """Return a class name as prompts have it: `_` is a space, none at either end or twice.
-
-    Raises as `validate_name`.
-    """
+    """Return a class name as prompts have it, single spaces for `_`; raises as `validate_name`."""
     return " ".join(validate_name(name, where).replace("_", " ").split())
 
 
@@ -214,7 +202,7 @@ def escape_formula(value: object) -> object:
 
 @contextmanager
 def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """In the block, which writes to `path`, make an OSError for want of room name it, and a fix."""
+    """Make an OSError of the block for want of room name the path it writes to, and a fix."""
     try:
         yield
     except OSError as error:
@@ -260,9 +248,8 @@ def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterabl
 def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """Let one process at a time into the block, by an empty file; yields whether it is locked.
 
-    It is not on file systems without locks. The lock ends with the process, so that a file that was
-    left behind stops nobody. While another process is in the block this one waits, or raises
-    BlockingIOError with the text `busy`.
+    It is not on file systems without locks. The lock ends with the process: a file left behind
+    stops nobody. While another is in the block, waits, or raises BlockingIOError with text `busy`.
     """
     is_locked = False
     with ExitStack() as files:

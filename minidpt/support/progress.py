@@ -20,9 +20,7 @@ Value = TypeVar("Value")
 ProgressCallback = Callable[[int], None]  # takes how much is done
 Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
-_watch: ContextVar[Watch] = ContextVar(
-    "watch", default=lambda what, total: nullcontext(lambda done: None)
-)
+_watch: ContextVar[Watch] = ContextVar("watch", default=lambda *_: nullcontext(lambda done: None))
 AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 
@@ -108,7 +106,7 @@ class Progress:
         width = 80
         with suppress(OSError, ValueError):  # a stream without a size
             width = os.get_terminal_size(self.stream.fileno()).columns or width
-        line = printable(line)[: max(width - 1, 0)]
+        line = printable(line)[: width - 1]
         print(f"\r{line.ljust(self.length)}", end="", file=self.stream, flush=True)
         self.length = len(line)
 
