@@ -32,6 +32,12 @@ from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
+from minidpt.runs.command_line import (
+    evaluates_other_data,
+    new_files,
+    parse_eval_command,
+    published_config,
+)
 from minidpt.runs.devices import (
     choose_device,
     choose_precision,
@@ -40,12 +46,6 @@ from minidpt.runs.devices import (
     place,
 )
 from minidpt.runs.entrypoint import run_command
-from minidpt.runs.eval_options import (
-    evaluates_other_data,
-    new_files,
-    parse_arguments,
-    published_config,
-)
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.report import print_class_accuracy, write_report
@@ -66,7 +66,7 @@ from minidpt.support.progress import print_line, print_notes
 
 def main() -> int:
     """Parse the command line and call the function of the subcommand."""
-    args = parse_arguments(__doc__)
+    args = parse_eval_command(__doc__)
     set_max_pixels(args.max_pixels)
     commands = {"test": evaluate_runs, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": evaluate_published}  # fmt: skip

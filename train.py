@@ -28,17 +28,16 @@ from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
+from minidpt.runs.command_line import parse_train_command
 from minidpt.runs.config import RunConfig, RunRecord, versions
 from minidpt.runs.devices import keep_freed_memory
-from minidpt.runs.entrypoint import DeferredInterrupt, run_command
+from minidpt.runs.entrypoint import DeferredInterrupt, relaunch_command, run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER, RunFolder
-from minidpt.runs.processes import relaunch_command
 from minidpt.runs.report import write_predictions, write_report, write_words
 from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
-from minidpt.runs.train_options import parse_train_command
 from minidpt.support.progress import (
     Progress,
     TimedIterator,

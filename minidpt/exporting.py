@@ -20,6 +20,7 @@ from .model import PromptedCLIP, PromptFeatures
 from .support.files import atomic_write
 
 ABOUT = "minidpt.json"  # the JSON text in a program, see `export`
+MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's 2 GiB, and room for the graph
 ONNX_PACKAGES = ("onnx", "onnxscript")  # that torch's exporter needs
 
 
@@ -65,6 +66,9 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     if path.suffix == ".onnx" and clip.dtype != torch.float32:
         raise ValueError(f"{path}: expected a CLIP in fp32, got {clip.dtype}: use --precision fp32")
     check_target(path)
+    weights = 4 * sum(weight.numel() for weight in clip.visual.parameters())
+    if path.suffix == ".onnx" and weights > MAX_ONNX:
+        raise ValueError(f"{path}: expected at most {MAX_ONNX:,} bytes, got {weights:,}: use .pt2")
     about = json.dumps(
         {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
     )

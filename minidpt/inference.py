@@ -43,18 +43,18 @@ def top_predictions(
 
 
 def predict_each(
-    self: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
+    model: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
 ) -> Iterator[tuple[ImageSource, Result]]:
     """Predict any number of images in little memory: yields each with its predictions.
 
-    A method of `PromptedCLIP`. With an image that cannot be read comes the error. Threads
+    model: a `PromptedCLIP`. With an image that cannot be read comes the error. Threads
     (`workers` as in `map_ordered`) read ahead while a batch of up to PREDICT_BATCH is computed.
     """
-    clip = self.clip
+    clip = model.clip
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:
         try:
-            return image, eval_pixels(self.white_level.open(image), clip.visual.resolution)
+            return image, eval_pixels(model.white_level.open(image), clip.visual.resolution)
         except (ValueError, OSError) as error:
             return image, error
 
@@ -64,7 +64,7 @@ def predict_each(
             results = iter(())
             if pixels:
                 stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
-                results = iter(self.predict(clip.normalize(stacked), top))
+                results = iter(model.predict(clip.normalize(stacked), top))
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 

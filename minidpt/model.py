@@ -30,7 +30,7 @@ n(g), one that learns no visual prompts f0 for f.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, find_clip, predict_all, predict_each, top_predictions
+from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -271,7 +271,11 @@ class PromptedCLIP(nn.Module):
         logits = self(images.to(self.clip.device), branches=False).logits
         return top_predictions(logits.softmax(dim=-1), self.classnames, top)
 
-    predict_each = predict_each  # of `inference.py`, as a method
+    def predict_each(
+        self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
+    ) -> Iterator[tuple[ImageSource, Result]]:
+        """Predict any number of images in little memory, see `inference.predict_each`."""
+        return predict_each(self, images, top, workers)
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
         """Return the learned parameters by name, with their gradients: all but CLIP's."""
@@ -280,7 +284,10 @@ class PromptedCLIP(nn.Module):
 
     def load_prompt_state_dict(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into learned parameters, by their names; the others stay."""
-        self.load_state_dict(values, strict=False)
+        parameters = self.prompt_state_dict()
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
 
     def load_published(self, tensors: Mapping[str, Tensor]) -> None:
         """Load prompts learned with the published implementations of CoOp and DPT.

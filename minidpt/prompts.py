@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip.network import CLIP, attention_with_weights
+from .clip.attention import attention_with_weights
+from .clip.network import CLIP
 from .clip.packing import PackedPrompts, pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 from .config import PromptConfig

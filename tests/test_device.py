@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import minidpt
-from minidpt.clip.network import attention
+from minidpt.clip.attention import attention
 from minidpt.runs.config import PRECISIONS
 from minidpt.runs.devices import place
 

@@ -15,7 +15,7 @@ from PIL import Image
 from scripts import inside
 from torch.distributed import run as torchrun
 
-from minidpt.runs import eval_options, train_options
+from minidpt.runs import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,8 +33,8 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
     (tmp_path / "RUN" / "config.json").write_text('{"n_ctx": 16, "record": {}}')
     monkeypatch.chdir(tmp_path)
     parsers = {
-        "train.py": train_options.parse_train_command,
-        "eval.py": eval_options.parse_arguments,
+        "train.py": command_line.parse_train_command,
+        "eval.py": command_line.parse_eval_command,
     }
     commands = [shlex.split(command.partition("&& ")[2] or command) for command in COMMANDS]
     scripts = [words[1:] for words in commands if words[0] == "python" and words[1] in parsers]

@@ -1,4 +1,4 @@
-"""How a command ends: signals, errors of one line, the exit status."""
+"""How a command runs and ends: signals, errors of one line, the exit status, several processes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ..support.distributed import SINGLE, PeerLost, leave_world, world_from_environment
+from ..support.distributed import SINGLE, PeerLost, World, leave_world, world_from_environment
 from ..support.files import to_single_line
 from ..support.progress import Progress, print_line, use_progress
-from .processes import mute_output
 
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
-Item = TypeVar("Item")
+Step = TypeVar("Step")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,7 +56,7 @@ class DeferredInterrupt:
         if self.caught is not None:
             raise Interrupted(self.caught)
 
-    def check_before(self, items: Iterable[Item]) -> Iterator[Item]:
+    def check_before(self, items: Iterable[Step]) -> Iterator[Step]:
         """Yield the same items, each after a `check`."""
         for item in items:
             self.check()
@@ -163,3 +169,69 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
+
+
+def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
+    """Return the command that starts train or eval as this one was, in as many processes."""
+    called = Path(sys.argv[0])
+    installed = called.stem.startswith("minidpt-")
+    file = f"minidpt-{script}" if installed else str(called.with_name(f"{script}.py"))
+    if world.size == 1:
+        return [file] if installed else ["python", file]
+    nodes = -(-world.size // world.local_size)
+    start = ["torchrun", f"--nproc_per_node={world.local_size}"]
+    if nodes > 1:
+        start.insert(1, f"--nnodes={nodes}")
+    return [*start, "--no-python", file] if installed else [*start, file]
+
+
+@contextmanager
+def main_process_first(world: World, lock: AbstractContextManager[Path]) -> Iterator[Path]:
+    """Create and lock a folder in the main process; the others wait, then get its path.
+
+    On several machines it is a folder that all of them have.
+    """
+    if world.is_main:
+        with lock as folder:
+            world.all_gather_object(str(folder))
+            yield folder
+    else:
+        yield Path(world.all_gather_object(None)[0])
+
+
+@contextmanager
+def mute_output(are_others: bool) -> Iterator[None]:
+    """Print nothing in the block, if these processes are not the main one."""
+    with ExitStack() as printing:
+        if are_others:
+            nowhere = printing.enter_context(open(os.devnull, "w"))
+            printing.enter_context(redirect_stdout(nowhere))
+            printing.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
+def prefix_output(name: str, world: World) -> Iterator[None]:
+    """Print the block's lines behind a name, in each of several processes, also a muted one."""
+    with ExitStack() as printing:
+        if world.size > 1:
+            printing.enter_context(redirect_stdout(PrefixedStream(sys.__stdout__, name)))
+            printing.enter_context(redirect_stderr(PrefixedStream(sys.__stderr__, name)))
+        yield
+
+
+class PrefixedStream(io.TextIOBase):
+    """Writes whole lines to a stream, each behind a name."""
+
+    def __init__(self, stream: Any, name: str):
+        self.stream, self.name, self.line = stream, name, ""
+
+    def write(self, text: str) -> int:
+        """Write whole lines; the rest waits for its end."""
+        *lines, self.line = (self.line + text).split("\n")
+        self.stream.write("".join(f"{self.name}: {line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what the stream has buffered."""
+        self.stream.flush()

@@ -20,12 +20,12 @@ from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
 from ..support.progress import print_line
+from .command_line import evaluates_other_data
 from .config import AUTO, RunConfig
 from .devices import choose_device, choose_precision, load_clip, place
-from .eval_options import evaluates_other_data
+from .entrypoint import relaunch_command
 from .evaluation import EvalSet
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
-from .processes import relaunch_command
 from .results import tested_on
 
 

@@ -26,15 +26,21 @@ from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
 from ..support.progress import print_line, print_notes
 from . import folders
+from .command_line import TrainCommand
 from .config import RunConfig, RunRecord, expand_grid
 from .devices import choose_device, choose_precision, load_clip, place
-from .entrypoint import Interrupted, is_user_error, print_error
+from .entrypoint import (
+    Interrupted,
+    is_user_error,
+    main_process_first,
+    prefix_output,
+    print_error,
+    relaunch_command,
+)
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
-from .processes import main_process_first, prefix_output, relaunch_command
 from .report import write_report
 from .results import markdown, read_rows, write_tables
-from .train_options import TrainCommand
 
 
 @dataclass(frozen=True)

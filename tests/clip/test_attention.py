@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidpt.clip.network import MultiheadAttention, attention, attention_with_weights
+from minidpt.clip.attention import MultiheadAttention, attention, attention_with_weights
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}  # a few roundings of values about 1
 

@@ -15,7 +15,7 @@ from tiny_models import WIDE, clip_state, double
 from torch import Tensor
 
 import minidpt
-from minidpt.clip.network import packed_attention
+from minidpt.clip.attention import packed_attention
 from minidpt.clip.packing import (
     MAX_BIN,
     PackedPrompts,

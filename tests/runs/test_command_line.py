@@ -18,7 +18,7 @@ from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, forked, 
 from small_runs import Place, train
 
 import minidpt
-from minidpt.runs import entrypoint, eval_options
+from minidpt.runs import command_line, entrypoint
 
 # Bad input
 
@@ -142,7 +142,7 @@ def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, com
 # Help and output
 
 
-COMMANDS = [["train.py"], *(["eval.py", name] for name in eval_options.COMMANDS)]
+COMMANDS = [["train.py"], *(["eval.py", name] for name in command_line.COMMANDS)]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

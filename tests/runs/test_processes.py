@@ -18,7 +18,7 @@ from image_folders import draw_classes
 from scripts import ROOT, SHORT, environment, forked, inside, save_clip, summary
 
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.runs import processes
+from minidpt.runs import entrypoint
 from minidpt.runs.devices import choose_device
 from minidpt.support.distributed import SINGLE, World
 
@@ -273,7 +273,7 @@ def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_
 
 
 def test_lines_behind_a_name_are_written_whole(capsys):
-    named = processes.PrefixedStream(sys.stdout, "run")
+    named = entrypoint.PrefixedStream(sys.stdout, "run")
     print("one\ntw", end="", file=named)
     assert capsys.readouterr().out == "run: one\n"
     print("o", file=named)
@@ -291,10 +291,10 @@ def test_lines_behind_a_name_are_written_whole(capsys):
 def test_the_command_to_go_on_starts_as_many_processes(size, local, words, monkeypatch):
     world = World(0, size, 0, local)
     monkeypatch.setattr(sys, "argv", ["there/eval.py"])
-    assert processes.relaunch_command("train", world) == [*words, "there/train.py"]
+    assert entrypoint.relaunch_command("train", world) == [*words, "there/train.py"]
     monkeypatch.setattr(sys, "argv", ["bin/minidpt-train"])
     installed = [*words[: 0 if size == 1 else None], *["--no-python"] * (size > 1)]
-    assert processes.relaunch_command("eval", world) == [*installed, "minidpt-eval"]
+    assert entrypoint.relaunch_command("eval", world) == [*installed, "minidpt-eval"]
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):

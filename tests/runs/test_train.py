@@ -64,9 +64,20 @@ def test_the_summary_says_what_was_run_and_what_came_out(trained, place):
 
 def test_the_config_holds_every_setting_as_it_was_used(trained, place):
     content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
-    used = {"data": str(place.data), "model": str(place.clip), "method": "dpt", "shots": 3,
-            "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
-            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01, "text_lr": 0.002}
+    used = {
+        "data": str(place.data),
+        "model": str(place.clip),
+        "method": "dpt",
+        "shots": 3,
+        "seed": 1,
+        "epochs": 6,
+        "batch_size": 5,
+        "template": "a photo of a {}.",
+        "warmup_epochs": 1,
+        "guidance_epochs": 2,
+        "visual_lr": 0.01,
+        "text_lr": 0.002,
+    }
     assert used.items() <= content.items()
     record = content["record"]
     assert record["device"] in ("cpu", "cuda") and record["precision"] in PRECISIONS
@@ -279,5 +290,3 @@ def test_fewer_than_ten_steps_after_warm_up_are_said(place):
     )
     assert "training steps" not in inside("train.py", *command, "--epochs", 6).out
     assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
-
-

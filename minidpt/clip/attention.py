@@ -1,0 +1,102 @@
+"""Scaled dot-product attention: fused for CLIP's layers, and spelled out, which defines it.
+
+Class-aware prompts, whose values are wider than their keys, take the one that is spelled out, and
+so do attention maps (`maps.py`), which need the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .packing import PackedPrompts
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel: (B, H, Q, d_v).
+
+    q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused kernels
+        take four dimensions only.
+    mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
+    scale: None for 1/√d.
+    """
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
+        # The processor's kernel is faster in fp32, its backward pass three times.
+        with torch.autocast("cpu", enabled=False):
+            mask = None if mask is None else mask.float()
+            return attention(q.float(), k.float(), v.float(), mask, scale).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def attention_with_weights(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute what `attention` does, spelled out, of (..., Q, d), (..., K, d) and (..., K, d_v).
+
+    Returns: the result (..., Q, d_v) and the weights (..., Q, K), whose rows sum to 1.
+    """
+    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, K)
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    return weights @ v, weights
+
+
+def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
+    """Compute causal attention in each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
+    bins = layout.mask.shape[0]
+    prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
+    kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
+    k, v = kv.transpose(1, 3).unbind(2)  # (b, H, p+T, d)
+    q = q.unflatten(0, (bins, -1)).transpose(1, 2)  # (b, H, T, d)
+    return attention(q, k, v, layout.mask).transpose(1, 2).flatten(0, 1)
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head self attention under CLIP's names: its weights, and projections by them.
+
+    Who attends to whom is the caller's business: blocks of the image transformer add prompts to the
+    keys and values, those of the text transformer share a prefix.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
+        """Project (..., T, W) to those of q, k and v that `parts` names: (..., T, parts, H, d)."""
+        width = x.shape[-1]
+        rows = slice("qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width)
+        projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.unflatten(-1, (len(parts), self.heads, -1))
+
+    def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """Attend from one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
+
+            softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
+
+        No token becomes a key or a value, which is exact: q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, where
+        q·bk is the same for every token and softmax drops it, and as the weights a sum to 1,
+        Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv. So the products are of a query's size, not of T tokens',
+        and each head attends to the tokens themselves.
+        """
+        heads = (3, self.heads, -1)
+        query_weight, key_weight, value_weight = self.in_proj_weight.unflatten(0, heads)
+        query_bias, _, value_bias = self.in_proj_bias.unflatten(0, heads).unsqueeze(2)  # (H, 1, d)
+        query = query.expand(self.heads, -1, -1)
+        q = torch.baddbmm(query_bias, query, query_weight.mT)  # (H, B, d)
+        asked = (q @ key_weight).transpose(0, 1)  # (B, H, W)
+        scale = 1 / math.sqrt(q.shape[-1])
+        seen = attention(asked.unsqueeze(1), *2 * (tokens.unsqueeze(1),), scale=scale)  # (B,1,H,W)
+        values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
+        return self.merge(values.transpose(0, 1))
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """Project the output of all heads together: (..., T, H, d) → (..., T, W)."""
+        return self.out_proj(attended.flatten(-2))

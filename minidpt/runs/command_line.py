@@ -1,0 +1,318 @@
+"""The command lines of train.py and eval.py: options of runs as `config.py` declares them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import ArgumentTypeError, Namespace
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from ..checkpoints.pretrained import NAMES
+from ..config import COMMON, KINDS, check_option
+from ..support.files import short_repr, to_single_line
+from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
+from .folders import CONFIG, SWEEP, is_sweep, read_options
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows options in one column, and `N ...` for an option with several values."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        name = action.metavar or default_metavar
+        return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rpartition("_")[2].upper()
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses a script's command line; options that were not given are not in its result.
+
+    text: the description; of a script, its docstring, of which the first lines are shown.
+    """
+
+    def __init__(self, text: str = "", **settings: Any):
+        super().__init__(
+            description="\n\n".join(text.split("\n\n")[:2]),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+            argument_default=argparse.SUPPRESS,
+            **settings,
+        )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.groups: dict[str, Any] = {}
+
+    def group(self, title: str) -> Any:
+        """Return the group of options with this title."""
+        if title not in self.groups:
+            self.groups[title] = self.add_argument_group(title)
+        return self.groups[title]
+
+    def add_run_options(self, command: str | None = None, **changes: dict[str, Any]) -> None:
+        """Add the options of runs: all for train.py, for eval.py those of a subcommand.
+
+        changes: by option, what `add_argument` is to be told otherwise.
+        """
+        for name, about in sorted(OPTIONS.items(), key=lambda item: GROUPS.index(item[1].group)):
+            if command is not None and command not in about.commands:
+                continue
+            default = FIELDS[name].default
+            text = about.help
+            if about.choices:
+                text += f": {', '.join(about.choices)}"
+            if command is None and default not in (None, False):
+                text += f" (default: {default})"
+            settings: dict[str, Any] = {"help": text}
+            kind = FIELDS[name].type.removesuffix(" | None")
+            if FIELDS[name].type == "bool":
+                settings["action"] = "store_true"
+            elif kind == "bool":
+                settings["action"] = argparse.BooleanOptionalAction
+            else:
+                settings["type"] = value_type(FIELDS[name])
+                settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
+                settings["nargs"] = "+" if about.is_grid else None
+            self.group(about.group).add_argument(flag(name), **settings | changes.get(name, {}))
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        script = self.prog.partition(" ")[0]
+        message = message.removeprefix("argument ")
+        self.exit(2, f"{script}: error: {to_single_line(message)} (--help lists all options)\n")
+
+
+def value_type(about: Field) -> Any:
+    """Return the function that makes an option's value of its text, for argparse."""
+    limits, (_, expected) = about.metadata["option"], KINDS[about.type.removesuffix(" | None")]
+
+    def value(text: str) -> Any:
+        if limits.is_path:
+            return path_option(text)
+        try:
+            number = {"a whole number": int, "a number": float}.get(expected, str)(text)
+        except ValueError:
+            got = f"got {short_repr(text)}"
+            raise ArgumentTypeError(f"expected {expected}, {got}") from None
+        try:
+            return check_option(about, number)
+        except ValueError as error:
+            message = str(error).removeprefix(f"{about.name}: ").removeprefix(f"{about.name} ")
+            raise ArgumentTypeError(message) from None
+
+    return value
+
+
+def path_option(text: str) -> str:
+    """Return the text of an option that takes a path; an unset variable gives an empty one."""
+    if not text:
+        raise ArgumentTypeError("expected a path, got an empty text")
+    return text
+
+
+class TrainCommand(NamedTuple):
+    """What train.py is asked for.
+
+    options: by name those that were given, or are in the file; a list where several values make a
+        sweep. source: whose errors they are.
+    out, resume: folders, or None.
+    """
+
+    options: dict[str, Any]
+    source: str
+    out: str | None
+    resume: str | None
+
+
+def parse_train_command(text: str) -> TrainCommand:
+    """Parse the command line. text: the docstring of train.py, for --help."""
+    parser = Parser(text, usage="%(prog)s [options]")
+    parser.add_run_options()
+    add = parser.group(COMMON).add_argument
+    add("--out", type=path_option, metavar="DIR",
+        help="new run folder, or folder of a sweep; without it in runs/")  # fmt: skip
+    add("--resume", type=path_option, metavar="DIR",
+        help="resume the interrupted run or sweep in this folder, by its own settings")  # fmt: skip
+    add("--config", type=path_option, metavar="FILE",
+        help="settings of an earlier run, its config.json; options beside it override them"
+    )  # fmt: skip
+    options = vars(parser.parse_args())
+    out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
+    source = parser.prog
+    for name in ("model", "classnames"):  # eval.py may be called from elsewhere
+        path = Path(options.get(name, "")).expanduser()
+        if name in options and options[name] not in NAMES and path.exists():
+            options[name] = str(path.resolve())
+    if resume and config:
+        parser.error("--config: expected another run's without --resume, which has its own")
+    if resume and out:
+        parser.error("--out: expected without --resume, which writes to its own folder")
+    resume = resume and str(Path(resume).expanduser())
+    if resume or config:
+        source, earlier = read_earlier(config, resume)
+        if resume:
+            check_moved(parser, options, earlier)
+        options, out = earlier | options, resume or out
+    if options.get("dataset") and options.get("data") is None:
+        parser.error("--dataset: expected --data, the folder it lies in")
+    if options.get("csc") and options.get("classes") == "base":
+        parser.error("--csc: expected contexts that new classes can share, got one for each class")
+    return TrainCommand(options, source, out, resume)
+
+
+def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the file that --config or --resume names, and the options in it."""
+    path = Path(config or resume).expanduser()
+    if resume:
+        path /= SWEEP if is_sweep(path) else CONFIG
+        if not path.is_file():
+            raise ValueError(f"--resume: expected a run folder, with {CONFIG}, got {resume}")
+    options, record = read_options(path)
+    if not options:
+        raise ValueError(f"{path}: expected the settings of a run, got none: pass its {CONFIG}")
+    if resume and isinstance(record, dict):
+        options["precision"] = record.get("precision")
+    expand_grid(options, str(path))  # raises ValueError for what are no options
+    return str(path), options
+
+
+def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Exit with an error if options beside --resume make another run."""
+    changed = [
+        flag(name)
+        for name, value in options.items()
+        if not OPTIONS[name].can_move
+        and _listed(earlier.get(name, FIELDS[name].default)) != _listed(value)
+    ]
+    if changed:
+        parser.error(
+            f"{', '.join(sorted(changed))}: expected the run's settings with --resume: leave them "
+            "out, or begin another run with --config"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on, for argparse."""
+    value = int(text) if text.isdecimal() and len(text) < 20 else 0
+    if not 1 <= value <= 10**6:
+        bound = "most 1,000,000" if value else "least 1"
+        raise ArgumentTypeError(f"expected at {bound}, got {text[:60]}")
+    return value
+
+
+# fmt: off
+COMMANDS = {  # what it takes, what it does, its arguments beside the options of runs
+    "test": ("RUN ...", "test runs on their own test images, or on other data",
+             ("runs", "--image-root", "--per-class", "--csv")),
+    "predict": ("RUN IMAGE ...", "classify images",
+                ("run", "images", "--top", "--csv", "--json", "--attention-maps")),
+    "table": ("DIR", "print and write the table of all runs in a folder", ("folder",)),
+    "report": ("DIR ...", "write report.html of runs from their files",
+               ("folders", "--image-root")),
+    "export": ("RUN FILE", "write a run's model as a program that classifies images",
+               ("run", "file")),
+    "published": ("DIR --data DATA", "test prompts of the published code of CoOp or DPT",
+                  ("folder", "--per-class", "--csv")),
+}
+PATH = {"type": path_option}
+ARGUMENTS = {
+    "runs": PATH | dict(nargs="+", metavar="RUN", help="run folders of train.py, with one CLIP"),
+    "run": PATH | dict(metavar="RUN", help="run folder of train.py"),
+    "images": PATH | dict(nargs="+", metavar="IMAGE", help="images, or folders of images; '-': "
+        "paths from standard input, one a line, answered as they come"),
+    "folder": PATH | dict(metavar="DIR", help="folder of runs, or output of the published code"),
+    "folders": PATH | dict(nargs="+", metavar="DIR", help="a run, or a folder of runs"),
+    "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
+    "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
+    "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
+        "what it is mistaken for"),
+    "--top": dict(type=positive, metavar="N", help="classes to print for an image (default: 5)"),
+    "--csv": PATH | dict(metavar="FILE", help="new file: classes and probabilities of each image, "
+        "or with --per-class the accuracy of each class"),
+    "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
+        "comes; '-': standard output, and nothing else goes there"),
+    "--attention-maps": PATH | dict(metavar="DIR", help="new folder for a PNG of each image: where "
+        "the model looks, before and after tuning"),
+}
+CHANGES = {  # of the options of runs
+    "test": {"data": {"help": "other data to test on, whatever train.py takes"},
+             "classes": {"help": "part of the classes to test on: all, base, new"}},
+    "published": {"data": {"required": True, "help": "the data set to test on"}},
+}
+# fmt: on
+
+
+def parse_eval_command(text: str) -> Namespace:
+    """Parse the command line; options that are not given are None. text: eval.py's docstring."""
+    parser = Parser(text, usage="%(prog)s COMMAND ... [options]")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
+                                     prog=parser.prog, title="commands")  # fmt: skip
+    for name, (takes, help_text, arguments) in COMMANDS.items():
+        usage = f"%(prog)s {takes} [options]"
+        command = commands.add_parser(name, help=help_text, text=help_text, usage=usage)
+        for argument in arguments:
+            group = command.group(DATA if argument == "--image-root" else OUTPUT)
+            owner = group if argument.startswith("--") else command
+            owner.add_argument(argument, **ARGUMENTS[argument])
+        command.add_run_options(name, **CHANGES.get(name, {}))
+    given = vars(parser.parse_args())
+    names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
+    args = Namespace(**{**dict.fromkeys(names), **given})
+    args.top, args.max_pixels = args.top or 5, args.max_pixels or RunConfig.max_pixels
+    check_eval_command(commands.choices[args.command], args)
+    return args
+
+
+def check_eval_command(parser: Parser, args: Namespace) -> None:
+    """Exit with an error for options that do not go together, and files that cannot be new."""
+    if args.csv and args.command != "predict":
+        if not args.per_class:
+            parser.error("--csv: expected with --per-class, whose table it holds")
+        if len(args.runs or [0]) + len(args.dataset or [0]) > 2:
+            parser.error("--csv: expected one run and one --dataset, got more")
+    if args.command == "test":
+        is_other = evaluates_other_data(args)
+        if args.image_root and is_other:
+            parser.error("--image-root: expected for the run's own test; elsewhere pass --data")
+        for name in ("classnames", "template"):
+            if getattr(args, name) and not is_other:
+                parser.error(f"{flag(name)}: expected with --data, --dataset or --classes: the "
+                             "run's own test has the run's")  # fmt: skip
+    if args.command == "predict" and "-" in args.images and len(args.images) > 1:
+        parser.error("IMAGE: expected '-' alone, got it beside other images")
+    for option, path in new_files(args):
+        if os.path.exists(path):
+            parser.error(f"{option}: expected a new file, got {path}, which exists")
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            parser.error(f"{option}: expected a file in a folder that exists, got {path}")
+    if len({os.path.realpath(path) for _, path in new_files(args)}) < len(new_files(args)):
+        parser.error(f"--json: expected another file than --csv, got {args.json} for both")
+
+
+def new_files(args: Namespace) -> list[tuple[str, str]]:
+    """Return the options that name a file to be written, with the files."""
+    files = [("--csv", args.csv), ("--json", args.json)]
+    return [(option, path) for option, path in files if path not in (None, "-")]
+
+
+def evaluates_other_data(args: Namespace) -> bool:
+    """Whether the test is another than the one that train.py ends with."""
+    return args.data is not None or args.dataset is not None or args.classes is not None
+
+
+def published_config(args: Namespace) -> RunConfig:
+    """Return the options of runs that `published` was given, others with their defaults."""
+    options = {"model": args.model or "ViT-B/32"}
+    for name, about in OPTIONS.items():
+        if "published" in about.commands and not about.is_grid and getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return RunConfig.from_dict(options)
