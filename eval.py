@@ -30,6 +30,7 @@ from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
+from minidpt.runs import devices, sources
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.command_line import (
@@ -38,28 +39,11 @@ from minidpt.runs.command_line import (
     parse_eval_command,
     published_config,
 )
-from minidpt.runs.devices import (
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    load_clip,
-    place,
-)
 from minidpt.runs.entrypoint import run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.report import print_class_accuracy, write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
-from minidpt.runs.sources import (
-    data_folders,
-    device_of_runs,
-    eval_datasets,
-    load_runs,
-    open_subset,
-    other_datasets,
-    seen_notes,
-    train_images,
-)
 from minidpt.support.distributed import join_world, world_from_environment
 from minidpt.support.progress import print_line, print_notes
 
@@ -95,16 +79,16 @@ def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
     name = args.model or config.model
     if name in NAMES and not find_file(name):
         raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
-    return load_runs([run], args)[0][0]
+    return sources.load_runs([run], args)[0][0]
 
 
 def export_run(args: Namespace) -> None:
     """Write a run's model as one program."""
     check_target(args.file)
-    keep_freed_memory()
+    devices.keep_freed_memory()
     run = RunFolder.open(args.run)
-    check_outside(Path(args.file), data_folders(run), "file", "FILE")
-    (model,), precision = load_runs([run], args)
+    check_outside(Path(args.file), sources.data_folders(run), "file", "FILE")
+    (model,), precision = sources.load_runs([run], args)
     export(model, args.file)
     size, count = model.clip.visual.resolution, len(model.classnames)
     print_line(
@@ -118,11 +102,11 @@ def predict(args: Namespace) -> int:
     """Classify images; with `--json -` nothing but JSON goes to standard output."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr if args.json == "-" else stdout):
-        keep_freed_memory()
+        devices.keep_freed_memory()
         run = RunFolder.open(args.run)
-        data = [*map(Path, args.images), *data_folders(run)]
+        data = [*map(Path, args.images), *sources.data_folders(run)]
         check_new_files(args, data)
-        (model,), _ = load_runs([run], args)
+        (model,), _ = sources.load_runs([run], args)
         batches = image_batches(args.images)
         options = args.top, args.workers, args.csv, args.json, stdout
         if args.attention_maps is None:
@@ -133,19 +117,19 @@ def predict(args: Namespace) -> int:
 
 def evaluate_runs(args: Namespace) -> None:
     """Test runs, all with one CLIP, on their own test images or on other data."""
-    keep_freed_memory()
+    devices.keep_freed_memory()
     # All files of the runs are read now: a damaged one is an error before anything is computed.
     runs = [RunFolder.open(folder) for folder in args.runs]
     configs = [run.read_config()[0] for run in runs]
-    tests = eval_datasets(args, runs, configs)
+    tests = sources.eval_datasets(args, runs, configs)
     check_new_files(args, chain.from_iterable(folders_of(dataset) for dataset, _ in tests))
-    learned_from = [train_images(run, args.image_root) for run in runs]
+    learned_from = [sources.train_images(run, args.image_root) for run in runs]
     is_other = evaluates_other_data(args)
     if is_other:
         for run in runs:
             noted_tests(run)
-    world = join_world(device_of_runs(runs, args))
-    models, precision = load_runs(runs, args)
+    world = join_world(sources.device_of_runs(runs, args))
+    models, precision = sources.load_runs(runs, args)
     where = f"on {models[0].clip.device} in {precision}"
     for dataset, numbers in tests:
         eval_set = EvalSet(dataset.test, models[0].clip, workers=args.workers, world=world)
@@ -155,7 +139,7 @@ def evaluate_runs(args: Namespace) -> None:
         for number in numbers:
             run, model, config = runs[number], models[number], configs[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
-            notes = [*seen_notes(learned_from[number], eval_set)]
+            notes = [*sources.seen_notes(learned_from[number], eval_set)]
             notes += read_images(model, [eval_set])
             if args.classes == "new" and not (args.data or args.dataset):
                 if config.classes != "base":
@@ -171,15 +155,15 @@ def evaluate_runs(args: Namespace) -> None:
 
 def evaluate_published(args: Namespace) -> None:
     """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
-    keep_freed_memory()
+    devices.keep_freed_memory()
     tensors = read_published(args.folder)
-    device = choose_device(args.device)
+    device = devices.choose_device(args.device)
     config = published_config(args)
-    datasets = other_datasets(args, config, open_subset)
+    datasets = sources.other_datasets(args, config, sources.open_subset)
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
-    clip = load_clip(config)
-    precision, _ = choose_precision(config.precision, device)
-    clip = place(clip, device, precision)
+    clip = devices.load_clip(config)
+    precision, _ = devices.choose_precision(config.precision, device)
+    clip = devices.place(clip, device, precision)
     inferred, classes = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
     prompts = PromptConfig(**inferred, top_k=top_k, class_token_position=position)

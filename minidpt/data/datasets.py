@@ -14,23 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..support.files import gc_disabled, read_json, read_text, single_line_errors
-from .folders import (
-    LABELS,
-    assemble,
-    class_folders_by_split,
-    contents,
-    describe_missing,
-    images_in,
-    in_no_class,
-    lists_images,
-    loose_notes,
-    missing_files,
-    open_csv,
-    open_folder,
-    split_folders,
-    sub_folders,
-    unread_notes,
-)
+from . import folders as listing
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .samples import SPLITS, Dataset
@@ -88,7 +72,7 @@ def open_dataset(
     if root.is_dir():
         return _open_any_folder(root, layout, adapt, seed)
     if root.suffix.lower() == ".csv":
-        return open_csv(root, adapt(layout or Naming()), seed)
+        return listing.open_csv(root, adapt(layout or Naming()), seed)
     if root.suffix.lower() == ".json":
         split = read_split(root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
@@ -101,15 +85,15 @@ def _open_any_folder(
     root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
 ) -> Dataset:
     """Decide what a folder is, and open it; `layout` if the caller named one."""
-    children = {plain(folder.name): folder for folder in sub_folders(root)}
+    children = {plain(folder.name): folder for folder in listing.sub_folders(root)}
     layouts = [layout] if layout else LAYOUTS
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
         raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
-    table = root / LABELS
-    if table.is_file() and not locations and (layout is None or lists_images(table)):
-        return open_csv(table, adapt(layout or Naming()), seed)
+    table = root / listing.LABELS
+    if table.is_file() and not locations and (layout is None or listing.lists_images(table)):
+        return listing.open_csv(table, adapt(layout or Naming()), seed)
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
@@ -118,7 +102,8 @@ def _open_any_folder(
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
     dataset = _open_location(location, seed)
     if table.is_file():
-        note = f"{LABELS} is not read, as this is {location.layout.name}: to read it, pass the file"
+        name = location.layout.name
+        note = f"{listing.LABELS} is not read, as this is {name}: to read it, pass the file"
         dataset = dataset.with_notes(note)
     return dataset
 
@@ -130,9 +115,9 @@ def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dat
             raise incomplete_error(layout, root)
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
     if alike is None:
-        return open_folder(root, adapt(Naming()), seed)
+        return listing.open_folder(root, adapt(Naming()), seed)
     name, note = distinct_name(alike, root, class_names(root))
-    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
+    return listing.open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
 
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
@@ -158,7 +143,7 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
         dataset = _open_splits(location, seed)
     else:
-        nested = layout.nested and not split_folders(images)
+        nested = layout.nested and not listing.split_folders(images)
         dataset = (_open_nested if nested else _open_class_folders)(location, seed)
         if not location.named and not has_markers(layout, folder):
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
@@ -198,28 +183,30 @@ def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
     notes = []
     if "train" in folders:
         test, classes = images / "test", class_names(images)
-        if test.is_dir() and classes & {f.name for f in sub_folders(test)}:
+        if test.is_dir() and classes & {f.name for f in listing.sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
             name, note = distinct_name(layout, folder, classes)
             layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
-    dataset = assemble(images, class_folders_by_split(folders, layout), layout, how, seed)
-    return dataset.with_notes(*notes, *loose_notes(images, *folders.values()))
+    dataset = listing.assemble(
+        images, listing.class_folders_by_split(folders, layout), layout, how, seed
+    )
+    return dataset.with_notes(*notes, *listing.loose_notes(images, *folders.values()))
 
 
 def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
-    inside = {child.name for child in sub_folders(images)}
-    few = len(inside) < 2 and not split_folders(images)
+    inside = {child.name for child in listing.sub_folders(images)}
+    few = len(inside) < 2 and not listing.split_folders(images)
     if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
         name, note = distinct_name(usual, folder, class_names(images))
-        return open_folder(images, replace(layout, name=name), seed).with_notes(note)
-    return open_folder(images, layout, seed)
+        return listing.open_folder(images, replace(layout, name=name), seed).with_notes(note)
+    return listing.open_folder(images, layout, seed)
 
 
 def _open_lists(location: DatasetLocation, seed: int) -> Dataset:
@@ -235,7 +222,7 @@ def _open_lists(location: DatasetLocation, seed: int) -> Dataset:
             count = round(0.2 * len(files))  # as CoOp's splits were made
             splits["val"][key], splits["train"][key] = files[:count], files[count:]
         how += f" (val: a fifth of train, drawn with the fixed seed {seed})"
-    return assemble(images, splits, layout, how, seed, _in_order(location, splits["train"]))
+    return listing.assemble(images, splits, layout, how, seed, _in_order(location, splits["train"]))
 
 
 def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
@@ -257,8 +244,8 @@ def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
                 expected = "an image and its class"
                 raise ValueError(f"{where}, line {number}: expected {expected}, got '{line}'")
             files.setdefault(key, []).append(os.path.join(location.images, file))
-    if missing := missing_files(chain(*files.values())):
-        got = describe_missing(missing)
+    if missing := listing.missing_files(chain(*files.values())):
+        got = listing.describe_missing(missing)
         raise FileNotFoundError(f"{where}: expected all its images in {location.images}, got {got}")
     return files
 
@@ -267,14 +254,14 @@ def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
     """Open by folders in folders: the classes are those that hold images."""
     start = len(os.path.join(location.images, ""))
     files: dict[str, list[str]] = {}
-    for file in (found := images_in(location.images)):
+    for file in (found := listing.images_in(location.images)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     loose = [file[start:] for file in files.pop("", [])]
     if len(files) < 2:
         raise incomplete_error(location.layout, location.folder)
     how, order = f"class folders in {location.images}", _in_order(location, files)
-    dataset = assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    return dataset.with_notes(*unread_notes(found.unread), *in_no_class(loose))
+    dataset = listing.assemble(location.images, {"all": files}, location.layout, how, seed, order)
+    return dataset.with_notes(*listing.unread_notes(found.unread), *listing.in_no_class(loose))
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:
@@ -329,7 +316,10 @@ def looks_like(layout: Layout, folder: Path) -> bool:
 
 def class_names(folder: Path) -> set[str]:
     """Name the class folders in a folder, or in its train/ (test/, val/)."""
-    return {f.name for f in sub_folders(next(iter(split_folders(folder).values()), folder))}
+    return {
+        f.name
+        for f in listing.sub_folders(next(iter(listing.split_folders(folder).values()), folder))
+    }
 
 
 def name_of(folder: Path) -> str:
@@ -356,7 +346,9 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
             got = f"{other.name}: pass --dataset {other.name}"
             raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
     for images in (folder / name for name in (*layout.images, ".")):
-        if images.is_dir() and (split_folders(images) or len(sub_folders(images)) > 1):
+        if images.is_dir() and (
+            listing.split_folders(images) or len(listing.sub_folders(images)) > 1
+        ):
             return DatasetLocation(layout, folder, images)
     raise incomplete_error(layout, folder)
 
@@ -371,8 +363,9 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
     expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"
+    got = f"got {listing.contents(folder)}{not_read}"
     return FileNotFoundError(
-        f"{layout.name} in {folder}: expected {expected}; got {contents(folder)}{not_read}: put "
+        f"{layout.name} in {folder}: expected {expected}; {got}: put "
         f"them there or into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
     )
 

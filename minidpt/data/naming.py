@@ -12,14 +12,7 @@ from pathlib import Path
 
 import regex
 
-from ..support.files import (
-    MAX_PICTURES,
-    canonical_classname,
-    read_json,
-    read_text,
-    short_repr,
-    single_line_errors,
-)
+from ..support import files
 from .samples import DEFAULT_TEMPLATE, Dataset
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -44,7 +37,7 @@ def imagenet_classnames() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines)
 
 
-@single_line_errors
+@files.single_line_errors
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Read folder or label -> class name from a file of such pairs.
 
@@ -55,23 +48,23 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     path = Path(path)
     where = f"class names {path}"
     if path.suffix.lower() == ".json":
-        content = read_json(path, where)
+        content = files.read_json(path, where)
         if not isinstance(content, dict):
-            got = short_repr(content)
+            got = files.short_repr(content)
             raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {got}')
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
     else:
-        lines = enumerate(map(str.strip, read_text(path, where).split("\n")), start=1)
+        lines = enumerate(map(str.strip, files.read_text(path, where).split("\n")), start=1)
         pairs = ((n, line.split("\t" if "\t" in line else None, 1)) for n, line in lines if line)
 
     names = {}
     for line, pair in pairs:
         if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
-            got = ", ".join(map(short_repr, pair))
+            got = ", ".join(map(files.short_repr, pair))
             raise ValueError(f"{where}, line {line}: expected a folder and its name, got {got}")
-        key, name = pair[0].strip(), canonical_classname(pair[1], f"{where}, line {line}")
+        key, name = pair[0].strip(), files.canonical_classname(pair[1], f"{where}, line {line}")
         if names.setdefault(key, name) != name:
             raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
     return names
@@ -110,7 +103,9 @@ class Naming:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
                 got = f"the WordNet id '{key}', none of ImageNet's 1000: name it (--classnames)"
                 raise ValueError(f"data folder {where}: expected a name for each class, got {got}")
-            name = renamed.get(key) or canonical_classname(self.rule(key), f"data folder {where}")
+            name = renamed.get(key) or files.canonical_classname(
+                self.rule(key), f"data folder {where}"
+            )
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
             if other != key and key in renamed and other in renamed:
@@ -144,14 +139,14 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
     time; there may be `MAX_PICTURES` rows, of 20 cells on the average.
     """
-    text = read_text(path, where, 20 * MAX_PICTURES)
+    text = files.read_text(path, where, 20 * files.MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
     lines = (line[0] for line in re.finditer(r".*\n|.+", text))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for count, row in enumerate(reader, start=1):
-            if count > MAX_PICTURES:
-                expected = f"at most {MAX_PICTURES:,} rows"
+            if count > files.MAX_PICTURES:
+                expected = f"at most {files.MAX_PICTURES:,} rows"
                 raise ValueError(f"{where}: expected {expected}, got more: split it")
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells

@@ -8,17 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..support.files import (
-    MAX_CLASSES,
-    MAX_PICTURES,
-    atomic_write,
-    check_fields,
-    gc_disabled,
-    read_json,
-    short_repr,
-    single_line_errors,
-    validate_name,
-)
+from ..support import files
 from .folders import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
@@ -42,7 +32,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
             for path, label, classname in getattr(dataset, split)
         )
         lines.append(f'"{split}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
-    with atomic_write(path) as unfinished:
+    with files.atomic_write(path) as unfinished:
         unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -55,8 +45,8 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     where = f"split file {path}"
     kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
     kinds |= dict.fromkeys(("classnames", "drawn", *SPLITS), list | None)
-    most = 5 * MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
-    content = check_fields(read_json(path, where, most), where, **kinds)
+    most = 5 * files.MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
+    content = files.check_fields(files.read_json(path, where, most), where, **kinds)
     content |= {split: content.get(split) or [] for split in SPLITS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}
@@ -64,21 +54,25 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
         for row in content[split]:
             good = type(row) is list and list(map(type, row)) == [str, int, str]
             if not good or named.setdefault(row[1], row[2]) != row[2]:
-                got = ", ".join(map(short_repr, row[:4])) if type(row) is list else short_repr(row)
+                got = (
+                    ", ".join(map(files.short_repr, row[:4]))
+                    if type(row) is list
+                    else files.short_repr(row)
+                )
                 raise ValueError(f"{expected}, one name for each label, got [{got}] in {split}")
     names = content.get("classnames") or [named.get(label) for label in range(len(named))]
     count = len(names)
     wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
-    if wrong or not 1 <= count <= MAX_CLASSES:
-        got = f"label {wrong[0]}, {short_repr(named[wrong[0]])}, of " if wrong else ""
+    if wrong or not 1 <= count <= files.MAX_CLASSES:
+        got = f"label {wrong[0]}, {files.short_repr(named[wrong[0]])}, of " if wrong else ""
         raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
     for number, name in enumerate(names):  # which keeps its "_", as in the published results
-        validate_name(name, f"{where}, class {number}")
+        files.validate_name(name, f"{where}, class {number}")
     return {**content, "classnames": names}
 
 
-@single_line_errors
-@gc_disabled()
+@files.single_line_errors
+@files.gc_disabled()
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:

@@ -343,7 +343,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
         raise PermissionError("a folder that is only read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "file_lock", refused)
+        patch.setattr(files, "file_lock", refused)
         assert inside("eval.py", "test", "run", "--data", place[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed
