@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -10,14 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -186,7 +180,9 @@ def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
 
 
 @contextmanager
-def main_process_first(world: World, lock: AbstractContextManager[Path]) -> Iterator[Path]:
+def main_process_first(
+    world: World, lock: contextlib.AbstractContextManager[Path]
+) -> Iterator[Path]:
     """Create and lock a folder in the main process; the others wait, then get its path.
 
     On several machines it is a folder that all of them have.
@@ -202,21 +198,25 @@ def main_process_first(world: World, lock: AbstractContextManager[Path]) -> Iter
 @contextmanager
 def mute_output(are_others: bool) -> Iterator[None]:
     """Print nothing in the block, if these processes are not the main one."""
-    with ExitStack() as printing:
-        if are_others:
-            nowhere = printing.enter_context(open(os.devnull, "w"))
-            printing.enter_context(redirect_stdout(nowhere))
-            printing.enter_context(redirect_stderr(nowhere))
+    if not are_others:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
 @contextmanager
 def prefix_output(name: str, world: World) -> Iterator[None]:
     """Print the block's lines behind a name, in each of several processes, also a muted one."""
-    with ExitStack() as printing:
-        if world.size > 1:
-            printing.enter_context(redirect_stdout(PrefixedStream(sys.__stdout__, name)))
-            printing.enter_context(redirect_stderr(PrefixedStream(sys.__stderr__, name)))
+    if world.size == 1:
+        yield
+        return
+    out, err = (PrefixedStream(stream, name) for stream in (sys.__stdout__, sys.__stderr__))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 

@@ -25,18 +25,10 @@ from ..demo.demo import draw_demo
 from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
 from ..support.progress import print_line, print_notes
-from . import folders
+from . import entrypoint, folders
 from .command_line import TrainCommand
 from .config import RunConfig, RunRecord, expand_grid
 from .devices import choose_device, choose_precision, load_clip, place
-from .entrypoint import (
-    Interrupted,
-    is_user_error,
-    main_process_first,
-    prefix_output,
-    print_error,
-    relaunch_command,
-)
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
 from .report import write_report
@@ -107,7 +99,7 @@ def is_finished(folder: str) -> bool:
     if is_sweep(folder):
         return False
     if run.path(folders.SUMMARY).is_file():
-        command = shlex.join([*relaunch_command("eval"), "test", folder])
+        command = shlex.join([*entrypoint.relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")
         return True
     is_begun = run.path(folders.METRICS).is_file() and run.path(folders.MODEL).is_file()
@@ -161,11 +153,11 @@ def open_output(
         lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)
         if out:
             lock = folders.lock_output_folder(Path(out), data, folders.is_interrupted)
-        with main_process_first(world, lock) as folder:
+        with entrypoint.main_process_first(world, lock) as folder:
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
     out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
-    with main_process_first(
+    with entrypoint.main_process_first(
         world, folders.lock_sweep_folder(out, data, [run.name for run in runs])
     ):
         yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
@@ -191,14 +183,16 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
         shared, failed = Shared(clip, records, images, world.single(), True), []
         for number in world.work_queue(len(todo)):
             run = todo[number]
-            with prefix_output(run.name, world):
+            with entrypoint.prefix_output(run.name, world):
                 print_line(f"[{number + 1}/{len(todo)}] {run.name}")
                 try:
                     make_run(run, shared, world, run_once)
                 except Exception as error:
-                    if isinstance(error, (BrokenPipeError, PeerLost)) or not is_user_error(error):
+                    if isinstance(
+                        error, (BrokenPipeError, PeerLost)
+                    ) or not entrypoint.is_user_error(error):
                         raise
-                    print_error(error, f"{run.name}: " if world.size == 1 else "")
+                    entrypoint.print_error(error, f"{run.name}: " if world.size == 1 else "")
                     failed.append(run.name)
         failed = list(chain.from_iterable(world.all_gather_object(failed)))
         return finish_sweep(sweep, runs, failed) if world.is_main else 0
@@ -208,7 +202,7 @@ def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -
     """Make a run; an interruption gets the command that resumes what was begun."""
     try:
         run_once(run, shared)
-    except (Interrupted, PeerLost) as stop:
+    except (entrypoint.Interrupted, PeerLost) as stop:
         stop.how_to_resume = resume_command(run, shared.is_sweep, world)
         raise
 
@@ -218,13 +212,13 @@ def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
     no_report = runs[0].config.no_report
     tabulated = len(failed) == len(runs) or tabulate(sweep, not no_report)
     if failed:
-        print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+        entrypoint.print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
     return 0 if tabulated and not failed else 2
 
 
 def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
     """Return the command that resumes what was begun; "" if there is nothing left to do."""
-    again = relaunch_command("train", world)
+    again = entrypoint.relaunch_command("train", world)
     if is_sweep or not run.folder.path(folders.CONFIG).is_file():
         return shlex.join([*again, *sys.argv[1:]])
     if run.folder.path(folders.SUMMARY).is_file():
@@ -289,7 +283,7 @@ def tabulate(sweep: Path, with_report: bool) -> bool:
     try:
         text, written = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv", True
     except OSError as error:
-        print_error(error)
+        entrypoint.print_error(error)
         text, written = markdown(read_rows(sweep)), False
     print_line("", *text.splitlines())
     if with_report:
@@ -307,7 +301,7 @@ def optional_output(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, BrokenPipeError):
             raise
-        print_error(f"{folder}: the report is left out: {error or type(error).__name__}")
+        entrypoint.print_error(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
 def longest_first(run: PlannedRun) -> tuple[int, str, int]:
