@@ -183,21 +183,21 @@ def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str,
 
 def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Exit with an error if options beside --resume make another run."""
+
+    def listed(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
+
     changed = [
         flag(name)
         for name, value in options.items()
         if not OPTIONS[name].can_move
-        and _listed(earlier.get(name, FIELDS[name].default)) != _listed(value)
+        and listed(earlier.get(name, FIELDS[name].default)) != listed(value)
     ]
     if changed:
         parser.error(
             f"{', '.join(sorted(changed))}: expected the run's settings with --resume: leave them "
             "out, or begin another run with --config"
         )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def positive(text: str) -> int:

@@ -179,16 +179,11 @@ class RunConfig:
         return name if self.classes == "all" else f"{name}-{self.classes}"
 
 
-def option_fields() -> dict[str, Field]:
-    """Return the dataclass fields of all options by name, those of the method in their place."""
-    found = {}
-    for each in fields(RunConfig):
-        for inner in fields(PromptConfig) if each.name == "prompts" else (each,):
-            found[inner.name] = inner
-    return found
-
-
-FIELDS = option_fields()
+FIELDS: dict[str, Field] = {  # of all options, those of the method in their place
+    option.name: option
+    for each in fields(RunConfig)
+    for option in (fields(PromptConfig) if each.name == "prompts" else (each,))
+}
 OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
 PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
 

@@ -77,10 +77,7 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
 
 def has_cpu_bf16() -> bool:
     """Return whether the processor says that it computes in bf16; without it bf16 is far slower."""
-    try:
-        return not CPU_BF16.isdisjoint(CPU_INFO.read_text().split())
-    except OSError:  # no Linux
-        return False
+    return CPU_INFO.is_file() and not CPU_BF16.isdisjoint(CPU_INFO.read_text().split())
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:

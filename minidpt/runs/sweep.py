@@ -99,6 +99,8 @@ def is_finished(folder: str) -> bool:
     if is_sweep(folder):
         return False
     if run.path(folders.SUMMARY).is_file():
+        folders.check_unlocked(run.folder)  # which removes the lock of a process killed just then
+        run.path(folders.STATE).unlink(missing_ok=True)
         command = shlex.join([*entrypoint.relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")
         return True
@@ -188,9 +190,8 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
                 try:
                     make_run(run, shared, world, run_once)
                 except Exception as error:
-                    if isinstance(
-                        error, (BrokenPipeError, PeerLost)
-                    ) or not entrypoint.is_user_error(error):
+                    is_fatal = isinstance(error, (BrokenPipeError, PeerLost))
+                    if is_fatal or not entrypoint.is_user_error(error):
                         raise
                     entrypoint.print_error(error, f"{run.name}: " if world.size == 1 else "")
                     failed.append(run.name)

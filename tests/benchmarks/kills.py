@@ -106,7 +106,8 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         for _ in range(20):  # each time, there is less to do
             begun = (out / "config.json").is_file() or (out / "sweep.json").is_file()
-            resume = begun and rng.random() < 0.8  # else the same command
+            is_finished = (out / "summary.json").is_file()  # killed at its very end
+            resume = begun and (is_finished or rng.random() < 0.8)  # else the same command
             pid = start(*(["--resume", "out", "--no-report"] if resume else command))
             counts["--resume" if resume else "the same command"] += 1
             if counts["kills"] < args.kills and rng.random() < 0.8:

@@ -212,6 +212,14 @@ def test_a_finished_run_says_so(whole):
     assert (result.status, result.out) == (0, "run run is finished: python eval.py test run\n")
 
 
+def test_what_a_kill_after_the_result_leaves_is_removed(whole):
+    shutil.copytree(whole, "run")
+    for name in ("state.pt", ".minidpt.lock"):
+        Path("run", name).touch()
+    assert inside("train.py", "--resume", "run").status == 0
+    assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
+
+
 def test_a_run_without_a_state_cannot_be_gone_on_with(whole):
     shutil.copytree(whole, "run")
     Path("run/summary.json").unlink()
