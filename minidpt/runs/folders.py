@@ -145,7 +145,7 @@ class RunFolder:
 
 
 def read_options(path: Path) -> tuple[dict[str, Any], Any]:
-    """Return the options that a config.json or sweep.json holds, and the record of a run, if any."""
+    """Return the options in a config.json or sweep.json, and the record of a run, if any."""
     options = check_fields(read_json(path, str(path)), str(path))
     return options, options.pop(RECORD, None)
 
