@@ -183,17 +183,17 @@ class PromptedCLIP(nn.Module):
         Raises ValueError for guidance with an output of `forward` without branches.
         """
         counts = global_counts(labels, output.top_classes, self.world)
-        loss = cross_entropy(output.logits, labels, counts.images)
+        loss = cross_entropy(output.logits, labels, counts)
         if guidance and self.config.guided:
             if output.text_branch_logits is None:
                 fix = "call the model with branches=True"
                 raise ValueError(f"guidance: expected the logits of both branches, got none: {fix}")
-            text_branch = cross_entropy(output.text_branch_logits, labels, counts.images)
-            image_branch = cross_entropy(output.image_branch_logits, labels, counts.images)
+            text_branch = cross_entropy(output.text_branch_logits, labels, counts)
+            image_branch = cross_entropy(output.image_branch_logits, labels, counts)
             loss = text_branch + image_branch + GUIDANCE_WEIGHT * loss
         if output.class_aware_logits is not None:
             loss = loss + self.config.alpha * auxiliary_loss(
-                output.class_aware_logits, output.top_classes, labels, counts.hits
+                output.class_aware_logits, output.top_classes, labels, counts
             )
         return loss
 

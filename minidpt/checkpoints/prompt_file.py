@@ -22,7 +22,7 @@ class SavedModel(NamedTuple):
 
     learned: name → tensor, as `PromptedCLIP.prompt_state_dict` names them.
     config: the fields of a `PromptConfig`.
-    white: of images of more than 8 bits, see `images/white_level.py`.
+    white: of images of more than 8 bits, see `images/decode.py`.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were resized for that (`CLIP.resize_positional_embedding`).
     """

@@ -200,15 +200,6 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
         )
 
 
-def positive(text: str) -> int:
-    """Return a whole number from 1 on, for argparse."""
-    value = int(text) if text.isdecimal() and len(text) < 20 else 0
-    if not 1 <= value <= 10**6:
-        bound = "most 1,000,000" if value else "least 1"
-        raise ArgumentTypeError(f"expected at {bound}, got {text[:60]}")
-    return value
-
-
 # fmt: off
 COMMANDS = {  # what it takes, what it does, its arguments beside the options of runs
     "test": ("RUN ...", "test runs on their own test images, or on other data",
@@ -235,7 +226,7 @@ ARGUMENTS = {
     "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
     "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
         "what it is mistaken for"),
-    "--top": dict(type=positive, metavar="N", help="classes to print for an image (default: 5)"),
+    "--top": dict(type=int, metavar="N", help="classes to print for an image (default: 5)"),
     "--csv": PATH | dict(metavar="FILE", help="new file: classes and probabilities of each image, "
         "or with --per-class the accuracy of each class"),
     "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
@@ -267,13 +258,16 @@ def parse_eval_command(text: str) -> Namespace:
     given = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
     args = Namespace(**{**dict.fromkeys(names), **given})
-    args.top, args.max_pixels = args.top or 5, args.max_pixels or RunConfig.max_pixels
+    args.top = 5 if args.top is None else args.top
+    args.max_pixels = args.max_pixels or RunConfig.max_pixels
     check_eval_command(commands.choices[args.command], args)
     return args
 
 
 def check_eval_command(parser: Parser, args: Namespace) -> None:
     """Exit with an error for options that do not go together, and files that cannot be new."""
+    if not 1 <= args.top <= 10**6:
+        parser.error(f"--top: expected at least 1, at most 1,000,000, got {args.top}")
     if args.csv and args.command != "predict":
         if not args.per_class:
             parser.error("--csv: expected with --per-class, whose table it holds")
