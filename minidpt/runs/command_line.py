@@ -26,9 +26,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         name = action.metavar or default_metavar
         return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
 
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return action.dest.rpartition("_")[2].upper()
-
 
 class Parser(argparse.ArgumentParser):
     """Parses a script's command line; options that were not given are not in its result.
@@ -227,15 +224,21 @@ ARGUMENTS = {
     "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
         "what it is mistaken for"),
     "--top": dict(type=int, metavar="N", help="classes to print for an image (default: 5)"),
-    "--csv": PATH | dict(metavar="FILE", help="new file: classes and probabilities of each image, "
-        "or with --per-class the accuracy of each class"),
+    "--csv": PATH | dict(metavar="FILE", help="new file: the classes of each image with "
+        "probabilities; of a test with --per-class the accuracy of each class"),
     "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
         "comes; '-': standard output, and nothing else goes there"),
     "--attention-maps": PATH | dict(metavar="DIR", help="new folder for a PNG of each image: where "
         "the model looks, before and after tuning"),
 }
-CHANGES = {  # of the options of runs
-    "test": {"data": {"help": "other data to test on, whatever train.py takes"},
+OF_RUN = {  # what options of runs say where a run has its own
+    "model": {"help": "CLIP's name or path, if it has moved"},
+    "device": {"help": "cpu, cuda, cuda:N, xpu, mps; without it the run's"},
+    "precision": {"help": "fp32, bf16, fp16 or auto; without it the run's"},
+}
+CHANGES = {
+    "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN,
+    "test": {**OF_RUN, "data": {"help": "other data to test on, whatever train.py takes"},
              "classes": {"help": "part of the classes to test on: all, base, new"}},
     "published": {"data": {"required": True, "help": "the data set to test on"}},
 }
