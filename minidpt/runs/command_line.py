@@ -223,7 +223,7 @@ ARGUMENTS = {
     "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
     "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
         "what it is mistaken for"),
-    "--top": dict(type=int, metavar="N", help="classes to print for an image (default: 5)"),
+    "--top": dict(type=int, default=5, metavar="N", help="classes to print for an image (default: 5)"),
     "--csv": PATH | dict(metavar="FILE", help="new file: the classes of each image with "
         "probabilities; of a test with --per-class the accuracy of each class"),
     "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
@@ -261,7 +261,6 @@ def parse_eval_command(text: str) -> Namespace:
     given = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
     args = Namespace(**{**dict.fromkeys(names), **given})
-    args.top = 5 if args.top is None else args.top
     args.max_pixels = args.max_pixels or RunConfig.max_pixels
     check_eval_command(commands.choices[args.command], args)
     return args
@@ -269,7 +268,7 @@ def parse_eval_command(text: str) -> Namespace:
 
 def check_eval_command(parser: Parser, args: Namespace) -> None:
     """Exit with an error for options that do not go together, and files that cannot be new."""
-    if not 1 <= args.top <= 10**6:
+    if args.top is not None and not 1 <= args.top <= 10**6:
         parser.error(f"--top: expected at least 1, at most 1,000,000, got {args.top}")
     if args.csv and args.command != "predict":
         if not args.per_class:
