@@ -223,7 +223,7 @@ ARGUMENTS = {
     "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
     "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
         "what it is mistaken for"),
-    "--top": dict(type=int, default=5, metavar="N", help="classes to print for an image (default: 5)"),
+    "--top": dict(type=int, default=5, metavar="N", help="classes printed for an image (default: 5)"),
     "--csv": PATH | dict(metavar="FILE", help="new file: the classes of each image with "
         "probabilities; of a test with --per-class the accuracy of each class"),
     "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
