@@ -156,7 +156,7 @@ def fit(
     if run.path(STATE).is_file():
         state.load(run)
         print_line(f"resuming after epoch {state.epoch} of {config.epochs}")
-    state.save(run)
+    state.save(run)  # so that a run stopped in its first epoch can be resumed
     progress = Progress("epoch", config.epochs, after=0, done=state.epoch)
     with progress, DeferredInterrupt() as interrupt:
         for epoch in range(state.epoch, config.epochs):

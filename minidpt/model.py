@@ -65,7 +65,7 @@ class ModelOutput(NamedTuple):
     text_branch_logits: (B, C), learned text features against the frozen image feature.
     image_branch_logits: (B, C), prompted image feature against the template classifier.
     top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first; all of them in
-        their order where K >= C and nothing else needs the frozen feature.
+        index order where K >= C and no frozen pass was made.
     class_aware_logits: (B, layers, K, C), auxiliary logits, not scaled.
     """
 
@@ -172,7 +172,7 @@ class PromptedCLIP(nn.Module):
         return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """Compute the training loss of a batch, a scalar in fp32; on several ranks their sum is it.
+        """Compute the training loss of a batch, a scalar in fp32; of several ranks, a share.
 
         Args:
             output: of `forward`.

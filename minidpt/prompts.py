@@ -33,9 +33,9 @@ def random_parameter(*shape: int) -> nn.Parameter:
 class TextPrompts(nn.Module):
     """A learned context of M vectors for the prompt of every class (CoOp, arXiv 2109.01134).
 
-    The prompt of a class is SOS, context, name, full stop, EOT; all but the context is frozen.
+    The prompt of a class is SOT, context, name, full stop, EOT; all but the context is frozen.
     Calling the module gives the embedded prompts of all classes, packed (`clip/packing.py`): with
-    one context for all classes, SOS and the context before the name are stored and computed once.
+    one context for all classes, SOT and the context before the name are stored and computed once.
 
     Args:
         clip: whose token embeddings the prompts start from.

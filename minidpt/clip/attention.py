@@ -81,7 +81,7 @@ class MultiheadAttention(nn.Module):
 
             softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
 
-        No token becomes a key or a value, which is exact: q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, where
+        Keys and values are never formed, which is exact: q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, where
         q·bk is the same for every token and softmax drops it, and as the weights a sum to 1,
         Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv. So the products are of a query's size, not of T tokens',
         and each head attends to the tokens themselves.

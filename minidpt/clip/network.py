@@ -73,7 +73,7 @@ class MLP(nn.Module):
             result = torch.addmm(bias, F.silu(hidden), out, alpha=1 / factor)
         else:
             result = torch.addmm(bias, F.gelu(self.c_fc(flat)), out)
-        # Last: in bf16, where it is the largest, each sum with it rounds away the most.
+        # The residual is added last: it is the largest term, and in bf16 each sum with it rounds.
         return result.view(x.shape).add_(residual)
 
 

@@ -3,14 +3,14 @@
 Two facts about CLIP's text transformer make this exact (its causal mask does both):
 
 - it is causal, so tokens after EOT never matter and are left out;
-- a token sees only what stands before it, so the tokens that begin every prompt (SOS and a context
+- a token sees only what stands before it, so the tokens that begin every prompt (SOT and a context
   shared by all classes) have the same hidden states in each, and one copy serves all.
 
 The rows are cut into bins of one size. The first begins with the shared prefix, and whole prompts
-fill the rest, the longest first. "dog.", "sea horse." and "cat." behind SOS and two context vectors
+fill the rest, the longest first. "dog.", "sea horse." and "cat." behind SOT and two context vectors
 X are two bins of seven rows, · being a row that is left over:
 
-    SOS X X sea horse . EOT | dog . EOT cat . EOT ·
+    SOT X X sea horse . EOT | dog . EOT cat . EOT ·
 
 Linear layers, norms and MLPs see one matrix. Attention takes all bins in one call: a row sees the
 prefix, and of its own bin what its prompt has up to it. So a layer is as many operations for a
@@ -37,7 +37,7 @@ class PackedPrompts:
     positions: (S,) each row's place in its prompt, from 0.
     ends: (n,) the row of each prompt's last token, in packed order.
     inverse_order: (n,) where in packed order the i-th given prompt stands.
-    mask: (b, 1, T, p + T), in the queries' precision, added to the scores of a bin's rows over the
+    mask: (b, 1, T, p + T), fp32 from `pack`; added to the scores of a bin's rows over the
         p rows of the prefix and the bin's own: 0 where a row sees another, else -inf.
     prompts_per_bin: how many prompts each bin holds.
     """
@@ -66,7 +66,7 @@ class PackedPrompts:
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     """Lay out one or more token sequences, each of which ends in its EOT."""
     limit, first, last = min(map(len, prompts)) - 1, min(prompts), max(prompts)
-    # What these two begin with, all between them do; each keeps at least its last token.
+    # By order of tokens: a prefix of min and max is one of all. Each keeps its last token.
     prefix = next((i for i in range(limit) if first[i] != last[i]), limit)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
     for index, prompt in enumerate(prompts):

@@ -136,8 +136,7 @@ def parse_train_command(text: str) -> TrainCommand:
     add("--resume", type=path_option, metavar="DIR",
         help="resume the interrupted run or sweep in this folder, by its own settings")  # fmt: skip
     add("--config", type=path_option, metavar="FILE",
-        help="settings of an earlier run, its config.json; options beside it override them"
-    )  # fmt: skip
+        help="config.json of an earlier run; options beside it override its settings")  # fmt: skip
     options = vars(parser.parse_args())
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
     source = parser.prog
@@ -221,13 +220,11 @@ ARGUMENTS = {
     "folders": PATH | dict(nargs="+", metavar="DIR", help="a run, or a folder of runs"),
     "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
     "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
-    "--per-class": dict(action="store_true", help="print the accuracy of each class, too, and "
-        "what it is mistaken for"),
-    "--top": dict(type=int, default=5, metavar="N", help="classes printed for an image (default: 5)"),
+    "--per-class": dict(action="store_true", help="and each class: accuracy, mistaken for"),
+    "--top": dict(type=int, default=5, metavar="N", help="classes for an image (default: 5)"),
     "--csv": PATH | dict(metavar="FILE", help="new file: the classes of each image with "
         "probabilities; of a test with --per-class the accuracy of each class"),
-    "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON for each image as it "
-        "comes; '-': standard output, and nothing else goes there"),
+    "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON an image; '-': stdout"),
     "--attention-maps": PATH | dict(metavar="DIR", help="new folder for a PNG of each image: where "
         "the model looks, before and after tuning"),
 }
@@ -296,8 +293,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
 
 def new_files(args: Namespace) -> list[tuple[str, str]]:
     """Return the options that name a file to be written, with the files."""
-    files = [("--csv", args.csv), ("--json", args.json)]
-    return [(option, path) for option, path in files if path not in (None, "-")]
+    files = [("--csv", args.csv), ("--json", None if args.json == "-" else args.json)]
+    return [(option, path) for option, path in files if path is not None]
 
 
 def evaluates_other_data(args: Namespace) -> bool:

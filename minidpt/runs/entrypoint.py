@@ -80,7 +80,8 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 def is_user_error(error: Exception) -> bool:
     """Whether an error is the user's or the machine's, which `print_error` prints in one line."""
-    return isinstance(error, (ValueError, OSError)) or is_out_of_memory(error)
+    is_unknown_home = isinstance(error, RuntimeError) and "home directory" in str(error)  # of "~x"
+    return isinstance(error, (ValueError, OSError)) or is_unknown_home or is_out_of_memory(error)
 
 
 def is_out_of_memory(error: object) -> bool:

@@ -66,7 +66,7 @@ class Shared:
     images: ImageCache
     world: World
     is_sweep: bool
-    _opened: tuple = (None, {})  # a data set and its
+    _opened: tuple = (None, {})  # the last data set, its evaluation sets
 
     @property
     def is_main(self) -> bool:
@@ -100,6 +100,7 @@ def is_finished(folder: str) -> bool:
         return False
     if run.path(folders.SUMMARY).is_file():
         folders.check_unlocked(run.folder)  # which removes the lock of a process killed just then
+        run.read_json(folders.SUMMARY, tests=dict)
         run.path(folders.STATE).unlink(missing_ok=True)
         command = shlex.join([*entrypoint.relaunch_command("eval"), "test", folder])
         print_line(f"run {folder} is finished: {command}")

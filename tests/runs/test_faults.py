@@ -27,7 +27,7 @@ from scripts import (
 
 import minidpt
 from minidpt.demo import demo
-from minidpt.runs import entrypoint, results
+from minidpt.runs import entrypoint
 from minidpt.runs import folders as runs
 from minidpt.support import files
 

@@ -220,6 +220,19 @@ def test_what_a_kill_after_the_result_leaves_is_removed(whole):
     assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
 
 
+def test_a_damaged_result_does_not_cost_the_state(stopped):
+    shutil.copytree(stopped, "run")
+    Path("run/summary.json").write_text("{")
+    result = inside("train.py", "--resume", "run")
+    assert_one_line(result, "train.py", "run/summary.json", "expected JSON")
+    assert Path("run/state.pt").is_file()
+
+
+def test_the_home_of_nobody_is_one_line():
+    result = inside("train.py", "--resume", "~nobody-of-this-name/run")
+    assert_one_line(result, "train.py", "home directory")
+
+
 def test_a_run_without_a_state_cannot_be_gone_on_with(whole):
     shutil.copytree(whole, "run")
     Path("run/summary.json").unlink()
