@@ -172,7 +172,7 @@ class PromptedCLIP(nn.Module):
         return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """Compute the training loss of a batch, a scalar in fp32; of several ranks, a share.
+        """Compute the training loss of a batch, in fp32; with several ranks, a share.
 
         Args:
             output: of `forward`.
