@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .support.files import short_repr
 
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-COMMON, METHOD = "what most people need", "method"  # groups of options in --help
+COMMON, METHOD = "main options", "method"  # groups of options in --help
 KINDS = {
     "bool": (bool, "true or false"),
     "int": (numbers.Integral, "a whole number"),
@@ -102,28 +102,29 @@ class PromptConfig:
     """
 
     # fmt: off
-    method: str = option("dpt", "what is learned", COMMON, choices=METHODS, is_grid=True)
-    n_ctx: int = option(16, "text context vectors", METHOD, bounds=(1, 1000), read_by="text")
+    method: str = option("dpt", "method to train", COMMON, choices=METHODS, is_grid=True)
+    n_ctx: int = option(16, "learned context vectors", METHOD, bounds=(1, 1000), read_by="text")
     ctx_init: str | None = option(
-        None, "start the context from a phrase; the number of its words replaces --n-ctx", METHOD,
+        None, "initialise the context with the words of a phrase; their number replaces --n-ctx",
+        METHOD,
         metavar="PHRASE", read_by="text")
-    csc: bool = option(False, "a context for each class", METHOD, read_by="text")
+    csc: bool = option(False, "learn a context of its own for each class", METHOD, read_by="text")
     class_token_position: str = option(
-        "end", "where the class name stands", METHOD, metavar="WHERE",
+        "end", "position of the class name in the prompt", METHOD, metavar="WHERE",
         choices=("end", "middle", "front"), read_by="text", commands=("published",))
     n_visual: int = option(
         10, "visual prompts per layer", METHOD, bounds=(0, 1000), read_by="image")
     visual_layers: int | None = option(
-        None, "visual prompts in the first N layers only; 1 = shallow", METHOD,
+        None, "insert visual prompts in the first N layers only (default: all; 1: shallow)", METHOD,
         bounds=(1, 1000), read_by="image")
     class_aware_from: int | None = option(
-        None, "first layer, from 1, with class-aware prompts; without it the last", METHOD,
+        None, "first layer with class-aware prompts, counted from 1 (default: the last)", METHOD,
         bounds=(1, 1000), read_by="class-aware")
     top_k: int = option(
-        10, "classes that make class-aware prompts", METHOD,
+        10, "classes selected for the class-aware prompts of an image", METHOD,
         bounds=(1, 10**6), read_by="class-aware", commands=("published",))
     alpha: float = option(
-        0.3, "weight of the auxiliary loss", "optimisation",
+        0.3, "weight of the auxiliary loss of the class-aware prompts", "optimisation",
         bounds=(0, 1e30), read_by="class-aware")
     # fmt: on
 

@@ -60,12 +60,11 @@ class Parser(argparse.ArgumentParser):
             if command is not None and command not in about.commands:
                 continue
             default = FIELDS[name].default
-            text = about.help
+            settings: dict[str, Any] = {"help": about.help} | changes.get(name, {})
             if about.choices:
-                text += f": {', '.join(about.choices)}"
+                settings["help"] += f": {', '.join(about.choices)}"
             if command is None and default not in (None, False):
-                text += f" (default: {default})"
-            settings: dict[str, Any] = {"help": text}
+                settings["help"] += f" (default: {default})"
             kind = FIELDS[name].type.removesuffix(" | None")
             if FIELDS[name].type == "bool":
                 settings["action"] = "store_true"
@@ -75,7 +74,7 @@ class Parser(argparse.ArgumentParser):
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
                 settings["nargs"] = "+" if about.is_grid else None
-            self.group(about.group).add_argument(flag(name), **settings | changes.get(name, {}))
+            self.group(about.group).add_argument(flag(name), **settings)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -132,11 +131,11 @@ def parse_train_command(text: str) -> TrainCommand:
     parser.add_run_options()
     add = parser.group(COMMON).add_argument
     add("--out", type=path_option, metavar="DIR",
-        help="new run folder, or folder of a sweep; without it in runs/")  # fmt: skip
+        help="new folder for the run or the sweep (default: one in runs/)")  # fmt: skip
     add("--resume", type=path_option, metavar="DIR",
-        help="resume the interrupted run or sweep in this folder, by its own settings")  # fmt: skip
+        help="resume the interrupted run or sweep in this folder with its own settings")  # fmt: skip
     add("--config", type=path_option, metavar="FILE",
-        help="config.json of an earlier run; options beside it override its settings")  # fmt: skip
+        help="take the settings of this config.json; other options override them")  # fmt: skip
     options = vars(parser.parse_args())
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
     source = parser.prog
@@ -212,31 +211,34 @@ COMMANDS = {  # what it takes, what it does, its arguments beside the options of
 }
 PATH = {"type": path_option}
 ARGUMENTS = {
-    "runs": PATH | dict(nargs="+", metavar="RUN", help="run folders of train.py, with one CLIP"),
-    "run": PATH | dict(metavar="RUN", help="run folder of train.py"),
-    "images": PATH | dict(nargs="+", metavar="IMAGE", help="images, or folders of images; '-': "
-        "paths from standard input, one a line, answered as they come"),
-    "folder": PATH | dict(metavar="DIR", help="folder of runs, or output of the published code"),
-    "folders": PATH | dict(nargs="+", metavar="DIR", help="a run, or a folder of runs"),
+    "runs": PATH | dict(nargs="+", metavar="RUN", help="run folders, all with the same CLIP"),
+    "run": PATH | dict(metavar="RUN", help="run folder that train.py has written"),
+    "images": PATH | dict(nargs="+", metavar="IMAGE", help="images or folders of images; '-' reads "
+        "paths from standard input, one a line, and answers each at once"),
+    "folder": PATH | dict(metavar="DIR", help="folder of runs; for published, the output folder of "
+        "the published code"),
+    "folders": PATH | dict(nargs="+", metavar="DIR", help="folder of a run, or of several runs"),
     "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
-    "--image-root": PATH | dict(metavar="DIR", help="the run's image folder, if it has moved"),
-    "--per-class": dict(action="store_true", help="and each class: accuracy, mistaken for"),
-    "--top": dict(type=int, default=5, metavar="N", help="classes for an image (default: 5)"),
-    "--csv": PATH | dict(metavar="FILE", help="new file: the classes of each image with "
-        "probabilities; of a test with --per-class the accuracy of each class"),
-    "--json": PATH | dict(metavar="FILE", help="new file, a line of JSON an image; '-': stdout"),
-    "--attention-maps": PATH | dict(metavar="DIR", help="new folder for a PNG of each image: where "
-        "the model looks, before and after tuning"),
+    "--image-root": PATH | dict(metavar="DIR", help="folder of the run's images, if it has moved"),
+    "--per-class": dict(action="store_true",
+        help="also print the accuracy of each class and what it is mistaken for"),
+    "--top": dict(type=int, default=5, metavar="N", help="classes of each image (default: 5)"),
+    "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image with their "
+        "probabilities, or for the table of --per-class"),
+    "--json": PATH | dict(metavar="FILE",
+        help="new file with a line of JSON for each image; '-': standard output"),
+    "--attention-maps": PATH | dict(metavar="DIR", help="new folder with a PNG for each image that "
+        "shows where the model looks, before and after tuning"),
 }
 OF_RUN = {  # what options of runs say where a run has its own
-    "model": {"help": "CLIP's name or path, if it has moved"},
-    "device": {"help": "cpu, cuda, cuda:N, xpu, mps; without it the run's"},
-    "precision": {"help": "fp32, bf16, fp16 or auto; without it the run's"},
+    "model": {"help": "name or path of CLIP, if it has moved"},
+    "device": {"help": "cpu, cuda, cuda:N, xpu or mps (default: the run's)"},
+    "precision": {"help": "precision of the frozen CLIP (default: the run's)"},
 }
 CHANGES = {
     "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN,
-    "test": {**OF_RUN, "data": {"help": "other data to test on, whatever train.py takes"},
-             "classes": {"help": "part of the classes to test on: all, base, new"}},
+    "test": {**OF_RUN, "data": {"help": "other data to test on, given as to train.py"},
+             "classes": {"help": "classes to test on"}},
     "published": {"data": {"required": True, "help": "the data set to test on"}},
 }
 # fmt: on
@@ -250,11 +252,11 @@ def parse_eval_command(text: str) -> Namespace:
     for name, (takes, help_text, arguments) in COMMANDS.items():
         usage = f"%(prog)s {takes} [options]"
         command = commands.add_parser(name, help=help_text, text=help_text, usage=usage)
+        command.add_run_options(name, **CHANGES.get(name, {}))
         for argument in arguments:
             group = command.group(DATA if argument == "--image-root" else OUTPUT)
             owner = group if argument.startswith("--") else command
             owner.add_argument(argument, **ARGUMENTS[argument])
-        command.add_run_options(name, **CHANGES.get(name, {}))
     given = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
     args = Namespace(**{**dict.fromkeys(names), **given})

@@ -46,61 +46,64 @@ class RunConfig:
 
     # fmt: off
     data: str | None = option(
-        None, "Caltech101, any folder of class folders, train/ val/ test/ of them, a CSV of "
-        "path,label[,split], a run's split.json, or a folder of known data sets; without it the "
-        "demo's own pictures", COMMON,
+        None, "a folder of class folders, or of train/ val/ test/ with class folders, a CSV of "
+        "path,label[,split], a run's split.json, or a folder of known data sets such as "
+        "Caltech101 (default: the images of the demo)", COMMON,
         metavar="DIR", is_path=True, decides_result=False, can_move=True, commands=TESTS)
     prompts: PromptConfig = PromptConfig()
     shots: int = option(
         16, "training images per class", COMMON, bounds=(1, 10**6), read_by="training",
         is_grid=True)
     seed: int = option(
-        1, "of the few-shot draw and the training", COMMON, bounds=(0, 2**63 - 1),
+        1, "seed of the few-shot draw and of the training", COMMON, bounds=(0, 2**63 - 1),
         read_by="training", is_grid=True)
     model: str | None = option(
-        None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint; without it ViT-B/32, and "
-        "tiny for the demo", COMMON,
+        None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint (default: ViT-B/32, for "
+        "the demo tiny)", COMMON,
         is_path=True, decides_result=False, can_move=True, commands=ON_A_DEVICE)
     epochs: int | None = option(
-        None, "without it the published number: CoOp 50 (1 shot), 100 (2-4) or 200, others 60 (1 "
-        "shot) or 100; with few, lower --warmup-epochs and --guidance-epochs", COMMON,
+        None, "training epochs (default: as published, CoOp 50 with 1 shot, 100 with 2 to 4, else "
+        "200; others 60 with 1 shot, else 100); with fewer, also lower --warmup-epochs and "
+        "--guidance-epochs", COMMON,
         bounds=(0, 10**6), read_by="training")
     template: str | None = option(
-        None, "zero-shot prompt, {} is the class; without it the data set's", COMMON,
+        None, "zero-shot prompt, with {} for the class (default: the data set's)", COMMON,
         commands=TESTS)
     device: str | None = option(
-        None, "cpu, cuda, cuda:N, xpu, mps; without it an accelerator if there is one", COMMON,
+        None, "cpu, cuda, cuda:N, xpu or mps (default: an accelerator if there is one)", COMMON,
         decides_result=False, can_move=True, commands=ON_A_DEVICE)
     dataset: str | None = option(
-        None, "which of the known data sets lies there: "
+        None, "known data sets to read in --data: "
         + ", ".join(layout.name for layout in LAYOUTS), DATA,
         metavar="NAME", is_grid=True, commands=TESTS)
     classes: str = option(
-        "all", "base: train on the first half of the classes, test on both halves", DATA,
+        "all", "base: train on the first half of the classes and test on both halves", DATA,
         choices=("all", "base", "new"), commands=("test",))
     classnames: str | None = option(
-        None, "renames classes: a line 'folder name' for each", DATA,
+        None, "file that renames classes, with a line 'folder name' for each", DATA,
         metavar="FILE", is_path=True, commands=TESTS)
     workers: int | None = option(
-        None, "threads that read images; without it one for each processor", DATA,
+        None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, can_move=True, commands=(*TESTS, "predict"))
     max_pixels: int = option(
-        MAX_PIXELS, "of an image that is read", DATA,
+        MAX_PIXELS, "pixels of the largest image that is read", DATA,
         bounds=(1, 10**12), decides_result=False, commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
-        None, "the activation of the checkpoint, where it does not say: OpenAI's need the quick "
-        "GELU, most others the exact one", METHOD, decides_result=False, commands=("published",))
+        None, "activation of the checkpoint, where it does not say: OpenAI's need the quick GELU, "
+        "most others the exact one", METHOD, decides_result=False, commands=("published",))
     head_width: int | None = option(
-        None, "of attention heads on the image side, for a checkpoint without a configuration "
-        "where they are not 64 wide", METHOD,
+        None, "width of the image side's attention heads, for a checkpoint without a "
+        "configuration whose heads are not 64 wide", METHOD,
         bounds=(1, 10**4), decides_result=False, commands=("published",))
     image_size: int | None = option(
-        None, "pixels a side, a multiple of the patch's: positional embeddings are interpolated; "
-        "without it the checkpoint's", METHOD, bounds=(1, MAX_RESOLUTION), commands=("published",))
+        None, "side of the images in pixels, a multiple of the patch size; positional embeddings "
+        "are interpolated (default: the checkpoint's)", METHOD,
+        bounds=(1, MAX_RESOLUTION), commands=("published",))
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
     guidance_epochs: int = option(
-        30, "length of the guidance stage (VLP, DPT)", OPTIMISATION,
+        30, "first epochs, in which each branch is trained beside the other's frozen knowledge "
+        "(VLP, DPT)", OPTIMISATION,
         bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
@@ -109,18 +112,19 @@ class RunConfig:
         0.002, "learning rate of the text context", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="text")
     warmup_epochs: int | None = option(
-        None, "of the image side, without it 10 (ImageNet: 1); the text side has 1", OPTIMISATION,
+        None, "warm-up of the image side (default: 10, for ImageNet 1); the text side has 1",
+        OPTIMISATION,
         bounds=(0, 10**6), read_by="image")
     precision: str | None = option(
-        None, "of the frozen CLIP; without it fp32 on a CPU; auto: there bf16, if the processor "
-        "computes in it", OPTIMISATION,
+        None, "precision of the frozen CLIP (default: on a CPU fp32, on a GPU bf16 if it has it, "
+        "else fp16); auto: on a CPU bf16 if it has it", OPTIMISATION,
         choices=(*PRECISIONS, AUTO), decides_result=False, commands=ON_A_DEVICE)
     class_chunk: int | None = option(
-        None, "encode N classes at a time, and again in the backward pass; without it only where "
-        "all would take more than 3 GB; 0: all at once", OPTIMISATION,
+        None, "encode N classes at a time, and again in the backward pass, which saves memory "
+        "(default: only where all would take more than 3 GB; 0: all at once)", OPTIMISATION,
         bounds=(0, 10**6), decides_result=False, can_move=True)
     no_report: bool = option(
-        False, "leave report.html out", OUTPUT, decides_result=False, can_move=True)
+        False, "do not write report.html", OUTPUT, decides_result=False, can_move=True)
     # fmt: on
 
     def __post_init__(self):

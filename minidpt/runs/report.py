@@ -63,7 +63,7 @@ def write_report(
         notes = [f"Runs: {others}" for others in [left_out(folder)] if others]
     if notes:
         items = (tag("li", note) for note in notes)
-        content.append(section("Notes", "What is left out of this page.", tag("ul", *items)))
+        content.append(section("Notes", "Parts that are left out of this page.", tag("ul", *items)))
     with files.atomic_write(folder / REPORT) as unfinished:
         unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
@@ -273,9 +273,9 @@ class RunReport:
             chart("accuracy on training views, %", "train_accuracy"),
             chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
         ]
-        about = "Of each epoch; views are random crops of the training images, mirrored or not."
+        about = "Values of each epoch. Training views are random crops, mirrored at random."
         if shaded:
-            about += " Shaded is the guidance stage, where the loss is that of both branches."
+            about += " Shaded are the epochs of guidance, whose loss is that of the two branches."
         return section("Training", about, tag("div", *charts, class_="grid"))
 
     def mistakes(self, predictions: Predictions) -> Markup:
@@ -314,15 +314,15 @@ class RunReport:
             each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
         )
         about = (
-            f"{right.sum():,} of {len(right):,} test images are recognised; zero-shot CLIP "
-            f"mistakes {(right & ~before).sum():,} of these and recognises "
-            f"{(before & ~right).sum():,} of the others. Below: the {len(chosen)} mistakes with "
-            "the greatest probability."
+            f"{right.sum():,} of {len(right):,} test images are classified right. Zero-shot CLIP "
+            f"classifies {(right & ~before).sum():,} of these wrong, and "
+            f"{(before & ~right).sum():,} of the others right. Shown are the {len(chosen)} "
+            "mistakes with the highest probability."
         )
         if model:
             about += (
-                " Beside the image, where its class token looks in the last layer (before and "
-                "after tuning): blue nowhere, yellow four times what even attention would give."
+                " The maps show the attention of the class token in the last layer, before and "
+                "after tuning: blue is none, yellow four times the even share or more."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
@@ -338,8 +338,8 @@ class RunReport:
             parts += [tag("h3", name(context["class"]))] if context["class"] else []
             parts.append(table(("vector", "nearest", "2nd", "3rd", "4th", "5th"), rows))
         about = (
-            "The tokens whose embeddings lie nearest to each vector of the learned context, with "
-            "the Euclidean distance. A hyphen stands where a word goes on."
+            "The tokens whose embeddings are nearest to each learned context vector, with the "
+            "Euclidean distance. A hyphen marks a token that is not the end of a word."
         )
         return section("Learned context in words", about, *parts)
 
@@ -364,7 +364,7 @@ def accuracy_by_class(
             learned[label].images, learned[label].taken_for(classnames),
         ))  # fmt: skip
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
-    about = "In percent, the lowest first: the dash is zero-shot CLIP, the dot what was learned."
+    about = "In percent, the lowest first. The dash is zero-shot CLIP, the dot the tuned model."
     if len(labels) > CLASSES:
         about += f" The {CLASSES} lowest of {len(labels):,} classes."
     return section("Accuracy by class", about, table(heads, rows))
@@ -383,7 +383,7 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
             cells[other] = tag("span", count, style=style)
         rows.append((name(classnames[label], 32), *cells))
     heads = ["", *(tag("span", name(each, 24)) for each in classnames)]
-    about = "Rows are the true classes, columns what they are taken for; in test images."
+    about = "Numbers of test images: rows are true classes, columns predicted ones."
     return section("Confusion matrix", about, table(heads, rows, "matrix"))
 
 
@@ -401,7 +401,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
-        about = "Mean over seeds; bars are one standard deviation to each side."
+        about = "Means over seeds; error bars are one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 

@@ -164,7 +164,7 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
     assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
     assert sum(line.strip().startswith("torchrun --nproc_per_node=") for line in lines) == 1
     groups = [line for line in lines if re.fullmatch(r"\w[^.]*:", line) and "usage" not in line]
-    known = ["what most people need:", "data:", "method:", "optimisation:", "output:"]
+    known = ["main options:", "data:", "method:", "optimisation:", "output:"]
     assert groups == (known if script == "train.py" else ["commands:"])
 
 

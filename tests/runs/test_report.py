@@ -121,7 +121,7 @@ def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_pat
     assert mean == pytest.approx(summary(tmp_path / "base")["accuracy"])
     text = page_of(tmp_path / "base").text
     assert "3 classes (base)" in text and "harmonic mean" in text
-    assert "of 9 test images are recognised" in text
+    assert "of 9 test images are classified right" in text
 
 
 def test_counts_of_predictions_are_those_of_a_loop(run):
