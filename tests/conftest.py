@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests start
-pytest.register_assert_rewrite("pairs", "scripts", "small_runs")  # before they are imported
+pytest.register_assert_rewrite("helpers")  # before they are imported
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -68,7 +68,7 @@ def demo_beside_the_tests(request) -> None:
 def clips_stay_as_they_are() -> Iterator[None]:
     """The CLIPs that tests share are the same after a file as before it."""
     import torch  # not where `-n 2` only begins other processes
-    from tiny_models import DEEP, WIDE, clip_state, shared_clip
+    from helpers.tiny_models import DEEP, WIDE, clip_state, shared_clip
 
     yield
     for sizes in (WIDE, DEEP):

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_models import Sizes, clip_state, random_images
+from helpers.tiny_models import Sizes, clip_state, random_images
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

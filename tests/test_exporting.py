@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import Sizes, clip_state, learned_shapes, learned_tensors, random_images
+from helpers.tiny_models import Sizes, clip_state, learned_shapes, learned_tensors, random_images
 
 import minidpt
 from minidpt import exporting

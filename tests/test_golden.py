@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 
-import golden_cases
 import pytest
-import reference
 import torch
-from golden_cases import METHOD_CASES, assert_close, assert_tensors_equal, load_case
+from helpers import golden_cases, reference
+from helpers.golden_cases import METHOD_CASES, assert_close, assert_tensors_equal, load_case
 from numpy.random import RandomState
 from torch import Tensor
 

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
-import torchscript
-from pairs import (
-    OF_METHOD,
+from helpers import reference, torchscript
+from helpers.reference_pair import (
+    SMALL_CONFIGS,
     TEMPLATE,
-    UNEQUAL,
-    Pair,
+    UNEQUAL_NAMES,
+    ReferencePair,
     every_learning_method,
     every_method,
-    labels_for,
+    make_labels,
 )
+from helpers.tiny_models import DEEP, WIDE, clip_state, random_images
 from PIL import Image
-from tiny_models import DEEP, WIDE, clip_state, random_images
 
 import minidpt
 from minidpt import inference
@@ -75,7 +74,7 @@ def test_prompts_are_fp32_whatever_torchs_default_is():
 
 @every_method
 def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
-    pair = Pair({**OF_METHOD[method], "class_token_position": "middle"})
+    pair = ReferencePair({**SMALL_CONFIGS[method], "class_token_position": "middle"})
     pair.model.save(tmp_path / "model.pt")
     loaded = minidpt.load_model(tmp_path / "model.pt", clip=pair.clip)
     pair.model.eval(), loaded.eval()
@@ -89,15 +88,15 @@ def test_a_saved_model_has_bit_equal_logits_when_loaded(method, tmp_path):
 def test_names_and_numbers_of_numpy_are_saved_as_pythons(tmp_path):
     clip = minidpt.build_clip(clip_state(WIDE))
     config = minidpt.PromptConfig(n_ctx=np.int64(3), top_k=np.int32(2), alpha=np.float64(0.2))
-    minidpt.build_model(clip, np.array(UNEQUAL), TEMPLATE, config).save(tmp_path / "model.pt")
+    minidpt.build_model(clip, np.array(UNEQUAL_NAMES), TEMPLATE, config).save(tmp_path / "model.pt")
     loaded = minidpt.load_model(tmp_path / "model.pt", clip)
-    assert (loaded.classnames, loaded.config) == (list(UNEQUAL), config)
+    assert (loaded.classnames, loaded.config) == (list(UNEQUAL_NAMES), config)
     with pytest.raises(TypeError):
         minidpt.PromptConfig(n_ctx=2.5)
 
 
 def test_other_classes_and_loading_leave_the_random_numbers_alone(tmp_path):
-    pair = Pair(OF_METHOD["dpt"])
+    pair = ReferencePair(SMALL_CONFIGS["dpt"])
     pair.model.save(tmp_path / "model.pt")
     state = torch.get_rng_state()
     pair.model.for_classes(["ox", "owl"])
@@ -108,7 +107,7 @@ def test_other_classes_and_loading_leave_the_random_numbers_alone(tmp_path):
 def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_replaces_none(
     tmp_path, monkeypatch
 ):
-    pair, path = Pair(OF_METHOD["dpt"]), tmp_path / "model.pt"
+    pair, path = ReferencePair(SMALL_CONFIGS["dpt"]), tmp_path / "model.pt"
     pair.model.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
@@ -127,7 +126,7 @@ def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_rep
 
 
 def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
-    Pair(OF_METHOD["dpt"]).model.save(tmp_path / "model.pt")
+    ReferencePair(SMALL_CONFIGS["dpt"]).model.save(tmp_path / "model.pt")
     other = minidpt.build_clip(clip_state(WIDE, seed=1))
     with pytest.raises(ValueError, match="CLIP"):
         minidpt.load_model(tmp_path / "model.pt", clip=other)
@@ -142,7 +141,7 @@ def test_a_file_of_another_kind_is_no_model(content, tmp_path):
 
 def test_a_torchscript_archive_is_no_model_and_is_not_run(tmp_path, monkeypatch):
     """torch.load of 2.4 hands one to torch.jit.load, also with `weights_only`."""
-    with torchscript.still_used():
+    with torchscript.ignore_deprecation():
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)).save(str(tmp_path / "model.pt"))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     with pytest.raises(ValueError, match="expected format|content: expected"):
@@ -207,11 +206,11 @@ def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(
 
 
 def test_shapes_that_a_config_implies_are_those_that_it_learns():
-    for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), OF_METHOD):
+    for csc, ctx_init, method in itertools.product((0, 1), (None, "a photo of a"), SMALL_CONFIGS):
         config = minidpt.PromptConfig(method=method, csc=bool(csc), ctx_init=ctx_init)
         clip = minidpt.build_clip(clip_state(WIDE))
-        learned = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).prompt_state_dict()
-        expected = parameters_on_meta(clip, len(UNEQUAL), config)
+        learned = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).prompt_state_dict()
+        expected = parameters_on_meta(clip, len(UNEQUAL_NAMES), config)
         assert {k: v.shape for k, v in learned.items()} == {k: v.shape for k, v in expected.items()}
         assert all(value.is_meta for value in expected.values())
 
@@ -222,7 +221,7 @@ def test_shapes_that_a_config_implies_are_those_that_it_learns():
 @every_learning_method
 @pytest.mark.parametrize("class_aware_from", [1, 2])
 def test_published_tensors_come_back_as_they_were_loaded(method, class_aware_from):
-    pair = Pair({**OF_METHOD[method], "class_aware_from": class_aware_from})
+    pair = ReferencePair({**SMALL_CONFIGS[method], "class_aware_from": class_aware_from})
     published = {name: value for name, value in pair.model.published().items() if value.numel()}
     assert published.keys() == pair.learned.keys()
     for name, value in pair.learned.items():
@@ -230,17 +229,17 @@ def test_published_tensors_come_back_as_they_were_loaded(method, class_aware_fro
 
 
 def test_class_aware_prompts_in_all_layers_load_with_and_without_an_empty_visual_tensor():
-    pair = Pair({**OF_METHOD["dpt"], "class_aware_from": 1, "n_visual": 2})
+    pair = ReferencePair({**SMALL_CONFIGS["dpt"], "class_aware_from": 1, "n_visual": 2})
     assert reference.VISUAL not in pair.learned
     empty = torch.empty(0, 2, WIDE.vision_width)
     pair.model.load_published({**pair.learned, reference.VISUAL: empty})
-    pair.assert_agree(pair.images(), labels_for(pair, 4))
+    pair.assert_agree(pair.images(), make_labels(pair, 4))
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "nan", "integer", "none"])
 @every_learning_method
 def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method, fault):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     for name in pair.learned:
         tensors = {key: value + 1 for key, value in pair.learned.items()}
         if fault == "missing":
@@ -266,7 +265,7 @@ def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method
 
 def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
 
-    pair = Pair(OF_METHOD["vlp"])
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
     pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
     at_once = pair.model.predict(pictures, top=2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
@@ -279,7 +278,7 @@ def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeyp
 
 
 def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
-    pair = Pair(OF_METHOD["vlp"])
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
     picture = Image.new("RGB", (23, 29), (40, 90, 0))
     picture.save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
@@ -298,7 +297,7 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
 
 
 def test_the_white_level_of_a_model_is_kept_and_used_to_predict(tmp_path):
-    pair = Pair(OF_METHOD["vlp"])
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
     noise = np.random.default_rng(0).integers(0, 4096, (23, 29)).astype(np.uint16)
     Image.fromarray(noise).save(tmp_path / "a.png")
     plain = pair.model.predict(tmp_path / "a.png")

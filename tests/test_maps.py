@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
-from pairs import OF_METHOD, UNEQUAL, Pair
-from tiny_models import clip_state_in_double, double
+from helpers import reference
+from helpers.reference_pair import SMALL_CONFIGS, UNEQUAL_NAMES, ReferencePair
+from helpers.tiny_models import clip_state_in_double, to_double
 from torch import Tensor
 
 import minidpt
 
 PRECISE = dict(rtol=0, atol=5e-6)  # of shares that sum to 1 over 9 patches; fp32 has 1e-7
-every_method = pytest.mark.parametrize("method", OF_METHOD)
+every_method = pytest.mark.parametrize("method", SMALL_CONFIGS)
 
 
 def naive_class_token_map(clip: reference.Tensors, name: str, x: Tensor) -> Tensor:
@@ -32,9 +32,9 @@ def naive_class_token_map(clip: reference.Tensors, name: str, x: Tensor) -> Tens
     return (patches / patches.sum(dim=-1, keepdim=True)).view(-1, 3, 3)
 
 
-def naive_maps(pair: Pair, images: Tensor) -> minidpt.AttentionMaps:
+def naive_maps(pair: ReferencePair, images: Tensor) -> minidpt.AttentionMaps:
     """The walk of `reference.prompted_image_feature`, and what is attended to in its last layer."""
-    clip, learned = clip_state_in_double(pair.sizes), double(pair.learned)
+    clip, learned = clip_state_in_double(pair.sizes), to_double(pair.learned)
     layers = pair.sizes.vision_layers
     names = [f"visual.transformer.resblocks.{i}" for i in range(layers)]
     embedded = reference.embed_image(clip, images.double())
@@ -90,14 +90,14 @@ def naive_class_aware_map(learned, index: int, x: Tensor, selected: Tensor) -> T
 
 @pytest.mark.parametrize(
     "config",
-    [*OF_METHOD.values(),
-     {**OF_METHOD["dpt"], "class_aware_from": None, "n_visual": 0},
-     {**OF_METHOD["dpt"], "class_aware_from": 1, "top_k": 50},
-     {**OF_METHOD["vpt"], "visual_layers": 1}],
+    [*SMALL_CONFIGS.values(),
+     {**SMALL_CONFIGS["dpt"], "class_aware_from": None, "n_visual": 0},
+     {**SMALL_CONFIGS["dpt"], "class_aware_from": 1, "top_k": 50},
+     {**SMALL_CONFIGS["vpt"], "visual_layers": 1}],
     ids=lambda config: "-".join(str(value) for value in config.values()),
 )  # fmt: skip
 def test_maps_are_those_of_every_head_and_token_written_out(config):
-    pair = Pair(config)
+    pair = ReferencePair(config)
     images = pair.images()
     maps, naive = minidpt.attention_maps(pair.model, images), naive_maps(pair, images)
     for ours, theirs in zip(maps, naive, strict=True):
@@ -112,7 +112,7 @@ def test_maps_are_those_of_every_head_and_token_written_out(config):
 
 @every_method
 def test_every_map_sums_to_one_and_prompts_change_it_only_where_the_image_side_learns(method):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     maps = minidpt.attention_maps(pair.model, pair.images(5))
     assert maps.zero_shot.shape == maps.tuned.shape == (5, 3, 3)
     for values in (maps.zero_shot, maps.tuned, maps.class_aware):
@@ -124,22 +124,22 @@ def test_every_map_sums_to_one_and_prompts_change_it_only_where_the_image_side_l
 
 def test_classes_come_best_first_also_where_all_are_selected():
     """There the model itself selects them in their order, without the frozen feature."""
-    pair = Pair({**OF_METHOD["dpt"], "top_k": len(UNEQUAL)})
+    pair = ReferencePair({**SMALL_CONFIGS["dpt"], "top_k": len(UNEQUAL_NAMES)})
     images = pair.images()
     with torch.no_grad():
         unsorted = pair.model(images, branches=False).top_classes
-        zero_shot = pair.model.for_classes(UNEQUAL).clip.encode_image(images)
+        zero_shot = pair.model.for_classes(UNEQUAL_NAMES).clip.encode_image(images)
     cosines = torch.nn.functional.normalize(zero_shot, dim=-1) @ pair.model.template_features.t()
     maps = minidpt.attention_maps(pair.model, images)
     assert torch.equal(maps.top_classes, cosines.argsort(dim=-1, descending=True))
     assert not torch.equal(maps.top_classes, unsorted)
-    assert maps.class_aware.shape == (4, len(UNEQUAL), 3, 3)
+    assert maps.class_aware.shape == (4, len(UNEQUAL_NAMES), 3, 3)
 
 
 def test_maps_of_a_clip_in_lower_precision_are_near_those_in_fp32():
-    pair = Pair(OF_METHOD["vlp"])
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
     clip = minidpt.build_clip(pair.clip.state_dict()).cast(torch.bfloat16)
-    model = minidpt.build_model(clip, UNEQUAL, pair.template, pair.model.config)
+    model = minidpt.build_model(clip, UNEQUAL_NAMES, pair.template, pair.model.config)
     model.load_published(pair.learned)
     exact = minidpt.attention_maps(pair.model, pair.images())
     rounded = minidpt.attention_maps(model, pair.images())
@@ -149,6 +149,6 @@ def test_maps_of_a_clip_in_lower_precision_are_near_those_in_fp32():
 
 
 def test_images_of_another_size_are_refused():
-    pair = Pair(OF_METHOD["vpt"])
+    pair = ReferencePair(SMALL_CONFIGS["vpt"])
     with pytest.raises(ValueError, match=r"expected floating-point images \(B, 3, 21, 21"):
         minidpt.attention_maps(pair.model, torch.zeros(1, 3, 20, 20))

@@ -7,11 +7,20 @@ Logits may differ by 2e-5 (their scale is 14), gradients by 1e-4 of their norm.
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
-from golden_cases import assert_close
-from pairs import EQUAL, OF_METHOD, TEMPLATE, UNEQUAL, Pair, every_method, labels_for, logits_of
-from tiny_models import DEEP, WIDE, Sizes, clip_state, random_images
+from helpers import reference
+from helpers.golden_cases import assert_close
+from helpers.reference_pair import (
+    EQUAL_NAMES,
+    SMALL_CONFIGS,
+    TEMPLATE,
+    UNEQUAL_NAMES,
+    ReferencePair,
+    compute_logits,
+    every_method,
+    make_labels,
+)
+from helpers.tiny_models import DEEP, WIDE, Sizes, clip_state, random_images
 
 import minidpt
 
@@ -21,16 +30,20 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 # Every option of every method
 
 
-def check(config: dict, sizes: Sizes = WIDE, classnames: list[str] = UNEQUAL, batch: int = 4, **kw):
-    pair = Pair(config, sizes, classnames, **kw)
-    pair.assert_agree(pair.images(batch), labels_for(pair, batch))
+def check(
+    config: dict, sizes: Sizes = WIDE, classnames: list[str] = UNEQUAL_NAMES, batch: int = 4, **kw
+):
+    pair = ReferencePair(config, sizes, classnames, **kw)
+    pair.assert_agree(pair.images(batch), make_labels(pair, batch))
 
 
 @pytest.mark.parametrize("sizes", [WIDE, DEEP], ids=["wide", "deep"])
-@pytest.mark.parametrize("classnames", [UNEQUAL, EQUAL], ids=["unequal names", "equal names"])
+@pytest.mark.parametrize(
+    "classnames", [UNEQUAL_NAMES, EQUAL_NAMES], ids=["unequal names", "equal names"]
+)
 @every_method
 def test_methods_agree_with_the_reference(method, classnames, sizes):
-    check(OF_METHOD[method], sizes, classnames)
+    check(SMALL_CONFIGS[method], sizes, classnames)
 
 
 @pytest.mark.parametrize("csc", [False, True], ids=["generic", "csc"])
@@ -44,58 +57,58 @@ def test_text_contexts_agree_with_the_reference(n_ctx, position, csc):
 @pytest.mark.parametrize("phrase", ["a photo of a", "picture", "one of the many photos"])
 def test_contexts_from_a_phrase_agree_with_the_reference(phrase, position):
     config = {"method": "coop", "ctx_init": phrase, "class_token_position": position}
-    pair = Pair(config)
-    pair.assert_agree(pair.images(), labels_for(pair, 4))
+    pair = ReferencePair(config)
+    pair.assert_agree(pair.images(), make_labels(pair, 4))
 
 
 @pytest.mark.parametrize("template", ["{} texture.", "itap of many {}, a type of pet."])
 @every_method
 def test_templates_agree_with_the_reference(method, template):
-    check(OF_METHOD[method], template=template)
+    check(SMALL_CONFIGS[method], template=template)
 
 
 @pytest.mark.parametrize("n_visual", [0, 1, 10])
 @pytest.mark.parametrize("method", ["vpt", "vlp", "dpt"])
 def test_numbers_of_visual_prompts_agree_with_the_reference(method, n_visual):
-    check({**OF_METHOD[method], "n_visual": n_visual})
+    check({**SMALL_CONFIGS[method], "n_visual": n_visual})
 
 
 @pytest.mark.parametrize("visual_layers", [1, 2, 5])
 @pytest.mark.parametrize("method", ["vpt", "vlp", "dpt"])
 def test_shallow_visual_prompts_agree_with_the_reference(method, visual_layers):
-    config = {**OF_METHOD[method], "visual_layers": visual_layers}
+    config = {**SMALL_CONFIGS[method], "visual_layers": visual_layers}
     check(config | {"class_aware_from": 3} if method == "dpt" else config, DEEP)
 
 
 @pytest.mark.parametrize("class_aware_from", [None, 1, 2, 3, 4, 5])
 def test_first_class_aware_layers_agree_with_the_reference(class_aware_from):
-    check({**OF_METHOD["dpt"], "class_aware_from": class_aware_from}, DEEP)
+    check({**SMALL_CONFIGS["dpt"], "class_aware_from": class_aware_from}, DEEP)
 
 
-@pytest.mark.parametrize("top_k", [1, 2, len(UNEQUAL), 20])
+@pytest.mark.parametrize("top_k", [1, 2, len(UNEQUAL_NAMES), 20])
 def test_numbers_of_selected_classes_agree_with_the_reference(top_k):
-    check({**OF_METHOD["dpt"], "top_k": top_k})
+    check({**SMALL_CONFIGS["dpt"], "top_k": top_k})
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 2.0])
 def test_weights_of_the_auxiliary_loss_agree_with_the_reference(alpha):
-    check({**OF_METHOD["dpt"], "alpha": alpha})
+    check({**SMALL_CONFIGS["dpt"], "alpha": alpha})
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("csc", [False, True], ids=["generic", "csc"])
 @pytest.mark.parametrize("method", ["vlp", "dpt"])
 def test_both_sides_together_agree_with_the_reference(method, csc, position):
-    config = {**OF_METHOD[method], "csc": csc, "class_token_position": position, "n_ctx": 5}
+    config = {**SMALL_CONFIGS[method], "csc": csc, "class_token_position": position, "n_ctx": 5}
     check({**config, "top_k": 20, "class_aware_from": 1} if method == "dpt" else config)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 @pytest.mark.parametrize("csc", [False, True])
 def test_classes_in_chunks_agree_with_the_reference(csc, chunk):
-    pair = Pair({**OF_METHOD["dpt"], "csc": csc})
+    pair = ReferencePair({**SMALL_CONFIGS["dpt"], "csc": csc})
     pair.model.class_chunk = chunk
-    pair.assert_agree(pair.images(), labels_for(pair, 4))
+    pair.assert_agree(pair.images(), make_labels(pair, 4))
 
 
 def test_the_defaults_agree_with_the_reference():
@@ -105,17 +118,17 @@ def test_the_defaults_agree_with_the_reference():
 @pytest.mark.parametrize("batch", [1, 11])
 @every_method
 def test_batches_of_any_size_agree_with_the_reference(method, batch):
-    check(OF_METHOD[method], batch=batch)
+    check(SMALL_CONFIGS[method], batch=batch)
 
 
 @every_method
 def test_two_classes_one_of_whom_begins_the_other_agree_with_the_reference(method):
-    check(OF_METHOD[method], classnames=["ox", "ox and a very red fox"], batch=3)
+    check(SMALL_CONFIGS[method], classnames=["ox", "ox and a very red fox"], batch=3)
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_classes_of_one_name_agree_with_the_reference(position):
-    config = {**OF_METHOD["vlp"], "class_token_position": position}
+    config = {**SMALL_CONFIGS["vlp"], "class_token_position": position}
     check(config, classnames=["crane", "gnu", "crane"])
     check({**config, "csc": True}, classnames=["crane", "crane"])
     check({"method": "zeroshot"}, classnames=["crane", "crane"])
@@ -127,12 +140,12 @@ def test_a_prompt_that_fills_all_77_places_agrees_with_the_reference(position):
     config = {"method": "coop", "n_ctx": 5, "class_token_position": position}
     check(config, classnames=["gnu", longest, "red fox"])
     with pytest.raises(ValueError, match="78 tokens"):
-        Pair(config, classnames=["gnu", longest + " ox", "red fox"])
+        ReferencePair(config, classnames=["gnu", longest + " ox", "red fox"])
 
 
 @pytest.mark.parametrize("guidance", [False, True])
 def test_no_label_among_the_selected_classes_adds_nothing_to_the_loss(guidance):
-    pair = Pair({**OF_METHOD["dpt"], "top_k": 2})
+    pair = ReferencePair({**SMALL_CONFIGS["dpt"], "top_k": 2})
     images = pair.images(3)
     outputs = pair.model(images)
     labels = torch.tensor([min(set(range(7)) - set(row.tolist())) for row in outputs.top_classes])
@@ -149,32 +162,32 @@ def test_no_label_among_the_selected_classes_adds_nothing_to_the_loss(guidance):
 
 
 def test_without_visual_prompts_vlp_is_coop_and_vpt_is_zero_shot():
-    coop = logits_of({"method": "coop", "n_ctx": 3})
-    assert_close(logits_of({"method": "vlp", "n_ctx": 3, "n_visual": 0}), coop, "VLP")
-    zero_shot = logits_of({"method": "zeroshot"})
-    assert_close(logits_of({"method": "vpt", "n_visual": 0}), zero_shot, "VPT")
+    coop = compute_logits({"method": "coop", "n_ctx": 3})
+    assert_close(compute_logits({"method": "vlp", "n_ctx": 3, "n_visual": 0}), coop, "VLP")
+    zero_shot = compute_logits({"method": "zeroshot"})
+    assert_close(compute_logits({"method": "vpt", "n_visual": 0}), zero_shot, "VPT")
     assert (coop - zero_shot).abs().max() > 0.1
 
 
 def test_the_template_as_context_is_zero_shot():
     config = minidpt.PromptConfig(method="coop", ctx_init="a photo of a")
     clip = minidpt.build_clip(clip_state(WIDE))
-    model = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).eval()
+    model = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).eval()
     with torch.no_grad():
         logits = model(random_images(WIDE, 4)).logits
-    assert_close(logits, logits_of({"method": "zeroshot"}), "logits")
+    assert_close(logits, compute_logits({"method": "zeroshot"}), "logits")
 
 
 def test_more_selected_classes_than_classes_are_all_classes():
-    clipped = Pair({**OF_METHOD["dpt"], "top_k": 1000})
+    clipped = ReferencePair({**SMALL_CONFIGS["dpt"], "top_k": 1000})
     outputs = clipped.model(clipped.images())
     assert outputs.top_classes.sort(dim=-1).values.tolist() == [list(range(7))] * 4
-    all_classes = logits_of({**OF_METHOD["dpt"], "top_k": 7})
+    all_classes = compute_logits({**SMALL_CONFIGS["dpt"], "top_k": 7})
     assert_close(outputs.logits, all_classes, "logits")
 
 
 def test_the_order_of_the_selected_classes_does_not_change_the_logits():
-    pair, order = Pair({**OF_METHOD["dpt"], "top_k": 4}), [2, 0, 3, 1]
+    pair, order = ReferencePair({**SMALL_CONFIGS["dpt"], "top_k": 4}), [2, 0, 3, 1]
     images = pair.images()
     with torch.no_grad():
         outputs = pair.model(images)
@@ -192,13 +205,13 @@ def test_the_order_of_the_selected_classes_does_not_change_the_logits():
 
 
 def test_classes_in_another_order_only_reorder_the_outputs():
-    config = {**OF_METHOD["dpt"], "csc": True}
-    pair, order = Pair(config), [4, 6, 0, 3, 5, 1, 2]
+    config = {**SMALL_CONFIGS["dpt"], "csc": True}
+    pair, order = ReferencePair(config), [4, 6, 0, 3, 5, 1, 2]
     learned = {
         name: value[order] if name == reference.CONTEXT or ".classfiers." in name else value
         for name, value in pair.learned.items()
     }
-    reordered = Pair(config, classnames=[UNEQUAL[c] for c in order])
+    reordered = ReferencePair(config, classnames=[UNEQUAL_NAMES[c] for c in order])
     reordered.model.load_published(learned)
     with torch.no_grad():
         outputs, moved = pair.model(pair.images()), reordered.model(pair.images())
@@ -209,7 +222,7 @@ def test_classes_in_another_order_only_reorder_the_outputs():
 
 @every_method
 def test_an_image_alone_has_the_logits_that_it_has_in_a_batch(method):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     pair.model.eval()
     with torch.no_grad():
         together = pair.model(pair.images()).logits
@@ -218,8 +231,8 @@ def test_an_image_alone_has_the_logits_that_it_has_in_a_batch(method):
 
 
 def test_selected_classes_are_zero_shots_best_first_and_no_prompt_changes_them():
-    pair = Pair({**OF_METHOD["dpt"], "top_k": 4})
-    zero_shot = logits_of({"method": "zeroshot"})
+    pair = ReferencePair({**SMALL_CONFIGS["dpt"], "top_k": 4})
+    zero_shot = compute_logits({"method": "zeroshot"})
     best_first = zero_shot.argsort(dim=-1, descending=True)[:, :4]
     with torch.no_grad():
         assert torch.equal(pair.model(pair.images()).top_classes, best_first)

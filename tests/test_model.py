@@ -7,17 +7,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from golden_cases import assert_close
-from pairs import (
-    OF_METHOD,
+from helpers.golden_cases import assert_close
+from helpers.reference_pair import (
+    SMALL_CONFIGS,
     TEMPLATE,
-    Pair,
+    ReferencePair,
     assert_relative,
     every_learning_method,
     every_method,
-    labels_for,
+    make_labels,
 )
-from tiny_models import WIDE, clip_state
+from helpers.tiny_models import WIDE, clip_state
 
 import minidpt
 
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 )
 def test_options_that_make_no_sense_are_refused_with_what_is_expected(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        Pair(OF_METHOD["dpt"] | options)
+        ReferencePair(SMALL_CONFIGS["dpt"] | options)
 
 
 @pytest.mark.parametrize(
@@ -66,18 +66,18 @@ def test_an_option_that_is_no_number_is_refused_by_name(option):
 
 def test_more_prompted_layers_than_the_model_has_are_refused():
     with pytest.raises(ValueError, match="visual_layers: expected 1 to 3 .* got 4"):
-        Pair({**OF_METHOD["vpt"], "visual_layers": 4})
+        ReferencePair({**SMALL_CONFIGS["vpt"], "visual_layers": 4})
 
 
 def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
     with pytest.raises(ValueError, match="2 to 25,000 class"):
-        Pair(OF_METHOD["coop"], classnames=["ox"])
+        ReferencePair(SMALL_CONFIGS["coop"], classnames=["ox"])
     with pytest.raises(ValueError, match="{}"):
-        Pair(OF_METHOD["coop"], template="a photo")
+        ReferencePair(SMALL_CONFIGS["coop"], template="a photo")
 
 
 def test_an_underscore_in_a_class_name_is_a_space_and_the_class_the_same():
-    pair = Pair({**OF_METHOD["coop"], "csc": True}, classnames=["red_fox", "ox"])
+    pair = ReferencePair({**SMALL_CONFIGS["coop"], "csc": True}, classnames=["red_fox", "ox"])
     other = pair.model.for_classes([" red fox", "ox_"])
     assert (pair.model.classnames[0], other.classnames) == ("red_fox", [" red fox", "ox_"])
     assert torch.equal(other.text_features(), pair.model.text_features())
@@ -87,7 +87,7 @@ def test_an_underscore_in_a_class_name_is_a_space_and_the_class_the_same():
 
 
 def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monkeypatch):
-    config = OF_METHOD["vlp"]
+    config = SMALL_CONFIGS["vlp"]
     clip = minidpt.build_clip(clip_state(WIDE))
     names = [f"ox {n}" for n in range(200)]
 
@@ -109,8 +109,8 @@ def test_classes_are_encoded_in_chunks_where_all_would_take_too_much_memory(monk
 
 @every_learning_method
 def test_without_the_branches_the_rest_is_the_same_bit_for_bit(method):
-    pair = Pair(OF_METHOD[method])
-    images, labels = pair.images(), labels_for(pair, 4)
+    pair = ReferencePair(SMALL_CONFIGS[method])
+    images, labels = pair.images(), make_labels(pair, 4)
     results = []
     for branches in (True, False):
         output = pair.model(images, branches=branches)
@@ -127,7 +127,7 @@ def test_without_the_branches_the_rest_is_the_same_bit_for_bit(method):
 
 
 def test_without_the_branches_vlp_makes_no_frozen_pass(monkeypatch):
-    pair = Pair(OF_METHOD["vlp"])
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
     passes = []
     encode = pair.clip.visual.encode
     monkeypatch.setattr(pair.clip.visual, "encode", lambda x: passes.append(x) or encode(x))
@@ -139,16 +139,16 @@ def test_without_the_branches_vlp_makes_no_frozen_pass(monkeypatch):
 
 @pytest.mark.parametrize("method", ["vlp", "dpt"])
 def test_guidance_without_the_branches_is_refused(method):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     output = pair.model(pair.images(), branches=False)
     with pytest.raises(ValueError, match="branches=True"):
-        pair.model.loss(output, labels_for(pair, 4), guidance=True)
+        pair.model.loss(output, make_labels(pair, 4), guidance=True)
 
 
 @every_method
 def test_nothing_of_clip_gets_a_gradient_and_every_learned_tensor_does(method):
-    pair = Pair(OF_METHOD[method])
-    loss = pair.model.loss(pair.model(pair.images()), labels_for(pair, 4), guidance=True)
+    pair = ReferencePair(SMALL_CONFIGS[method])
+    loss = pair.model.loss(pair.model(pair.images()), make_labels(pair, 4), guidance=True)
     assert loss.requires_grad == (method != "zeroshot")
     if method != "zeroshot":
         loss.backward()
@@ -161,7 +161,7 @@ def test_nothing_of_clip_gets_a_gradient_and_every_learned_tensor_does(method):
 
 
 def test_logits_are_fp32_inside_autocast():
-    pair = Pair(OF_METHOD["dpt"])
+    pair = ReferencePair(SMALL_CONFIGS["dpt"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = pair.model(pair.images())
     logits = [value for value in outputs if value is not None and value.is_floating_point()]
@@ -170,7 +170,7 @@ def test_logits_are_fp32_inside_autocast():
 
 
 def test_classes_are_selected_in_fp32_inside_autocast():
-    pair = Pair(OF_METHOD["dpt"])
+    pair = ReferencePair(SMALL_CONFIGS["dpt"])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # so close that half precision would not tell classes apart
         pair.model.template_features[:] = pair.model.template_features[:1]
@@ -186,15 +186,15 @@ def test_classes_are_selected_in_fp32_inside_autocast():
 # What evaluation keeps
 
 
-def change_by_optimizer(pair: Pair) -> None:
+def change_by_optimizer(pair: ReferencePair) -> None:
     groups = minidpt.parameter_groups(pair.model, visual_lr=0.5, text_lr=0.5)
     optimizer = torch.optim.SGD(groups)
     outputs = pair.model.train()(pair.images())
-    pair.model.loss(outputs, labels_for(pair, 4)).backward()
+    pair.model.loss(outputs, make_labels(pair, 4)).backward()
     optimizer.step()
 
 
-def change_by_optimizer_in_eval_mode(pair: Pair) -> None:
+def change_by_optimizer_in_eval_mode(pair: ReferencePair) -> None:
     change_by_optimizer(pair)
     pair.model.eval()
     with torch.no_grad():
@@ -202,18 +202,18 @@ def change_by_optimizer_in_eval_mode(pair: Pair) -> None:
     change_by_optimizer(pair)
 
 
-def change_by_loading(pair: Pair) -> None:
+def change_by_loading(pair: ReferencePair) -> None:
     pair.model.load_published({name: value.flip(0) for name, value in pair.learned.items()})
 
 
-def change_in_place(pair: Pair) -> None:
+def change_in_place(pair: ReferencePair) -> None:
     with torch.no_grad():
         for parameter in pair.model.parameters():
             if parameter.requires_grad:
                 parameter.mul_(-1)
 
 
-def change_by_state_dict(pair: Pair) -> None:
+def change_by_state_dict(pair: ReferencePair) -> None:
     state = pair.model.state_dict()
     names = {name for name, value in pair.model.named_parameters() if value.requires_grad}
     pair.model.load_state_dict({k: v.flip(0) if k in names else v for k, v in state.items()})
@@ -231,7 +231,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @every_learning_method
 def test_evaluation_follows_a_change_of_the_learned_tensors(method, change):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     images = pair.images()
     with torch.no_grad():
         before = pair.model.eval()(images).logits
@@ -246,11 +246,11 @@ def test_evaluation_follows_a_change_of_the_learned_tensors(method, change):
 
 @every_learning_method
 def test_evaluation_mode_gives_gradients_where_they_are_asked_for(method):
-    pair = Pair(OF_METHOD[method])
+    pair = ReferencePair(SMALL_CONFIGS[method])
     pair.model.eval()
     with torch.inference_mode():  # what this keeps must not stop the gradients below
         pair.model(pair.images())
-    labels = labels_for(pair, 4)
+    labels = make_labels(pair, 4)
     pair.model.loss(pair.model(pair.images()), labels, guidance=True).backward()
     in_evaluation = {name: value.clone() for name, value in pair.model.published(grad=True).items()}
     pair.model.zero_grad()
@@ -261,7 +261,7 @@ def test_evaluation_mode_gives_gradients_where_they_are_asked_for(method):
 
 
 def test_a_copy_does_not_share_what_evaluation_keeps():
-    pair = Pair(OF_METHOD["dpt"])
+    pair = ReferencePair(SMALL_CONFIGS["dpt"])
     with torch.no_grad():
         before = pair.model.eval()(pair.images()).logits
         other = copy.deepcopy(pair.model)
@@ -274,8 +274,8 @@ def test_a_copy_does_not_share_what_evaluation_keeps():
 @pytest.mark.parametrize("how", ["a fused step", "writing into its data"])
 def test_a_changed_context_changes_what_is_predicted(how):
     """Neither counts as a change in autograd's books (`_version`)."""
-    pair = Pair(OF_METHOD["coop"])
-    images, labels = pair.images(), labels_for(pair, 4)
+    pair = ReferencePair(SMALL_CONFIGS["coop"])
+    images, labels = pair.images(), make_labels(pair, 4)
     ctx = pair.model.text_prompts.ctx
     optimizer = torch.optim.SGD([ctx], lr=1.0, fused=True)
     pair.model.loss(pair.model(images), labels).backward()
@@ -293,7 +293,7 @@ def test_a_changed_context_changes_what_is_predicted(how):
 
 
 def test_evaluation_keeps_no_text_features_of_another_precision():
-    model = Pair(OF_METHOD["coop"]).model.eval()
+    model = ReferencePair(SMALL_CONFIGS["coop"]).model.eval()
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = model.text_features()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
-from pairs import TEMPLATE, UNEQUAL
-from tiny_models import DEEP, WIDE, clip_state
+from helpers import reference
+from helpers.reference_pair import TEMPLATE, UNEQUAL_NAMES
+from helpers.tiny_models import DEEP, WIDE, clip_state
 from torch import Tensor
 
 import minidpt
@@ -188,7 +188,7 @@ def test_fresh_prompts_are_drawn_as_the_paper_says():
     torch.manual_seed(0)
     config = minidpt.PromptConfig(method="dpt", class_aware_from=4, n_ctx=32, n_visual=30)
     clip = minidpt.build_clip(clip_state(DEEP))
-    published = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).published()
+    published = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).published()
     for name, value in published.items():
         value = value.detach()
         if name.endswith(".ctx"):  # N(0, 0.02²): 1280 values or more, so within 6 %
@@ -206,6 +206,6 @@ def test_fresh_prompts_are_drawn_as_the_paper_says():
 def test_a_context_from_a_phrase_starts_as_its_words_embeddings():
     config = minidpt.PromptConfig(method="coop", ctx_init="a photo of a", n_ctx=16)
     clip = minidpt.build_clip(clip_state(WIDE))
-    published = minidpt.build_model(clip, UNEQUAL, TEMPLATE, config).published()
+    published = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).published()
     phrase = reference.initial_context(clip_state(WIDE), "a photo of a", minidpt.tokenize)
     assert torch.equal(published[reference.CONTEXT], phrase)

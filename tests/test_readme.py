@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
+from helpers import tiny_models
+from helpers.run_command import run_command
 from PIL import Image
-from scripts import inside
 from torch.distributed import run as torchrun
 
 from minidpt.runs import command_line
@@ -111,5 +111,5 @@ def test_the_command_that_the_demo_prints_repeats_its_accuracy(demo, monkeypatch
 
     monkeypatch.chdir(folder)
     picture = next(Path().glob("runs/demo-v*/test/fish/*.png"))
-    guesses = inside(script, "predict", options[1], picture)
+    guesses = run_command(script, "predict", options[1], picture)
     assert re.fullmatch(rf"{re.escape(str(picture))}: (\w+ [\d.]+ %(, )?){{5}}\n", guesses.out)

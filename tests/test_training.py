@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
-from pairs import OF_METHOD, Pair
-from tiny_models import WIDE, clip_state, random_images
+from helpers import reference
+from helpers.reference_pair import SMALL_CONFIGS, ReferencePair
+from helpers.tiny_models import WIDE, clip_state, random_images
 
 import minidpt
 from minidpt import training
@@ -145,18 +145,18 @@ def test_chunks_of_classes_save_memory(method):
 @pytest.mark.parametrize(
     ("config", "rates"),
     [
-        (OF_METHOD["zeroshot"], []),
-        (OF_METHOD["coop"], [0.002]),
-        (OF_METHOD["vpt"], [0.01]),
-        (OF_METHOD["vlp"], [0.01, 0.002]),
-        (OF_METHOD["dpt"], [0.01, 0.002]),
-        ({**OF_METHOD["vpt"], "n_visual": 0}, []),
-        ({**OF_METHOD["vlp"], "n_visual": 0}, [0.002]),
-        ({**OF_METHOD["dpt"], "class_aware_from": 1}, [0.01, 0.002]),
+        (SMALL_CONFIGS["zeroshot"], []),
+        (SMALL_CONFIGS["coop"], [0.002]),
+        (SMALL_CONFIGS["vpt"], [0.01]),
+        (SMALL_CONFIGS["vlp"], [0.01, 0.002]),
+        (SMALL_CONFIGS["dpt"], [0.01, 0.002]),
+        ({**SMALL_CONFIGS["vpt"], "n_visual": 0}, []),
+        ({**SMALL_CONFIGS["vlp"], "n_visual": 0}, [0.002]),
+        ({**SMALL_CONFIGS["dpt"], "class_aware_from": 1}, [0.01, 0.002]),
     ],
 )
 def test_parameter_groups_are_the_sides_that_learn_image_side_first(config, rates):
-    pair = Pair(config)
+    pair = ReferencePair(config)
     groups = minidpt.parameter_groups(pair.model, visual_lr=0.01, text_lr=0.002)
     assert [group["lr"] for group in groups] == rates
     assert all(group["params"] and all(p.numel() for p in group["params"]) for group in groups)

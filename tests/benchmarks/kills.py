@@ -26,8 +26,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
-from image_folders import draw_classes  # noqa: E402
-from scripts import SHORT, inside, save_clip  # noqa: E402
+from helpers.image_folders import draw_class_folders  # noqa: E402
+from helpers.run_command import SHORT, run_command, save_clip  # noqa: E402
 
 from minidpt.checkpoints.reader import read_checkpoint  # noqa: E402
 from minidpt.runs import devices  # noqa: E402
@@ -39,7 +39,7 @@ def start(*command: object) -> int:
     """A process that runs train.py; its errors go to the file `errors`."""
     if pid := os.fork():
         return pid
-    done = inside("train.py", *command)
+    done = run_command("train.py", *command)
     with open("errors", "a") as file:
         file.write(done.err)
     os._exit(done.status)
@@ -82,7 +82,7 @@ def main() -> None:
     rng, counts = random.Random(args.seed), Counter()
     folder = Path(tempfile.mkdtemp())
     os.chdir(folder)
-    draw_classes(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
+    draw_class_folders(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
     clip = devices.load(save_clip(folder / "little.pt"))
     devices.load = lambda *_, **__: clip
     common = ("--data", "pictures", "--model", "little.pt", "--no-report", *SHORT)
@@ -93,7 +93,7 @@ def main() -> None:
     }
     seconds = {}
     for kind, options in kinds.items():
-        inside("train.py", *common, *options, "--out", f"first-{kind}")  # torch imports on its way
+        run_command("train.py", *common, *options, "--out", f"first-{kind}")  # imports of torch
         started = time.monotonic()
         status = end(start(*common, *options, "--out", f"whole-{kind}"))
         seconds[kind] = time.monotonic() - started

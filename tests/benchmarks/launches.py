@@ -6,8 +6,8 @@
 A training step is `forward(images, branches=False)`, loss, backward and a step of SGD; a test batch
 is a forward pass without gradient. Layers are ViT-B/32's, 12 and 12, but narrow: the counts do not
 depend on width. Operations are what reaches torch's dispatcher below autograd; kernels are those of
-them that are not mere views. Beside them the published way of computing (`tests/reference.py` with
-torch's fused primitives) up to 100 classes.
+them that are not mere views. Beside them the published way of computing (the naive
+reference with torch's fused primitives) up to 100 classes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import collections
 from collections.abc import Callable
 
 import torch
+from helpers.tiny_models import Sizes, clip_state
 from steps import Reference, classnames
-from tiny_models import Sizes, clip_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import minidpt

@@ -35,8 +35,8 @@ SWEEP += ("--warmup-epochs", "1")
 
 def step(connection, rank: int, size: int, store: str, classes: int, runs: int) -> None:
     """A rank's seconds of the median step, and its peak MB before the first step and after all."""
-    import tiny_models
     import torch
+    from helpers import tiny_models
     from steps import VIT_B_32, classnames, weights
     from torch import distributed
 

@@ -4,11 +4,11 @@
     python tests/benchmarks/steps.py --part text image        # encoders alone, forward + backward
     python tests/benchmarks/steps.py --precision bf16 --classes 100
 
-The published way is `tests/reference.py` with torch's fused primitives in place of its spelled-out
-ones, and the template classifier computed once: every class padded to 77 tokens, in training and in
-each test batch; visual prompts carried as full tokens. minidpt's process keeps freed memory, as
-train.py does (`keep_freed_memory`); a process of the published way does not by itself, so that
-one is measured as it comes, and once more keeping memory, too.
+The published way is `tests/helpers/reference.py` with torch's fused primitives in place of its
+spelled-out ones, and the template classifier computed once: every class padded to 77 tokens, in
+training and in each test batch; visual prompts carried as full tokens. minidpt's process keeps
+freed memory, as train.py does (`keep_freed_memory`); a process of the published way does not by
+itself, so that one is measured as it comes, and once more keeping memory, too.
 
 Each side is a process of its own, two at a time, which take turns (A B A B …), one measurement
 each, so the ratios hold when the machine's speed drifts. Medians are printed. Above
@@ -38,8 +38,7 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 
-import reference  # noqa: E402
-import tiny_models  # noqa: E402
+from helpers import reference, tiny_models  # noqa: E402
 from products import Products  # noqa: E402
 
 import minidpt  # noqa: E402

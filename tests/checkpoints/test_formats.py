@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import hugging_face_state, write_safetensors
-from tiny_models import WIDE, clip_state, random_images
+from helpers.foreign_checkpoints import hugging_face_state, write_safetensors
+from helpers.tiny_models import WIDE, clip_state, random_images
 from torch import Tensor
 
 import minidpt

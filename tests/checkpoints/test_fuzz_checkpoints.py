@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from foreign_checkpoints import hugging_face_state, safetensors_bytes
-from tiny_models import Sizes, clip_state
+from helpers.foreign_checkpoints import hugging_face_state, safetensors_bytes
+from helpers.tiny_models import Sizes, clip_state
 
 import minidpt
 from minidpt.checkpoints.reader import read_checkpoint, read_state_dict

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_models import WIDE, clip_state, random_images
 from PIL import Image
-from tiny_models import WIDE, clip_state, random_images
 
 import minidpt
 from minidpt.checkpoints import pretrained

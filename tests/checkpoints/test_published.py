@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import reference
 import torch
-from golden_cases import assert_close
-from tiny_models import WIDE, clip_state, learned_shapes, learned_tensors, random_images
+from helpers import reference
+from helpers.golden_cases import assert_close
+from helpers.tiny_models import WIDE, clip_state, learned_shapes, learned_tensors, random_images
 from torch import Tensor, nn
 
 import minidpt

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchscript
-from tiny_models import WIDE, clip_state
+from helpers import torchscript
+from helpers.tiny_models import WIDE, clip_state
 from torch import Tensor, nn
 
 import minidpt
@@ -49,7 +49,7 @@ def save_traced(tensors: dict[str, Tensor], path: Path) -> Path:
     """A TorchScript archive as OpenAI's are: compiled modules, and numbers beside the weights."""
     model = Node(tensors).eval()
     model.register_buffer("input_resolution", torch.tensor(21))
-    with torchscript.still_used():
+    with torchscript.ignore_deprecation():
         torch.jit.trace(model, torch.zeros(1)).save(str(path))
     return path
 
@@ -151,7 +151,7 @@ def test_a_scripted_module_with_lists_and_numbers_gives_its_tensors(tmp_path):
             self.numbers, self.flags, self.name, self.nothing = [1, 2], [True], "x", None
             self.table, self.tensors = {"key": torch.ones(3)}, [torch.ones(2)]
 
-    with torchscript.still_used():
+    with torchscript.ignore_deprecation():
         torch.jit.script(Scripted()).save(str(tmp_path / "a.pt"))
     expected = {"deep.er.weight": torch.arange(5.0), "table.key": torch.ones(3)}
     assert_same(read_state_dict(tmp_path / "a.pt"), expected)

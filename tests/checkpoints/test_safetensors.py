@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from foreign_checkpoints import safetensors_bytes, write_safetensors
+from helpers.foreign_checkpoints import safetensors_bytes, write_safetensors
 
 from minidpt.checkpoints.reader import MAX_HEADER, read_checkpoint, read_state_dict
 

@@ -6,10 +6,10 @@ import re
 from contextlib import contextmanager
 
 import pytest
-import reference
 import torch
-from golden_cases import assert_close
-from tiny_models import DEEP, WIDE, Sizes, clip_state, double, random_images
+from helpers import reference
+from helpers.golden_cases import assert_close
+from helpers.tiny_models import DEEP, WIDE, Sizes, clip_state, random_images, to_double
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ def build(sizes: Sizes = WIDE, **options) -> minidpt.CLIP:
 
 @both_sizes
 def test_features_agree_with_the_naive_encoders(sizes):
-    clip, state = build(sizes), double(clip_state(sizes))
+    clip, state = build(sizes), to_double(clip_state(sizes))
     images, tokens = random_images(sizes, 5), minidpt.tokenize(TEXTS)
     expected_image = reference.encode_image(state, images.double())
     expected_text = reference.encode_text(state, tokens)
@@ -67,7 +67,7 @@ def test_prompts_as_keys_and_values_are_tokens_whose_outputs_are_dropped(shape, 
 
     theirs = [value.double().requires_grad_() for value in (x, prompts)]
     every = torch.cat([theirs[0], theirs[1].expand(3, -1, -1)], dim=1)  # (3, 7 + P, 128)
-    expected = reference.block(double(clip_state(WIDE)), BLOCK, every)
+    expected = reference.block(to_double(clip_state(WIDE)), BLOCK, every)
     expected = expected[:, 0] if only_cls else expected[:, :7]
     assert_close(result, expected, "tokens")
 
@@ -108,7 +108,7 @@ def test_exact_gelu_is_a_choice_and_makes_a_difference(monkeypatch):
     assert (quick.encode_image(images) - exact.encode_image(images)).abs().max() > 1e-3
     assert (quick.encode_text(tokens) - exact.encode_text(tokens)).abs().max() > 1e-3
     monkeypatch.setattr(reference, "quick_gelu", F.gelu)
-    state = double(clip_state(WIDE))
+    state = to_double(clip_state(WIDE))
     assert_close(exact.encode_image(images), reference.encode_image(state, images.double()))
     assert_close(exact.encode_text(tokens), reference.encode_text(state, tokens))
 
@@ -294,9 +294,11 @@ def test_heads_of_other_widths_and_any_inner_width_compute_as_the_naive_encoders
     clip = minidpt.build_clip(state, head_width=32, text_head_width=16)
     assert clip.visual.transformer.resblocks[0].mlp.c_fc.out_features == 317
     monkeypatch.setattr(reference, "HEAD_WIDTH", 32)
-    assert_close(clip.encode_image(images), reference.encode_image(double(state), images.double()))
+    assert_close(
+        clip.encode_image(images), reference.encode_image(to_double(state), images.double())
+    )
     monkeypatch.setattr(reference, "HEAD_WIDTH", 16)
-    assert_close(clip.encode_text(tokens), reference.encode_text(double(state), tokens))
+    assert_close(clip.encode_text(tokens), reference.encode_text(to_double(state), tokens))
     assert clip.fingerprint() != minidpt.build_clip(state).fingerprint()
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import reference
 import torch
-from golden_cases import assert_close
-from tiny_models import WIDE, clip_state, double
+from helpers import reference
+from helpers.golden_cases import assert_close
+from helpers.tiny_models import WIDE, clip_state, to_double
 from torch import Tensor
 
 import minidpt
@@ -227,7 +227,7 @@ def test_a_texts_feature_does_not_depend_on_the_texts_beside_it(clip):
 
 def test_packed_text_features_are_those_of_all_77_tokens_one_text_after_the_other(clip):
     texts = [*TEXTS, "ox " * 75, "U.S. mail co."]  # one fills all places
-    tokens, state = minidpt.tokenize(texts), double(clip_state(WIDE))
+    tokens, state = minidpt.tokenize(texts), to_double(clip_state(WIDE))
     expected = torch.cat([reference.encode_text(state, row[None]) for row in tokens])
     assert_close(clip.encode_text(tokens), expected)
 

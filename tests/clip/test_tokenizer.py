@@ -27,7 +27,7 @@ DATA = Path(tokenizer.__file__).with_name("clip_merges.xz")
 # Of lines 2 to 48895 of OpenAI's bpe_simple_vocab_16e6.txt, joined by newlines.
 PUBLISHED_MERGES_SHA256 = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
 # From open_clip's copy of OpenAI's tokenizer, with OpenAI's names of the special tokens.
-CASES = json.loads((HERE / "tokenizer_cases.json").read_text("utf-8"))["cases"]
+CASES = json.loads((HERE / "helpers/tokenizer_cases.json").read_text("utf-8"))["cases"]
 DOG = [320, 1125, 539, 320, 1929, 269]  # "a photo of a dog.", also in the golden tokens
 
 

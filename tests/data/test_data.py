@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_folders import draw_classes
+from helpers.image_folders import draw_class_folders
 from PIL import Image
 
 from minidpt.data import batches as batching
@@ -133,7 +133,7 @@ def test_too_few_classes_and_unknown_words_are_refused():
 
 
 def test_split_file_brings_back_the_same_data_set(tmp_path):
-    draw_classes(tmp_path / "data", {"a_b": 6, "ünï": 6, os.fsdecode(b"caf\xe9"): 6})
+    draw_class_folders(tmp_path / "data", {"a_b": 6, "ünï": 6, os.fsdecode(b"caf\xe9"): 6})
     drawn = few_shot(open_dataset(tmp_path / "data"), 2, seed=1)
     write_split(drawn, tmp_path / "split.json")
     again = read_split(tmp_path / "split.json")
@@ -147,7 +147,7 @@ def test_split_file_brings_back_the_same_data_set(tmp_path):
 
 
 def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
-    draw_classes(tmp_path / "data", {"a": 3, "b": 3})
+    draw_class_folders(tmp_path / "data", {"a": 3, "b": 3})
     write_split(open_dataset(tmp_path / "data"), tmp_path / "split.json")
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="expected its image folder, got .*data, not there"):
@@ -160,7 +160,7 @@ def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
 
 
 def test_missing_files_are_found_among_few_and_among_many(tmp_path):
-    draw_classes(tmp_path, {"a": 25})
+    draw_class_folders(tmp_path, {"a": 25})
     there = sorted(map(str, (tmp_path / "a").iterdir()))
     gone = [str(tmp_path / "a" / "none.png"), str(tmp_path / "b" / "none.png")]
     assert missing_files(there + gone) == gone == missing_files(gone)
@@ -168,7 +168,7 @@ def test_missing_files_are_found_among_few_and_among_many(tmp_path):
 
 
 def test_fingerprint_is_that_of_the_lists_wherever_they_lie(tmp_path):
-    draw_classes(tmp_path / "data", {"a": 4, "b": 4, os.fsdecode(b"caf\xe9"): 4})
+    draw_class_folders(tmp_path / "data", {"a": 4, "b": 4, os.fsdecode(b"caf\xe9"): 4})
     dataset = open_dataset(tmp_path / "data")
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
     assert open_dataset(tmp_path / "copy").fingerprint() == dataset.fingerprint()
@@ -262,7 +262,7 @@ def test_a_split_file_may_list_two_million_pictures_and_no_more(tmp_path, row):
 
 def split_of(folder: Path, **changes) -> Path:
     """A split file of three drawn classes, with other entries."""
-    draw_classes(folder, {"a": 1, "b": 1, "c": 1})
+    draw_class_folders(folder, {"a": 1, "b": 1, "c": 1})
     rows = [[f"{name}/image_0001.png", label, name] for label, name in enumerate("abc")]
     (folder / "s.json").write_text(json.dumps({"root": str(folder), "test": rows} | changes))
     return folder / "s.json"
@@ -279,7 +279,7 @@ def test_a_name_that_would_lead_a_run_out_of_its_folder_is_refused(tmp_path, nam
 
 
 def test_pictures_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_path):
-    draw_classes(tmp_path / "far", {"x": 1})
+    draw_class_folders(tmp_path / "far", {"x": 1})
     paths = [str(tmp_path / "far/x/image_0001.png"), "../far/x/image_0001.png", "a/image_0001.png"]
     rows = [[path, label, name] for label, (path, name) in enumerate(zip(paths, "abc"))]
     split = read_split(split_of(tmp_path / "near", test=rows))
@@ -295,7 +295,7 @@ def test_pictures_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_pat
 def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system(
     tmp_path, monkeypatch
 ):
-    draw_classes(tmp_path, {"a": 25})
+    draw_class_folders(tmp_path, {"a": 25})
     there = sorted(map(str, (tmp_path / "a").iterdir()))
     os.mkfifo(tmp_path / "a" / "pipe")
     asked, isfile = [], os.path.isfile

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from image_folders import draw, draw_classes
-from miniatures import CLASSES, draw_class_folders, draw_miniature, write_split
+from helpers.dataset_miniatures import CLASSES, draw_as_class_folders, draw_miniature, write_split
+from helpers.image_folders import draw_class_folders, draw_image
 
 from minidpt.data import naming
 from minidpt.data import samples as data
@@ -114,7 +114,7 @@ CALTECH = ["BACKGROUND_Google", "Faces", "Faces_easy", "airplanes", "crocodile_h
 
 @pytest.mark.parametrize("above", ["", "caltech-101", "caltech101", "data/caltech101", "mine"])
 def test_caltech101_is_found_at_each_level_and_renamed(tmp_path, above):
-    draw_classes(tmp_path / above / "101_ObjectCategories", dict.fromkeys(CALTECH, 4))
+    draw_class_folders(tmp_path / above / "101_ObjectCategories", dict.fromkeys(CALTECH, 4))
     start = tmp_path / "data" if above.startswith("data") else tmp_path
     for path in (start, tmp_path / above, tmp_path / above / "101_ObjectCategories"):
         dataset = open_dataset(path)
@@ -124,7 +124,7 @@ def test_caltech101_is_found_at_each_level_and_renamed(tmp_path, above):
 
 
 def test_other_classes_in_the_layout_of_caltech101(tmp_path):
-    draw_classes(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
+    draw_class_folders(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "road sign"] and dataset.name == tmp_path.name
     assert "not taken for Caltech101; else pass --dataset Caltech101" in dataset.notes[-1]
@@ -264,7 +264,7 @@ PLAIN = [name for name in LISTED if name not in ("FGVCAircraft", "SUN397")]
 
 @pytest.mark.parametrize("name", ["ImageNet", *PLAIN, *TEST_ONLY])
 def test_plain_class_folders_open_by_name(tmp_path, name):
-    folder = draw_class_folders(tmp_path / "mine", name)
+    folder = draw_as_class_folders(tmp_path / "mine", name)
     renamed = None
     if name == "OxfordFlowers":  # folders are numbers: their names come from a file
         renamed = tmp_path / "cat_to_name.json"
@@ -278,8 +278,8 @@ def test_plain_class_folders_open_by_name(tmp_path, name):
 
 
 def test_train_and_test_folders_open_by_name(tmp_path):
-    draw_classes(tmp_path / "train", {"AnnualCrop": 2, "River": 2})
-    draw_classes(tmp_path / "test", {"AnnualCrop": 1, "River": 1})
+    draw_class_folders(tmp_path / "train", {"AnnualCrop": 2, "River": 2})
+    draw_class_folders(tmp_path / "test", {"AnnualCrop": 1, "River": 1})
     dataset = open_dataset(tmp_path, "eurosat")
     assert dataset.name == "EuroSAT" and dataset.classnames == ["Annual Crop Land", "River"]
     assert sizes(dataset) == (4, 0, 2)
@@ -290,7 +290,7 @@ FOLDERS = {name: layout_of(name).folders[0] for name in PLAIN if name != "Oxford
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_plain_class_folders_are_recognised_by_their_folders_name(tmp_path, name):
-    folder = draw_class_folders(tmp_path / FOLDERS[name], name)
+    folder = draw_as_class_folders(tmp_path / FOLDERS[name], name)
     dataset = open_dataset(folder)
     assert_is(dataset, name)
     assert open_dataset(tmp_path) == dataset
@@ -310,19 +310,19 @@ def test_as_many_class_folders_as_published_are_recognised_by_their_folders_name
 
 def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folders_name(tmp_path):
     for part in ("train", "test"):
-        draw_classes(tmp_path / "food-101" / part, {"apple_pie": 2, "tacos": 2})
-        draw_classes(tmp_path / "sun397" / part, {"abbey": 2, "airplane_cabin": 2})
+        draw_class_folders(tmp_path / "food-101" / part, {"apple_pie": 2, "tacos": 2})
+        draw_class_folders(tmp_path / "sun397" / part, {"abbey": 2, "airplane_cabin": 2})
     food, sun = open_dataset(tmp_path / "food-101"), open_dataset(tmp_path / "sun397")
     assert food.name == "Food101" and food.classnames == ["apple pie", "tacos"]
     assert sun.name == "SUN397" and sun.classnames == ["abbey", "airplane cabin"]
     assert sizes(food) == sizes(sun) == (4, 0, 4)
-    draw_classes(tmp_path / "paths" / "SUN397", {"a/abbey": 3, "c/cathedral/indoor": 3})
+    draw_class_folders(tmp_path / "paths" / "SUN397", {"a/abbey": 3, "c/cathedral/indoor": 3})
     nested = open_dataset(tmp_path / "paths" / "SUN397")
     assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
-    draw(tmp_path / "paths" / "SUN397" / "b.png")
+    draw_image(tmp_path / "paths" / "SUN397" / "b.png")
     loose = "not read: 1 image in no class folder, first b.png"
-    draw_classes(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
-    draw(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
+    draw_class_folders(tmp_path / "imagenet-r", {"n01440764": 1, "n01443537": 1})
+    draw_image(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
     assert loose in open_dataset(tmp_path / "imagenet-r").notes
     (tmp_path / "paths" / "SUN397" / "c.psd").touch()  # told of once
     found = [n for n in open_dataset(tmp_path / "paths" / "SUN397").notes if "not read" in n]
@@ -331,7 +331,7 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
 
 @pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])
 def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
-    dataset = open_dataset(draw_classes(tmp_path / folder, {"cat_A": 4, "dog_B": 4}))
+    dataset = open_dataset(draw_class_folders(tmp_path / folder, {"cat_A": 4, "dog_B": 4}))
     named = {"DescribableTextures": "DescribableTextures-2"}.get(folder, folder)
     assert dataset.name == named and dataset.classnames == ["cat A", "dog B"]
     assert dataset.template == "a photo of a {}."
@@ -343,7 +343,7 @@ def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_folder_of_another_data_set_is_refused(tmp_path, plain):
     if plain:
-        folder = draw_class_folders(tmp_path / "food-101", "Food101")
+        folder = draw_as_class_folders(tmp_path / "food-101", "Food101")
     else:
         folder = draw_miniature(tmp_path, "Food101", split=False)
     wrong = "expected DescribableTextures, got Food101: pass --dataset Food101"
@@ -361,7 +361,7 @@ def test_a_table_that_is_not_ours_does_not_hide_a_data_set(tmp_path, split):
     for dataset in (open_dataset(folder), open_dataset(folder, "Caltech101")):
         assert dataset.source == expected.source and dataset.test == expected.test
         assert dataset.notes[-1].startswith("labels.csv is not read, as this is Caltech101")
-    plain = draw_class_folders(tmp_path / "mine", "DescribableTextures")
+    plain = draw_as_class_folders(tmp_path / "mine", "DescribableTextures")
     shutil.copy(folder / "labels.csv", plain)
     assert_is(open_dataset(plain, "DescribableTextures"), "DescribableTextures")
     rows = [f"{key}/{number}.jpg,{key[0]}" for key in ("banded", "zigzagged") for number in (1, 2)]
@@ -439,14 +439,14 @@ def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
 
 def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
     for part, count in (("train", 4), ("val", 2), ("test", 3)):
-        draw_classes(tmp_path / part, {"n01440764": count, "n01443537": count})
+        draw_class_folders(tmp_path / part, {"n01440764": count, "n01443537": count})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["tench", "goldfish"] and sizes(dataset) == (8, 4, 6)
     assert all("/test/" in item.path for item in dataset.test)
     shutil.rmtree(tmp_path / "test")
-    draw(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
+    draw_image(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
     assert sizes(open_dataset(tmp_path)) == (8, 0, 4)
-    draw(tmp_path / "train" / "a.JPEG")
+    draw_image(tmp_path / "train" / "a.JPEG")
     assert open_dataset(tmp_path).notes[-1].startswith("not read: 1 image in no class folder")
 
 
@@ -475,14 +475,14 @@ def test_the_listing_benchmark_takes_few_files(monkeypatch, capsys):
 
 
 def test_two_classes_of_one_name_are_said(tmp_path):
-    draw_classes(tmp_path, {"n03773504": 2, "n04008634": 2, "n01440764": 2})
+    draw_class_folders(tmp_path, {"n03773504": 2, "n04008634": 2, "n01440764": 2})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["tench", "missile", "missile"]
     assert dataset.notes == ("classes 'n03773504' and 'n04008634' are both called 'missile'",)
 
 
 def test_wordnet_ids_without_a_name_are_an_error(tmp_path):
-    draw_classes(tmp_path, {"n01440764": 2, "n00004475": 2})
+    draw_class_folders(tmp_path, {"n01440764": 2, "n00004475": 2})
     with pytest.raises(ValueError, match="got the WordNet id 'n00004475', none of ImageNet's 1000"):
         open_dataset(tmp_path)
 
@@ -630,7 +630,7 @@ def test_broken_lists_are_named(tmp_path, name, file, content, message):
 
 def test_class_that_only_a_test_list_has_is_named(tmp_path):
     folder = draw_miniature(tmp_path, "DescribableTextures", split=False)
-    draw(folder / "images" / "woven" / "woven_0001.jpg")
+    draw_image(folder / "images" / "woven" / "woven_0001.jpg")
     with open(folder / "labels" / "test1.txt", "a") as file:
         file.write("woven/woven_0001.jpg\n")
     with pytest.raises(ValueError, match="expected only classes of train, got 'woven' in test"):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from image_folders import draw, draw_classes
+from helpers.image_folders import draw_class_folders, draw_image
 
 from minidpt.data import folders, naming
 from minidpt.data import samples as data
@@ -32,7 +32,7 @@ def everything(dataset) -> list[data.Sample]:
 
 
 def test_class_folders_are_split_by_class(tmp_path):
-    draw_classes(tmp_path, {"owl": 10, "cat": 7, "sea_horse": 20})
+    draw_class_folders(tmp_path, {"owl": 10, "cat": 7, "sea_horse": 20})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "owl", "sea horse"]
     assert dataset.template == "a photo of a {}." and dataset.notes == ()
@@ -51,7 +51,7 @@ def test_class_folders_are_split_by_class(tmp_path):
 
 
 def test_drawn_split_depends_on_its_seed_alone(tmp_path):
-    draw_classes(tmp_path, {"a": 30, "b": 30})
+    draw_class_folders(tmp_path, {"a": 30, "b": 30})
     assert open_dataset(tmp_path) == open_dataset(tmp_path)
     assert open_dataset(tmp_path).test != open_dataset(tmp_path, seed=0).test
     assert open_dataset(tmp_path).train != sorted(open_dataset(tmp_path).train)
@@ -61,7 +61,7 @@ def test_drawn_split_depends_on_its_seed_alone(tmp_path):
     ("count", "parts"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1))]
 )
 def test_tiny_classes_have_a_training_and_a_test_image(tmp_path, count, parts):
-    draw_classes(tmp_path, {"a": count, "b": 10})
+    draw_class_folders(tmp_path, {"a": count, "b": 10})
     dataset = open_dataset(tmp_path)
     found = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
     assert tuple(found) == parts
@@ -95,8 +95,8 @@ def test_folder_names_become_words(folder, name):
 
 def test_names_in_odd_encodings_can_be_opened(tmp_path):
     for folder in ("海馬", "Cafe\u0301", os.fsdecode(b"caf\xe9"), "  spaces  "):
-        draw(tmp_path / folder / "ü \u202e,\n.PNG")
-        draw(tmp_path / folder / os.fsdecode(b"\xff.png"))
+        draw_image(tmp_path / folder / "ü \u202e,\n.PNG")
+        draw_image(tmp_path / folder / os.fsdecode(b"\xff.png"))
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["spaces", "Caf\u00e9", "caf\ufffd", "海馬"]
     assert len(everything(dataset)) == 8
@@ -105,22 +105,22 @@ def test_names_in_odd_encodings_can_be_opened(tmp_path):
 
 
 def test_numbered_folders_are_counted_not_spelled(tmp_path):
-    draw_classes(tmp_path, {"10": 2, "9": 2, "0": 2})
+    draw_class_folders(tmp_path, {"10": 2, "9": 2, "0": 2})
     assert open_dataset(tmp_path).classnames == ["0", "9", "10"]
 
 
 def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
-    draw_classes(tmp_path, {"a": 2, "b": 2, "recycler": 2, "temporary items": 2})
-    draw(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
-    draw(tmp_path / "a" / "x.WebP")
-    draw(tmp_path / "a" / ".hidden.png")
-    draw(tmp_path / "a" / ".thumbnails" / "x.png")
-    draw(tmp_path / ".git" / "x.png")
+    draw_class_folders(tmp_path, {"a": 2, "b": 2, "recycler": 2, "temporary items": 2})
+    draw_image(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
+    draw_image(tmp_path / "a" / "x.WebP")
+    draw_image(tmp_path / "a" / ".hidden.png")
+    draw_image(tmp_path / "a" / ".thumbnails" / "x.png")
+    draw_image(tmp_path / ".git" / "x.png")
     for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found",
                  "__pycache__", "#recycle"):  # fmt: skip
-        draw(tmp_path / name / "x.png")
-        draw(tmp_path / "a" / name / "image_0001.png" / "x.png")
-    draw(tmp_path / "loose.png")
+        draw_image(tmp_path / name / "x.png")
+        draw_image(tmp_path / "a" / name / "image_0001.png" / "x.png")
+    draw_image(tmp_path / "loose.png")
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["a", "b", "recycler", "temporary items"]
@@ -135,8 +135,8 @@ def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
     root = tmp_path / "root"
-    draw_classes(root, {"a": 2, "b": 2})
-    draw_classes(tmp_path / "elsewhere", {"c": 3, "d": 4})
+    draw_class_folders(root, {"a": 2, "b": 2})
+    draw_class_folders(tmp_path / "elsewhere", {"c": 3, "d": 4})
     (root / "c").symlink_to(tmp_path / "elsewhere" / "c")  # a class that lies elsewhere
     (root / "a" / "more").symlink_to(tmp_path / "elsewhere" / "d")
     (root / "a" / "twice").symlink_to(tmp_path / "elsewhere" / "d")
@@ -148,7 +148,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 def test_link_to_nothing_is_named(tmp_path):
-    draw_classes(tmp_path, {"a": 2, "b": 2})
+    draw_class_folders(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "none.jpg")
     with pytest.raises(FileNotFoundError, match="a/gone.jpg: expected a file, got a broken link"):
         open_dataset(tmp_path)
@@ -159,9 +159,9 @@ def test_link_to_nothing_is_named(tmp_path):
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_train_val_test_folders_are_kept(tmp_path, val):
-    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
-    draw_classes(tmp_path / val, {"dog": 1})
-    draw_classes(tmp_path / "test", {"dog": 2, "cat": 4})
+    draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
+    draw_class_folders(tmp_path / val, {"dog": 1})
+    draw_class_folders(tmp_path / "test", {"dog": 2, "cat": 4})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"]
     assert files(dataset.train, tmp_path)[0] == "train/cat/image_0001.png"
@@ -172,23 +172,23 @@ def test_train_val_test_folders_are_kept(tmp_path, val):
 
 
 def test_without_a_test_folder_val_is_the_test_and_said_so(tmp_path):
-    draw_classes(tmp_path / "train", {"dog": 3, "cat": 2})
-    draw_classes(tmp_path / "val", {"dog": 1, "cat": 2})
+    draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
+    draw_class_folders(tmp_path / "val", {"dog": 1, "cat": 2})
     dataset = open_dataset(tmp_path)
     assert len(dataset.test) == 3 and dataset.val == []
     assert "no test/, so val/ is the test set" in dataset.source
 
 
 def test_class_that_only_the_test_has_is_named(tmp_path):
-    draw_classes(tmp_path / "train", {"dog": 1, "cat": 1})
-    draw_classes(tmp_path / "test", {"dog": 1, "owl": 1})
+    draw_class_folders(tmp_path / "train", {"dog": 1, "cat": 1})
+    draw_class_folders(tmp_path / "test", {"dog": 1, "owl": 1})
     with pytest.raises(ValueError, match="only classes of train, got 'owl' in test"):
         open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["test", "Testing", "val"])
 def test_a_test_folder_alone_is_a_test_set(tmp_path, folder):
-    draw_classes(tmp_path / folder, {"dog": 3, "cat": 2})
+    draw_class_folders(tmp_path / folder, {"dog": 3, "cat": 2})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"] and dataset.train == dataset.val == []
     assert [item.label for item in dataset.test] == [0, 0, 1, 1, 1]
@@ -197,8 +197,8 @@ def test_a_test_folder_alone_is_a_test_set(tmp_path, folder):
 
 
 def test_val_and_test_without_train_are_a_test_set_with_the_classes_of_test(tmp_path):
-    draw_classes(tmp_path / "val", {"dog": 1})
-    draw_classes(tmp_path / "test", {"dog": 3, "cat": 2})
+    draw_class_folders(tmp_path / "val", {"dog": 1})
+    draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 2})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"] and dataset.train == []
     assert files(dataset.val, tmp_path) == ["val/dog/image_0001.png"]
@@ -208,9 +208,9 @@ def test_val_and_test_without_train_are_a_test_set_with_the_classes_of_test(tmp_
 
 @pytest.mark.parametrize("others", [[], ["extra"], ["extra", "annotations"]])
 def test_a_train_folder_alone_is_split_and_what_lies_beside_is_no_class(tmp_path, others):
-    draw_classes(tmp_path / "train", {"dog": 10, "cat": 10})
+    draw_class_folders(tmp_path / "train", {"dog": 10, "cat": 10})
     for other in others:
-        draw_classes(tmp_path / other, {"dog": 3, "owl": 3})
+        draw_class_folders(tmp_path / other, {"dog": 3, "owl": 3})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"]
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (10, 4, 6)
@@ -222,14 +222,14 @@ def test_a_train_folder_alone_is_split_and_what_lies_beside_is_no_class(tmp_path
 
 def test_folders_beside_train_and_test_are_said(tmp_path):
     for part in ("train", "test", "unlabelled"):
-        draw_classes(tmp_path / part, {"dog": 2, "cat": 2})
+        draw_class_folders(tmp_path / part, {"dog": 2, "cat": 2})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"]
     assert dataset.notes == ("read: train/, test/; not read: unlabelled/",)
 
 
 def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
-    draw_classes(tmp_path / "data", {"sea horse": 2, "ox": 2, "road sign": 2})
+    draw_class_folders(tmp_path / "data", {"sea horse": 2, "ox": 2, "road sign": 2})
     names = tmp_path / "names.txt"
     names.write_text("sea horse\tfish\nroad sign traffic sign\n")
     dataset = open_dataset(tmp_path / "data", classnames=names)
@@ -240,7 +240,7 @@ def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
 @pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
 def test_pictures_beside_class_folders_are_said(tmp_path, parts):
     for part in parts:
-        draw_classes(tmp_path / part, {"dog": 3, "cat": 3})
+        draw_class_folders(tmp_path / part, {"dog": 3, "cat": 3})
         for name in ("x.png", "b.CR2", ".hidden.png", "notes.txt"):
             (tmp_path / part / name).write_bytes(b"")
     (tmp_path / "a.jpg").write_bytes(b"")
@@ -250,15 +250,15 @@ def test_pictures_beside_class_folders_are_said(tmp_path, parts):
 
 
 def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
-    draw_classes(tmp_path / "train", {"dog": 3, "cat": 3})
-    draw_classes(tmp_path / "test", {"dog": 3, "cat": 3})
-    draw(tmp_path / "val" / "a.png")
+    draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 3})
+    draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 3})
+    draw_image(tmp_path / "val" / "a.png")
     (note,) = open_dataset(tmp_path).notes
     assert note == f"not read: 1 image in no class folder, first {Path('val/a.png')}"
 
 
 def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
-    draw_classes(tmp_path, {"dog": 3, "cat": 3, "owl": 3})
+    draw_class_folders(tmp_path, {"dog": 3, "cat": 3, "owl": 3})
     told = []
 
     @contextmanager
@@ -277,7 +277,7 @@ def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
 def table(folder: Path, text: str | bytes, name: str = "birds.csv") -> Path:
     """A CSV file beside the pictures a.png to f.png."""
     for letter in "abcdef":
-        draw(folder / "pictures" / f"{letter}.png")
+        draw_image(folder / "pictures" / f"{letter}.png")
     text = text.encode() if isinstance(text, str) else text
     (folder / name).write_bytes(text)
     return folder / name
@@ -403,7 +403,7 @@ def test_csv_of_test_rows_alone_is_a_test_set(tmp_path, split):
 
 
 def test_csv_takes_absolute_paths_and_numbers_as_labels(tmp_path):
-    picture = draw(tmp_path / "elsewhere" / "x,1.png")
+    picture = draw_image(tmp_path / "elsewhere" / "x,1.png")
     rows = f'path,label\n"{picture}",10\npictures/a.png,9\npictures/b.png,9\npictures/c.png,10'
     dataset = open_dataset(table(tmp_path / "data", rows))
     assert dataset.classnames == ["9", "10"]
@@ -411,13 +411,13 @@ def test_csv_takes_absolute_paths_and_numbers_as_labels(tmp_path):
 
 
 def test_folder_with_labels_csv_is_read_by_it(tmp_path):
-    draw_classes(tmp_path, {"x": 2, "y": 2})  # would be classes
+    draw_class_folders(tmp_path, {"x": 2, "y": 2})  # would be classes
     dataset = open_dataset(table(tmp_path, FULL, "labels.csv").parent)
     assert dataset.classnames == ["owl", "sea horse"] and dataset.name == tmp_path.name
 
 
 def test_csv_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
-    folder = draw_classes(tmp_path / "below", {"ox": 3, "owl": 3})
+    folder = draw_class_folders(tmp_path / "below", {"ox": 3, "owl": 3})
     rows = [f"{file.relative_to(folder)},{file.parent.name}" for file in folder.rglob("*.png")]
     (folder / "mine.csv").write_text("\n".join(rows))
     absolute = open_dataset(tmp_path / "below/mine.csv")
@@ -488,7 +488,7 @@ def test_csv_mistakes_name_the_line(tmp_path, text, message):
     ],
 )
 def test_classes_are_renamed_by_a_file(tmp_path, name, text):
-    draw_classes(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    draw_class_folders(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
     (tmp_path / name).write_text(text)
     dataset = open_dataset(tmp_path / "data", classnames=tmp_path / name)
     assert dataset.classnames == ["snowy owl", "x2", "lynx"]
@@ -497,7 +497,7 @@ def test_classes_are_renamed_by_a_file(tmp_path, name, text):
 
 
 def test_classes_that_are_named_by_a_file_are_counted_not_the_names(tmp_path):
-    draw_classes(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    draw_class_folders(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
     (tmp_path / "names.txt").write_text("x1 lynx\nowl x2\ndog x3\n")  # x2 and x3 by chance
     dataset = open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
     assert dataset.source.endswith("1 of 3 class names from names.txt")
@@ -535,7 +535,7 @@ def test_labels_of_a_csv_and_classes_of_a_split_file_are_renamed(tmp_path):
     ],
 )
 def test_mistakes_in_class_names_are_named(tmp_path, name, text, message):
-    draw_classes(tmp_path / "data", {"x1": 2, "x2": 2})
+    draw_class_folders(tmp_path / "data", {"x1": 2, "x2": 2})
     (tmp_path / name).write_text(text)
     if message is None:  # the same name twice, on purpose
         dataset = open_dataset(tmp_path / "data", classnames=tmp_path / name)
@@ -549,7 +549,7 @@ def test_mistakes_in_class_names_are_named(tmp_path, name, text, message):
 
 
 def test_template_is_the_callers(tmp_path):
-    draw_classes(tmp_path, {"a": 2, "b": 2})
+    draw_class_folders(tmp_path, {"a": 2, "b": 2})
     assert open_dataset(tmp_path, template="a sketch of {}").template == "a sketch of {}"
     for template in ("no class", "{} and {}", ""):
         with pytest.raises(ValueError, match="template: expected one {} for the class name"):
@@ -557,7 +557,7 @@ def test_template_is_the_callers(tmp_path):
 
 
 def test_split_file_of_a_run_opens_without_listing_a_folder(tmp_path, monkeypatch):
-    draw_classes(tmp_path / "data", {"a": 8, "b": 8})
+    draw_class_folders(tmp_path / "data", {"a": 8, "b": 8})
     drawn = few_shot(open_dataset(tmp_path / "data", template="the {}"), 2, seed=3)
     write_split(drawn, tmp_path / "split.json")
     monkeypatch.setattr(os, "scandir", None)
@@ -582,48 +582,48 @@ def empty(root):
 
 
 def one_class(root):
-    draw_classes(root, {"owl": 3})
+    draw_class_folders(root, {"owl": 3})
 
 
 def class_without_image(root):
-    draw_classes(root, {"owl": 3, "cat": 2, "dog": 0})
+    draw_class_folders(root, {"owl": 3, "cat": 2, "dog": 0})
 
 
 def same_name_twice(root):
-    draw_classes(root, {"sea_horse": 3, "SeaHorse": 2})
+    draw_class_folders(root, {"sea_horse": 3, "SeaHorse": 2})
 
 
 def one_class_in_parts(root):
-    draw_classes(root / "train", {"owl": 3})
-    draw_classes(root / "test", {"owl": 3})
+    draw_class_folders(root / "train", {"owl": 3})
+    draw_class_folders(root / "test", {"owl": 3})
 
 
 def class_called_train(root):
-    draw_classes(root, {"bus": 3, "car": 3, "train": 3})
+    draw_class_folders(root, {"bus": 3, "car": 3, "train": 3})
 
 
 def two_of_val(root):
     for part in ("train", "val", "valid"):
-        draw_classes(root / part, {"owl": 3, "cat": 3})
+        draw_class_folders(root / part, {"owl": 3, "cat": 3})
 
 
 def one_image_each(root):
-    draw_classes(root, {"owl": 1, "cat": 1})
+    draw_class_folders(root, {"owl": 1, "cat": 1})
 
 
 def empty_test(root):
-    draw_classes(root / "train", {"owl": 3, "cat": 3})
-    draw_classes(root / "test", {"owl": 0})
+    draw_class_folders(root / "train", {"owl": 3, "cat": 3})
+    draw_class_folders(root / "test", {"owl": 0})
 
 
 def flat_test(root):
-    draw_classes(root / "train", {"owl": 3, "cat": 3})
-    draw(root / "test" / "a.png")
+    draw_class_folders(root / "train", {"owl": 3, "cat": 3})
+    draw_image(root / "test" / "a.png")
 
 
 def train_class_without_image(root):
-    draw_classes(root / "train", {"owl": 3, "cat": 0})
-    draw_classes(root / "test", {"owl": 3, "cat": 3})
+    draw_class_folders(root / "train", {"owl": 3, "cat": 0})
+    draw_class_folders(root / "test", {"owl": 3, "cat": 3})
 
 
 @pytest.mark.parametrize(
@@ -652,7 +652,7 @@ def test_mistakes_get_one_line_that_names_the_folder(tmp_path, made, error, mess
 
 
 def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
-    draw_classes(tmp_path, {"a": 2, "b": 2})
+    draw_class_folders(tmp_path, {"a": 2, "b": 2})
     for name in ("x.CR2", "y.cr2", "z.jp2", "endless", ".hidden.cr2", "notes.txt"):
         (tmp_path / "a" / name).write_bytes(b"")
     (tmp_path / "b" / "deep").mkdir()
@@ -670,7 +670,7 @@ def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_avif_and_jpeg_xl_are_pictures_where_pillow_reads_them(tmp_path, monkeypatch, reads):
-    draw_classes(tmp_path, {"a": 2})
+    draw_class_folders(tmp_path, {"a": 2})
     for name in ("x.avif", "x.jxl"):
         (tmp_path / "a" / name).write_bytes(b"")
     monkeypatch.setattr(folders, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))

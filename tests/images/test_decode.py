@@ -5,8 +5,8 @@ import random
 import time
 
 import numpy as np
-import plain_pictures
 import pytest
+from helpers import reference_images
 from PIL import Image
 
 from minidpt.images import decode, transforms
@@ -55,10 +55,10 @@ def saved(folder, mode: str, size: tuple[int, int], orientation: int = 1):
 def assert_same_views(path, resolution: int) -> None:
     image = decode.open_image(path)
     central = np.asarray(transforms.eval_transform(image, resolution))
-    assert np.array_equal(central, plain_pictures.central(path, resolution))
+    assert np.array_equal(central, reference_images.eval_view(path, resolution))
     for seed in (1, 2):
         view = np.asarray(transforms.train_transform(image, resolution, random.Random(seed)))
-        assert np.array_equal(view, plain_pictures.trained(path, resolution, seed))
+        assert np.array_equal(view, reference_images.train_view(path, resolution, seed))
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]

@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_folders import draw_classes
-from miniatures import draw_miniature
+from helpers.dataset_miniatures import draw_miniature
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import SHORT, Result, run_process, save_clip
+from helpers.short_runs import (
+    CLASS_COLORS,
+    IMAGES_PER_CLASS,
+    TEST_ONLY_DATASETS,
+    TRAINING_DATASETS,
+    RunInputs,
+    run_checked,
+    snapshot_folder,
+)
 from PIL import Image
-from scripts import SHORT, Result, process, save_clip
-from small_runs import COLOURS, PICTURES, TEST_ONLY, TRAINED, Place, listing, succeed
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +28,10 @@ def in_tmp_path(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Place:
-    folder, rng = tmp_path_factory.mktemp("place"), random.Random(0)
-    for name, colour in COLOURS.items():
-        for number in range(PICTURES):
+def inputs(tmp_path_factory) -> RunInputs:
+    folder, rng = tmp_path_factory.mktemp("inputs"), random.Random(0)
+    for name, colour in CLASS_COLORS.items():
+        for number in range(IMAGES_PER_CLASS):
             shade = tuple(value + rng.randrange(-40, 41) for value in colour)
             picture = Image.new("RGB", (27, 23), shade)
             for _ in range(60):
@@ -32,18 +40,18 @@ def place(tmp_path_factory) -> Place:
             path = folder / "pictures" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-    return Place(folder / "pictures", save_clip(folder / "little.pt"))
+    return RunInputs(folder / "pictures", save_clip(folder / "little.pt"))
 
 
 @pytest.fixture(scope="session")
-def trained(place: Place, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
+def trained(inputs: RunInputs, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
     """A run of DPT in a process of its own. Only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    arguments = ("--data", place.data, "--model", place.clip, "--out", folder, *SHORT)
-    result = process(folder.parent, "train.py", *arguments)
-    before = listing(folder)
+    arguments = ("--data", inputs.data, "--model", inputs.clip, "--out", folder, *SHORT)
+    result = run_process(folder.parent, "train.py", *arguments)
+    before = snapshot_folder(folder)
     yield folder, result
-    assert listing(folder) == before
+    assert snapshot_folder(folder) == before
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +62,7 @@ def clip(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def guide(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("guide")
-    for name in (*TRAINED, *TEST_ONLY):
+    for name in (*TRAINING_DATASETS, *TEST_ONLY_DATASETS):
         draw_miniature(root, name)
     return root
 
@@ -62,7 +70,7 @@ def guide(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    return draw_classes(folder, {"ox": 10, "gnu": 10, "owl": 10, "red fox": 10, "yak": 10})
+    return draw_class_folders(folder, {"ox": 10, "gnu": 10, "owl": 10, "red fox": 10, "yak": 10})
 
 
 @pytest.fixture(scope="session")
@@ -73,4 +81,4 @@ def sweep(pictures, clip, tmp_path_factory) -> tuple[Path, list, Result]:
                "--method", "zeroshot", "coop", "dpt", "--shots", 1, 3, "--seed", 0, 2]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
-        return folder, command, succeed("train.py", *command, "--out", folder)
+        return folder, command, run_checked("train.py", *command, "--out", folder)

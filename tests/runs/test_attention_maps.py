@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers.run_command import SHORT, assert_one_line, run_command, save_clip
 from PIL import Image
-from scripts import SHORT, assert_one_line, inside, save_clip
 from torch.nn import functional as F
 
 import minidpt
@@ -20,16 +20,16 @@ from minidpt.runs import attention_pngs
 from minidpt.runs.attention_pngs import WIDTH, attention_map_folder, draw_attention
 
 
-class Place(NamedTuple):
+class TunedRun(NamedTuple):
     data: Path
-    run: Path
+    folder: Path
     model: minidpt.PromptedCLIP
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
+def run(tmp_path_factory) -> TunedRun:
     """A run of DPT on twelve pictures of three classes. Only read it."""
-    folder, rng = tmp_path_factory.mktemp("place"), random.Random(0)
+    folder, rng = tmp_path_factory.mktemp("run"), random.Random(0)
     colours = {"red": (200, 40, 30), "green": (30, 190, 60), "blue": (40, 60, 210)}
     for name, colour in colours.items():
         (folder / "pictures" / name).mkdir(parents=True)
@@ -39,19 +39,21 @@ def place(tmp_path_factory) -> Place:
             picture.save(folder / "pictures" / name / f"{number}.png")
     clip, run = save_clip(folder / "clip.pt"), folder / "run"
     options = ("--data", folder / "pictures", "--model", clip, "--out", run, *SHORT, "--epochs", 1)
-    trained = inside("train.py", *options)
+    trained = run_command("train.py", *options)
     assert trained.status == 0, trained
     model = minidpt.load_model(run / "model.pt", minidpt.load(str(clip))[0])
-    return Place(folder / "pictures", run, model)
+    return TunedRun(folder / "pictures", run, model)
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(place, tmp_path):
-    image = [place.data / "red" / "0.png", place.data / "blue" / "0.png", place.data / "red/1.png"]
-    done = inside("eval.py", "predict", place.run, *image, "--attention-maps", tmp_path / "new")
+def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(run, tmp_path):
+    image = [run.data / "red" / "0.png", run.data / "blue" / "0.png", run.data / "red/1.png"]
+    done = run_command(
+        "eval.py", "predict", run.folder, *image, "--attention-maps", tmp_path / "new"
+    )
     assert done.status == 0 and done.out.count("\n") == 3, done
     assert names_in(tmp_path / "new") == ["0-2.png", "0.png", "1.png"]
     for path in (tmp_path / "new").iterdir():
@@ -60,52 +62,54 @@ def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(place, tmp_pat
             drawn.load()
 
 
-def test_each_picture_s_line_names_its_png_and_so_does_its_json(place, tmp_path):
-    image = [place.data / "red" / "0.png", place.data / "blue" / "0.png", "gone.png"]
-    options = ("predict", place.run, *image, "--json", tmp_path / "o.jsonl")
-    done = inside("eval.py", *options, "--attention-maps", tmp_path / "new")
+def test_each_picture_s_line_names_its_png_and_so_does_its_json(run, tmp_path):
+    image = [run.data / "red" / "0.png", run.data / "blue" / "0.png", "gone.png"]
+    options = ("predict", run.folder, *image, "--json", tmp_path / "o.jsonl")
+    done = run_command("eval.py", *options, "--attention-maps", tmp_path / "new")
     pngs = [str(tmp_path / "new" / name) for name in ("0.png", "0-2.png")]
     assert [line.partition(" -> ")[2] for line in done.out.splitlines()] == pngs
     entries = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [entry.get("explained") for entry in entries] == [*pngs, None]
 
 
-def test_a_number_does_not_take_the_name_of_a_later_picture(place, tmp_path):
+def test_a_number_does_not_take_the_name_of_a_later_picture(run, tmp_path):
     files = [tmp_path / name for name in ("a/x.png", "b/X.png", "b/x-2.png", f"b/{'é' * 125}.png")]
     for file in files:
         file.parent.mkdir(exist_ok=True)
-        shutil.copy(place.data / "red" / "0.png", file)
+        shutil.copy(run.data / "red" / "0.png", file)
     (tmp_path / "empty").mkdir()
-    with attention_map_folder(tmp_path / "empty", [], place.model) as draw_maps:
+    with attention_map_folder(tmp_path / "empty", [], run.model) as draw_maps:
         written = [draw_maps(file).name for file in files]
     assert written[:3] == ["x.png", "X-2.png", "x-2-2.png"]  # one file where case does not count
     assert names_in(tmp_path / "empty") == sorted(written)
 
 
 @pytest.mark.parametrize("where", ["filled", "pictures/new", "unreadable"])
-def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(place, tmp_path, where):
-    folder, image = tmp_path / where, place.data / "red" / "0.png"
+def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(run, tmp_path, where):
+    folder, image = tmp_path / where, run.data / "red" / "0.png"
     words = ["--attention-maps"]
     if where == "filled":
         folder.mkdir()
         (folder / "mine.txt").write_text("kept")
         words += ["new or empty", "other files"]
     elif where == "pictures/new":
-        folder = place.data / "new"
+        folder = run.data / "new"
         words += ["outside the data folder"]
     else:
         folder.write_text("a file")
-    before = names_in(place.data)
-    done = inside("eval.py", "predict", place.run, image, "--attention-maps", folder)
+    before = names_in(run.data)
+    done = run_command("eval.py", "predict", run.folder, image, "--attention-maps", folder)
     assert_one_line(done, "eval.py", *words)
-    assert done.out == "" and names_in(place.data) == before
+    assert done.out == "" and names_in(run.data) == before
     assert where != "filled" or names_in(folder) == ["mine.txt"]
 
 
-def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(place, tmp_path):
+def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    image = [tmp_path / "broken.png", place.data / "red" / "0.png"]
-    done = inside("eval.py", "predict", place.run, *image, "--attention-maps", tmp_path / "new")
+    image = [tmp_path / "broken.png", run.data / "red" / "0.png"]
+    done = run_command(
+        "eval.py", "predict", run.folder, *image, "--attention-maps", tmp_path / "new"
+    )
     assert_one_line(done, "eval.py", "broken.png")
     assert names_in(tmp_path / "new") == ["0.png"]
 
@@ -116,21 +120,21 @@ def parts_of(monkeypatch, model, picture, **options):
     return draw_attention(model, picture, **options)
 
 
-def test_bars_are_the_probabilities_with_and_without_what_was_learned(place, monkeypatch):
-    picture = place.data / "green" / "2.png"
-    title, _, names, bars = parts_of(monkeypatch, place.model, picture, top=2)
-    ((best, second),) = place.model.predict(picture, top=2)
+def test_bars_are_the_probabilities_with_and_without_what_was_learned(run, monkeypatch):
+    picture = run.data / "green" / "2.png"
+    title, _, names, bars = parts_of(monkeypatch, run.model, picture, top=2)
+    ((best, second),) = run.model.predict(picture, top=2)
     assert title == "2.png" and names[:2] == [best.classname, second.classname]
     (learned, _, shares), (frozen, _, before) = bars
     assert (learned, frozen) == ("dpt", "zero-shot")
     assert shares[:2] == pytest.approx([best.probability, second.probability], abs=1e-5)
 
-    clip = place.model.clip
+    clip = run.model.clip
     resolution = clip.visual.resolution
-    image = place.model.white_level.open(picture)
+    image = run.model.white_level.open(picture)
     pixels = minidpt.images.transforms.eval_pixels(image, resolution)
     images = minidpt.images.transforms.normalize(torch.from_numpy(pixels)[None])
-    texts = [place.model.template.format(name) for name in names]
+    texts = [run.model.template.format(name) for name in names]
     with torch.no_grad():
         features = F.normalize(clip.encode_text(minidpt.tokenize(texts)), dim=-1)
         image = F.normalize(clip.encode_image(images), dim=-1)
@@ -140,21 +144,19 @@ def test_bars_are_the_probabilities_with_and_without_what_was_learned(place, mon
 
 
 def test_the_likeliest_of_zero_shot_clip_has_a_bar_though_it_is_not_among_the_first(
-    place, monkeypatch
+    run, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        worst = place.model.predict(place.data / "red" / "0.png", top=3)[0][-1].classname
-        share = torch.tensor([float(name == worst) for name in place.model.classnames])
+        worst = run.model.predict(run.data / "red" / "0.png", top=3)[0][-1].classname
+        share = torch.tensor([float(name == worst) for name in run.model.classnames])
         patch.setattr(attention_pngs, "zero_shot_probabilities", lambda model, images: share)
-        _, _, names, bars = parts_of(patch, place.model, place.data / "red" / "0.png", top=1)
+        _, _, names, bars = parts_of(patch, run.model, run.data / "red" / "0.png", top=1)
     assert names[1:] == [worst] and bars[1][2] == [0, 1]
 
 
-def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes(
-    place, monkeypatch
-):
-    picture = place.data / "blue" / "1.png"
-    _, rows, names, _ = parts_of(monkeypatch, place.model, picture)
+def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes(run, monkeypatch):
+    picture = run.data / "blue" / "1.png"
+    _, rows, names, _ = parts_of(monkeypatch, run.model, picture)
     (_, views), (head, classes) = rows.items()
     assert [caption for caption, _ in views] == [
         "What the model sees", "Attention before tuning", "Attention after tuning",
@@ -167,10 +169,10 @@ def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes
 
 
 @pytest.mark.parametrize("method", ["zeroshot", "coop", "vpt"])
-def test_other_methods_have_what_they_learned(place, monkeypatch, method):
+def test_other_methods_have_what_they_learned(run, monkeypatch, method):
     config = minidpt.PromptConfig(method=method, n_ctx=2, n_visual=2)
-    model = minidpt.build_model(place.model.clip, ["red", "blue"], "a {}.", config)
-    _, rows, _, bars = parts_of(monkeypatch, model, place.data / "red" / "0.png")
+    model = minidpt.build_model(run.model.clip, ["red", "blue"], "a {}.", config)
+    _, rows, _, bars = parts_of(monkeypatch, model, run.data / "red" / "0.png")
     captions = [caption for caption, _ in rows[""]]
     assert len(rows) == 1 and ("Attention after tuning" in captions) == (method == "vpt")
     assert [label for label, _, _ in bars] == [method, "zero-shot"][method == "zeroshot" :]

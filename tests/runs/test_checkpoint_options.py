@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_folders import draw
-from scripts import SHORT, assert_one_line, inside, save_clip, summary
+from helpers.image_folders import draw_image
+from helpers.run_command import SHORT, assert_one_line, read_summary, run_command, save_clip
+from helpers.short_runs import RunInputs
 
 import minidpt
 
@@ -19,27 +20,25 @@ PARTS = ("prompt_learner", "image_encoder.transformer.ctx_learner",
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with pictures in `data` and a CLIP in `clip.pt`."""
-    folder = tmp_path_factory.mktemp("place")
+def inputs(tmp_path_factory) -> RunInputs:
+    folder = tmp_path_factory.mktemp("inputs")
     for name, colour in CLASSES.items():
         for number in range(10):
             shade = tuple(min(255, value + 9 * number) for value in colour)
-            draw(folder / "data" / name / f"{number}.png", (27, 23), shade)
-    save_clip(folder / "clip.pt")
-    return folder
+            draw_image(folder / "data" / name / f"{number}.png", (27, 23), shade)
+    return RunInputs(folder / "data", save_clip(folder / "clip.pt"))
 
 
-def train(place: Path, *options: object) -> Path:
-    command = ("--data", place / "data", "--model", place / "clip.pt", *SHORT, "--out", "run")
-    result = inside("train.py", *command, *options)
+def train(inputs: RunInputs, *options: object) -> Path:
+    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--out", "run")
+    result = run_command("train.py", *command, *options)
     assert result.status == 0, result.err
     return Path("run")
 
 
-def as_published(place: Path, run: Path) -> Path:
+def as_published(inputs: RunInputs, run: Path) -> Path:
     """A run's prompts as the published code would have left them."""
-    model = minidpt.load_model(run / "model.pt", minidpt.load(place / "clip.pt")[0])
+    model = minidpt.load_model(run / "model.pt", minidpt.load(inputs.clip)[0])
     for part in PARTS:
         own = {name.removeprefix(f"{part}."): value for name, value in model.published().items()
                if name.startswith(f"{part}.")}  # fmt: skip
@@ -58,34 +57,36 @@ def as_published(place: Path, run: Path) -> Path:
          "method dpt, csc False, n_ctx 3, n_visual 2, .*class_aware_from 2"),
     ],
 )  # fmt: skip
-def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, said, place):
-    run = train(place, *options)
-    published = as_published(place, run)
-    command = ("published", published, "--data", place / "data", "--model", place / "clip.pt")
+def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, said, inputs):
+    run = train(inputs, *options)
+    published = as_published(inputs, run)
+    command = ("published", published, "--data", inputs.data, "--model", inputs.clip)
     if "dpt" in options:
         command += ("--top-k", 3, "--class-token-position", "front")
-    result = inside("eval.py", *command, "--per-class")
+    result = run_command("eval.py", *command, "--per-class")
     assert result.status == 0, result.err
     (line,) = [line for line in result.out.splitlines() if line.startswith("published ")]
     assert re.search(said, line), line
-    method, accuracy = options[1], summary(run)["accuracy"]
+    method, accuracy = options[1], read_summary(run)["accuracy"]
     assert f"data: {method} accuracy {accuracy:.2f} %, zero-shot" in result.out
     assert "mean of 4 classes" in result.out
 
 
-def test_prompts_that_belong_to_other_classes_are_refused(place):
-    published = as_published(place, train(place, "--method", "dpt"))
-    draw(Path("other/ant/1.png"), (27, 23), (1, 2, 3))
+def test_prompts_that_belong_to_other_classes_are_refused(inputs):
+    published = as_published(inputs, train(inputs, "--method", "dpt"))
+    draw_image(Path("other/ant/1.png"), (27, 23), (1, 2, 3))
     for name in ("ant", "bee", "cat"):
         for number in range(4):
-            draw(Path(f"other/{name}/{number}.png"), (27, 23), (1, 2, number))
-    command = ("published", published, "--data", "other", "--model", place / "clip.pt")
-    assert_one_line(inside("eval.py", *command), "eval.py", "belong to 4 classes", "other has 3")
+            draw_image(Path(f"other/{name}/{number}.png"), (27, 23), (1, 2, number))
+    command = ("published", published, "--data", "other", "--model", inputs.clip)
+    assert_one_line(
+        run_command("eval.py", *command), "eval.py", "belong to 4 classes", "other has 3"
+    )
 
 
-def test_prompts_of_maple_are_refused(place):
+def test_prompts_of_maple_are_refused(inputs):
     (Path("out") / "MultiModalPromptLearner").mkdir(parents=True)
-    result = inside("eval.py", "published", "out", "--data", place / "data")
+    result = run_command("eval.py", "published", "out", "--data", inputs.data)
     assert_one_line(result, "eval.py", "expected one model.pth.tar-N in each of prompt_learner/")
 
 
@@ -99,21 +100,21 @@ def test_prompts_of_maple_are_refused(place):
     ],
 )
 def test_options_that_do_not_go_together_are_refused(command, words):
-    result = inside("eval.py", *command)
+    result = run_command("eval.py", *command)
     assert result.status == 2
     assert all(word in result.err for word in words), result.err
 
 
-def test_a_run_at_another_image_size_is_tested_again_at_it(place):
-    run = train(place, "--method", "vpt", "--image-size", 35)
+def test_a_run_at_another_image_size_is_tested_again_at_it(inputs):
+    run = train(inputs, "--method", "vpt", "--image-size", 35)
     assert json.loads((run / "config.json").read_text())["image_size"] == 35
-    result = inside("eval.py", "test", run)
+    result = run_command("eval.py", "test", run)
     assert result.status == 0, result.err
-    assert f"vpt accuracy {summary(run)['accuracy']:.2f} %" in result.out
-    again = inside("eval.py", "predict", run, place / "data/ox/1.png")
+    assert f"vpt accuracy {read_summary(run)['accuracy']:.2f} %" in result.out
+    again = run_command("eval.py", "predict", run, inputs.data / "ox/1.png")
     assert again.status == 0, again.err
 
 
-def test_an_image_size_of_no_whole_patches_is_one_line(place):
-    command = ("--data", place / "data", "--model", place / "clip.pt", *SHORT, "--image-size", 36)
-    assert_one_line(inside("train.py", *command), "train.py", "a multiple of 7", "got 36")
+def test_an_image_size_of_no_whole_patches_is_one_line(inputs):
+    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--image-size", 36)
+    assert_one_line(run_command("train.py", *command), "train.py", "a multiple of 7", "got 36")

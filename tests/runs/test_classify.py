@@ -13,9 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from image_folders import draw
+from helpers.image_folders import draw_image
+from helpers.run_command import (
+    ROOT,
+    SHORT,
+    assert_one_line,
+    fork_command,
+    run_command,
+    save_clip,
+    script_environment,
+)
 from PIL import Image
-from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, save_clip
 
 import minidpt
 from minidpt import inference
@@ -32,10 +40,12 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     for number in range(12):
         for label, name in enumerate(NAMES):
-            draw(folder / "data" / name / f"{number}.png", color=(20 * number, 250 * label, 90))
+            draw_image(
+                folder / "data" / name / f"{number}.png", color=(20 * number, 250 * label, 90)
+            )
     save_clip(folder / "little.pt")
     options = ["--data", folder / "data", "--model", folder / "little.pt", "--out", folder / "run"]
-    assert inside("train.py", *options, *SHORT, "--method", "coop", "--epochs", 0).status == 0
+    assert run_command("train.py", *options, *SHORT, "--method", "coop", "--epochs", 0).status == 0
     return folder / "run"
 
 
@@ -45,7 +55,9 @@ def model(run) -> minidpt.PromptedCLIP:
 
 
 def pictures(count: int, folder: str = "many") -> list[str]:
-    return [str(draw(Path(folder, f"{i:03}.png"), color=(i, 255 - i, 99))) for i in range(count)]
+    return [
+        str(draw_image(Path(folder, f"{i:03}.png"), color=(i, 255 - i, 99))) for i in range(count)
+    ]
 
 
 def one_by_one(model, paths: list[str], top: int = 5) -> list[list]:
@@ -182,9 +194,9 @@ def test_a_stream_that_cannot_be_read_is_an_error(tmp_path):
 @pytest.fixture
 def service(run):
     """Begins `eval.py predict RUN - --json -` in a process of its own."""
-    command = forked(ROOT / "eval.py", "predict", run, "-", "--json", "-", "--top", 1)
+    command = fork_command(ROOT / "eval.py", "predict", run, "-", "--json", "-", "--top", 1)
     with subprocess.Popen(
-        command, env=environment(), encoding="utf-8",
+        command, env=script_environment(), encoding="utf-8",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         with no_longer_than(60, process.kill):
@@ -226,12 +238,12 @@ def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
 def test_paths_from_standard_input_are_classified_as_given_ones(run):
     paths = pictures(5)
     Path("list").write_text("\n".join(paths))
-    given = inside("eval.py", "predict", run, "--csv", "a.csv", *paths)
+    given = run_command("eval.py", "predict", run, "--csv", "a.csv", *paths)
     before = os.dup(0)
     with open("list", "rb") as file:
         os.dup2(file.fileno(), 0)
     try:
-        read = inside("eval.py", "predict", run, "--csv", "b.csv", "-")
+        read = run_command("eval.py", "predict", run, "--csv", "b.csv", "-")
     finally:
         os.dup2(before, 0)
         os.close(before)
@@ -242,7 +254,7 @@ def test_paths_from_standard_input_are_classified_as_given_ones(run):
 
 def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
     paths = pictures(3)
-    result = inside("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
+    result = run_command("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
     assert result.status == 2
     *found, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
     assert [entry["image"] for entry in found] == paths
@@ -258,15 +270,15 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     """Also where there are notes: here of files that are not read."""
     pictures(2)
     Path("many/a.heics").write_bytes(b"")
-    result = inside("eval.py", "predict", run, "--json", "-", "many")
+    result = run_command("eval.py", "predict", run, "--json", "-", "many")
     assert result.status == 0 and "note: many: not read: 1 .heics" in result.err
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
 def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run):
     name = os.fsdecode(b"caf\xe9\n\x1b.png")
-    draw(Path(name))
-    out = inside("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
+    draw_image(Path(name))
+    out = run_command("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
     assert out.isascii() and json.loads(out)["image"] == name
     assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9\n\x1b.png") == 2
 
@@ -281,7 +293,7 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", noting)
-    inside("eval.py", "predict", run, "--json", "o.jsonl", *pictures(3))
+    run_command("eval.py", "predict", run, "--json", "o.jsonl", *pictures(3))
     assert sizes == [0, 1, 2]
 
 
@@ -298,13 +310,13 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, 
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
     options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
-    result = inside("eval.py", *options)
+    result = run_command("eval.py", *options)
     assert result.status == status
     for name in ("o.csv", "o.jsonl"):
         assert f"error: {name}: stopped early, it lacks images\n" in result.err
     assert Path("o.jsonl").read_text().count("\n") == 2
     assert Path("o.csv").read_text().count("\n") == 1 + 2 * 2
-    result = inside("eval.py", "predict", run, "--json", "new.jsonl", "many")
+    result = run_command("eval.py", "predict", run, "--json", "new.jsonl", "many")
     assert result.status == status and not Path("new.jsonl").exists()  # it would have no line
 
 
@@ -312,11 +324,11 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     monkeypatch.setattr(progress, "AFTER", 0.0)
-    result = inside("eval.py", "predict", run, *pictures(5), "gone.png")
+    result = run_command("eval.py", "predict", run, *pictures(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted[-3:] == ["images 4/6", "images 5/6", "images 6/6"]
     assert result.err.startswith("eval.py: error: image gone.png")
-    assert "images" not in inside("eval.py", "predict", run, "many/000.png").progress
+    assert "images" not in run_command("eval.py", "predict", run, "many/000.png").progress
 
 
 @pytest.mark.parametrize(
@@ -339,5 +351,5 @@ def test_a_place_for_results_that_makes_no_sense_is_refused(run, command, words)
     Path("taken").touch()
     data = str(run.parent / "data")
     options = command.replace("RUN", str(run)).replace("DATA", data).split()
-    assert_one_line(inside("eval.py", *options), "eval.py", *words)
+    assert_one_line(run_command("eval.py", *options), "eval.py", *words)
     assert sorted(os.listdir()) == ["many", "taken"] and os.listdir("many") == ["000.png"]

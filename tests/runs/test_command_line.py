@@ -13,9 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_folders import draw
-from scripts import ROOT, SCRIPTS, SHORT, assert_one_line, environment, forked, inside, process
-from small_runs import Place, train
+from helpers.image_folders import draw_image
+from helpers.run_command import (
+    ROOT,
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    fork_command,
+    run_command,
+    run_process,
+    script_environment,
+)
+from helpers.short_runs import RunInputs, train
 
 import minidpt
 from minidpt.runs import command_line, entrypoint
@@ -25,8 +34,8 @@ from minidpt.runs import command_line, entrypoint
 
 def test_a_mistake_is_one_line_and_status_2_without_a_traceback(tmp_path):
     for script, result in {
-        "train.py": process(tmp_path, "train.py", "--data", "nowhere"),
-        "eval.py": inside("eval.py", "test", "nowhere"),
+        "train.py": run_process(tmp_path, "train.py", "--data", "nowhere"),
+        "eval.py": run_command("eval.py", "test", "nowhere"),
     }.items():
         assert_one_line(result, script, "nowhere", "expected")
         assert result.out == ""
@@ -91,11 +100,13 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
-def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(place, options, words):
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
+    inputs, options, words
+):
     Path("empty.pt").touch()
     os.mkfifo("fifo")
-    result = inside(
-        "train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT, *options
+    result = run_command(
+        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT, *options
     )
     assert_one_line(result, "train.py", *words)
     assert len(result.err) < 600
@@ -134,9 +145,9 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(pla
 )
 def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, command, words):
     (tmp_path / "empty").mkdir()
-    draw(tmp_path / "picture.png")
+    draw_image(tmp_path / "picture.png")
     arguments = [trained[0] if word == "RUN" else word for word in shlex.split(command)]
-    assert_one_line(inside("eval.py", *arguments), "eval.py", *words)
+    assert_one_line(run_command("eval.py", *arguments), "eval.py", *words)
 
 
 # Help and output
@@ -147,7 +158,7 @@ COMMANDS = [["train.py"], *(["eval.py", name] for name in command_line.COMMANDS)
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_explains_every_option(command):
-    result = inside(*command, "--help")
+    result = run_command(*command, "--help")
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith(f"usage: {' '.join(command)} ")
     options = re.findall(r"^  (--[\w-]+).*(?:\n {10,}.*)*", result.out, re.MULTILINE)
@@ -159,7 +170,7 @@ def test_help_explains_every_option(command):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = inside(script, "--help").out.splitlines()
+    lines = run_command(script, "--help").out.splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 80
     assert sum(line.strip().startswith(f"python {script} ") for line in lines) >= 3
     assert sum(line.strip().startswith("torchrun --nproc_per_node=") for line in lines) == 1
@@ -170,18 +181,18 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
 
 def test_a_reader_that_has_had_enough_is_no_error(trained):
     shutil.copytree(trained[0], "run")
-    command = forked(ROOT / "eval.py", "table", "run")
+    command = fork_command(ROOT / "eval.py", "table", "run")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=script_environment()
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
 
 
-def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypatch):
-    folder = shutil.copytree(place.data, Path(os.fsdecode(b"caf\xe9")))
-    train(Place(folder, place.clip), "runs/one", "--epochs", 0)
+def test_names_that_are_no_text_are_printed_and_written_escaped(inputs, monkeypatch):
+    folder = shutil.copytree(inputs.data, Path(os.fsdecode(b"caf\xe9")))
+    train(RunInputs(folder, inputs.clip), "runs/one", "--epochs", 0)
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdout", printed)
     monkeypatch.setattr(sys, "argv", ["eval.py", "table", "runs"])
@@ -194,14 +205,14 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(place, monkeypat
         assert "caf\\udce9" in Path("runs", table).read_text(encoding="utf-8")
 
 
-def test_names_cannot_command_the_terminal_or_begin_a_line(trained, place):
-    shutil.copy(place.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
-    result = inside("eval.py", "predict", trained[0], "a\x1b[31m\nb: cat 99 %.png")
+def test_names_cannot_command_the_terminal_or_begin_a_line(trained, inputs):
+    shutil.copy(inputs.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
+    result = run_command("eval.py", "predict", trained[0], "a\x1b[31m\nb: cat 99 %.png")
     assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
-    result = inside("eval.py", "predict", trained[0], "gone\x1b[2J\n.png")
+    result = run_command("eval.py", "predict", trained[0], "gone\x1b[2J\n.png")
     assert_one_line(result, "eval.py", "gone")
     assert "\x1b" not in result.err
-    result = inside("eval.py", "runs\x1b[2J", "x")
+    result = run_command("eval.py", "runs\x1b[2J", "x")
     assert_one_line(result, "eval.py")
     assert "\x1b" not in result.err
 
@@ -227,7 +238,11 @@ def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
         print(usual, pages_of_ten_tensors())
     """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
     )
     usual, kept = map(int, done.stdout.split())
     if usual < 1000:

@@ -13,10 +13,19 @@ from statistics import fmean
 
 import pytest
 import torch
-from image_folders import draw
-from scripts import ROOT, SCRIPTS, assert_one_line, environment, forked, inside, save_clip, summary
-from small_runs import CLASSNAMES, Place, learned, printed, train
-from tiny_models import DEEP
+from helpers.image_folders import draw_image
+from helpers.run_command import (
+    ROOT,
+    SCRIPTS,
+    assert_one_line,
+    fork_command,
+    read_summary,
+    run_command,
+    save_clip,
+    script_environment,
+)
+from helpers.short_runs import CLASSNAMES, RunInputs, parse_predictions, read_prompts, train
+from helpers.tiny_models import DEEP
 
 import minidpt
 from minidpt.runs import report
@@ -26,8 +35,8 @@ from minidpt.runs import report
 
 def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_path):
     folder, _ = trained
-    content = summary(folder)
-    result = inside("eval.py", "test", folder)
+    content = read_summary(folder)
+    result = run_command("eval.py", "test", folder)
     assert (result.status, result.err) == (0, "")
     assert result.out == (
         f"dpt accuracy {content['accuracy']:.2f} %, "
@@ -39,7 +48,7 @@ def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_
 
 def test_eval_tells_how_each_class_fares(trained):
     folder, _ = trained
-    result = inside("eval.py", "test", folder, "--per-class")
+    result = run_command("eval.py", "test", folder, "--per-class")
     assert (result.status, result.err) == (0, "")
     total, *lines, mean = result.out.splitlines()
     found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
@@ -55,14 +64,14 @@ def test_eval_tells_how_each_class_fares(trained):
     shares = [float(match[2]) for match in found]
     assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
 
-    assert inside("eval.py", "test", folder, "--per-class", "--csv", "classes.csv").status == 0
+    assert run_command("eval.py", "test", folder, "--per-class", "--csv", "classes.csv").status == 0
     head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["class", "accuracy", "right", "total", "taken for"]
     assert [row[0] for row in rows] == CLASSNAMES
     assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in found]
     assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in found]
     for two in (["test", folder, folder], ["test", folder, "--dataset", "EuroSAT", "Food101"]):
-        result = inside("eval.py", *two, "--per-class", "--csv", "two.csv")
+        result = run_command("eval.py", *two, "--per-class", "--csv", "two.csv")
         assert_one_line(result, "eval.py", "--csv", "one run and one --dataset")
 
 
@@ -80,58 +89,58 @@ def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
 
 
 def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_path(
-    tmp_path, place, monkeypatch
+    tmp_path, inputs, monkeypatch
 ):
-    monkeypatch.chdir(place.clip.parent)
-    relative = Place(place.data.relative_to(place.clip.parent), Path(place.clip.name))
+    monkeypatch.chdir(inputs.clip.parent)
+    relative = RunInputs(inputs.data.relative_to(inputs.clip.parent), Path(inputs.clip.name))
     train(relative, tmp_path / "run", "--epochs", 1)
     monkeypatch.chdir(tmp_path)
-    result = inside("eval.py", "test", "run")
+    result = run_command("eval.py", "test", "run")
     assert (result.status, result.err) == (0, "")
 
 
-def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained, tmp_path, place):
-    moved = shutil.copytree(place.data, tmp_path / "moved")
+def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained, tmp_path, inputs):
+    moved = shutil.copytree(inputs.data, tmp_path / "moved")
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
     gone = str(tmp_path / "gone")
-    assert_one_line(inside("eval.py", "test", "run"), "eval.py", gone, "--image-root")
-    clip = shutil.copy(place.clip, tmp_path / "elsewhere.pt")
-    result = inside("eval.py", "test", "run", "--image-root", moved, "--classes", "new")
+    assert_one_line(run_command("eval.py", "test", "run"), "eval.py", gone, "--image-root")
+    clip = shutil.copy(inputs.clip, tmp_path / "elsewhere.pt")
+    result = run_command("eval.py", "test", "run", "--image-root", moved, "--classes", "new")
     assert_one_line(result, "eval.py", "--image-root", "--data")
-    result = inside("eval.py", "test", "run", "--image-root", moved, "--model", clip)
-    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in result.out
+    result = run_command("eval.py", "test", "run", "--image-root", moved, "--model", clip)
+    assert f"dpt accuracy {read_summary('run')['accuracy']:.2f} %" in result.out
 
 
 def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_computes(
     trained, monkeypatch
 ):
     def export(model, path):  # what it writes: `test_exporting`
-        assert torch.equal(model.text_prompts.ctx, learned(trained[0])["text_prompts.ctx"])
+        assert torch.equal(model.text_prompts.ctx, read_prompts(trained[0])["text_prompts.ctx"])
         Path(path).write_bytes(bytes(1_500_000))
 
     monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
-    result = inside("eval.py", "export", trained[0], "run.pt2")
+    result = run_command("eval.py", "export", trained[0], "run.pt2")
     assert (result.status, result.err) == (0, "")
     assert result.out == (
         "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
         "(little on cpu in fp32)\n"
     )
-    again = inside("eval.py", "export", trained[0], "run.pt2")
+    again = run_command("eval.py", "export", trained[0], "run.pt2")
     assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
 # Classes of pictures
 
 
-def test_images_are_classified_with_names_and_probabilities(trained, place):
-    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
-    result = inside("eval.py", "predict", trained[0], *images)
+def test_images_are_classified_with_names_and_probabilities(trained, inputs):
+    images = [inputs.data / "Owl" / "0.png", inputs.data / "gnu" / "3.png"]
+    result = run_command("eval.py", "predict", trained[0], *images)
     assert (result.status, result.err) == (0, "")
-    guesses = printed(result)
+    guesses = parse_predictions(result)
     assert list(guesses) == [str(path) for path in images]
-    model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(place.clip)[0])
+    model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(inputs.clip)[0])
     for path, guess in zip(images, model.predict(images), strict=True):
         names, percents = zip(*guesses[str(path)], strict=True)
         assert sorted(names) == CLASSNAMES  # 4 classes, of which up to 5 are printed
@@ -141,37 +150,43 @@ def test_images_are_classified_with_names_and_probabilities(trained, place):
         assert list(percents) == sorted(percents, reverse=True)
 
 
-def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained, tmp_path, place):
-    draw(tmp_path / "mixed" / "b.PNG")
-    draw(tmp_path / "mixed" / "below" / "a.jpg")
+def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained, tmp_path, inputs):
+    draw_image(tmp_path / "mixed" / "b.PNG")
+    draw_image(tmp_path / "mixed" / "below" / "a.jpg")
     (tmp_path / "mixed" / "notes.txt").write_text("no picture")
-    single = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "predict", trained[0], "--top", 2, "mixed", single)
-    guesses = printed(result)
+    single = inputs.data / "gnu" / "0.png"
+    result = run_command("eval.py", "predict", trained[0], "--top", 2, "mixed", single)
+    guesses = parse_predictions(result)
     assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
     assert all(len(names) == 2 for names in guesses.values())
 
 
-def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, place):
-    images = [place.data / "Owl" / "0.png", place.data / "gnu" / "3.png"]
+def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, inputs):
+    images = [inputs.data / "Owl" / "0.png", inputs.data / "gnu" / "3.png"]
     command = ("eval.py", "predict", trained[0], "--top", 2, "--csv", "out.csv", *images)
-    result = inside(*command)
+    result = run_command(*command)
     head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["image", "class", "probability"]
     shown = [
-        (path, name, percent) for path, all in printed(result).items() for name, percent in all
+        (path, name, percent)
+        for path, all in parse_predictions(result).items()
+        for name, percent in all
     ]
     assert [(path, name, round(100 * float(share), 1)) for path, name, share in rows] == shown
-    assert_one_line(inside(*command), "eval.py", "--csv", "new file", "out.csv")
+    assert_one_line(run_command(*command), "eval.py", "--csv", "new file", "out.csv")
 
 
 def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
     for number in range(40):
-        draw(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
+        draw_image(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
     options = ("predict", trained[0], "many", "--csv", "out.csv")
-    command = forked(ROOT / "eval.py", *options)
+    command = fork_command(ROOT / "eval.py", *options)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=script_environment(),
+        cwd=tmp_path,
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -183,52 +198,56 @@ def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(traine
 
 def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatch):
     for name in "ab":
-        draw(tmp_path / f"{name}.png")
+        draw_image(tmp_path / f"{name}.png")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
-    result = inside("eval.py", "predict", trained[0], "a.png", "b.png", "--csv", "o.csv")
+    result = run_command("eval.py", "predict", trained[0], "a.png", "b.png", "--csv", "o.csv")
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
 def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
-    draw(tmp_path / "=1+1.png")
-    inside("eval.py", "predict", trained[0], "=1+1.png", "--csv", "out.csv")
+    draw_image(tmp_path / "=1+1.png")
+    run_command("eval.py", "predict", trained[0], "=1+1.png", "--csv", "out.csv")
     assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
 
 
-def test_an_image_folder_is_read_as_class_folders_are(trained, place):
-    draw(Path("mixed/a.jpg"))
-    draw(Path("mixed/.hidden.jpg"))
-    draw(Path("mixed/.thumbnails/a.jpg"))
-    draw(Path("mixed/folder.jpg/b.png"))
-    draw(Path("elsewhere/c.png"))
+def test_an_image_folder_is_read_as_class_folders_are(trained, inputs):
+    draw_image(Path("mixed/a.jpg"))
+    draw_image(Path("mixed/.hidden.jpg"))
+    draw_image(Path("mixed/.thumbnails/a.jpg"))
+    draw_image(Path("mixed/folder.jpg/b.png"))
+    draw_image(Path("elsewhere/c.png"))
     Path("mixed/link").symlink_to(Path("elsewhere").resolve())
-    result = inside("eval.py", "predict", trained[0], "mixed")
+    result = run_command("eval.py", "predict", trained[0], "mixed")
     assert (result.status, result.err) == (0, "")
-    assert list(printed(result)) == ["mixed/a.jpg", "mixed/folder.jpg/b.png", "mixed/link/c.png"]
+    assert list(parse_predictions(result)) == [
+        "mixed/a.jpg",
+        "mixed/folder.jpg/b.png",
+        "mixed/link/c.png",
+    ]
 
 
-def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, place):
+def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, inputs):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    good = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "predict", trained[0], "broken.jpg", good, "missing.png")
+    good = inputs.data / "gnu" / "0.png"
+    result = run_command("eval.py", "predict", trained[0], "broken.jpg", good, "missing.png")
     assert result.status == 2
-    assert list(printed(result)) == [str(good)]
+    assert list(parse_predictions(result)) == [str(good)]
     errors = result.err.splitlines()
     assert len(errors) == 2 and "Traceback" not in result.err
     assert "broken.jpg" in errors[0] and "missing.png" in errors[1]
     assert all(line.startswith("eval.py: error: ") for line in errors)
 
 
-def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, tmp_path, place):
+def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, tmp_path, inputs):
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": "/gone"}))
-    result = inside("eval.py", "predict", "run", place.data / "gnu" / "0.png")
-    assert (result.status, len(printed(result))) == (0, 1)
+    result = run_command("eval.py", "predict", "run", inputs.data / "gnu" / "0.png")
+    assert (result.status, len(parse_predictions(result))) == (0, 1)
 
 
 # Runs that cannot be tested
@@ -238,7 +257,7 @@ def test_a_run_is_refused_with_another_clip(trained, tmp_path):
     same_sizes = save_clip(tmp_path / "same_sizes.pt", seed=1)
     other_sizes = save_clip(tmp_path / "other_sizes.pt", DEEP)
     for other in (same_sizes, other_sizes):
-        result = inside("eval.py", "test", trained[0], "--model", other)
+        result = run_command("eval.py", "test", trained[0], "--model", other)
         assert_one_line(result, "eval.py", "model.pt", "little", other.stem)
         assert result.out == ""
 
@@ -247,7 +266,7 @@ def test_a_run_is_refused_with_another_clip(trained, tmp_path):
 def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp_path, missing):
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "run" / missing).unlink()
-    assert_one_line(inside("eval.py", "test", "run"), "eval.py", "run", f"expected {missing}")
+    assert_one_line(run_command("eval.py", "test", "run"), "eval.py", "run", f"expected {missing}")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +282,7 @@ def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp
 def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_path, file, content):
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(content)
-    assert_one_line(inside("eval.py", "test", "run"), "eval.py", file)
+    assert_one_line(run_command("eval.py", "test", "run"), "eval.py", file)
 
 
 @pytest.mark.parametrize(
@@ -283,11 +302,11 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
     ],
 )
 def test_a_damaged_file_of_a_run_is_named_before_a_test_on_other_data(
-    trained, place, file, content
+    trained, inputs, file, content
 ):
     shutil.copytree(trained[0], "run")
     Path("run", file).write_text(content)
-    result = inside("eval.py", "test", "run", "--data", place.data)
+    result = run_command("eval.py", "test", "run", "--data", inputs.data)
     assert_one_line(result, "eval.py", f"run/{file}", "expected")
     assert result.out == ""
 
@@ -296,4 +315,4 @@ def test_a_precision_that_a_run_cannot_have_is_refused(trained):
     shutil.copytree(trained[0], "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "precision": "fp7"}))
-    assert_one_line(inside("eval.py", "test", "run"), "eval.py", "config.json", "fp32", "fp7")
+    assert_one_line(run_command("eval.py", "test", "run"), "eval.py", "config.json", "fp32", "fp7")

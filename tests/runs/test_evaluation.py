@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_folders import draw
+from helpers.image_folders import draw_image
+from helpers.tiny_models import WIDE, clip_state
 from PIL import Image
-from tiny_models import WIDE, clip_state
 from torch.nn import functional as F
 
 import minidpt
@@ -33,7 +33,7 @@ def clip() -> minidpt.CLIP:
 @pytest.fixture
 def items(tmp_path: Path) -> list[data.Sample]:
     colours = [(10 * n, 200 - 30 * n, 99) for n in range(7)]
-    paths = [draw(tmp_path / f"{n}.png", color=colour) for n, colour in enumerate(colours)]
+    paths = [draw_image(tmp_path / f"{n}.png", color=colour) for n, colour in enumerate(colours)]
     return [data.Sample(str(path), n % 3, CLASSNAMES[n % 3]) for n, path in enumerate(paths)]
 
 

@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from image_folders import draw_classes
-from scripts import (
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import (
     ROOT,
     SCRIPTS,
     SHORT,
     assert_one_line,
-    environment,
-    forked,
-    inside,
+    fork_command,
+    read_summary,
+    run_command,
     save_clip,
-    summary,
+    script_environment,
 )
 
 import minidpt
@@ -36,17 +36,17 @@ SCHEDULE = (*SHORT, "--method", "coop", "--epochs", 2, "--no-report")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> tuple[str, ...]:
-    folder = tmp_path_factory.mktemp("place")
-    draw_classes(folder / "pictures", {"ox": 50, "gnu": 50})
+def options(tmp_path_factory) -> tuple[object, ...]:
+    folder = tmp_path_factory.mktemp("inputs")
+    draw_class_folders(folder / "pictures", {"ox": 50, "gnu": 50})
     save_clip(folder / "little.pt")
-    return ("--data", str(folder / "pictures"), "--model", str(folder / "little.pt"))
+    return ("--data", str(folder / "pictures"), "--model", str(folder / "little.pt"), *SCHEDULE)
 
 
 @pytest.fixture(scope="module")
-def trained(place, tmp_path_factory) -> Path:
+def trained(options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    assert inside("train.py", *place, *SCHEDULE, "--out", folder).status == 0
+    assert run_command("train.py", *options, "--out", folder).status == 0
     return folder
 
 
@@ -72,18 +72,20 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("written", range(3))
-def test_a_file_without_room_is_named_in_one_line_and_is_not_there_by_half(trained, place, written):
+def test_a_file_without_room_is_named_in_one_line_and_is_not_there_by_half(
+    trained, options, written
+):
     names = ["config.json", "split.json", "state.pt"]  # as they are written; each is larger
     there = ["config.json", "split.json", "model.pt"]  # and is smaller than the state
     sizes = [0, *((trained / name).stat().st_size for name in there)]
     assert all(size + 50 < larger for size, larger in zip(sizes, sizes[1:]))
     with room(sizes[written] + 50):
-        result = inside("train.py", *place, *SCHEDULE, "--out", "run")
+        result = run_command("train.py", *options, "--out", "run")
     assert_one_line(result, "train.py", f"run/{names[written]}", "room", "File too large")
     empty = {"run/metrics.jsonl"} if written == 2 else set()  # which took no room
     assert contents("run").keys() - empty == {f"run/{name}" for name in names[:written]}
     assert Path("run").exists() == bool(written)
-    assert inside("train.py", *place, *SCHEDULE, "--out", "run").status == 0
+    assert run_command("train.py", *options, "--out", "run").status == 0
 
 
 def test_without_room_the_last_good_model_stays(trained):
@@ -99,20 +101,20 @@ def clip_of(run: Path) -> str:
     return json.loads((run / "config.json").read_text())["model"]
 
 
-def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, place):
+def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, options):
     shutil.copytree(trained, "run")
-    draw_classes(Path("other"), {"ox": 4, "yak": 4})
+    draw_class_folders(Path("other"), {"ox": 4, "yak": 4})
     Path("run/transfer.json").write_text("{}\n")
     before = contents("run")
     with room(100):
-        result = inside("eval.py", "test", "run", "--data", "other")
+        result = run_command("eval.py", "test", "run", "--data", "other")
     assert_one_line(result, "eval.py", "run/transfer.json", "room")
     assert contents("run") == before
 
 
 def test_without_room_there_is_no_table_of_classes(trained):
     with room(10):
-        result = inside("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
+        result = run_command("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
     assert_one_line(result, "eval.py", "classes.csv", "room")
     assert contents(".") == {}
 
@@ -120,22 +122,22 @@ def test_without_room_there_is_no_table_of_classes(trained):
 def test_without_room_no_demo_is_drawn(monkeypatch):
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 1)
     with room(1000):
-        assert_one_line(inside("train.py"), "train.py", "runs/demo-v", "room")
+        assert_one_line(run_command("train.py"), "train.py", "runs/demo-v", "room")
     assert contents(".") == {} and not any(Path("runs").iterdir())
 
 
-def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
-    command = (*place, *SCHEDULE, "--method", "zeroshot", "coop", "vpt", "--out", "sweep")
+def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
+    command = (*options, "--method", "zeroshot", "coop", "vpt", "--out", "sweep")
     with room(12_000):  # for all but the state of VPT
-        result = inside("train.py", *command)
+        result = run_command("train.py", *command)
     assert result.status == 2 and "| zero-shot" in result.out and "| coop" in result.out
     failed, last = result.err.splitlines()
     assert "vpt-3shots-seed1: sweep/" in failed and "state.pt: expected room" in failed
     assert "1 of 3 runs failed" in last
-    assert inside("train.py", *command).status == 0
+    assert run_command("train.py", *command).status == 0
 
     with room(100):  # only the table is to be written, of more bytes
-        result = inside("train.py", *command)
+        result = run_command("train.py", *command)
     assert_one_line(result, "train.py", "sweep/table.md", "room")
     assert "| coop" in result.out and "| vpt" in result.out
     assert not list(Path("sweep").rglob("*.part"))
@@ -143,9 +145,11 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(place):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
-    command = forked(ROOT / "eval.py", "table", trained)
+    command = fork_command(ROOT / "eval.py", "table", trained)
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            command, env=script_environment(), stdout=full, stderr=subprocess.PIPE
+        )
     assert done.returncode == 2
     assert done.stderr == b"eval.py: error: [Errno 28] No space left on device\n"
 
@@ -169,12 +173,12 @@ import json, os, sys
 from pathlib import Path
 sys.path.insert(0, TESTS)
 from minidpt.runs import devices
-from scripts import inside
+from helpers.run_command import run_command
 
 arguments = sys.argv[1:]
 clip = devices.load(arguments[3])
 devices.load = lambda *_, **__: clip
-inside("train.py", *arguments, "--out", "first")  # for all that torch imports on its way
+run_command("train.py", *arguments, "--out", "first")  # for all that torch imports on its way
 
 def start(*more, steps=(), kill=0):  # in a process of its own, which dies at the n-th of the steps
     pid, done = os.fork(), []
@@ -191,7 +195,7 @@ def start(*more, steps=(), kill=0):  # in a process of its own, which dies at th
 
     for holder, name in steps:
         setattr(holder, name, counted(getattr(holder, name)))
-    result = inside("train.py", *arguments, *more)
+    result = run_command("train.py", *arguments, *more)
     with open("errors", "a") as file:
         file.write(result.err)
     os._exit(result.status)
@@ -228,15 +232,17 @@ RUN = ["config.json", "metrics.jsonl", "model.pt", "predictions.csv", "split.jso
 
 
 @pytest.fixture(scope="module")
-def forks(place, tmp_path_factory) -> tuple[Path, dict]:
+def forks(options, tmp_path_factory) -> tuple[Path, dict]:
     """What came of runs that were killed or had a rival; one process imports once, then forks."""
     folder = tmp_path_factory.mktemp("forks")
-    few = draw_classes(folder / "pictures", {"ox": 6, "gnu": 6})  # some sixty runs decode them
+    few = draw_class_folders(
+        folder / "pictures", {"ox": 6, "gnu": 6}
+    )  # some sixty runs decode them
     script = folder / "forks.py"
     script.write_text(FORKS.replace("TESTS", repr(str(ROOT / "tests"))))
-    command = forked(script, *place, *SCHEDULE, "--data", few, "--epochs", 1)
+    command = fork_command(script, *options, "--data", few, "--epochs", 1)
     done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, encoding="utf-8"
+        command, cwd=folder, env=script_environment(), capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
@@ -281,24 +287,26 @@ def test_processes_without_a_folder_take_numbers_of_their_own(forks):
     assert names == [f"pictures-coop-3shots-seed1{more}" for more in ("", "-2", "-3")]
 
 
-def test_a_folder_that_another_process_writes_to_is_refused_and_left_as_it_is(trained, place):
-    command = ("train.py", *place, *SCHEDULE)
+def test_a_folder_that_another_process_writes_to_is_refused_and_left_as_it_is(trained, options):
+    command = ("train.py", *options)
     with runs.lock_output_folder(Path("sweep"), [], bool):
         for out in ("sweep", "sweep/run"):  # a sweep's lock covers its runs
-            assert_one_line(inside(*command, "--out", out), "train.py", "another process", "sweep")
-        result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
+            assert_one_line(
+                run_command(*command, "--out", out), "train.py", "another process", "sweep"
+            )
+        result = run_command(*command, "--method", "zeroshot", "coop", "--out", "sweep")
         assert_one_line(result, "train.py", "another process", "sweep")
         assert os.listdir("sweep") == [runs.LOCK]
     assert not Path("sweep").exists()
     with runs.lock_output_folder(Path("sweep/pictures-zeroshot"), [], bool):
-        result = inside(*command, "--method", "zeroshot", "coop", "--out", "sweep")
+        result = run_command(*command, "--method", "zeroshot", "coop", "--out", "sweep")
     assert_one_line(result, "train.py", "sweep")
 
 
-def test_a_lock_that_a_killed_process_has_left_stops_nobody(place):
+def test_a_lock_that_a_killed_process_has_left_stops_nobody(options):
     Path("run").mkdir()
     Path("run", runs.LOCK).touch()
-    assert inside("train.py", *place, *SCHEDULE, "--epochs", 0, "--out", "run").status == 0
+    assert run_command("train.py", *options, "--epochs", 0, "--out", "run").status == 0
     assert runs.LOCK not in os.listdir("run")
 
 
@@ -320,22 +328,22 @@ def test_who_waits_for_a_lock_does_not_take_one_that_was_removed(monkeypatch):
     owner[1].close()
 
 
-def test_without_locks_a_run_is_made_all_the_same(place, monkeypatch):
+def test_without_locks_a_run_is_made_all_the_same(options, monkeypatch):
     def refused(*_):
         raise OSError(95, "Operation not supported")  # some network file systems
 
-    command = ("train.py", *place, *SCHEDULE, "--epochs", 0)
+    command = ("train.py", *options, "--epochs", 0)
     monkeypatch.setattr(files.fcntl, "flock", refused)
-    result = inside(*command, "--out", "run")
+    result = run_command(*command, "--out", "run")
     assert result.status == 0 and Path("run/summary.json").is_file()
     assert runs.LOCK not in os.listdir("run")
     monkeypatch.setattr(files, "fcntl", None)  # Windows
-    result = inside(*command, "--out", "other")
+    result = run_command(*command, "--out", "other")
     assert result.status == 0 and Path("other/summary.json").is_file()
 
 
 def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
-    trained, place, monkeypatch
+    trained, options, monkeypatch
 ):
     shutil.copytree(trained, "run")
 
@@ -344,31 +352,31 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "file_lock", refused)
-        assert inside("eval.py", "test", "run", "--data", place[1]).status == 0
+        assert run_command("eval.py", "test", "run", "--data", options[1]).status == 0
     Path("left").mkdir()
     Path("left/transfer.json.lock").write_bytes(b"")  # by eval.py, killed
-    result = inside("train.py", *place, *SCHEDULE, "--epochs", 0, "--out", "left")
+    result = run_command("train.py", *options, "--epochs", 0, "--out", "left")
     assert result.status == 0 and "transfer.json.lock" not in os.listdir("left")
 
 
-def test_a_stopped_run_without_a_state_begins_anew_with_the_same_settings_only(place):
-    command = ("train.py", *place, *SCHEDULE, "--out", "run")
-    assert inside(*command).status == 0
+def test_a_stopped_run_without_a_state_begins_anew_with_the_same_settings_only(options):
+    command = ("train.py", *options, "--out", "run")
+    assert run_command(*command).status == 0
     Path("run/summary.json").unlink()
     before = contents("run")
-    result = inside(*command, "--epochs", 1)
+    result = run_command(*command, "--epochs", 1)
     assert_one_line(result, "train.py", "epochs 1", "one with epochs 2", "pass --epochs 2")
     assert contents("run") == before
-    result = inside(*command)
+    result = run_command(*command)
     assert result.status == 0 and "run folder run, begun anew" in result.out
-    assert summary("run")["epochs"] == 2
+    assert read_summary("run")["epochs"] == 2
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "model.pt", "split.json", "data.json.part"])
-def test_files_that_are_not_what_a_kill_leaves_are_refused(place, name):
+def test_files_that_are_not_what_a_kill_leaves_are_refused(options, name):
     Path("run").mkdir()
     Path("run", name).write_text("mine")
     Path("run/config.json.part").write_text("{")
-    result = inside("train.py", *place, *SCHEDULE, "--out", "run")
+    result = run_command("train.py", *options, "--out", "run")
     assert_one_line(result, "train.py", "run", "other files", "another --out")
     assert sorted(os.listdir("run")) == sorted([name, "config.json.part"])

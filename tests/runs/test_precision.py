@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_folders import draw_classes
-from scripts import SHORT, inside, save_clip
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import SHORT, run_command, save_clip
 
 from minidpt.runs import devices
 
@@ -56,14 +56,15 @@ def test_auto_is_the_usual_precision_on_a_gpu(monkeypatch, cpu_info, capability)
 
 def test_a_run_by_auto_is_tested_in_the_precision_that_it_took(cpu_info, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = draw_classes(tmp_path / "images", {"ox": 6, "gnu": 6, "owl": 6})
+    data = draw_class_folders(tmp_path / "images", {"ox": 6, "gnu": 6, "owl": 6})
     clip = save_clip(tmp_path / "little.pt")
     cpu_info.write_text("flags: avx512_bf16")
-    begun = inside("train.py", "--data", data, "--model", clip, *SHORT, "--shots", 1, "--method",
-                   "coop", "--epochs", 1, "--precision", "auto", "--out", "run")  # fmt: skip
+    options = ("--shots", 1, "--method", "coop", "--epochs", 1, "--precision", "auto")
+    command = ("--data", data, "--model", clip, *SHORT, *options, "--out", "run")
+    begun = run_command("train.py", *command)
     assert (begun.status, begun.err) == (0, "")
     assert "in bf16 (this processor computes in it)" in begun.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == "bf16"
     cpu_info.unlink()
-    assert "in bf16)" in inside("eval.py", "test", "run").out
-    assert "in fp32" in inside("eval.py", "test", "run", "--precision", "auto").out
+    assert "in bf16)" in run_command("eval.py", "test", "run").out
+    assert "in fp32" in run_command("eval.py", "test", "run", "--precision", "auto").out

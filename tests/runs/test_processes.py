@@ -1,6 +1,6 @@
 """Commands that torchrun starts in several processes, against one process alone.
 
-All of them are made once, by `ranks_commands.py`; each test looks at what one has left.
+All of them are made once, by `distributed_commands.py`; each test looks at what one has left.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from image_folders import draw_classes
-from scripts import ROOT, SHORT, environment, forked, inside, save_clip, summary
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import (
+    ROOT,
+    SHORT,
+    fork_command,
+    read_summary,
+    run_command,
+    save_clip,
+    script_environment,
+)
 
 from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.runs import entrypoint
@@ -40,39 +48,44 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """Three test pictures of the six of each class; one picture of `broken` is cut short."""
-    folder = tmp_path_factory.mktemp("place")
-    draw_classes(folder / "pictures", {"ox": 10, "gnu": 10, "yak": 10})
-    draw_classes(folder / "few", {"ox": 4, "gnu": 4})
-    draw_classes(folder / "broken", {"ox": 10, "gnu": 10, "yak": 10})
+    folder = tmp_path_factory.mktemp("workspace")
+    draw_class_folders(folder / "pictures", {"ox": 10, "gnu": 10, "yak": 10})
+    draw_class_folders(folder / "few", {"ox": 4, "gnu": 4})
+    draw_class_folders(folder / "broken", {"ox": 10, "gnu": 10, "yak": 10})
     for path in (folder / "broken" / "yak").iterdir():
         path.write_bytes(path.read_bytes()[:40])
     save_clip(folder / "little.pt")
     return folder
 
 
-def command(place: Path, data: str, *options: object) -> list[str]:
-    arguments = ("--data", place / data, "--model", place / "little.pt", *SHORT, *options)
+def command(workspace: Path, data: str, *options: object) -> list[str]:
+    arguments = ("--data", workspace / data, "--model", workspace / "little.pt", *SHORT, *options)
     return list(map(str, ("train.py", *arguments)))
 
 
-def classify(place: Path, table: str) -> list[str]:
+def classify(workspace: Path, table: str) -> list[str]:
     """122 pictures, more than are computed at once, two of which cannot be read."""
-    pictures = sorted((place / "pictures").rglob("*.png"))
-    pictures = [*pictures, place / "broken/yak/image_0001.png", *3 * pictures, place / "none.png"]
+    pictures = sorted((workspace / "pictures").rglob("*.png"))
+    pictures = [
+        *pictures,
+        workspace / "broken/yak/image_0001.png",
+        *3 * pictures,
+        workspace / "none.png",
+    ]
     return list(map(str, ("eval.py", "predict", "run", "--csv", table, *pictures)))
 
 
 @pytest.fixture(scope="module")
-def done(place, tmp_path_factory) -> dict[str, Done]:
+def done(workspace, tmp_path_factory) -> dict[str, Done]:
     folder = tmp_path_factory.mktemp("processes")
-    dpt = command(place, "pictures", "--out", "run")
-    sweep = command(place, "pictures", *SWEEP, "--out", "all")
+    dpt = command(workspace, "pictures", "--out", "run")
+    sweep = command(workspace, "pictures", *SWEEP, "--out", "all")
     resumed = ["train.py", "--resume", "run"]
     jobs = {
         "two": {"processes": 2, "arguments": dpt},
-        "three": {"processes": 3, "arguments": command(place, "few", "--out", "run")},
+        "three": {"processes": 3, "arguments": command(workspace, "few", "--out", "run")},
         "sweep": {"processes": 2, "arguments": sweep},
         "killed": {"processes": 2, "arguments": dpt, "kill": 1, "when": "run/state.pt"},
         "resumed": {"processes": 2, "arguments": resumed},
@@ -83,10 +96,10 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         "sweep stopped": {"processes": 1, "arguments": sweep, "stop": 2},
         "sweep, then two": {"processes": 2, "arguments": sweep, "copy": "sweep stopped"},
         "shared sweep stopped": {"processes": 2, "arguments": sweep, "stop": 2},
-        "broken": {"processes": 2, "arguments": command(place, "broken", "--out", "run")},
-        "no data": {"processes": 2, "arguments": command(place, "none", "--out", "run")},
+        "broken": {"processes": 2, "arguments": command(workspace, "broken", "--out", "run")},
+        "no data": {"processes": 2, "arguments": command(workspace, "none", "--out", "run")},
         "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
-        "images": {"processes": 2, "arguments": classify(place, "by two.csv")},
+        "images": {"processes": 2, "arguments": classify(workspace, "by two.csv")},
         "eval": {"processes": 2, "arguments": ["eval.py", "test", "run", "--per-class"]},
     }
     at = {"resumed": "killed", "eval": "two"}
@@ -97,8 +110,8 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
         else:
             Path(job["folder"]).mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    script = forked(ROOT / "tests/ranks_commands.py", folder / "jobs.json")
-    ended = subprocess.run(script, env=environment(), stdout=subprocess.PIPE, timeout=200)
+    script = fork_command(ROOT / "tests/helpers/distributed_commands.py", folder / "jobs.json")
+    ended = subprocess.run(script, env=script_environment(), stdout=subprocess.PIPE, timeout=200)
     assert ended.returncode == 0
     return {
         name: Done(Path(job["folder"]), **result)
@@ -107,15 +120,15 @@ def done(place, tmp_path_factory) -> dict[str, Done]:
 
 
 @pytest.fixture(scope="module")
-def whole(place, tmp_path_factory) -> Path:
+def whole(workspace, tmp_path_factory) -> Path:
     """The run that one process makes, uninterrupted."""
-    return alone(tmp_path_factory.mktemp("whole"), command(place, "pictures", "--out", "run"))
+    return alone(tmp_path_factory.mktemp("whole"), command(workspace, "pictures", "--out", "run"))
 
 
 def alone(tmp_path: Path, arguments: list[str]) -> Path:
     """What one process makes of a command."""
     arguments = [*arguments[:-1], str(tmp_path / arguments[-1])]
-    assert inside(*arguments).status == 0
+    assert run_command(*arguments).status == 0
     return Path(arguments[-1])
 
 
@@ -132,15 +145,15 @@ def assert_equal_runs(actual: Path, expected: Path) -> None:
     assert losses(actual) == pytest.approx(losses(expected), abs=2e-5, rel=0)
     for name, value in learned(expected).items():
         assert (learned(actual)[name] - value).norm() <= 1e-4 * value.norm(), name
-    assert summary(actual)["tests"] == summary(expected)["tests"]
+    assert read_summary(actual)["tests"] == read_summary(expected)["tests"]
     assert (actual / "split.json").read_bytes() == (expected / "split.json").read_bytes()
 
 
 @pytest.mark.parametrize("name, data", [("two", "pictures"), ("three", "few")])
-def test_processes_that_share_a_run_leave_what_one_leaves(name, data, done, place, tmp_path):
+def test_processes_that_share_a_run_leave_what_one_leaves(name, data, done, workspace, tmp_path):
     """Three processes: with two classes, batches of five, and fewer test pictures than that."""
     assert done[name].statuses == [0] * len(done[name].statuses)
-    expected = alone(tmp_path, command(place, data, "--out", "run"))
+    expected = alone(tmp_path, command(workspace, data, "--out", "run"))
     run = done[name].folder / "run"
     assert_equal_runs(run, expected)
     assert sorted(path.name for path in run.iterdir()) == sorted(
@@ -158,10 +171,10 @@ def test_one_process_tells_of_a_shared_run(done):
 
 
 def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
-    done, place, tmp_path
+    done, workspace, tmp_path
 ):
     assert done["sweep"].statuses == [0, 0], done["sweep"].err
-    expected = alone(tmp_path, command(place, "pictures", *SWEEP, "--out", "all"))
+    expected = alone(tmp_path, command(workspace, "pictures", *SWEEP, "--out", "all"))
     folder = done["sweep"].folder / "all"
     for name in ("table.md", "table.csv"):
         assert (folder / name).read_text() == (expected / name).read_text()
@@ -203,7 +216,7 @@ def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
 ):
     if name == "two, then one":
         run = Path(shutil.copytree(done["two stopped"].folder / "run", tmp_path / "run"))
-        result = inside("train.py", "--resume", run)
+        result = run_command("train.py", "--resume", run)
         statuses, out = [result.status], result.out
     else:
         run, (statuses, out) = done[name].folder / "run", done[name][1:3]
@@ -213,13 +226,13 @@ def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
 
 
 def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits(
-    done, place, tmp_path
+    done, workspace, tmp_path
 ):
     alone = tmp_path / "all"
     shutil.copytree(done["shared sweep stopped"].folder / "all", alone)
     assert done["shared sweep stopped"].statuses == [143, 143]
     assert list(alone.glob("pictures-*/state.pt"))
-    result = inside("train.py", "--resume", alone)
+    result = run_command("train.py", "--resume", alone)
     assert result.status == 0 and "resuming after epoch 2 of 3" in result.out
     assert done["sweep, then two"].statuses == [0, 0]
     assert "resuming after epoch 2 of 3" in done["sweep, then two"].out
@@ -251,7 +264,7 @@ def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
 
 
 def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
-    result = inside("eval.py", "test", done["two"].folder / "run", "--per-class")
+    result = run_command("eval.py", "test", done["two"].folder / "run", "--per-class")
     said = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
     assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
 
@@ -268,7 +281,7 @@ def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_
         for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        result = inside("eval.py", *task)
+        result = run_command("eval.py", *task)
         assert result.status == status and result.out == "", result
 
 

@@ -13,10 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_folders import draw
+from helpers.image_folders import draw_image
+from helpers.run_command import (
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    read_summary,
+    run_command,
+    save_clip,
+)
+from helpers.short_runs import RunInputs
+from helpers.tiny_models import WIDE, clip_state
 from PIL import Image
-from scripts import SCRIPTS, SHORT, assert_one_line, inside, save_clip, summary
-from tiny_models import WIDE, clip_state
 
 import minidpt
 from minidpt.prompts import nearest_words
@@ -57,30 +65,34 @@ def page_of(folder: str | Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> tuple[Path, Path]:
+def inputs(tmp_path_factory) -> RunInputs:
     """A list of pictures whose classes have names that are no good HTML; a CLIP."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("inputs")
     rows = []
     for label, name in enumerate(CLASSNAMES):
         for number in range(6):
-            path = draw(folder / f"{label}/{number}.png", (27, 23), (40 * label, 30 * number, 90))
+            path = draw_image(
+                folder / f"{label}/{number}.png", (27, 23), (40 * label, 30 * number, 90)
+            )
             rows.append((path, name, "train" if number < 3 else "test"))
     with open(folder / "list.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
-    return folder / "list.csv", save_clip(folder / "little.pt", WIDE)
+    return RunInputs(folder / "list.csv", save_clip(folder / "little.pt", WIDE))
 
 
-def train(place: tuple[Path, Path], *options: object):
-    result = inside("train.py", "--data", place[0], "--model", place[1], *SHORT, *options)
+def train(inputs: RunInputs, *options: object):
+    result = run_command(
+        "train.py", "--data", inputs.data, "--model", inputs.clip, *SHORT, *options
+    )
     assert result.status == 0, result
     return result
 
 
 @pytest.fixture(scope="module")
-def trained(place, tmp_path_factory) -> Path:
+def trained(inputs, tmp_path_factory) -> Path:
     """A run of DPT. Only read it."""
     run = tmp_path_factory.mktemp("runs") / "dpt"
-    assert train(place, "--out", run).err == ""
+    assert train(inputs, "--out", run).err == ""
     return run
 
 
@@ -90,16 +102,16 @@ def run(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, place):
-    model = minidpt.load_model(trained / "model.pt", minidpt.load(place[1])[0])
+def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, inputs):
+    model = minidpt.load_model(trained / "model.pt", minidpt.load(inputs.clip)[0])
     plain = model.template_features
     with open(trained / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15 and tuple(rows[0]) == HEADER
     for row in rows:
-        path = place[0].parent / row["path"]
+        path = inputs.data.parent / row["path"]
         ((likeliest,),) = model.predict(path, top=1)
-        image = minidpt.load(place[1])[1](Image.open(path))[None]
+        image = minidpt.load(inputs.clip)[1](Image.open(path))[None]
         feature = torch.nn.functional.normalize(model.clip.encode_image(image), dim=-1)
         shares = (model.clip.logit_scale.exp() * feature @ plain.T).softmax(-1)[0]
         expected = [row["label"].removeprefix("'"), likeliest.classname]
@@ -111,14 +123,14 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, place
         assert float(row["zero-shot probability"]) == pytest.approx(float(shares.max()), abs=2e-5)
 
 
-def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(place, tmp_path):
-    train(place, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
+def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(inputs, tmp_path):
+    train(inputs, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
     names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
     found = read_predictions(RunFolder(tmp_path / "base"), names)
     results = class_results(found.labels, found.learned, len(names))
     assert [result.images for result in results] == [3, 3, 3]
     mean = sum(result.accuracy for result in results) / 3
-    assert mean == pytest.approx(summary(tmp_path / "base")["accuracy"])
+    assert mean == pytest.approx(read_summary(tmp_path / "base")["accuracy"])
     text = page_of(tmp_path / "base").text
     assert "3 classes (base)" in text and "harmonic mean" in text
     assert "of 9 test images are classified right" in text
@@ -148,7 +160,7 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
 
 
 def test_the_report_says_what_was_run_and_how_it_went(trained):
-    page, result = page_of(trained), summary(trained)
+    page, result = page_of(trained), read_summary(trained)
     for said in (
         "DPT on", "5 classes", "3 shots", "6 epochs", "15 training images", "15 test images",
         f"{result['accuracy']:.2f} %", f"{result['zero_shot_accuracy']:.2f} %", "training loss",
@@ -190,7 +202,7 @@ def test_the_page_refers_to_nothing_outside(trained):
 def test_eval_makes_the_report_again_from_the_files(run):
     made = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
-    result = inside("eval.py", "report", run)
+    result = run_command("eval.py", "report", run)
     assert (result.status, result.out, result.err) == (0, f"{run}: report.html\n", "")
     assert (run / "report.html").read_bytes() == made
 
@@ -199,7 +211,7 @@ def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
     pictures = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"model": "gone.pt"}))
-    result = inside("eval.py", "report", run)
+    result = run_command("eval.py", "report", run)
     assert result.status == 0 and "Maps of attention: left out" in result.out
     assert "Maps of attention: left out" in page_of(run).text
     assert [name for name, _ in page_of(run).tags].count("img") == pictures // 3
@@ -257,30 +269,30 @@ def test_of_a_damaged_file_a_note_says_what_is_wrong_and_the_rest_is_reported(
 def test_a_folder_in_the_reports_place_is_one_line(run):
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
-    result = inside("eval.py", "report", run)
+    result = run_command("eval.py", "report", run)
     assert_one_line(result, "eval.py", f"{run}/report.html: expected a file", "got a folder")
     assert not (run / "report.html.part").exists()
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
-    result = inside("eval.py", "report", tmp_path)
+    result = run_command("eval.py", "report", tmp_path)
     assert_one_line(result, "eval.py", "expected finished runs")
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), ZeroDivisionError("oh")])
-def test_a_report_that_fails_is_one_line_and_fails_no_run(place, tmp_path, monkeypatch, error):
+def test_a_report_that_fails_is_one_line_and_fails_no_run(inputs, tmp_path, monkeypatch, error):
     def fail(*arguments):
         raise error
 
     monkeypatch.setattr(SCRIPTS["train.py"], "write_report", fail)
-    result = train(place, "--out", tmp_path / "run", "--epochs", 1)
+    result = train(inputs, "--out", tmp_path / "run", "--epochs", 1)
     assert result.err == f"train.py: error: {tmp_path}/run: the report is left out: {error}\n"
-    assert summary(tmp_path / "run")["accuracy"] >= 0
+    assert read_summary(tmp_path / "run")["accuracy"] >= 0
 
 
-def test_a_sweep_ends_with_a_report_of_all_its_runs(place, tmp_path):
+def test_a_sweep_ends_with_a_report_of_all_its_runs(inputs, tmp_path):
     options = ("--method", "zeroshot", "vpt", "--shots", "1", "2", "--seed", "1", "2")
-    train(place, "--out", tmp_path / "sweep", "--epochs", 1, *options)
+    train(inputs, "--out", tmp_path / "sweep", "--epochs", 1, *options)
     page = page_of(tmp_path / "sweep")
     table = (tmp_path / "sweep/table.md").read_text(encoding="utf-8")
     cells = [cell.strip() for line in table.splitlines() for cell in line.strip("|").split("|")]
@@ -288,11 +300,11 @@ def test_a_sweep_ends_with_a_report_of_all_its_runs(place, tmp_path):
     assert "5 runs" in page.text and "shots (training images a class)" in page.text
     assert not list(tmp_path.glob("sweep/*/report.html"))  # but with eval.py
     (run, *_) = tmp_path.glob("sweep/*vpt*")
-    assert inside("eval.py", "report", run).status == 0 and page_of(run)
+    assert run_command("eval.py", "report", run).status == 0 and page_of(run)
 
 
-def test_without_a_report_none_is_written(place, tmp_path):
-    train(place, "--out", tmp_path / "run", "--no-report", "--epochs", 0)
+def test_without_a_report_none_is_written(inputs, tmp_path):
+    train(inputs, "--out", tmp_path / "run", "--no-report", "--epochs", 0)
     assert not (tmp_path / "run/report.html").exists()
     assert (tmp_path / "run/predictions.csv").is_file()
 

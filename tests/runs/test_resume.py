@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_folders import draw_classes
-from scripts import (
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import (
     ROOT,
     SCRIPTS,
     SHORT,
     Result,
     assert_one_line,
-    environment,
-    forked,
-    inside,
+    fork_command,
+    read_summary,
+    run_command,
     save_clip,
-    summary,
+    script_environment,
 )
-from tiny_models import WIDE, shared_clip
+from helpers.short_runs import RunInputs
+from helpers.tiny_models import WIDE, shared_clip
 
 from minidpt import build_model, parameter_groups
 from minidpt.checkpoints.prompt_file import write_checkpoint
@@ -38,22 +39,21 @@ TRAIN = SCRIPTS["train.py"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    draw_classes(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
-    save_clip(folder / "little.pt")
-    return folder
+def inputs(tmp_path_factory) -> RunInputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    draw_class_folders(folder / "pictures", {"ox": 12, "gnu": 12, "yak": 12})
+    return RunInputs(folder / "pictures", save_clip(folder / "little.pt"))
 
 
 @pytest.fixture(scope="module")
-def command(place) -> tuple[object, ...]:
-    return ("train.py", "--data", place / "pictures", "--model", place / "little.pt", *SHORT)
+def command(inputs) -> tuple[object, ...]:
+    return ("train.py", "--data", inputs.data, "--model", inputs.clip, *SHORT)
 
 
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert inside(*command, "--out", folder).status == 0
+    assert run_command(*command, "--out", folder).status == 0
     return folder
 
 
@@ -63,7 +63,7 @@ def outcome(run: str | Path) -> tuple:
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
     metrics = [{k: json.loads(line)[k] for k in ("epoch", "loss", "lr")} for line in lines]
     tensors = {name: value.numpy().tobytes() for name, value in learned.items()}
-    return tensors, metrics, summary(run)["tests"]
+    return tensors, metrics, read_summary(run)["tests"]
 
 
 def interrupt(monkeypatch, command, after: int = 3, number: int = signal.SIGTERM):
@@ -77,7 +77,7 @@ def interrupt(monkeypatch, command, after: int = 3, number: int = signal.SIGTERM
 
     with monkeypatch.context() as patch:
         patch.setattr(TRAIN, "train_one_epoch", signalled)
-        return inside(*command)
+        return run_command(*command)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     script = ROOT / "tests/benchmarks/kills.py"
     seed = str(random.randrange(10**6))
     done = subprocess.run(
-        forked(script, "--kills", 10, "--seed", seed), env=environment(),
+        fork_command(script, "--kills", 10, "--seed", seed), env=script_environment(),
         capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
@@ -114,7 +114,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
         "train.py: error: interrupted; to resume: python train.py --resume 'my run'\n"
     )
     assert read_checkpoint("my run/state.pt")["epoch"] == 3
-    result = inside("train.py", "--resume", "my run")
+    result = run_command("train.py", "--resume", "my run")
     assert result.status == 0 and "resuming after epoch 3 of 6" in result.out
     assert outcome("my run") == outcome(whole)
     assert sorted(os.listdir("my run")) == sorted(os.listdir(whole))
@@ -130,7 +130,7 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
     assert (run / "state.pt").is_file()
     shutil.copytree("sweep", "copy")
     for resume in (sweep, ("train.py", "--resume", "copy")):
-        result = inside(*resume)
+        result = run_command(*resume)
         assert result.status == 0 and "resuming after epoch 3 of 6" in result.out
     for folder in ("sweep", "copy"):
         assert outcome(folder / Path(run.name)) == outcome(whole)
@@ -139,76 +139,78 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
 
 def test_a_sweep_is_resumed_with_the_clip_and_the_precision_that_it_took(command, monkeypatch):
     sweep = (*command, "--method", "zeroshot", "coop", "--epochs", 1, "--out", "sweep")
-    assert inside(*sweep).status == 0
+    assert run_command(*sweep).status == 0
     options = json.loads(Path("sweep/sweep.json").read_text())
     assert options["precision"] == "fp32" and options["model"].endswith("little.pt")
-    result = inside("train.py", "--resume", "sweep", "--seed", 1)  # the default: no other run
+    result = run_command("train.py", "--resume", "sweep", "--seed", 1)  # the default: no other run
     assert result.status == 0 and "2 of them finished" in result.out
-    result = inside("train.py", "--resume", "sweep", "--seed", 2)
+    result = run_command("train.py", "--resume", "sweep", "--seed", 2)
     assert_one_line(result, "train.py", "--seed: expected the run's settings")
 
 
 def test_a_stopped_zero_shot_run_is_resumed(command):
-    assert inside(*command, "--method", "zeroshot", "--out", "run").status == 0
+    assert run_command(*command, "--method", "zeroshot", "--out", "run").status == 0
     Path("run/summary.json").unlink()
-    assert inside("train.py", "--resume", "run").status == 0
+    assert run_command("train.py", "--resume", "run").status == 0
     assert Path("run/summary.json").is_file()
 
 
-def test_what_has_moved_may_be_named_and_the_run_notes_it(place, whole, stopped):
+def test_what_has_moved_may_be_named_and_the_run_notes_it(inputs, whole, stopped):
     shutil.copytree(stopped, "run")
-    shutil.copytree(place / "pictures", "elsewhere")
-    result = inside("train.py", "--resume", "run", "--data", "elsewhere", "--workers", 1)
+    shutil.copytree(inputs.data, "elsewhere")
+    result = run_command("train.py", "--resume", "run", "--data", "elsewhere", "--workers", 1)
     assert result.status == 0 and outcome("run")[:2] == outcome(whole)[:2]
     config = json.loads(Path("run/config.json").read_text())
     assert config["data"] == str(Path("elsewhere").resolve()) and config["workers"] == 1
-    assert inside("eval.py", "test", "run").status == 0
+    assert run_command("eval.py", "test", "run").status == 0
 
 
 def test_other_pictures_or_another_clip_are_refused_by_name(stopped):
     shutil.copytree(stopped, "run")
     before = Path("run/state.pt").read_bytes()
-    draw_classes(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
-    result = inside("train.py", "--resume", "run", "--data", "others")
+    draw_class_folders(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
+    result = run_command("train.py", "--resume", "run", "--data", "others")
     assert_one_line(result, "train.py", "the same data (fingerprint", "other data (fingerprint")
     assert "begin it anew" in result.err and "another --out" not in result.err
-    result = inside("train.py", "--resume", "run", "--model", save_clip(Path("other.pt"), seed=1))
+    result = run_command(
+        "train.py", "--resume", "run", "--model", save_clip(Path("other.pt"), seed=1)
+    )
     assert_one_line(result, "train.py", "the same CLIP (fingerprint", "other CLIP (fingerprint")
     assert Path("run/state.pt").read_bytes() == before
 
 
-def test_a_picture_that_is_gone_is_named(command, place, monkeypatch):
-    shutil.copytree(place / "pictures", "own")
+def test_a_picture_that_is_gone_is_named(command, inputs, monkeypatch):
+    shutil.copytree(inputs.data, "own")
     begun = (*command, "--data", "own", "--out", "run")
     assert interrupt(monkeypatch, begun, after=0).status == 143
     path, *_ = json.loads(Path("run/split.json").read_text())["train"][0]
     Path("own", path).unlink()
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     gone = str(Path("own", path).resolve())
     assert_one_line(result, "train.py", f"1 missing, the first {gone}: put them back", "--config")
     assert "another --out" not in result.err
-    assert_one_line(inside(*begun), "train.py", gone, "put them back", "another --out")
+    assert_one_line(run_command(*begun), "train.py", gone, "put them back", "another --out")
 
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stopped):
     shutil.copytree(stopped, "run")
     with lock_output_folder(Path("run"), [], bool):
-        result = inside("train.py", "--resume", "run")
+        result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "another process writes to it: wait for its end\n")
 
 
 def test_options_that_would_make_another_run_are_refused_by_name(stopped):
     shutil.copytree(stopped, "run")
     others = ("--epochs", 9, "--csc", "--batch-size", 5)  # the last is the run's own
-    result = inside("train.py", "--resume", "run", *others)
+    result = run_command("train.py", "--resume", "run", *others)
     assert_one_line(result, "train.py", "--csc, --epochs: expected the run's settings")
-    result = inside("train.py", "--resume", "run", "--out", "other")
+    result = run_command("train.py", "--resume", "run", "--out", "other")
     assert_one_line(result, "train.py", "--out: expected")
 
 
 def test_a_finished_run_says_so(whole):
     shutil.copytree(whole, "run")
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert (result.status, result.out) == (0, "run run is finished: python eval.py test run\n")
 
 
@@ -216,34 +218,36 @@ def test_what_a_kill_after_the_result_leaves_is_removed(whole):
     shutil.copytree(whole, "run")
     for name in ("state.pt", ".minidpt.lock"):
         Path("run", name).touch()
-    assert inside("train.py", "--resume", "run").status == 0
+    assert run_command("train.py", "--resume", "run").status == 0
     assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
 
 
 def test_a_damaged_result_does_not_cost_the_state(stopped):
     shutil.copytree(stopped, "run")
     Path("run/summary.json").write_text("{")
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "run/summary.json", "expected JSON")
     assert Path("run/state.pt").is_file()
 
 
 def test_the_home_of_nobody_is_one_line():
-    result = inside("train.py", "--resume", "~nobody-of-this-name/run")
+    result = run_command("train.py", "--resume", "~nobody-of-this-name/run")
     assert_one_line(result, "train.py", "home directory")
 
 
 def test_a_run_without_a_state_cannot_be_gone_on_with(whole):
     shutil.copytree(whole, "run")
     Path("run/summary.json").unlink()
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "expected state.pt in it, got a run without: begin it anew")
 
 
-@pytest.mark.parametrize("name", ["nothing", "place"])
-def test_a_folder_without_a_run_is_refused(place, name):
-    folder = place if name == "place" else name
-    assert_one_line(inside("train.py", "--resume", folder), "train.py", "config.json", str(folder))
+@pytest.mark.parametrize("name", ["nothing", "images"])
+def test_a_folder_without_a_run_is_refused(inputs, name):
+    folder = inputs.data if name == "images" else name
+    assert_one_line(
+        run_command("train.py", "--resume", folder), "train.py", "config.json", str(folder)
+    )
 
 
 def resumed_with(stopped: Path, change) -> Result:
@@ -254,7 +258,7 @@ def resumed_with(stopped: Path, change) -> Result:
     torch.save(content, "other.pt")  # not into the file that is mapped
     os.replace("other.pt", "run/state.pt")
     before = Path("run/state.pt").read_bytes()
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert result.status == 0 or Path("run/state.pt").read_bytes() == before
     return result
 
@@ -287,11 +291,11 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, whole):
     metrics = Path("run/metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([*lines, '{"epoch": 4}\n']))  # killed before state.pt was written
-    assert inside("train.py", "--resume", "run").status == 0
+    assert run_command("train.py", "--resume", "run").status == 0
     assert outcome("run") == outcome(whole)
     shutil.copytree(stopped, "short")
     Path("short/metrics.jsonl").write_text(lines[0])
-    result = inside("train.py", "--resume", "short")
+    result = run_command("train.py", "--resume", "short")
     assert_one_line(result, "train.py", "3 lines in metrics.jsonl, got 1", ": begin it anew")
 
 
@@ -299,7 +303,7 @@ def test_the_state_of_a_run_with_another_seed_is_refused(stopped):
     shutil.copytree(stopped, "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "seed": 2}))
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "run/state.pt", "expected seed 2, got one with seed 1")
 
 
@@ -307,7 +311,7 @@ def test_the_state_of_a_run_with_another_seed_is_refused(stopped):
 def test_a_state_that_is_cut_short_is_refused_with_one_piece_of_advice(stopped, size):
     shutil.copytree(stopped, "run")
     os.truncate("run/state.pt", size)
-    result = inside("train.py", "--resume", "run")
+    result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "run/state.pt: expected a whole file", ": begin it anew")
     assert "download" not in result.err
 
@@ -335,7 +339,7 @@ def test_a_second_signal_does_not_wait_for_the_step(command, monkeypatch):
         raise AssertionError("not reached")
 
     monkeypatch.setattr(TRAIN, "train_one_epoch", twice)
-    assert inside(*command, "--out", "run").status == 130
+    assert run_command(*command, "--out", "run").status == 130
 
 
 def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monkeypatch):
@@ -343,7 +347,7 @@ def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monke
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(TRAIN, "write_report", interrupted)
-    result = inside(*command, "--out", "run")
+    result = run_command(*command, "--out", "run")
     assert (result.status, result.err) == (130, "train.py: error: interrupted\n")
     assert Path("run/summary.json").is_file()
 
@@ -351,7 +355,7 @@ def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monke
 def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(stopped, monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
     shutil.copytree(stopped, "run")
-    result = inside("train.py", "--resume=~/run")
+    result = run_command("train.py", "--resume=~/run")
     assert result.status == 0 and Path("run/summary.json").is_file() and not Path("~").exists()
 
 
@@ -360,36 +364,36 @@ def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(stopped, monk
 
 def test_resume_and_config_are_not_taken_together(whole):
     both = ("--resume", whole, "--config", whole / "config.json")
-    assert_one_line(inside("train.py", *both), "train.py", "--config", "without --resume")
+    assert_one_line(run_command("train.py", *both), "train.py", "--config", "without --resume")
 
 
 def test_a_split_of_some_classes_is_not_divided_again(command):
-    draw_classes(Path("four"), {"ox": 6, "gnu": 6, "yak": 6, "zebu": 6})
+    draw_class_folders(Path("four"), {"ox": 6, "gnu": 6, "yak": 6, "zebu": 6})
     base = ("--classes", "base", "--epochs", 1, "--method", "vpt")
-    assert inside(*command, *base, "--data", "four", "--out", "run").status == 0
+    assert run_command(*command, *base, "--data", "four", "--out", "run").status == 0
     again = ("train.py", "--config", "run/config.json", "--data", "run/split.json")
-    result = inside(*again, "--out", "other")
+    result = run_command(*again, "--out", "other")
     assert_one_line(result, "train.py", "the base ones: pass --classes all")
-    assert inside(*again, "--classes", "all", "--out", "other").status == 0
+    assert run_command(*again, "--classes", "all", "--out", "other").status == 0
     assert outcome("other")[:2] == outcome("run")[:2]
 
 
 def test_an_earlier_run_s_config_gives_the_same_bits(whole):
-    assert inside("train.py", "--config", whole / "config.json", "--out", "run").status == 0
+    assert run_command("train.py", "--config", whole / "config.json", "--out", "run").status == 0
     assert outcome("run") == outcome(whole)
 
 
 def test_the_pictures_of_an_earlier_run_s_split_file_are_taken_as_they_stand(whole):
     again = ("train.py", "--config", whole / "config.json", "--data", whole / "split.json")
-    assert inside(*again, "--out", "run").status == 0
+    assert run_command(*again, "--out", "run").status == 0
     assert outcome("run") == outcome(whole)
     assert Path("run/split.json").read_text() == (whole / "split.json").read_text()
-    assert inside(*again, "--seed", 2, "--out", "other").status == 0  # drawn anew, by seed 2
+    assert run_command(*again, "--seed", 2, "--out", "other").status == 0  # drawn anew, by seed 2
     assert Path("other/split.json").read_text() != (whole / "split.json").read_text()
 
 
 def test_options_beside_a_config_go_before_it(whole):
-    result = inside("train.py", "--config", whole / "config.json", "--seed", 2, "--out", "run")
+    result = run_command("train.py", "--config", whole / "config.json", "--seed", 2, "--out", "run")
     assert result.status == 0
     before, after = (json.loads((Path(run) / "config.json").read_text()) for run in (whole, "run"))
     different = {name for name in before if before[name] != after[name]}
@@ -403,9 +407,9 @@ def test_a_config_states_each_option_once(whole):
 
 
 def test_the_config_of_zero_shot_clip_can_be_given_back(command):
-    assert inside(*command, "--method", "zeroshot", "--out", "run").status == 0
-    assert inside("train.py", "--config", "run/config.json", "--out", "again").status == 0
-    assert summary("again")["tests"] == summary("run")["tests"]
+    assert run_command(*command, "--method", "zeroshot", "--out", "run").status == 0
+    assert run_command("train.py", "--config", "run/config.json", "--out", "again").status == 0
+    assert read_summary("again")["tests"] == read_summary("run")["tests"]
 
 
 @pytest.mark.parametrize(
@@ -436,4 +440,4 @@ def test_the_config_of_zero_shot_clip_can_be_given_back(command):
 )
 def test_a_config_that_cannot_be_is_refused(content, words):
     Path("config.json").write_text(content)
-    assert_one_line(inside("train.py", "--config", "config.json"), "train.py", *words)
+    assert_one_line(run_command("train.py", "--config", "config.json"), "train.py", *words)

@@ -8,104 +8,112 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_folders import draw_classes
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import SHORT, assert_one_line, read_summary, run_command
+from helpers.short_runs import RunInputs, snapshot_folder, train
 from PIL import Image
-from scripts import SHORT, assert_one_line, inside, summary
-from small_runs import Place, listing, train
 
 import minidpt
 from minidpt.demo import demo
 
 
-def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, place):
-    folder = draw_classes(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
-    result = train(Place(folder, place.clip), "run", "--shots", 5, "--batch-size", 2)
+def test_fewer_images_than_shots_are_a_note_and_all_used(tmp_path, inputs):
+    folder = draw_class_folders(tmp_path / "few", {"ox": 4, "gnu": 12})  # 2 and 6 to train
+    result = train(RunInputs(folder, inputs.clip), "run", "--shots", 5, "--batch-size", 2)
     _gelu, *notes = (line for line in result.out.splitlines() if line.startswith("note: "))
     assert notes == ["note: class 'ox' has 2 images, 5 shots wanted: using 2"]
-    assert summary("run")["train_images"] == 7
+    assert read_summary("run")["train_images"] == 7
 
 
-def test_train_and_test_folders_are_taken_as_they_are(tmp_path, place):
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path, inputs):
     root = tmp_path / "parts"
-    draw_classes(root / "train", {"ox": 3, "gnu": 3})
-    draw_classes(root / "test", {"ox": 2, "gnu": 1})
-    train(Place(root, place.clip), "run", "--epochs", 1)
-    content = summary("run")
+    draw_class_folders(root / "train", {"ox": 3, "gnu": 3})
+    draw_class_folders(root / "test", {"ox": 2, "gnu": 1})
+    train(RunInputs(root, inputs.clip), "run", "--epochs", 1)
+    content = read_summary("run")
     assert (content["train_images"], content["test_images"]) == (6, 3)
 
 
-def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, place):
+def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, inputs):
     for options in (["--dataset", "EuroSAT"], ["--data", ""], ["--data", "", "--out", "run"]):
-        result = inside("train.py", "--model", place.clip, *SHORT, *options)
+        result = run_command("train.py", "--model", inputs.clip, *SHORT, *options)
         assert_one_line(result, "train.py", options[0], "--data")
     assert not any(Path().iterdir())  # no demo was drawn, either
-    assert_one_line(inside("eval.py", "test", trained[0], "--data", ""), "eval.py", "--data")
+    assert_one_line(run_command("eval.py", "test", trained[0], "--data", ""), "eval.py", "--data")
 
     drawings = Path("demo-v3").resolve()  # class folders, which --dataset could name
     for part in ("train", "test"):
-        draw_classes(drawings / part, {"AnnualCrop": 2, "Forest": 2})
+        draw_class_folders(drawings / part, {"AnnualCrop": 2, "Forest": 2})
     shutil.copytree(trained[0], "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "data": str(drawings)}))
-    result = inside("eval.py", "test", "run", "--dataset", "EuroSAT")
+    result = run_command("eval.py", "test", "run", "--dataset", "EuroSAT")
     assert_one_line(result, "eval.py", "--dataset", "--data", "demo")
-    named = inside("eval.py", "test", "run", "--data", drawings, "--dataset", "EuroSAT")
+    named = run_command("eval.py", "test", "run", "--data", drawings, "--dataset", "EuroSAT")
     assert named.status == 0
 
 
-def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(place, monkeypatch):
+def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(inputs, monkeypatch):
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
     monkeypatch.setattr(demo, "TEST_IMAGES", 3)
-    arguments = ("--model", place.clip, "--shots", 2, "--method", "zeroshot")
-    first = inside("train.py", *arguments)
+    arguments = ("--model", inputs.clip, "--shots", 2, "--method", "zeroshot")
+    first = run_command("train.py", *arguments)
     assert (first.status, first.err) == (0, "")
-    drawn = listing(Path("runs/demo-v3"))
-    assert inside("train.py", *arguments).status == 0
-    assert listing(Path("runs/demo-v3")) == drawn
+    drawn = snapshot_folder(Path("runs/demo-v3"))
+    assert run_command("train.py", *arguments).status == 0
+    assert snapshot_folder(Path("runs/demo-v3")) == drawn
     names = {path.name for path in Path("runs").iterdir()}
     assert names == {"demo-v3", "demo-v3-zeroshot", "demo-v3-zeroshot-2"}
-    content = summary("runs/demo-v3-zeroshot-2")
+    content = read_summary("runs/demo-v3-zeroshot-2")
     assert (content["classes"], content["train_images"], content["test_images"]) == (12, 0, 36)
 
 
-def test_a_folder_that_is_no_data_set_is_refused(tmp_path, place):
-    folder = draw_classes(tmp_path / "one", {"ox": 3})
-    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path, inputs):
+    folder = draw_class_folders(tmp_path / "one", {"ox": 3})
+    result = run_command(
+        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
+    )
     assert_one_line(result, "train.py", str(folder), "expected at least 2 class", "'ox'")
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("which", ["train", "test"])
-def test_broken_images_are_named_all_at_once(trained, tmp_path, place, which):
-    folder = shutil.copytree(place.data, tmp_path / "data")
+def test_broken_images_are_named_all_at_once(trained, tmp_path, inputs, which):
+    folder = shutil.copytree(inputs.data, tmp_path / "data")
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     broken = folder / split[which][0][0]
     broken.write_bytes(broken.read_bytes()[:100])
-    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    result = run_command(
+        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
+    )
     assert_one_line(result, "train.py", str(broken), "expected a readable image", "remove")
     assert "more" not in result.err
     others = [folder / row[0] for row in split[which][1:3]]
     for other in others:
         other.write_text("no picture")
-    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    result = run_command(
+        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
+    )
     assert_one_line(result, "train.py", str(broken), "2 more", *map(str, others))
 
 
-def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_path, place):
-    folder = shutil.copytree(place.data, tmp_path / "data")
+def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_path, inputs):
+    folder = shutil.copytree(inputs.data, tmp_path / "data")
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     broken = [folder / split[which][0][0] for which in ("train", "test")]
     for path in broken:
         path.write_text("no picture")
-    result = inside("train.py", "--data", folder, "--model", place.clip, "--out", "run", *SHORT)
+    result = run_command(
+        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
+    )
     assert_one_line(result, "train.py", "1 more", *map(str, broken))
 
 
 @pytest.fixture(scope="module")
-def deep(place, tmp_path_factory) -> Path:
+def deep(inputs, tmp_path_factory) -> Path:
     """The pictures in 12 bits of grey."""
     folder = tmp_path_factory.mktemp("deep") / "pictures"
-    for path in place.data.rglob("*.png"):
+    for path in inputs.data.rglob("*.png"):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
         (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(folder / path.parent.name / path.name)
@@ -113,20 +121,21 @@ def deep(place, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("method", ["zeroshot", "coop"])
-def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, method):
-    options = ["--data", deep, "--model", place.clip, "--method", method, *SHORT]
-    result = inside("train.py", *options, "--out", "run")
+def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, method):
+    options = ["--data", deep, "--model", inputs.clip, "--method", method, *SHORT]
+    result = run_command("train.py", *options, "--out", "run")
     note = "note: in images of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
     record = json.loads(Path("run/config.json").read_text())["record"]
     assert record["white_level"] == {"integer": 4095}
-    model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
+    model = minidpt.load_model("run/model.pt", minidpt.load(inputs.clip)[0])
     assert model.white_level == {"integer": 4095}
-    tested = inside("eval.py", "test", "run")
+    tested = run_command("eval.py", "test", "run")
     assert note in tested.out
-    accuracy = f"{method} accuracy {summary('run')['accuracy']:.2f} %"
+    accuracy = f"{method} accuracy {read_summary('run')['accuracy']:.2f} %"
     assert (
-        accuracy in tested.out and accuracy in inside("eval.py", "test", "run", "--data", deep).out
+        accuracy in tested.out
+        and accuracy in run_command("eval.py", "test", "run", "--data", deep).out
     )
 
     # and it is the accuracy of the same pictures in 8 bits
@@ -136,38 +145,38 @@ def test_one_white_is_found_said_kept_and_used_again(deep, place, tmp_path, meth
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values.round().astype(np.uint8)).save(copy)
     options[1] = tmp_path / "pictures"
-    result = inside("train.py", *options, "--out", "eight")
+    result = run_command("train.py", *options, "--out", "eight")
     assert result.status == 0 and "more than 8 bits" not in result.out
-    assert summary("eight")["accuracy"] == summary("run")["accuracy"]
+    assert read_summary("eight")["accuracy"] == read_summary("run")["accuracy"]
     assert json.loads(Path("eight/config.json").read_text())["record"]["white_level"] == {}
 
 
-def test_copies_and_pictures_that_are_not_read_are_said(trained, place, tmp_path):
-    folder = shutil.copytree(place.data, tmp_path / "data")
+def test_copies_and_pictures_that_are_not_read_are_said(trained, inputs, tmp_path):
+    folder = shutil.copytree(inputs.data, tmp_path / "data")
     (folder / "gnu" / "x.heics").write_bytes(b"")
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     shutil.copy(folder / split["train"][0][0], folder / split["test"][0][0])
-    options = ["--data", folder, "--model", place.clip, *SHORT, "--epochs", 0, "--out", "run"]
+    options = ["--data", folder, "--model", inputs.clip, *SHORT, "--epochs", 0, "--out", "run"]
     copy = folder / split["test"][0][0]
     note = f"test images that are also training images, byte for byte: 1, as {copy}\n"
     unread = "not read: 1 .heics (convert or rename images)\n"
-    result = inside("train.py", *options)
+    result = run_command("train.py", *options)
     assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
-    assert f"note: {note}" in inside("eval.py", "test", "run").out
-    result = inside("eval.py", "predict", "run", folder / "gnu")
+    assert f"note: {note}" in run_command("eval.py", "test", "run").out
+    result = run_command("eval.py", "predict", "run", folder / "gnu")
     assert f"note: {folder / 'gnu'}: {unread}" in result.out
 
 
-def test_images_of_more_than_max_pixels_are_refused(trained, place):
-    options = ["--data", place.data, "--model", place.clip, "--out", "run", *SHORT]
-    result = inside("train.py", *options, "--max-pixels", 620)
+def test_images_of_more_than_max_pixels_are_refused(trained, inputs):
+    options = ["--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT]
+    result = run_command("train.py", *options, "--max-pixels", 620)
     expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
-    picture = place.data / "gnu" / "0.png"
-    result = inside("eval.py", "predict", trained[0], picture, "--max-pixels", 620)
+    picture = inputs.data / "gnu" / "0.png"
+    result = run_command("eval.py", "predict", trained[0], picture, "--max-pixels", 620)
     assert_one_line(result, "eval.py", expected, str(picture))
-    result = inside("eval.py", "predict", trained[0], picture, "--max-pixels", 621)
+    result = run_command("eval.py", "predict", trained[0], picture, "--max-pixels", 621)
     assert result.status == 0
     for script, *needed in [("train.py",), ("eval.py", "test", trained[0])]:
-        result = inside(script, *needed, "--max-pixels", 0)
+        result = run_command(script, *needed, "--max-pixels", 0)
         assert_one_line(result, script, "--max-pixels: expected at least 1")

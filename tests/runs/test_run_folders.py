@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scripts import SHORT, assert_one_line, inside, summary
-from small_runs import listing, train
+from helpers.run_command import SHORT, assert_one_line, read_summary, run_command
+from helpers.short_runs import snapshot_folder, train
 
 from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.runs import folders as runs
@@ -18,73 +18,75 @@ from minidpt.support import files
 SETTINGS = RunConfig(), RunRecord("c", "d", "cpu", "fp32", True)
 
 
-def test_the_data_folder_is_only_read(trained, place):
-    before = listing(place.data)
-    train(place, "run", "--epochs", 1)
-    inside("eval.py", "test", "run")
-    inside("eval.py", "predict", "run", place.data)
-    assert listing(place.data) == before
+def test_the_data_folder_is_only_read(trained, inputs):
+    before = snapshot_folder(inputs.data)
+    train(inputs, "run", "--epochs", 1)
+    run_command("eval.py", "test", "run")
+    run_command("eval.py", "predict", "run", inputs.data)
+    assert snapshot_folder(inputs.data) == before
 
 
 @pytest.mark.parametrize("out", ["run", "Owl/run", None])
 def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
-    tmp_path, place, monkeypatch, out
+    tmp_path, inputs, monkeypatch, out
 ):
-    folder = shutil.copytree(place.data, tmp_path / "data")
-    before = listing(folder)
+    folder = shutil.copytree(inputs.data, tmp_path / "data")
+    before = snapshot_folder(folder)
     monkeypatch.chdir(folder)
     where = ["--out", folder / out] if out else []  # without --out: runs/ in this folder
-    result = inside("train.py", "--data", ".", "--model", place.clip, *SHORT, *where)
+    result = run_command("train.py", "--data", ".", "--model", inputs.clip, *SHORT, *where)
     assert_one_line(result, "train.py", "data folder")
-    assert listing(folder) == before
+    assert snapshot_folder(folder) == before
 
 
-def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(place):
-    lines = [f"{path},{path.parent.name}" for path in sorted(place.data.rglob("*.png"))]
+def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(inputs):
+    lines = [f"{path},{path.parent.name}" for path in sorted(inputs.data.rglob("*.png"))]
     Path("mine.csv").write_text("\n".join(lines))
-    command = ("--data", "mine.csv", "--model", place.clip, *SHORT, "--method", "zeroshot")
-    result = inside("train.py", *command)
+    command = ("--data", "mine.csv", "--model", inputs.clip, *SHORT, "--method", "zeroshot")
+    result = run_command("train.py", *command)
     assert result.status == 0, result.err
-    assert summary("runs/mine-zeroshot")["test_images"] == 12
+    assert read_summary("runs/mine-zeroshot")["test_images"] == 12
 
 
-def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(place, monkeypatch):
-    pictures = shutil.copytree(place.data, Path("home/far/pictures"))
+def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(inputs, monkeypatch):
+    pictures = shutil.copytree(inputs.data, Path("home/far/pictures"))
     Path("home/lists").mkdir()
     lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(pictures.glob("*/*.png"))]
     Path("home/lists/labels.csv").write_text("\n".join(["path,label", *lines]))
-    command = ("--data", "home/lists/labels.csv", "--model", place.clip, *SHORT, "--epochs", 0)
+    command = ("--data", "home/lists/labels.csv", "--model", inputs.clip, *SHORT, "--epochs", 0)
     for out in ("home/far/pictures/Owl/run", "home/far/pictures/run"):
-        result = inside("train.py", *command, "--out", out)
+        result = run_command("train.py", *command, "--out", out)
         assert_one_line(result, "train.py", "outside the data folder")
         assert not Path(out).exists()
     for out in ("home/far/run", "home/lists/run"):
-        assert inside("train.py", *command, "--out", out).status == 0
+        assert run_command("train.py", *command, "--out", out).status == 0
 
     # class folders and their list in the home folder: results lie below it, too
     monkeypatch.setenv("HOME", str(Path("home/far/pictures").resolve()))
     shutil.move("home/lists/labels.csv", "home/far/pictures/labels.csv")
     command = ("--data", "home/far/pictures/labels.csv", *command[2:])
-    result = inside("train.py", *command, "--out", "home/far/pictures/Owl/run")
+    result = run_command("train.py", *command, "--out", "home/far/pictures/Owl/run")
     assert_one_line(result, "train.py", "outside the data folder")
-    assert inside("train.py", *command, "--out", "home/far/pictures/runs/one").status == 0
+    assert run_command("train.py", *command, "--out", "home/far/pictures/runs/one").status == 0
 
 
-def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, place):
+def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, inputs):
     shutil.copytree(trained[0], "run")
     Path("files").mkdir()
     Path("files", "notes.txt").write_text("mine")
     for folder, held in {"run": "a finished run", "files": "other files"}.items():
-        before = listing(Path(folder))
-        result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", folder)
+        before = snapshot_folder(Path(folder))
+        result = run_command(
+            "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", folder
+        )
         assert_one_line(result, "train.py", folder, held, "another --out")
-        assert listing(Path(folder)) == before
-    result = inside(
-        "train.py", "--data", place.data, "--model", place.clip, "--out", "files/notes.txt"
+        assert snapshot_folder(Path(folder)) == before
+    result = run_command(
+        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "files/notes.txt"
     )
     assert_one_line(result, "train.py", "notes.txt")
     Path("empty").mkdir()
-    train(place, "empty", "--epochs", 0)
+    train(inputs, "empty", "--epochs", 0)
 
 
 def test_what_is_being_written_goes_through_no_link(tmp_path):

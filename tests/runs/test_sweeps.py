@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import SCRIPTS, SHORT, assert_one_line, inside, save_clip, summary
-from small_runs import files, read_csv, succeed
+from helpers.run_command import (
+    SCRIPTS,
+    SHORT,
+    assert_one_line,
+    read_summary,
+    run_command,
+    save_clip,
+)
+from helpers.short_runs import read_csv, run_checked, snapshot_files
 
 import minidpt
 from minidpt.images import decode
@@ -30,10 +37,10 @@ def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
 
 def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, pictures, clip):
     (run,) = sweep[0].glob("*-dpt-3shots-seed2")
-    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 2, "--shots", 3,
-            "--seed", 2, "--out", "alone")  # fmt: skip
+    options = ("--epochs", 2, "--shots", 3, "--seed", 2, "--out", "alone")
+    run_checked("train.py", "--data", pictures, "--model", clip, *SHORT, *options)
     for name in ("accuracy", "zero_shot_accuracy", "train_images", "tests"):
-        assert summary("alone")[name] == summary(run)[name]
+        assert read_summary("alone")[name] == read_summary(run)[name]
     ours, theirs = (
         torch.load(Path(folder) / "model.pt", weights_only=True)["learned"]
         for folder in ("alone", run)
@@ -50,20 +57,20 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, picture
     (stopped / "summary.json").unlink()
     shutil.rmtree(never_begun)
     kept = [path for path in finished if path not in (stopped, never_begun)]
-    before = {path: files(path) for path in kept}
+    before = {path: snapshot_files(path) for path in kept}
     (stopped / "metrics.jsonl").write_text("of the stopped run")
-    result = succeed("train.py", *command, "--out", "again")
+    result = run_checked("train.py", *command, "--out", "again")
     assert "9 runs in again, 7 of them finished" in result.out
-    assert {path: files(path) for path in kept} == before
+    assert {path: snapshot_files(path) for path in kept} == before
     for path in (stopped, never_begun):
-        assert summary(path)["accuracy"] == summary(folder / path.name)["accuracy"]
+        assert read_summary(path)["accuracy"] == read_summary(folder / path.name)["accuracy"]
     assert (stopped / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 2
     assert Path("again/table.csv").read_text() == (folder / "table.csv").read_text()
 
-    before = files("again")
-    result = succeed("train.py", *command, "--out", "again")
+    before = snapshot_files("again")
+    result = run_checked("train.py", *command, "--out", "again")
     assert "9 of them finished" in result.out and "CLIP" not in result.out.split("finished")[0]
-    changed = {path for path, time in files("again").items() if before.get(path) != time}
+    changed = {path for path, time in snapshot_files("again").items() if before.get(path) != time}
     assert changed == {"again/table.md", "again/table.csv", "again/report.html"}
 
 
@@ -71,7 +78,7 @@ def test_a_sweep_can_grow(sweep, pictures, clip):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     more = [*command[: command.index("--seed")], "--seed", 0, 2, 5]
-    assert "13 runs in again, 9 of them finished" in succeed(
+    assert "13 runs in again, 9 of them finished" in run_checked(
         "train.py", *more, "--out", "again").out  # fmt: skip
     rows = read_csv("again/table.csv")
     assert {row["seeds"] for row in rows if row["method"] != "zeroshot"} == {"3"}
@@ -80,49 +87,49 @@ def test_a_sweep_can_grow(sweep, pictures, clip):
 def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
-    before = files("again")
-    result = inside("train.py", *command, "--epochs", 3, "--out", "again")
+    before = snapshot_files("again")
+    result = run_command("train.py", *command, "--epochs", 3, "--out", "again")
     assert_one_line(result, "train.py", "epochs 3", "with epochs 2: pass", "--out")
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
-    assert_one_line(inside("train.py", *command, "--out", "mine"), "train.py", "mine", "--out")
-    assert files("again") == before and len(files("mine")) == 1
+    assert_one_line(run_command("train.py", *command, "--out", "mine"), "train.py", "mine", "--out")
+    assert snapshot_files("again") == before and len(snapshot_files("mine")) == 1
 
 
 def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures, clip):
     own, weights = shutil.copytree(pictures, Path("own")), shutil.copy(clip, Path("own.pt"))
     command = ("--data", own, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
                "zeroshot", "--out", "sweep")  # fmt: skip
-    succeed("train.py", *command)
+    run_checked("train.py", *command)
     config = json.loads(next(Path("sweep").glob("*-coop-*/config.json")).read_text())
     assert config["record"]["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
-    before = files("sweep")
+    before = snapshot_files("sweep")
 
     more = shutil.copy(own / "ox" / "image_0001.png", own / "ox" / "more.png")
-    result = inside("train.py", *command)
+    result = run_command("train.py", *command)
     assert_one_line(result, "train.py", "the same data", "other data", "fingerprint", "--out")
     more.unlink()
     names = Path("names.txt")
     names.write_text("ox cow\n")
     named = (*command, "--classnames", names)
-    assert_one_line(inside("train.py", *named), "train.py", "classnames")
+    assert_one_line(run_command("train.py", *named), "train.py", "classnames")
     save_clip(weights, seed=1)
-    result = inside("train.py", *command)
+    result = run_command("train.py", *command)
     assert_one_line(result, "train.py", "the same CLIP", "other CLIP", "fingerprint", "--out")
-    assert files("sweep") == before
+    assert snapshot_files("sweep") == before
 
     shutil.copy(clip, weights)
-    assert "2 of them finished" in succeed("train.py", *command).out
-    succeed("train.py", *named[:-3], "named", *named[-2:])
+    assert "2 of them finished" in run_checked("train.py", *command).out
+    run_checked("train.py", *named[:-3], "named", *named[-2:])
     names.write_text("ox bull\n")  # the same file, other names
-    result = inside("train.py", *named[:-3], "named", *named[-2:])
+    result = run_command("train.py", *named[:-3], "named", *named[-2:])
     assert_one_line(result, "train.py", "the same data", "fingerprint")
 
 
 def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, clip):
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 3, "--warmup-epochs", 0,
                "--visual-lr", "1e38", "--method", "vpt", "coop", "--out", "sweep")  # fmt: skip
-    result = inside("train.py", *command)
+    result = run_command("train.py", *command)
     first, last = result.err.splitlines()
     assert result.status == 2
     failed = f"{pictures.name}-vpt-3shots-seed1"
@@ -130,11 +137,11 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
     assert last == f"train.py: error: 1 of 2 runs failed: {failed}"
     assert [row["method"] for row in read_csv("sweep/table.csv")] == ["coop"]
     assert "[2/2]" in result.out and "| coop " in result.out
-    again = inside("train.py", *command)
+    again = run_command("train.py", *command)
     assert "2 runs in sweep, 1 of them finished" in again.out and again.status == 2
 
     none = (*command[:-3], "--seed", 3, 4, "--out", "none")  # vpt alone
-    result = inside("train.py", *none)
+    result = run_command("train.py", *none)
     assert result.err.splitlines()[-1].startswith("train.py: error: 2 of 2 runs failed: ")
     assert not Path("none/table.md").exists()  # there is no result
 
@@ -152,7 +159,7 @@ def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, m
     monkeypatch.setattr(SCRIPTS["train.py"], "run_once", vanishing)
     command = ("--data", own, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
                "--out", "sweep")  # fmt: skip
-    result = inside("train.py", *command)
+    result = run_command("train.py", *command)
     assert result.status == 2 and [row["method"] for row in read_csv("sweep/table.csv")] == ["vpt"]
     assert (
         result.err.splitlines()[0]
@@ -189,10 +196,10 @@ def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(mon
 def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, clip):
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
                "vpt", "--out", "sweep")  # fmt: skip
-    succeed("train.py", *command)
-    result = inside("train.py", *command, "--precision", "bf16")
+    run_checked("train.py", *command)
+    result = run_command("train.py", *command, "--precision", "bf16")
     assert_one_line(result, "train.py", "precision bf16", "pass --precision fp32, or pass another")
-    result = inside("train.py", *command, "--no-quick-gelu")
+    result = run_command("train.py", *command, "--no-quick-gelu")
     assert_one_line(result, "train.py", "the same CLIP (fingerprint", "pass another")
 
 
@@ -202,7 +209,7 @@ def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
     broken, lost = sorted(Path("again").glob("*/summary.json"))[-2:]
     broken.write_text("{}")
     lost.unlink()
-    result = inside("train.py", *command, "--out", "again")
+    result = run_command("train.py", *command, "--out", "again")
     assert_one_line(result, "train.py", str(broken), "tests")
     assert not lost.exists()
 
@@ -212,10 +219,10 @@ def test_a_folder_of_pictures_stands_for_its_data_set_whose_folder_is_only_read(
 ):
     folder = shutil.copytree(guide / "caltech-101", "caltech-101")
     monkeypatch.chdir(folder)
-    before = files(".")
-    result = inside("train.py", "--data", "101_ObjectCategories", "--model", clip, *SHORT)
+    before = snapshot_files(".")
+    result = run_command("train.py", "--data", "101_ObjectCategories", "--model", clip, *SHORT)
     assert_one_line(result, "train.py", "output folder runs", "outside the data folder")
-    assert files(".") == before
+    assert snapshot_files(".") == before
 
 
 def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
@@ -224,7 +231,7 @@ def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures,
     monkeypatch.setattr(decode, "open_image", counting)
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
-    succeed("train.py", *command)
+    run_checked("train.py", *command)
     assert len(decoded) == len(set(decoded))
 
 
@@ -243,7 +250,7 @@ def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures,
 def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
     Path("empty").mkdir()
     given = ["--data", pictures, "--model", clip, "--out", "run"] if script == "train.py" else []
-    assert_one_line(inside(script, *given, *options), script, *words)
+    assert_one_line(run_command(script, *given, *options), script, *words)
     assert not Path("run").exists()
 
 
@@ -251,16 +258,16 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     turned = [*command[: command.index("--seed")], "--seed", 2, 0]
-    result = succeed("train.py", *turned, "--epochs", 2, "--out", "again")
+    result = run_checked("train.py", *turned, "--epochs", 2, "--out", "again")
     assert "9 runs in again, 9 of them finished" in result.out
     one = [*command[: command.index("--method")], "--method", "vpt", "--shots", 1]
-    result = succeed("train.py", *one, "--out", "again")
+    result = run_checked("train.py", *one, "--out", "again")
     assert "1 run in again, 0 of them finished" in result.out
     methods = {row["method"] for row in read_csv("again/table.csv")}
     assert methods == {"zeroshot", "coop", "dpt", "vpt"}
     # zero-shot CLIP does not depend on how long others learn
     plain = [*command[: command.index("--method")], "--method", "zeroshot", "--epochs", 7]
-    assert "1 of them finished" in succeed("train.py", *plain, "--out", "again").out
+    assert "1 of them finished" in run_checked("train.py", *plain, "--out", "again").out
 
 
 @pytest.mark.parametrize(
@@ -272,12 +279,14 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     ],
 )
 def test_a_sweep_that_cannot_end_does_not_begin(guide, options, words):
-    result = inside("train.py", "--data", guide, *options, "--model", "none.pt", "--out", "sweep")
+    result = run_command(
+        "train.py", "--data", guide, *options, "--model", "none.pt", "--out", "sweep"
+    )
     assert_one_line(result, "train.py", *words)  # before CLIP was looked for
     assert not Path("sweep").exists()
 
 
 def test_a_data_set_that_is_named_twice_is_trained_on_once(guide, clip):
     command = ("--data", guide, "--dataset", "EuroSAT", "eurosat", "--model", clip)
-    result = succeed("train.py", *command, "--method", "zeroshot", "--out", "run")
-    assert summary("run")["dataset"] == "EuroSAT" and "runs in" not in result.out
+    result = run_checked("train.py", *command, "--method", "zeroshot", "--out", "run")
+    assert read_summary("run")["dataset"] == "EuroSAT" and "runs in" not in result.out

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
-from scripts import assert_one_line, inside, summary
-from small_runs import read_csv, succeed
+from helpers.run_command import assert_one_line, read_summary, run_command
+from helpers.short_runs import read_csv, run_checked
 
 from minidpt.runs import results
 from minidpt.runs.config import RunConfig, published_settings
@@ -21,7 +21,7 @@ def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
     assert set(table) == {("zeroshot", "0"), *((m, s) for m in ("coop", "dpt") for s in "13")}
     for method in ("coop", "dpt"):
         for shots in "13":
-            runs = [summary(path) for path in folder.glob(f"*-{method}-{shots}shots-seed*")]
+            runs = [read_summary(path) for path in folder.glob(f"*-{method}-{shots}shots-seed*")]
             accuracies = [run["accuracy"] for run in runs]
             row = table[method, shots]
             assert (row["seeds"], len(runs)) == ("2", 2)
@@ -39,33 +39,35 @@ def test_runs_of_an_earlier_version_are_left_out_of_the_tables(sweep, monkeypatc
     config = json.loads((run / "config.json").read_text())
     record = config.pop("record")
     (run / "config.json").write_text(json.dumps({**config, **record}))  # as 0.2 had it
-    out = succeed("eval.py", "table", "again").out
+    out = run_checked("eval.py", "table", "again").out
     assert f"out of the tables: 1 not finished or of an earlier version ({run.name})" in out
     table = {(row["method"], row["shots"]): row for row in read_csv("again/table.csv")}
     assert (table["dpt", "3"]["seeds"], table["dpt", "1"]["seeds"]) == ("1", "2")
-    result = inside("eval.py", "table", run)
+    result = run_command("eval.py", "table", run)
     assert_one_line(result, "eval.py", "got 1 not finished or of an earlier version")
-    assert_one_line(inside("eval.py", "report", run), "eval.py", "an earlier version", str(run))
+    assert_one_line(
+        run_command("eval.py", "report", run), "eval.py", "an earlier version", str(run)
+    )
 
 
 def test_a_damaged_result_is_named(sweep):
     shutil.copytree(sweep[0], "again")
     path = next(Path("again").glob("*/summary.json"))
     path.write_text("{}")
-    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path))
+    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path))
     shutil.copy(sweep[0] / path.relative_to("again"), path)
     whole = json.loads(path.read_text())
     changes = [{"shots": True}, {"method": "x"}, {"model": 5}]
     changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
     for change in changes:
         path.write_text(json.dumps(whole | change))
-        assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path.parent))
+        assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path.parent))
     path.write_text(json.dumps({name: value for name, value in whole.items() if name != "shots"}))
-    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
+    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
     path.write_text(json.dumps(whole))
     for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
         path.with_name("transfer.json").write_text(content)
-        result = inside("eval.py", "table", "again")
+        result = run_command("eval.py", "table", "again")
         assert_one_line(result, "eval.py", str(path.parent), "expected")
 
 
@@ -74,7 +76,7 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictu
     shutil.copytree(folder, "again")
     (run,) = Path("again").glob("*-dpt-3shots-seed2")
     shutil.copytree(run, "again/repeated")
-    content = summary(run)
+    content = read_summary(run)
     result = content["tests"][content["dataset"]]
     content["accuracy"] = result["accuracy"] = 12.5
     Path("again/repeated/summary.json").write_text(json.dumps(content))  # finished last: it counts
@@ -89,8 +91,8 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictu
     assert (usual["variant"], longer["variant"]) == ("epochs 2", "epochs 50")
     assert (usual["seeds"], longer["seeds"]) == ("2", "1")
     (other,) = Path("again").glob("*-dpt-3shots-seed0")
-    assert float(usual["accuracy"]) == pytest.approx((summary(other)["accuracy"] + 12.5) / 2)
-    assert float(longer["accuracy"]) == summary(folder / run.name)["accuracy"]
+    assert float(usual["accuracy"]) == pytest.approx((read_summary(other)["accuracy"] + 12.5) / 2)
+    assert float(longer["accuracy"]) == read_summary(folder / run.name)["accuracy"]
     assert "dpt (epochs 50)" in text and "| coop " in text
 
 
@@ -176,34 +178,34 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
     stopped = sorted(path.parent for path in Path("again").glob("*/summary.json"))[:2]
     for run in stopped:
         (run / "summary.json").unlink()
-    out = succeed("eval.py", "table", "again").out
+    out = run_checked("eval.py", "table", "again").out
     names = ", ".join(run.name for run in stopped)
     about = "2 not finished or of an earlier version"
     assert out.endswith(f"\nRuns left out of the tables: {about} ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
-    result = inside("eval.py", "table", "again")
+    result = run_command("eval.py", "table", "again")
     assert_one_line(result, "eval.py", "finished runs", "got 9", "not finished")
 
 
 def test_what_is_no_run_is_left_out_of_the_tables(sweep):
     shutil.copytree(sweep[0], "again")
-    out = succeed("eval.py", "table", "again").out
+    out = run_checked("eval.py", "table", "again").out
     foreign = Path("again/a clip")  # the first in any order
     foreign.mkdir()
     for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
         (foreign / "config.json").write_text(content)
-        assert succeed("eval.py", "table", "again").out == out
+        assert run_checked("eval.py", "table", "again").out == out
         (foreign / "summary.json").write_text("{}")
-        assert succeed("eval.py", "table", "again").out == out
+        assert run_checked("eval.py", "table", "again").out == out
         (foreign / "summary.json").unlink()
-        result = inside("eval.py", "test", "again")
+        result = run_command("eval.py", "test", "again")
         assert_one_line(result, "eval.py", "a run in it, such as again/")
         assert "a clip" not in result.err
     damaged = next(Path("again").glob("*-dpt-*/config.json"))
     damaged.write_text("{")
-    assert_one_line(inside("eval.py", "table", "again"), "eval.py", str(damaged), "JSON")
+    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(damaged), "JSON")
 
 
 def test_the_csv_has_a_value_for_each_seed(tmp_path):

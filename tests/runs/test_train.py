@@ -14,8 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT, SHORT, assert_one_line, environment, forked, inside, summary
-from small_runs import CLASSNAMES, assert_same_result, learned, metrics, train
+from helpers.run_command import (
+    ROOT,
+    SHORT,
+    assert_one_line,
+    fork_command,
+    read_summary,
+    run_command,
+    script_environment,
+)
+from helpers.short_runs import CLASSNAMES, assert_same_result, read_metrics, read_prompts, train
 
 import minidpt
 from minidpt.data.splits import read_split
@@ -31,9 +39,9 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
     assert "little.pt: no file says its activation, the quick GELU is used" in lines.pop(1)
     assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
-    count = sum(value.numel() for value in learned(folder).values())
+    count = sum(value.numel() for value in read_prompts(folder).values())
     assert lines[2] == f"dpt trains {count:,} parameters on 12 images"
-    content = summary(folder)
+    content = read_summary(folder)
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
     assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
@@ -49,8 +57,8 @@ def test_a_run_folder_holds_its_files_and_nothing_else(trained):
     ]
 
 
-def test_the_summary_says_what_was_run_and_what_came_out(trained, place):
-    content = summary(trained[0])
+def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
+    content = read_summary(trained[0])
     fixed = {"dataset": "pictures", "method": "dpt", "shots": 3, "seed": 1, "model": "little",
              "epochs": 6, "classes": 4, "train_images": 12, "test_images": 12}  # fmt: skip
     assert fixed.items() <= content.items()
@@ -62,11 +70,11 @@ def test_the_summary_says_what_was_run_and_what_came_out(trained, place):
     assert {"python", "numpy", "pillow"} < content["versions"].keys()
 
 
-def test_the_config_holds_every_setting_as_it_was_used(trained, place):
+def test_the_config_holds_every_setting_as_it_was_used(trained, inputs):
     content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
     used = {
-        "data": str(place.data),
-        "model": str(place.clip),
+        "data": str(inputs.data),
+        "model": str(inputs.clip),
         "method": "dpt",
         "shots": 3,
         "seed": 1,
@@ -86,7 +94,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, place):
 
 
 def test_metrics_have_a_line_for_each_epoch(trained):
-    records = metrics(trained[0])
+    records = read_metrics(trained[0])
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
     for epoch, record in enumerate(records):
         rates = {"visual": minidpt.learning_rate(epoch, 0.01, 6, 1),
@@ -100,14 +108,14 @@ def test_metrics_have_a_line_for_each_epoch(trained):
     assert records[5]["loss"] < records[2]["loss"]
 
 
-def test_the_split_lists_the_pictures_that_were_used(trained, place):
+def test_the_split_lists_the_pictures_that_were_used(trained, inputs):
     content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     assert content["classnames"] == CLASSNAMES
     for part, each in {"train": 3, "val": 2, "test": 3}.items():
         labels = [label for _, label, _ in content[part]]
         assert sorted(labels) == sorted(list(range(4)) * each)
         for path, label, name in content[part]:
-            assert (place.data / path).is_file()
+            assert (inputs.data / path).is_file()
             assert name == CLASSNAMES[label]
             assert path.split("/")[0].replace("_", " ") == name
     used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
@@ -115,68 +123,68 @@ def test_the_split_lists_the_pictures_that_were_used(trained, place):
     assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
 
 
-def test_the_model_file_is_small_and_predicts(trained, place):
+def test_the_model_file_is_small_and_predicts(trained, inputs):
     file = trained[0] / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
-    clip, _ = minidpt.load(place.clip)
+    clip, _ = minidpt.load(inputs.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
     dataset = read_split(trained[0] / "split.json")
     predictions = model.predict([item.path for item in dataset.test], top=1)
     right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
-    assert summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
+    assert read_summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
 
 
-def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, place):
+def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, inputs):
     for number in (0, 3):
-        train(place, f"workers-{number}", "--workers", number)
+        train(inputs, f"workers-{number}", "--workers", number)
         assert_same_result(f"workers-{number}", trained[0])
-        ours, theirs = metrics(f"workers-{number}"), metrics(trained[0])
+        ours, theirs = read_metrics(f"workers-{number}"), read_metrics(trained[0])
         assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
 
 
-def test_another_seed_draws_other_pictures_and_prompts(trained, place):
-    train(place, "other", "--seed", 0)
-    assert not torch.equal(learned("other")["text_prompts.ctx"],
-                           learned(trained[0])["text_prompts.ctx"])  # fmt: skip
+def test_another_seed_draws_other_pictures_and_prompts(trained, inputs):
+    train(inputs, "other", "--seed", 0)
+    assert not torch.equal(read_prompts("other")["text_prompts.ctx"],
+                           read_prompts(trained[0])["text_prompts.ctx"])  # fmt: skip
     ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained[0]))
     assert ours.train != theirs.train
     assert ours.test == theirs.test  # one test set for all seeds
 
 
 @pytest.mark.parametrize("method", ["zeroshot", "coop", "vpt", "vlp"])
-def test_every_method_runs_and_says_what_it_learned(place, method):
-    result = train(place, "run", "--method", method, "--epochs", 2)
-    content, names = summary("run"), set(learned("run"))
+def test_every_method_runs_and_says_what_it_learned(inputs, method):
+    result = train(inputs, "run", "--method", method, "--epochs", 2)
+    content, names = read_summary("run"), set(read_prompts("run"))
     assert content["method"] == method
     assert f"{method} accuracy {content['accuracy']:.2f} %" in result.out
     assert ("text_prompts.ctx" in names) == (method in ("coop", "vlp"))
     assert ("visual_prompts.prompts" in names) == (method in ("vpt", "vlp"))
     epochs = 0 if method == "zeroshot" else 2
     assert content["epochs"] == epochs
-    assert (len(metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
+    assert (len(read_metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
     if method == "zeroshot":
         assert content["accuracy"] == content["zero_shot_accuracy"]
-    evaluated = inside("eval.py", "test", "run")
+    evaluated = run_command("eval.py", "test", "run")
     assert (evaluated.status, evaluated.err) == (0, "")
     assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained(
-    place, precision, monkeypatch
+    inputs, precision, monkeypatch
 ):
-    result = train(place, "run", "--precision", precision, "--epochs", 3)
+    result = train(inputs, "run", "--precision", precision, "--epochs", 3)
     assert f"in {precision} (as set)" in result.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == precision
-    assert all(value.dtype == torch.float32 for value in learned("run").values())
-    assert all(torch.isfinite(value).all() for value in learned("run").values())
-    assert all(0 < record["loss"] < 20 for record in metrics("run"))
+    assert all(value.dtype == torch.float32 for value in read_prompts("run").values())
+    assert all(torch.isfinite(value).all() for value in read_prompts("run").values())
+    assert all(0 < record["loss"] < 20 for record in read_metrics("run"))
     cast_to = []
     monkeypatch.setattr(minidpt.CLIP, "cast", spy(minidpt.CLIP.cast, cast_to))
-    evaluated = inside("eval.py", "test", "run")
+    evaluated = run_command("eval.py", "test", "run")
     assert cast_to == [PRECISIONS[precision]]
-    assert f"dpt accuracy {summary('run')['accuracy']:.2f} %" in evaluated.out
+    assert f"dpt accuracy {read_summary('run')['accuracy']:.2f} %" in evaluated.out
     assert evaluated.status == 0
 
 
@@ -190,40 +198,40 @@ def spy(method: Callable, arguments: list) -> Callable:
     return noting
 
 
-def test_the_options_of_prompts_reach_the_model(place):
-    train(place, "run", "--epochs", 0, "--ctx-init", "a photo of", "--csc", "--top-k", 1,
+def test_the_options_of_prompts_reach_the_model(inputs):
+    train(inputs, "run", "--epochs", 0, "--ctx-init", "a photo of", "--csc", "--top-k", 1,
           "--class-token-position", "front", "--n-visual", 3, "--class-aware-from", 2,
           "--alpha", 0.5, "--template", "{} texture.")  # fmt: skip
-    model = minidpt.load_model("run/model.pt", minidpt.load(place.clip)[0])
+    model = minidpt.load_model("run/model.pt", minidpt.load(inputs.clip)[0])
     assert model.template == "{} texture."
     assert model.config == minidpt.PromptConfig(
         n_ctx=3, ctx_init="a photo of", csc=True, class_token_position="front", n_visual=3,
         class_aware_from=2, alpha=0.5, top_k=1,
     )  # fmt: skip
-    shapes = {name: tuple(value.shape) for name, value in learned("run").items()}
+    shapes = {name: tuple(value.shape) for name, value in read_prompts("run").items()}
     assert shapes["text_prompts.ctx"] == (4, 3, 64)
     assert shapes["visual_prompts.prompts"] == (1, 3, 128)
     assert {name.split(".")[1] for name in shapes if name.startswith("class_aware")} == {"0", "1"}
 
 
-def test_options_of_the_model_reach_it_and_its_test(place):
+def test_options_of_the_model_reach_it_and_its_test(inputs):
     options = ("--no-quick-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
-    train(place, "run", *options)
+    train(inputs, "run", *options)
     saved = torch.load("run/model.pt", weights_only=True)
     assert saved["clip"]["quick_gelu"] is False
-    assert learned("run")["visual_prompts.prompts"].shape[0] == 1
-    result = inside("eval.py", "test", "run")
-    assert f"vlp accuracy {summary('run')['accuracy']:.2f} %" in result.out
-    train(place, "all-at-once", *options, "--class-chunk", 0)
-    for name, value in learned("all-at-once").items():
-        torch.testing.assert_close(learned("run")[name], value, rtol=1e-4, atol=1e-6)
-    train(place, "quick", *options[1:])
-    assert summary("quick")["versions"]["minidpt"] == minidpt.__version__
-    ours, theirs = learned("run"), learned("quick")
+    assert read_prompts("run")["visual_prompts.prompts"].shape[0] == 1
+    result = run_command("eval.py", "test", "run")
+    assert f"vlp accuracy {read_summary('run')['accuracy']:.2f} %" in result.out
+    train(inputs, "all-at-once", *options, "--class-chunk", 0)
+    for name, value in read_prompts("all-at-once").items():
+        torch.testing.assert_close(read_prompts("run")[name], value, rtol=1e-4, atol=1e-6)
+    train(inputs, "quick", *options[1:])
+    assert read_summary("quick")["versions"]["minidpt"] == minidpt.__version__
+    ours, theirs = read_prompts("run"), read_prompts("quick")
     assert not torch.equal(ours["text_prompts.ctx"], theirs["text_prompts.ctx"])
 
 
-def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatch):
+def test_prompts_that_the_last_step_has_made_nan_are_no_result(inputs, monkeypatch):
     steps, step = [], torch.optim.SGD.step
 
     def diverging(self, *arguments):
@@ -234,20 +242,24 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(place, monkeypatc
                 self.param_groups[0]["params"][0][..., 0] = float("nan")
 
     monkeypatch.setattr(torch.optim.SGD, "step", diverging)
-    result = inside("train.py", "--data", place.data, "--model", place.clip, "--out", "run", *SHORT)
+    result = run_command(
+        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT
+    )
     assert_one_line(result, "train.py", "epoch 6", "not finite", "try lower learning rates")
     assert len(steps) == 12 and not Path("run/summary.json").exists()
-    assert all(value.isfinite().all() for value in learned("run").values())  # of the epoch before
+    assert all(
+        value.isfinite().all() for value in read_prompts("run").values()
+    )  # of the epoch before
 
 
-def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
-    where = ("--data", place.data, "--model", place.clip, "--out", "run")
-    command = forked(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
+def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
+    where = ("--data", inputs.data, "--model", inputs.clip, "--out", "run")
+    command = fork_command(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
     # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         running = subprocess.Popen(
-            command, cwd=tmp_path, env=environment(), encoding="utf-8",
+            command, cwd=tmp_path, env=script_environment(), encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     finally:
@@ -261,32 +273,33 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, place):
     assert running.returncode == 130, err
     assert "Traceback" not in err and len(err.splitlines()) <= 1
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
-    epochs = [record["epoch"] for record in metrics("run")]
+    epochs = [record["epoch"] for record in read_metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
-    result = inside("eval.py", "test", "run")
+    result = run_command("eval.py", "test", "run")
     assert (result.status, result.err) == (0, "")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
 
 
-def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(place):
-    command = ("--data", place.data, "--model", place.clip, *SHORT, "--epochs", 2)
+def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(inputs):
+    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--epochs", 2)
     few, none = (
         ("--warmup-epochs", 2, "--guidance-epochs", 2),
         "note: training steps after warm-up: 0;",
     )
-    out = inside("train.py", *command, *few).out
+    out = run_command("train.py", *command, *few).out
     assert none in out and "note: all 2 epochs are guidance" in out
-    out = inside("train.py", *command, *few, "--method", "vpt").out
+    out = run_command("train.py", *command, *few, "--method", "vpt").out
     assert none in out and "are guidance" not in out
-    out = inside("train.py", *command, *few, "--method", "coop").out
+    out = run_command("train.py", *command, *few, "--method", "coop").out
     assert "note: training steps after warm-up: 2;" in out and "note: all" not in out
-    assert "note: all" not in inside("train.py", *command, "--guidance-epochs", 1).out
+    assert "note: all" not in run_command("train.py", *command, "--guidance-epochs", 1).out
 
 
-def test_fewer_than_ten_steps_after_warm_up_are_said(place):
-    command = ("--data", place.data, "--model", place.clip, *SHORT)  # 2 steps an epoch
+def test_fewer_than_ten_steps_after_warm_up_are_said(inputs):
+    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT)  # 2 steps an epoch
     assert (
-        "note: training steps after warm-up: 8;" in inside("train.py", *command, "--epochs", 5).out
+        "note: training steps after warm-up: 8;"
+        in run_command("train.py", *command, "--epochs", 5).out
     )
-    assert "training steps" not in inside("train.py", *command, "--epochs", 6).out
-    assert "training steps" not in inside("train.py", *command, "--epochs", 0).out
+    assert "training steps" not in run_command("train.py", *command, "--epochs", 6).out
+    assert "training steps" not in run_command("train.py", *command, "--epochs", 0).out

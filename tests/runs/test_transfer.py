@@ -9,9 +9,15 @@ from statistics import harmonic_mean
 
 import pytest
 import torch
-from image_folders import draw_classes
-from scripts import SHORT, assert_one_line, inside, save_clip, summary
-from small_runs import TEST_ONLY, TRAINED, files, read_csv, succeed
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import SHORT, assert_one_line, read_summary, run_command, save_clip
+from helpers.short_runs import (
+    TEST_ONLY_DATASETS,
+    TRAINING_DATASETS,
+    read_csv,
+    run_checked,
+    snapshot_files,
+)
 
 import minidpt
 from minidpt.data import datasets
@@ -20,14 +26,12 @@ from minidpt.runs import evaluation
 
 
 def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guide, clip):
-    before = files(guide)
-    result = succeed(
-        "train.py", "--data", guide, "--dataset", *TRAINED, "--model", clip, "--out", "sweep",
-        *SHORT, "--shots", 2, "--epochs", 1,
-    )  # fmt: skip
-    for name in TRAINED:
+    before = snapshot_files(guide)
+    command = ("--data", guide, "--dataset", *TRAINING_DATASETS, "--model", clip, "--out", "sweep")
+    result = run_checked("train.py", *command, *SHORT, "--shots", 2, "--epochs", 1)
+    for name in TRAINING_DATASETS:
         dataset = datasets.open_dataset(guide, name)
-        content = summary(f"sweep/{name}-dpt-2shots-seed1")
+        content = read_summary(f"sweep/{name}-dpt-2shots-seed1")
         assert content["dataset"] == name and content["classes"] == len(dataset.classnames)
         assert content["train_images"] == 2 * content["classes"]
         assert content["test_images"] == len(dataset.test)
@@ -37,14 +41,16 @@ def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guid
     assert Path("sweep/table.md").read_text(encoding="utf-8") in result.out
 
     run = "sweep/ImageNet-dpt-2shots-seed1"
-    result = succeed("eval.py", "test", run, "--data", guide, "--dataset", *TEST_ONLY, "EuroSAT")
-    for name in (*TEST_ONLY, "EuroSAT"):
+    result = run_checked(
+        "eval.py", "test", run, "--data", guide, "--dataset", *TEST_ONLY_DATASETS, "EuroSAT"
+    )
+    for name in (*TEST_ONLY_DATASETS, "EuroSAT"):
         assert f"{run} on {name}: dpt accuracy" in result.out
-    table = succeed("eval.py", "table", "sweep").out
+    table = run_checked("eval.py", "table", "sweep").out
     assert "Trained on one, tested on another" in table
     tested = [row["tested"] for row in read_csv("sweep/table.csv") if row["dataset"] == "ImageNet"]
-    assert sorted(tested) == sorted(["ImageNet", *TEST_ONLY, "EuroSAT"])
-    assert files(guide) == before
+    assert sorted(tested) == sorted(["ImageNet", *TEST_ONLY_DATASETS, "EuroSAT"])
+    assert snapshot_files(guide) == before
 
 
 def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path):
@@ -62,12 +68,12 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
 
 
 def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
-    result = succeed(
+    result = run_checked(
         "train.py", "--data", pictures, "--model", clip, *SHORT, "--classes", "base",
         "--method", "zeroshot", "dpt", "--seed", 1, 2, "--out", "sweep",
     )  # fmt: skip
     (run,) = Path("sweep").glob("*-dpt-3shots-seed1-base")
-    content = summary(run)
+    content = read_summary(run)
     assert content["classes"] == 3 and content["train_images"] == 9
     base, new = content["tests"].values()
     assert (base["test_images"], new["test_images"]) == (9, 6)
@@ -81,10 +87,10 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
     first, second = (float(row["accuracy"]) for row in parts)
     assert float(both[0]["accuracy"]) == pytest.approx(harmonic_mean([first, second]))
 
-    again = succeed("eval.py", "test", run, "--classes", "new").out  # the same once more
+    again = run_checked("eval.py", "test", run, "--classes", "new").out  # the same once more
     zero_shot = new["zero_shot_accuracy"]
     assert f"dpt accuracy {new['accuracy']:.2f} %, zero-shot {zero_shot:.2f} %" in again
-    again = succeed("eval.py", "test", run).out
+    again = run_checked("eval.py", "test", run).out
     assert f"dpt accuracy {base['accuracy']:.2f} %" in again
 
 
@@ -128,15 +134,15 @@ def test_contexts_of_classes_cannot_serve_others(clip):
 
 def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
     command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1)
-    succeed("train.py", *command, "--out", "runs/all")
-    succeed("train.py", *command, "--classes", "base", "--out", "runs/base")
-    tested = summary("runs/base")["tests"]
+    run_checked("train.py", *command, "--out", "runs/all")
+    run_checked("train.py", *command, "--classes", "base", "--out", "runs/base")
+    tested = read_summary("runs/base")["tests"]
     for classes in ("base", "new"):
-        succeed("eval.py", "test", "runs/all", "runs/base", "--classes", classes)
+        run_checked("eval.py", "test", "runs/all", "runs/base", "--classes", classes)
     assert not Path("runs/base/transfer.json").exists()  # train.py has tested that already
     assert set(json.loads(Path("runs/all/transfer.json").read_text())) == set(tested)
-    succeed("eval.py", "test", "runs/base", "--data", pictures)
-    table = succeed("eval.py", "table", "runs").out
+    run_checked("eval.py", "test", "runs/base", "--data", pictures)
+    table = run_checked("eval.py", "table", "runs").out
     (heading,) = (line for line in table.splitlines() if line.startswith("**Base to new"))
     block = table.split(heading)[1].split("**")[0]
     base, new = (test["accuracy"] for test in tested.values())
@@ -147,90 +153,96 @@ def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
 
 
 def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
-    other = draw_classes(Path("other") / pictures.name, {"ant": 4, "bee": 4})
-    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
-    assert summary("run")["tests"].keys() == {pictures.name}
-    succeed("eval.py", "test", "run", "--data", other)
-    succeed("eval.py", "test", "run", "--data", pictures)  # its own test: not noted
+    other = draw_class_folders(Path("other") / pictures.name, {"ant": 4, "bee": 4})
+    run_checked(
+        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+    )
+    assert read_summary("run")["tests"].keys() == {pictures.name}
+    run_checked("eval.py", "test", "run", "--data", other)
+    run_checked("eval.py", "test", "run", "--data", pictures)  # its own test: not noted
     noted = json.loads(Path("run/transfer.json").read_text())
     assert list(noted) == [f"{pictures.name}, tested in {other.resolve()}"]
     (test,) = noted.values()
     assert (test["tested"], test["test_images"]) == (f"{pictures.name} in {other.resolve()}", 2)
-    rows = read_csv(succeed("eval.py", "table", "run").out and "run/table.csv")
+    rows = read_csv(run_checked("eval.py", "table", "run").out and "run/table.csv")
     own = [row for row in rows if row["tested"] == pictures.name]
-    assert len(rows) == 2 and float(own[0]["accuracy"]) == summary("run")["accuracy"]
+    assert len(rows) == 2 and float(own[0]["accuracy"]) == read_summary("run")["accuracy"]
 
 
 def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip, monkeypatch):
-    other = draw_classes(Path("four"), {"ant": 4, "bee": 4, "cat": 4, "dog": 4})
+    other = draw_class_folders(Path("four"), {"ant": 4, "bee": 4, "cat": 4, "dog": 4})
     command = ("--model", clip, *SHORT, "--epochs", 1)
-    succeed("train.py", "--data", pictures, *command, "--template", "my {}.", "--out", "a")
-    succeed("train.py", "--data", other, *command, "--out", "b")
+    run_checked("train.py", "--data", pictures, *command, "--template", "my {}.", "--out", "a")
+    run_checked("train.py", "--data", other, *command, "--out", "b")
     opened = []
     monkeypatch.setattr(
         evaluation.EvalSet, "__init__",
         lambda self, items, *args, init=evaluation.EvalSet.__init__, **kwargs:
             opened.append(len(items)) or init(self, items, *args, **kwargs),
     )  # fmt: skip
-    out = succeed("eval.py", "test", "a", "b", "a", "--classes", "new").out
+    out = run_checked("eval.py", "test", "a", "b", "a", "--classes", "new").out
     assert opened == [6, 2]  # pictures of each data set are decoded once
     assert out.count("a on pictures") == 2 and out.count("b on four, new classes") == 1
     notes = [json.loads(Path(run, "transfer.json").read_text()) for run in "ab"]
     (first,), (second,) = (note.values() for note in notes)
     assert (first["template"], second["template"]) == ("my {}.", "a photo of a {}.")
-    out = succeed("eval.py", "test", "a", "b").out
-    assert f"a: dpt accuracy {summary('a')['accuracy']:.2f} %" in out
-    assert f"b: dpt accuracy {summary('b')['accuracy']:.2f} %" in out
+    out = run_checked("eval.py", "test", "a", "b").out
+    assert f"a: dpt accuracy {read_summary('a')['accuracy']:.2f} %" in out
+    assert f"b: dpt accuracy {read_summary('b')['accuracy']:.2f} %" in out
 
 
 def test_runs_of_several_clips_are_refused_but_copies_of_one_are_not(pictures, clip):
     copy, other = shutil.copy(clip, "same.pt"), save_clip(Path("other.pt"), seed=1)
     command = ("train.py", "--data", pictures, *SHORT, "--epochs", 1)
     for run, model in (("a", clip), ("b", copy), ("c", other)):
-        succeed(*command, "--model", model, "--out", run)
-    assert "b: dpt accuracy" in succeed("eval.py", "test", "a", "b").out
-    assert_one_line(inside("eval.py", "test", "a", "c"), "eval.py", "one CLIP", "one by one")
+        run_checked(*command, "--model", model, "--out", run)
+    assert "b: dpt accuracy" in run_checked("eval.py", "test", "a", "b").out
+    assert_one_line(run_command("eval.py", "test", "a", "c"), "eval.py", "one CLIP", "one by one")
 
 
 def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures, clip):
-    others = [draw_classes(Path(name) / "pets", {"ant": 4, "bee": 4}) for name in "xy"]
+    others = [draw_class_folders(Path(name) / "pets", {"ant": 4, "bee": 4}) for name in "xy"]
     for seed in (1, 2):
-        succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1,
-                "--seed", seed, "--out", f"runs/{seed}")  # fmt: skip
-    succeed("eval.py", "test", "runs/1", "runs/2", "--data", others[0])
-    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
+        options = ("--epochs", 1, "--seed", seed, "--out", f"runs/{seed}")
+        run_checked("train.py", "--data", pictures, "--model", clip, *SHORT, *options)
+    run_checked("eval.py", "test", "runs/1", "runs/2", "--data", others[0])
+    rows = read_csv(run_checked("eval.py", "table", "runs").out and "runs/table.csv")
     assert [row["seeds"] for row in rows if row["tested"] == "pets"] == ["2"]
-    succeed("eval.py", "test", "runs/1", "--data", others[0], "--template", "my {}.")
-    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
+    run_checked("eval.py", "test", "runs/1", "--data", others[0], "--template", "my {}.")
+    rows = read_csv(run_checked("eval.py", "table", "runs").out and "runs/table.csv")
     variants = [row["variant"] for row in rows if row["tested"] == "pets"]
     assert sorted(variants) == ["", "tested by my {}."]
     Path("runs/1/transfer.json").unlink()
-    succeed("eval.py", "test", "runs/1", "--data", others[1])
-    rows = read_csv(succeed("eval.py", "table", "runs").out and "runs/table.csv")
+    run_checked("eval.py", "test", "runs/1", "--data", others[1])
+    rows = read_csv(run_checked("eval.py", "table", "runs").out and "runs/table.csv")
     variants = [row["variant"] for row in rows if row["tested"] == "pets"]
     assert sorted(variants) == [f"tested in {other.resolve()}" for other in others]
 
 
 def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip):
-    other = draw_classes(Path("x") / "pets", {"ant": 4, "bee": 4})
-    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
+    other = draw_class_folders(Path("x") / "pets", {"ant": 4, "bee": 4})
+    run_checked(
+        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+    )
     by = [[], ["--template", "my {}."], ["--precision", "bf16"]]
     for data_folder in (other, pictures):
         for options in (*by, by[1]):  # the second once more: it is the same test
-            succeed("eval.py", "test", "run", "--data", data_folder, *options)
+            run_checked("eval.py", "test", "run", "--data", data_folder, *options)
     noted = json.loads(Path("run/transfer.json").read_text())
     assert [entry["tested"] for entry in noted.values()] == ["pets"] * 3 + [pictures.name] * 2
-    rows = read_csv(succeed("eval.py", "table", ".").out and "table.csv")
+    rows = read_csv(run_checked("eval.py", "table", ".").out and "table.csv")
     for tested in ("pets", pictures.name):
         variants = [row["variant"] for row in rows if row["tested"] == tested]
         assert sorted(variants) == ["", "tested by my {}.", "tested in precision bf16"]
     (own,) = (row for row in rows if (row["tested"], row["variant"]) == (pictures.name, ""))
-    assert float(own["accuracy"]) == summary("run")["accuracy"]
+    assert float(own["accuracy"]) == read_summary("run")["accuracy"]
 
 
 def test_test_images_that_were_trained_on_are_counted(pictures, clip):
-    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "a")
-    assert "trained on" not in succeed("eval.py", "test", "a").out
+    run_checked(
+        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "a"
+    )
+    assert "trained on" not in run_checked("eval.py", "test", "a").out
     split = json.loads(Path("a/split.json").read_text())
     Path("linked").symlink_to(pictures)
     lines = ["path,label,split"]  # test on what was trained on, but for the first two classes
@@ -238,15 +250,17 @@ def test_test_images_that_were_trained_on_are_counted(pictures, clip):
         lines.append(f"linked/{file},{name},{'train' if label < 2 else 'test'}")
     lines += [f"linked/{file},{name},train" for file, _, name in split["test"]]
     Path("labels.csv").write_text("\n".join(lines))
-    out = succeed("eval.py", "test", "a", "--data", "labels.csv").out
+    out = run_checked("eval.py", "test", "a", "--data", "labels.csv").out
     assert "note: 9 of the test images were trained on\n" in out  # 3 shots of 3 classes
     shutil.copytree("a", "b")
-    out = succeed("eval.py", "test", "a", "b", "--data", "labels.csv").out
+    out = run_checked("eval.py", "test", "a", "b", "--data", "labels.csv").out
     assert "note: b: 9 of the test images were trained on\n" in out
 
 
 def test_notes_about_other_data_are_printed(pictures, clip):
-    succeed("train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run")
-    other = draw_classes(Path("other"), {"ant": 4, "bee": 1})
-    out = succeed("eval.py", "test", "run", "--data", other).out
+    run_checked(
+        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+    )
+    other = draw_class_folders(Path("other"), {"ant": 4, "bee": 1})
+    out = run_checked("eval.py", "test", "run", "--data", other).out
     assert "note: class 'bee' has no test image\n" in out

@@ -1,6 +1,6 @@
-"""Trainings of tiny models that several processes share: what `test_ranks.py` compares.
+"""Train tiny models in several processes: what `test_distributed.py` compares.
 
-    python tests/ranks_cases.py FOLDER      # each case by 2 and by 3 processes, into FOLDER
+    python tests/helpers/distributed_training.py FOLDER    # each case by 2 and by 3 processes
 
 The processes are forked after the imports and make up one group for all cases of theirs.
 """
@@ -15,17 +15,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import golden_cases  # noqa: E402
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401 (which each process would import for its first optimizer)
-from golden_cases import METHOD_CASES, load_case  # noqa: E402
-from tiny_models import WIDE, random_images, shared_clip  # noqa: E402
 from torch import Tensor, distributed  # noqa: E402
 
 import minidpt  # noqa: E402
+from helpers import golden_cases  # noqa: E402
+from helpers.golden_cases import METHOD_CASES, load_case  # noqa: E402
+from helpers.tiny_models import WIDE, random_images, shared_clip  # noqa: E402
 from minidpt.support.distributed import NO_LABEL, World  # noqa: E402
 
 SIZES = (2, 3)
@@ -71,7 +71,10 @@ class Trained(NamedTuple):
 
 
 def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) -> Trained:
-    """A rank's part of some steps as train.py makes them; the rates are the golden cases'."""
+    """Make one rank's share of training steps as train.py does, with the golden cases' rates.
+
+    `batches`: pairs of images (B, 3, R, R) and labels (B,), of all ranks.
+    """
     world, losses = model.world, []
     before = {name: value.detach().clone() for name, value in model.prompt_state_dict().items()}
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9, weight_decay=5e-4)
@@ -80,10 +83,10 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
             warmup = golden_cases.WARMUP_EPOCHS[group["name"]] if epochs < 20 else 0
             base = {"visual": 0.01, "text": 0.002}[group["name"]]
             group["lr"] = minidpt.learning_rate(step, base, epochs, warmup)
-        own, own_labels = world.shard(images), world.shard(labels)
-        if not len(own):
-            own, own_labels = images[:1] * 0, torch.tensor([NO_LABEL])
-        loss = model.loss(model(own), own_labels, guidance=step < guided)
+        shard, shard_labels = world.shard(images), world.shard(labels)
+        if not len(shard):
+            shard, shard_labels = images[:1] * 0, torch.tensor([NO_LABEL])
+        loss = model.loss(model(shard), shard_labels, guidance=step < guided)
         optimizer.zero_grad()
         loss.backward()
         world.all_reduce_gradients(model.prompt_state_dict().values())
@@ -97,7 +100,7 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
 
 
 def train(name: str, world: World) -> Trained:
-    """One of `TRAININGS`."""
+    """Train the model of one of `TRAININGS`."""
     case = TRAININGS[name]
     torch.manual_seed(0)
     config = minidpt.PromptConfig(**case.config)
@@ -113,12 +116,12 @@ def train(name: str, world: World) -> Trained:
 
 @functools.lru_cache(maxsize=1)
 def golden_clip() -> minidpt.CLIP:
-    """The CLIP of all golden cases."""
+    """Build the CLIP that all golden cases share."""
     return minidpt.build_clip(load_case(METHOD_CASES[0]).clip_weights())
 
 
 def train_golden(name: str, world: World) -> Trained:
-    """The stored trajectory of the published code."""
+    """Train the model of a golden case as its stored trajectory was."""
     case = load_case(name)
     config = minidpt.PromptConfig(**case.config)
     clip = golden_clip()
@@ -130,12 +133,13 @@ def train_golden(name: str, world: World) -> Trained:
 
 
 def every_case(world: World) -> dict[str, Trained]:
+    """Train all cases, the golden ones under "golden NAME"."""
     trained = {name: train(name, world) for name in TRAININGS}
     return trained | {f"golden {name}": train_golden(name, world) for name in METHOD_CASES}
 
 
 def share_every_case(folder: Path, rank: int, size: int) -> None:
-    """One process of a group that meets by a file; what it has trained goes to RANK-of-SIZE.pt."""
+    """Train all cases as one process of a group, and write them to RANK-of-SIZE.pt."""
     store = distributed.FileStore(str(folder / f"store-{size}"), size)
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
@@ -146,7 +150,7 @@ def share_every_case(folder: Path, rank: int, size: int) -> None:
 
 
 def main(folder: Path) -> None:
-    """All processes of all sizes at once; SystemExit if one fails."""
+    """Fork the processes of all groups; SystemExit if one fails."""
     torch.set_num_threads(1)
     shared_clip(WIDE), golden_clip()  # made once; a process that has computed gradients cannot fork
     children = []

@@ -1,6 +1,6 @@
-"""How a picture becomes a view, plainly: all of it converted at once, then resized, then cropped.
+"""Transform images the plain way: convert all of an image, then resize it, then crop it.
 
-minidpt.images must give the same bits. Pictures are Pillow images or paths.
+minidpt.images must give the same bits. Views are uint8 arrays (size, size, 3).
 """
 
 import io
@@ -24,6 +24,7 @@ TURNS = {
 
 
 def to_rgb(path) -> Image.Image:
+    """Decode an image: turned as its EXIF says, on white where transparent, as RGB."""
     # As bytes: from a path, Pillow (12, 13) maps an uncompressed TIFF into memory, and if it is to
     # be turned on its side, with width for height.
     with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
@@ -41,6 +42,7 @@ def to_rgb(path) -> Image.Image:
 
 
 def grey(image: Image.Image) -> Image.Image:
+    """Scale an image of more than 8 bits to 8 bits, by the least usual white level."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
     white = next((scale for scale in scales if values.max() <= scale), values.max())
@@ -50,7 +52,8 @@ def grey(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
 
 
-def central(path, size: int) -> np.ndarray:
+def eval_view(path, size: int) -> np.ndarray:
+    """Resize the shorter side to `size`, and crop the center."""
     image = to_rgb(path)
     width, height = image.size
     if width <= height:
@@ -62,7 +65,8 @@ def central(path, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def trained(path, size: int, seed: int) -> np.ndarray:
+def train_view(path, size: int, seed: int) -> np.ndarray:
+    """Crop at random, resize to `size`, and mirror every other view."""
     image, generator = to_rgb(path), random.Random(seed)
     box = random_resized_crop_box(*image.size, generator)
     view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)

@@ -1,6 +1,6 @@
 """Processes that share a training, against one process that has it alone.
 
-`ranks_cases.py` says what they train; here each of its cases is a test or two.
+`distributed_training.py` says what they train; here each of its cases is a test or two.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import ranks_cases
 import torch
-from golden_cases import METHOD_CASES, assert_tensors_equal, load_case
-from image_folders import draw_classes
-from ranks_cases import SIZES, TRAININGS, Trained
-from scripts import forked
+from helpers import distributed_training
+from helpers.distributed_training import SIZES, TRAININGS, Trained
+from helpers.golden_cases import METHOD_CASES, assert_tensors_equal, load_case
+from helpers.image_folders import draw_class_folders
+from helpers.run_command import fork_command
 
 from minidpt.data.batches import train_batches
 from minidpt.data.samples import Sample
@@ -29,8 +29,8 @@ every_size = pytest.mark.parametrize("size", SIZES)
 def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
     """Number of processes → for each rank what it has trained."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(ranks_cases.__file__)
-    subprocess.run(forked(script, folder), check=True, timeout=120)
+    script = Path(distributed_training.__file__)
+    subprocess.run(fork_command(script, folder), check=True, timeout=120)
     return {
         size: [
             {
@@ -55,7 +55,7 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @every_size
 @pytest.mark.parametrize("name", TRAININGS)
 def test_processes_that_share_a_training_end_where_one_does(name, size, shared):
-    alone = ranks_cases.train(name, SINGLE)
+    alone = distributed_training.train(name, SINGLE)
     for trained in (rank[name] for rank in shared[size]):
         assert trained.losses == pytest.approx(alone.losses, abs=LOSSES, rel=0)
         assert_near(trained.learned, alone.learned)
@@ -105,7 +105,7 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp_path):
     """The same pictures, cropped in the same way; a rank without any gets a black one."""
-    draw_classes(tmp_path, {"ox": 6, "gnu": 5})
+    draw_class_folders(tmp_path, {"ox": 6, "gnu": 5})
     items = [Sample(str(path), int(path.parent.name == "gnu"), path.parent.name)
              for path in sorted(tmp_path.rglob("*.png"))]  # fmt: skip
 
@@ -148,7 +148,7 @@ if not os.fork():
 def test_a_process_ends_when_torchrun_is_killed(tmp_path):
     (tmp_path / "orphans.py").write_text(ORPHANS)
     ended = subprocess.run(
-        forked(tmp_path / "orphans.py"), stdout=subprocess.PIPE, text=True, timeout=20
+        fork_command(tmp_path / "orphans.py"), stdout=subprocess.PIPE, text=True, timeout=20
     )
     assert ended.stdout == "torchrun, which began this process, has ended\n"
 

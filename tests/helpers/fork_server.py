@@ -1,8 +1,9 @@
-"""What `python SCRIPT ...` does, in a process that is forked after the imports: seconds sooner.
+"""Run `python SCRIPT ...` in a process that is forked after the imports: seconds sooner.
 
-    python tests/forked.py SOCKET SCRIPT ...     # its streams, folder, environment, signals, status
+    python tests/helpers/fork_server.py SOCKET SCRIPT ...
 
-asks the process that listens at SOCKET (`scripts.forked` begins it); that forks for each such call.
+asks the server that listens at SOCKET (`run_command.start_fork_server`), which forks a process for
+each call. Streams, folder, environment, signals and exit status are those of this process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 
 
 def ask(path: str, command: list[str]) -> None:
-    """Have the command run with this process's streams, and end as it does."""
+    """Have the server run a command with this process's streams, and exit as it does."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
         job = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ)}
@@ -34,7 +35,7 @@ def ask(path: str, command: list[str]) -> None:
 
 
 def serve(listener: socket.socket) -> list[str]:
-    """Fork for each call; returns, in a process of its own, the command that is to be run."""
+    """Fork for each call, and return the command to be run, in a process of its own."""
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     listener.settimeout(2)
@@ -52,8 +53,8 @@ def serve(listener: socket.socket) -> list[str]:
     connection.setblocking(True)
     message, streams = b"", []
     while not message.endswith(b"\n"):
-        part, more, *_ = socket.recv_fds(connection, 2**16, 3)
-        message, streams = message + part, streams + more
+        chunk, more, *_ = socket.recv_fds(connection, 2**16, 3)
+        message, streams = message + chunk, streams + more
     job = json.loads(message)
     if child := os.fork():
         for stream in streams:
@@ -84,10 +85,11 @@ def main() -> None:
         ask(sys.argv[1], sys.argv[2:])
     import runpy
 
-    import scripts  # noqa: F401 (torch and the package)
+    sys.path[0] = os.path.dirname(sys.path[0])  # tests/
     import torch._dynamo  # noqa: F401 (which each process would import for its first optimizer)
 
     import minidpt
+    from helpers import run_command  # noqa: F401 (torch and the package)
 
     minidpt.tokenize(["ox"])  # the vocabulary is read for the first text
     sys.argv = serve(socket.socket(fileno=int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""TorchScript archives, as OpenAI's are, made with a torch that calls torch.jit deprecated."""
+"""Make TorchScript archives, as OpenAI's are, with a torch that calls torch.jit deprecated."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def still_used() -> Iterator[None]:
-    """Hears no warning that torch.jit is deprecated (its category differs by version), but any
-    other, such as a tracer's."""
+def ignore_deprecation() -> Iterator[None]:
+    """Ignore the warning that torch.jit is deprecated, whose category differs by version.
+
+    Any other, such as a tracer's, is an error as everywhere in the tests.
+    """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", category)

@@ -1,8 +1,8 @@
-"""Draws a miniature of every data set as users have it: a few classes, genuine folders and lists.
+"""Draw a miniature of every data set as users have it: few classes, genuine folders and lists.
 
-    python tests/miniatures.py FOLDER        # all of them, as in CoOp's data guide
+    python tests/helpers/dataset_miniatures.py FOLDER        # all of them, as in CoOp's data guide
 
-Six pictures of each class, in its own colour; where there is a list, 3 are for training, 1 for
+Six images of each class, in its own color; where there is a list, 3 are for training, 1 for
 val, 2 for the test.
 """
 
@@ -11,12 +11,12 @@ import sys
 from itertools import compress
 from pathlib import Path
 
-from image_folders import draw
+from helpers.image_folders import draw_image
 
 COLORS = [(200, 40, 40), (40, 160, 60), (50, 70, 220), (230, 200, 40), (150, 60, 170)]
 
-# What the pictures' folder (or list) calls a class, and what its published split calls it; in the
-# order of labels. None: no class.
+# The name of a class in its folder (or list) → its name in the published split; in the order of
+# labels. None: no class.
 CLASSES: dict[str, dict[str, str | None]] = {
     "ImageNet": {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane bird"},
     "Caltech101": {
@@ -71,12 +71,12 @@ CLASSES: dict[str, dict[str, str | None]] = {
     "ImageNetR": {"n01443537": "goldfish", "n02012849": "crane bird"},
 }
 
-# The parts of the six pictures.
-SIX = ("train", "test", "train", "val", "train", "test")
+# The split of each of the six images.
+SPLITS = ("train", "test", "train", "val", "train", "test")
 
 
 def draw_miniature(root: Path, name: str, torchvision: bool = False, split: bool = True) -> Path:
-    """Draws a data set under its folder's name in `root`, and returns that folder.
+    """Draw a data set under its folder's name in `root`, and return that folder.
 
     As in CoOp's data guide, or as torchvision downloads it; the first with its split file if
     `split` (and if it has one).
@@ -97,8 +97,8 @@ def draw_miniature(root: Path, name: str, torchvision: bool = False, split: bool
     return drawn_by(root, CLASSES[name], torchvision, name, split and not torchvision)
 
 
-def draw_class_folders(root: Path, name: str) -> Path:
-    """A data set as plain class folders, without any list."""
+def draw_as_class_folders(root: Path, name: str) -> Path:
+    """Draw a data set as plain class folders, without any list."""
     return draw_each(root, list(CLASSES[name]), "{key}/{number}.jpg") and root
 
 
@@ -106,43 +106,45 @@ def draw_class_folders(root: Path, name: str) -> Path:
 
 
 def draw_each(images: Path, keys: list[str], pattern: str, count: int = 6) -> dict[str, list[str]]:
-    """Draws `count` pictures of each class; class -> their paths below `images`."""
+    """Draw `count` images of each class; returns class → paths below `images`."""
     drawn = {}
     for label, key in enumerate(keys):
         names = [pattern.format(key=key, number=n, all=6 * label + n) for n in range(1, count + 1)]
         for number, name in enumerate(names):
-            draw(images / name, (20 + number, 16), COLORS[label % len(COLORS)])
+            draw_image(images / name, (20 + number, 16), COLORS[label % len(COLORS)])
         drawn[key] = names
     return drawn
 
 
-def parts_of(drawn: dict[str, list[str]], names: dict[str, str | None]) -> dict[str, list]:
-    """Rows of CoOp's split: [path, label, class name]."""
+def split_rows(drawn: dict[str, list[str]], names: dict[str, str | None]) -> dict[str, list]:
+    """Return the rows of CoOp's split file by split: [path, label, class name]."""
     keys = [key for key in drawn if names[key] is not None]
     rows = {"train": [], "val": [], "test": []}
     for label, key in enumerate(keys):
-        for part, path in zip(SIX, drawn[key], strict=True):
-            rows[part].append([path, label, names[key]])
+        for split, path in zip(SPLITS, drawn[key], strict=True):
+            rows[split].append([path, label, names[key]])
     return rows
 
 
 def write_split(folder: Path, name: str, rows: dict[str, list]) -> None:
+    """Write CoOp's split file."""
     write(folder / f"split_zhou_{name}.json", json.dumps(rows, indent=4))
 
 
 def write(path: Path, *lines: str) -> None:
+    """Write lines of text; the folders above are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_mat(path: Path) -> None:
-    """The first bytes of a MATLAB file: there, but of no use."""
+    """Write the first bytes of a MATLAB file: it exists, but has no content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"MATLAB 5.0 MAT-file, Platform: GLNX86".ljust(124) + b"\x00\x01IM")
 
 
 def write_classnames(path: Path, names: dict[str, str | None]) -> None:
-    """CoOp's classnames.txt lists all classes of ImageNet, not only those present."""
+    """Write CoOp's classnames.txt, which lists all classes of ImageNet, also those not drawn."""
     ids = {**CLASSES["ImageNet"], **{k: n for k, n in names.items() if k.startswith("n")}}
     write(path, *(f"{key} {name}" for key, name in sorted(ids.items())))
 
@@ -167,7 +169,7 @@ def draw_caltech(root, names, torchvision, name, split):
     if torchvision:
         write_mat(folder / "Annotations" / "Faces_2" / "annotation_0001.mat")
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
@@ -178,13 +180,13 @@ def draw_pets(root, names, torchvision, name, split):
     lines = {"trainval": [], "test": []}
     for number, (key, paths) in enumerate(drawn.items(), start=1):
         species = 2 if key == "american_bulldog" else 1
-        for part, path in zip(SIX, paths, strict=True):
-            part = "test" if part == "test" else "trainval"
-            lines[part].append(f"{Path(path).stem} {number} {species} {number}")
-    for part, own in lines.items():
-        write(folder / "annotations" / f"{part}.txt", *own)
+        for in_split, path in zip(SPLITS, paths, strict=True):
+            list_name = "test" if in_split == "test" else "trainval"
+            lines[list_name].append(f"{Path(path).stem} {number} {species} {number}")
+    for list_name, entries in lines.items():
+        write(folder / "annotations" / f"{list_name}.txt", *entries)
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
@@ -192,11 +194,11 @@ def draw_cars(root, names, torchvision, name, split):
     folder = root / "stanford_cars"
     rows = {"train": [], "val": [], "test": []}
     for label, key in enumerate(names):
-        for number, part in enumerate(SIX, start=1):
-            where = "cars_test" if part == "test" else "cars_train"
-            path = f"{where}/{6 * label + number:05d}.jpg"
-            draw(folder / path, (20, 16), COLORS[label])
-            rows[part].append([path, label, names[key]])
+        for number, in_split in enumerate(SPLITS, start=1):
+            images = "cars_test" if in_split == "test" else "cars_train"
+            path = f"{images}/{6 * label + number:05d}.jpg"
+            draw_image(folder / path, (20, 16), COLORS[label])
+            rows[in_split].append([path, label, names[key]])
     write_mat(folder / "devkit" / "cars_meta.mat")
     write_mat(folder / "cars_test_annos_withlabels.mat")
     if split:
@@ -212,21 +214,21 @@ def draw_flowers(root, names, torchvision, name, split):
     if not torchvision:
         write(folder / "cat_to_name.json", json.dumps(names))
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
 def draw_food(root, names, torchvision, name, split):
     folder = root / "food-101"
     drawn = draw_each(folder / "images", list(names), "{key}/100{all:04d}.jpg")
-    for part in ("train", "test"):
-        kept = [(own == "test") == (part == "test") for own in SIX]
-        stems = {key: [path[:-4] for path in compress(paths, kept)] for key, paths in drawn.items()}
-        write(folder / "meta" / f"{part}.json", json.dumps(stems))
-        write(folder / "meta" / f"{part}.txt", *sum(stems.values(), []))
+    for list_name in ("train", "test"):
+        listed = [(in_split == "test") == (list_name == "test") for in_split in SPLITS]
+        stems = {k: [path[:-4] for path in compress(paths, listed)] for k, paths in drawn.items()}
+        write(folder / "meta" / f"{list_name}.json", json.dumps(stems))
+        write(folder / "meta" / f"{list_name}.txt", *sum(stems.values(), []))
     write(folder / "meta" / "classes.txt", *names)
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
@@ -235,9 +237,9 @@ def draw_aircraft(root, names, torchvision, name, split):
     data = folder / "data" if torchvision else folder
     drawn = draw_each(data / "images", list(names), "100{all:04d}.jpg")
     write(data / "variants.txt", *names)
-    for part, own in parts_of(drawn, names).items():
-        lines = [f"{path[:-4]} {variant}" for path, _, variant in reversed(own)]
-        write(data / f"images_variant_{part}.txt", *lines)
+    for in_split, rows in split_rows(drawn, names).items():
+        lines = [f"{path[:-4]} {variant}" for path, _, variant in reversed(rows)]
+        write(data / f"images_variant_{in_split}.txt", *lines)
     return folder
 
 
@@ -247,12 +249,12 @@ def draw_sun(root, names, torchvision, name, split):
     drawn = draw_each(images, list(names), "{key}/sun_a{number}bkdcgfpks.jpg")
     write((images if torchvision else folder) / "ClassName.txt", *(f"/{key}" for key in names))
     if not torchvision:
-        rows = parts_of(drawn, names)
+        rows = split_rows(drawn, names)
         lines = ["/" + path for path, _, _ in rows["train"] + rows["val"]]
         write(folder / "Training_01.txt", *lines)
         write(folder / "Testing_01.txt", *("/" + path for path, _, _ in rows["test"]))
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return images if torchvision else folder
 
 
@@ -260,11 +262,11 @@ def draw_dtd(root, names, torchvision, name, split):
     folder = root / "dtd"
     data = folder / "dtd" if torchvision else folder
     drawn = draw_each(data / "images", list(names), "{key}/{key}_{number:04d}.jpg")
-    for part, own in parts_of(drawn, names).items():
-        write(data / "labels" / f"{part}1.txt", *(path for path, _, _ in own))
+    for in_split, rows in split_rows(drawn, names).items():
+        write(data / "labels" / f"{in_split}1.txt", *(path for path, _, _ in rows))
     write_mat(data / "imdb" / "imdb.mat")
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
@@ -272,7 +274,7 @@ def draw_eurosat(root, names, torchvision, name, split):
     folder = root / "eurosat"
     drawn = draw_each(folder / "2750", list(names), "{key}/{key}_{number}.jpg")
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
@@ -281,12 +283,12 @@ def draw_ucf(root, names, torchvision, name, split):
     pattern = "{key}/v_{key}_g01_c{number:02d}.jpg"
     drawn = draw_each(folder / "UCF-101-midframes", list(names), pattern)
     if split:
-        write_split(folder, name, parts_of(drawn, names))
+        write_split(folder, name, split_rows(drawn, names))
     return folder
 
 
 def draw_variant(root, names, torchvision, name, split):
-    """ImageNet's four other test sets."""
+    """Draw one of ImageNet's four other test sets."""
     folder, images, pattern = {
         "ImageNetV2": (
             "imagenetv2",

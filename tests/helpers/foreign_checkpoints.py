@@ -1,4 +1,4 @@
-"""Checkpoints as other libraries write them, made by hand from OpenAI's names."""
+"""Write checkpoints as other libraries do, by hand, from tensors under OpenAI's names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", to
 
 
 def safetensors_bytes(tensors: Tensors, header: dict | None = None) -> bytes:
-    """A safetensors file; `header` replaces entries of its header, None among them removes one."""
+    """Return a safetensors file; `header` replaces entries of its header (None: removes)."""
     entries, numbers = {"__metadata__": {"format": "pt"}}, b""
     for name, value in tensors.items():
-        own = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        span = [len(numbers), len(numbers) + len(own)]
+        data = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        span = [len(numbers), len(numbers) + len(data)]
         entries[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape),
                          "data_offsets": span}  # fmt: skip
-        numbers += own
+        numbers += data
     entries |= header or {}
     text = json.dumps({name: entry for name, entry in entries.items() if entry is not None})
     text = text.encode().ljust(-(-len(text) // 8) * 8)
@@ -29,12 +29,13 @@ def safetensors_bytes(tensors: Tensors, header: dict | None = None) -> bytes:
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> Path:
+    """Write a safetensors file, and return its path."""
     path.write_bytes(safetensors_bytes(tensors))
     return path
 
 
 def hugging_face_state(state: Tensors) -> Tensors:
-    """The tensors as Hugging Face's CLIPModel names, splits and turns them."""
+    """Rename, split and transpose the tensors as Hugging Face's CLIPModel has them."""
     theirs = {
         "logit_scale": state["logit_scale"],
         "visual_projection.weight": state["visual.proj"].t(),
@@ -57,8 +58,8 @@ def hugging_face_state(state: Tensors) -> Tensors:
                     break
                 there = f"{side}.encoder.layers.{layer}"
                 joined = state[f"{block}.attn.in_proj_{kind}"]
-                for part, own in zip("qkv", joined.chunk(3), strict=True):
-                    theirs[f"{there}.self_attn.{part}_proj.{kind}"] = own
+                for letter, rows in zip("qkv", joined.chunk(3), strict=True):
+                    theirs[f"{there}.self_attn.{letter}_proj.{kind}"] = rows
                 theirs[f"{there}.self_attn.out_proj.{kind}"] = state[
                     f"{block}.attn.out_proj.{kind}"
                 ]

@@ -1,4 +1,4 @@
-"""Tensors computed by the published implementations (`golden/`), and the inputs they came from.
+"""Load tensors that the published implementations computed (`tests/golden`), and their inputs.
 
 Each case is NAME.npz, the outputs, and NAME.json, what they were computed from. The inputs are
 random numbers of numpy's legacy generator, whose stream is the same in every version. All were
@@ -18,7 +18,7 @@ import torch
 from numpy.random import RandomState
 from torch import Tensor
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[1] / "golden"
 METHOD_CASES = ("coop_end", "vpt_deep", "vlp", "dpt_last_layer", "dpt_top3_csc_middle")
 METHODS = {"CoOp": "coop", "VPT": "vpt", "VLP": "vlp", "DPT": "dpt"}
 TEMPLATES = {
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The case's options as keyword arguments of `minidpt.PromptConfig`."""
+        """Return the options as keyword arguments of `minidpt.PromptConfig`."""
         names = {
             "n_ctx": "n_ctx",
             "vpt": "n_visual",
@@ -62,7 +62,7 @@ class Case(NamedTuple):
         return {"method": self.method, "alpha": self.spec["alpha"], **options}
 
     def learned(self) -> dict[str, Tensor]:
-        """The learned tensors at the start, under the published names."""
+        """Make the learned tensors at the start, under the published names."""
         tensors = {}
         for i, (name, shape) in enumerate(sorted(self.spec["learnables"].items())):
             value = _normal(self.spec["seed"], i, shape) * self.spec["learnable_std"]
@@ -72,7 +72,7 @@ class Case(NamedTuple):
         return tensors
 
     def batches(self) -> tuple[Tensor, Tensor]:
-        """Images (steps, batch, 3, R, R) and labels (steps, batch); the first is the main batch."""
+        """Make images (steps, B, 3, R, R) and labels (steps, B); the first is the main batch."""
         steps, batch, size = self.spec["steps"], self.spec["batch"], self.spec["clip"]["res"]
         state = RandomState(self.spec["seed"] + 1)
         images = state.standard_normal((steps, batch, 3, size, size)).astype(np.float32)
@@ -107,25 +107,25 @@ def _clip_weights(seed: int, keys: str) -> dict[str, Tensor]:
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """Norm, sum, dot product with fixed random numbers, then the first 64 values."""
+    """Return norm, sum, dot product with fixed random numbers, and the first 64 values (67,)."""
     values = tensor.detach().double().flatten()
     direction = torch.from_numpy(RandomState(0).standard_normal(values.numel()))
     summary = torch.stack([values.norm(), values.sum(), values @ direction])
     return torch.cat([summary, values[:64]])
 
 
-def assert_close(actual: Tensor, expected: np.ndarray | Tensor, what: str = "") -> None:
-    """Features, logits and losses: within `TOLERANCE`, and of equal shape."""
+def assert_close(actual: Tensor, expected: np.ndarray | Tensor, name: str = "") -> None:
+    """Assert features, logits or losses of equal shape, within `TOLERANCE`."""
     expected = torch.as_tensor(expected)
-    assert actual.shape == expected.shape, f"{what}: {actual.shape}, not {expected.shape}"
+    assert actual.shape == expected.shape, f"{name}: {actual.shape}, not {expected.shape}"
     difference = (actual.detach().double() - expected.double()).abs().max().item()
-    assert difference <= TOLERANCE, f"{what}: differs by {difference:.1e}"
+    assert difference <= TOLERANCE, f"{name}: differs by {difference:.1e}"
 
 
 def assert_tensors_equal(
     actual: dict[str, Tensor], stored: dict[str, np.ndarray], prefix: str
 ) -> None:
-    """Gradients or trained values by published name: all that are stored under `prefix`, no other.
+    """Assert gradients or trained values by published name: all those stored under `prefix`.
 
     A fingerprint's three sums are compared on their own: each within `RELATIVE` of the tensor's
     norm times the norm of what the sum weighs it with.

@@ -1,9 +1,10 @@
-"""Commands as torchrun starts them, in processes that are forked after the imports.
+"""Run commands as torchrun does, in processes that are forked after the imports.
 
-    python tests/ranks_commands.py FILE      # JSON: a list of {folder, processes, arguments, ...}
+    python tests/helpers/distributed_commands.py FILE
 
-Prints a JSON list: of each command the exit statuses by rank, and what all printed. Like torchrun,
-when a process ends with an error it ends the others (SIGTERM). `kill`: the rank that is to end by
+FILE is a JSON list of {folder, processes, arguments, ...}. Prints a JSON list: of each command the
+exit statuses by rank, and what all printed. Like torchrun, when a process ends with an error it
+ends the others (SIGTERM). `kill`: the rank that is to end by
 SIGKILL, once `when`, a file in the folder, is there. `stop`: after how many epochs of a run each
 process gets SIGTERM, as by torchrun. `copy`: of which folder the command's is to be a copy.
 """
@@ -23,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
@@ -35,7 +36,7 @@ LIMIT = 60  # seconds
 
 
 def stopped_after(epochs: int, train_one_epoch: Any) -> Any:
-    """The function with a signal to its own process in the first step after some epochs."""
+    """Wrap `train_one_epoch`: SIGTERM to the process itself, after that many epochs."""
 
     calls = itertools.count()
 
@@ -48,7 +49,7 @@ def stopped_after(epochs: int, train_one_epoch: Any) -> Any:
 
 
 def begin(script: Any, job: dict, rank: int, port: int) -> int:
-    """Fork a process of a command; its id."""
+    """Fork one process of a command, and return its id."""
     if child := os.fork():
         return child
     os.chdir(job["folder"])
@@ -75,7 +76,7 @@ def begin(script: Any, job: dict, rank: int, port: int) -> int:
 
 
 def run(script: Any, job: dict) -> dict:
-    """A command, to its end."""
+    """Run all processes of a command to their end."""
     if "copy" in job:
         shutil.copytree(job["copy"], job["folder"])
         for name in ("out.txt", "err.txt"):
@@ -108,7 +109,7 @@ def run(script: Any, job: dict) -> dict:
 
 
 def main() -> None:
-    """All commands of the file."""
+    """Run all commands of the file."""
     torch.set_num_threads(1)
     entrypoint.TORCHRUN_POLL_SECONDS = 1  # not as long as torchrun takes
     scripts = {}

@@ -1,4 +1,4 @@
-"""Tiny random CLIPs and learned tensors of every method, for tests against `reference`."""
+"""Make tiny random CLIPs and learned tensors of every method, to compare with `reference`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import functools
 import math
 from typing import NamedTuple
 
-import reference
 import torch
 from torch import Tensor
 
 import minidpt
+from helpers import reference
 
 Tensors = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ DEEP = Sizes(embedding=41, vision_width=64, vision_layers=5, text_width=128, tex
 
 @functools.lru_cache(maxsize=4)
 def clip_state(sizes: Sizes, seed: int = 0) -> Tensors:
-    """A CLIP state dict under OpenAI's names; do not change its tensors.
+    """Make a CLIP state dict under OpenAI's names; do not change its tensors.
 
     Large enough that attention is far from uniform and that images and classes differ.
     """
@@ -85,18 +85,18 @@ def clip_state(sizes: Sizes, seed: int = 0) -> Tensors:
 
 @functools.lru_cache(maxsize=2)
 def clip_state_in_double(sizes: Sizes) -> Tensors:
-    """`clip_state` in float64; do not change its tensors."""
-    return double(clip_state(sizes))
+    """Return `clip_state` in float64; do not change its tensors."""
+    return to_double(clip_state(sizes))
 
 
 @functools.lru_cache(maxsize=2)
 def shared_clip(sizes: Sizes) -> minidpt.CLIP:
-    """The CLIP of `clip_state`, frozen as it is; do not change it."""
+    """Build the CLIP of `clip_state`, once for all tests; do not change it."""
     return minidpt.build_clip(clip_state(sizes))
 
 
 def learned_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> Tensors:
-    """Random learned tensors as they might be after training: nothing is small, no norm is 1."""
+    """Make learned tensors as they might be after training: nothing is small, no norm is 1."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in sorted(shapes.items()):
@@ -108,18 +108,19 @@ def learned_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> Tensor
 
 
 def random_images(sizes: Sizes, count: int, seed: int = 2) -> Tensor:
+    """Make random images (count, 3, R, R) of the model's resolution R."""
     generator = torch.Generator().manual_seed(seed)
     resolution = sizes.patch * sizes.grid
     return torch.randn(count, 3, resolution, resolution, generator=generator)
 
 
-def double(tensors: Tensors, requires_grad: bool = False) -> Tensors:
-    """Copies in float64, in which the reference has no rounding that counts."""
+def to_double(tensors: Tensors, requires_grad: bool = False) -> Tensors:
+    """Copy tensors to float64, in which the reference has no rounding that counts."""
     return {name: value.double().requires_grad_(requires_grad) for name, value in tensors.items()}
 
 
 def learned_shapes(sizes: Sizes, classes: int, config: dict) -> dict[str, tuple[int, ...]]:
-    """`reference.learned_shapes` for the keyword arguments of a `PromptConfig`."""
+    """Return `reference.learned_shapes` for the keyword arguments of a `PromptConfig`."""
     names = ("csc", "n_visual", "visual_layers", "class_aware_from")
     options = {name: config[name] for name in names if name in config}
     n_ctx = len(config["ctx_init"].split()) if config.get("ctx_init") else config.get("n_ctx", 16)

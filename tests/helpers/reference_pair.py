@@ -1,27 +1,27 @@
-"""A model of the package beside the naive reference, with the same learned tensors."""
+"""Compare a model of the package with the naive reference, on the same learned tensors."""
 
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
-from golden_cases import RELATIVE, assert_close
-from tiny_models import (
+from torch import Tensor
+
+import minidpt
+from helpers import reference
+from helpers.golden_cases import RELATIVE, assert_close
+from helpers.tiny_models import (
     WIDE,
     Sizes,
     clip_state_in_double,
-    double,
     learned_shapes,
     learned_tensors,
     random_images,
     shared_clip,
+    to_double,
 )
-from torch import Tensor
-
-import minidpt
 
 TEMPLATE = "a photo of a {}."
-UNEQUAL = [  # names of 1 to 15 tokens, in no order of length
+UNEQUAL_NAMES = [  # names of 1 to 15 tokens, in no order of length
     "ox",
     "red fox",
     "boeing_747-400",
@@ -30,9 +30,9 @@ UNEQUAL = [  # names of 1 to 15 tokens, in no order of length
     "U.S. mail co.",  # its stop and the prompt's become one token
     "owl",
 ]
-EQUAL = ["ox", "owl", "dog", "cat", "fly"]  # one token each
+EQUAL_NAMES = ["ox", "owl", "dog", "cat", "fly"]  # one token each
 METHODS = ["zeroshot", "coop", "vpt", "vlp", "dpt"]
-OF_METHOD = {  # small settings of each, with every part that the method has
+SMALL_CONFIGS = {  # small settings of each, with every part that the method has
     "zeroshot": {"method": "zeroshot"},
     "coop": {"method": "coop", "n_ctx": 3},
     "vpt": {"method": "vpt", "n_visual": 3},
@@ -44,14 +44,14 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_learning_method = pytest.mark.parametrize("method", LEARNING)
 
 
-class Pair:
+class ReferencePair:
     """A model of the package and the same learned tensors for the reference."""
 
     def __init__(
         self,
         config: dict,
         sizes: Sizes = WIDE,
-        classnames: list[str] = UNEQUAL,
+        classnames: list[str] = UNEQUAL_NAMES,
         template: str = TEMPLATE,
     ):
         self.config, self.sizes, self.template = config, sizes, template
@@ -64,13 +64,14 @@ class Pair:
         self.model.load_published(self.learned)
 
     def images(self, count: int = 4) -> Tensor:
+        """Return random images (count, 3, R, R)."""
         return random_images(self.sizes, count)
 
     def reference(self, images: Tensor, learned: dict[str, Tensor] | None = None, **options):
-        """The reference's outputs, from `learned` or from the loaded tensors."""
+        """Compute the reference's outputs, from `learned` or from the loaded tensors."""
         return reference.forward(
             clip_state_in_double(self.sizes),
-            double(self.learned) if learned is None else learned,
+            to_double(self.learned) if learned is None else learned,
             images.double(),
             self.classnames,
             self.template,
@@ -82,6 +83,7 @@ class Pair:
         )
 
     def reference_loss(self, outputs, labels: Tensor, guidance: bool) -> Tensor:
+        """Compute the reference's loss of its own outputs; labels (B,)."""
         return reference.losses(
             outputs,
             labels,
@@ -91,8 +93,8 @@ class Pair:
         ).total
 
     def assert_agree(self, images: Tensor, labels: Tensor) -> None:
-        """Outputs in training and evaluation; losses and gradients in both stages."""
-        learned = double(self.learned, requires_grad=True)
+        """Assert equal outputs in training and evaluation; losses and gradients in both stages."""
+        learned = to_double(self.learned, requires_grad=True)
         expected = self.reference(images, learned)
         self.model.eval()
         with torch.no_grad():
@@ -114,6 +116,7 @@ class Pair:
 
 
 def assert_outputs_close(outputs, expected: reference.Outputs) -> None:
+    """Assert that all logits agree, and that the same classes were selected."""
     for field in ("logits", "text_branch_logits", "image_branch_logits", "class_aware_logits"):
         if (value := getattr(expected, field)) is None:
             assert getattr(outputs, field) is None, field
@@ -126,7 +129,7 @@ def assert_outputs_close(outputs, expected: reference.Outputs) -> None:
 
 
 def assert_relative(actual: dict[str, Tensor], expected: dict[str, Tensor | None]) -> None:
-    """Every tensor within 1e-4 of its norm; None stands for zeros, which must be exact."""
+    """Assert every tensor within 1e-4 of its norm; None stands for exact zeros."""
     actual = {name: value for name, value in actual.items() if value.numel()}
     assert set(actual) == set(expected)
     for name, value in expected.items():
@@ -138,12 +141,15 @@ def assert_relative(actual: dict[str, Tensor], expected: dict[str, Tensor | None
         assert difference <= RELATIVE * norm, f"{name}: differs by {difference:.1e} of {norm:.1e}"
 
 
-def labels_for(pair: Pair, count: int) -> Tensor:
+def make_labels(pair: ReferencePair, count: int) -> Tensor:
+    """Return labels (count,) of different classes."""
     return torch.arange(count) * 2 % len(pair.classnames)
 
 
-def logits_of(config: dict, learned: dict[str, Tensor] | None = None, count: int = 4) -> Tensor:
-    model = Pair(config).model.eval()
+def compute_logits(
+    config: dict, learned: dict[str, Tensor] | None = None, count: int = 4
+) -> Tensor:
+    model = ReferencePair(config).model.eval()
     if learned is not None:
         model.load_published(learned)
     with torch.no_grad():
