@@ -1,18 +1,24 @@
 """Draw a miniature of every data set as users have it: few classes, genuine folders and lists.
 
-    python tests/helpers/dataset_miniatures.py FOLDER        # all of them, as in CoOp's data guide
+    PYTHONPATH=.:tests python -m helpers.dataset_miniatures FOLDER    # all, as in CoOp's data guide
 
 Six images of each class, in its own color; where there is a list, 3 are for training, 1 for
 val, 2 for the test.
 """
 
 import json
+import os
 import sys
 from itertools import compress
 from pathlib import Path
 
-from helpers.image_folders import draw_image
+from helpers.image_folders import all_samples, draw_image
+from minidpt.data.layouts import LAYOUTS
+from minidpt.data.samples import Dataset
 
+NAMES = [layout.name for layout in LAYOUTS]
+TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
+LISTED = [name for name in NAMES if name not in TEST_ONLY + ["ImageNet"]]
 COLORS = [(200, 40, 40), (40, 160, 60), (50, 70, 220), (230, 200, 40), (150, 60, 170)]
 
 # The name of a class in its folder (or list) → its name in the published split; in the order of
@@ -100,6 +106,56 @@ def draw_miniature(root: Path, name: str, torchvision: bool = False, split: bool
 def draw_as_class_folders(root: Path, name: str) -> Path:
     """Draw a data set as plain class folders, without any list."""
     return draw_each(root, list(CLASSES[name]), "{key}/{number}.jpg") and root
+
+
+# Names of classes as prompts read them, in the order of labels, and the zero-shot template.
+EXPECTED = {
+    "ImageNet": (["tench", "goldfish", "crane bird"], "a photo of a {}."),
+    "Caltech101": (["face", "leopard", "crocodile head"], "a photo of a {}."),
+    "OxfordPets": (
+        ["abyssinian", "american bulldog", "british shorthair"],
+        "a photo of a {}, a type of pet.",
+    ),
+    "StanfordCars": (
+        ["2000 AM General Hummer SUV", "2012 Acura TL Sedan", "2012 smart fortwo Convertible"],
+        "a photo of a {}.",
+    ),
+    "OxfordFlowers": (
+        ["pink primrose", "hard-leaved pocket orchid", "globe thistle"],
+        "a photo of a {}, a type of flower.",
+    ),
+    "Food101": (["apple pie", "churros", "hot dog"], "a photo of {}, a type of food."),
+    "FGVCAircraft": (["707-320", "727-200", "F/A-18"], "a photo of a {}, a type of aircraft."),
+    "SUN397": (
+        ["abbey", "airplane cabin", "indoor cathedral", "outdoor cathedral"],
+        "a photo of a {}.",
+    ),
+    "DescribableTextures": (["banded", "polka-dotted", "zigzagged"], "{} texture."),
+    "EuroSAT": (
+        ["Annual Crop Land", "Forest", "Highway or Road", "Sea or Lake"],
+        "a centered satellite photo of {}.",
+    ),
+    "UCF101": (["Apply Eye Makeup", "Tai Chi", "Yo Yo"], "a photo of a person doing {}."),
+    "ImageNetV2": (["tench", "goldfish", "crane bird"], "a photo of a {}."),
+    "ImageNetSketch": (["tench", "goldfish", "crane bird"], "a photo of a {}."),
+    "ImageNetA": (["goldfish", "crane bird"], "a photo of a {}."),
+    "ImageNetR": (["goldfish", "crane bird"], "a photo of a {}."),
+}
+
+
+def split_sizes(dataset: Dataset) -> tuple[int, int, int]:
+    """Return the numbers of samples of train, val and test."""
+    return len(dataset.train), len(dataset.val), len(dataset.test)
+
+
+def assert_as_published(dataset: Dataset, name: str) -> None:
+    """Assert the published names, and that every image exists and has its class's name."""
+    classnames, template = EXPECTED[name]
+    assert dataset.name == name and dataset.template == template
+    assert [each.replace("_", " ") for each in dataset.classnames] == classnames
+    for path, label, classname in all_samples(dataset):
+        assert os.path.isfile(path) and classname == dataset.classnames[label]
+    assert len({item.path for item in all_samples(dataset)}) == len(all_samples(dataset))
 
 
 # ---- helpers

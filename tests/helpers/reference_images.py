@@ -71,3 +71,9 @@ def train_view(path, size: int, seed: int) -> np.ndarray:
     box = random_resized_crop_box(*image.size, generator)
     view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(view)[:, ::-1] if generator.random() < 0.5 else np.asarray(view)
+
+
+def draw_pattern() -> Image.Image:
+    """Draw an image of 13 x 11 pixels without any symmetry."""
+    y, x, c = np.mgrid[0:11, 0:13, 0:3]
+    return Image.fromarray(((x * x * 7 + y * 23 + x * y * 5 + c * 41) % 256).astype(np.uint8))
