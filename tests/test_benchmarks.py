@@ -100,10 +100,10 @@ def test_the_share_of_attention_is_that_on_the_patches_which_the_thing_covers():
     attention = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     by_class = torch.stack([attention, attention.t(), attention.flip(0)])[None]
     maps = AttentionMaps(attention[None], attention.t()[None], torch.tensor([[4, 0, 2]]), by_class)
-    found = shares(maps, thing[None], torch.tensor([0]))
+    actual = shares(maps, thing[None], torch.tensor([0]))
     expected = {
         "area": 0.375, "zero-shot": 0.1 + 0.1, "tuned": 0.1 + 0.15, "true class": 0.1 + 0.15,
         "other classes": (0.2 + 0.5) / 2, "strongest": 0.4,
     }  # fmt: skip
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected)
+    assert {name: value.item() for name, value in actual.items()} == pytest.approx(expected)
     assert shares(maps, thing[None], torch.tensor([3]))["true class"].isnan()

@@ -114,14 +114,14 @@ def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp
         return sorted((label, image.numpy().tobytes()) for label, image in pairs)
 
     options = (items, 4, batch_size, 3, 1, None, 0)
-    whole = list(map(rows, train_batches(*options)))
+    batches = list(map(rows, train_batches(*options)))
     shares = [
         list(map(rows, train_batches(*options, world=World(rank, size)))) for rank in range(size)
     ]
-    for number, expected in enumerate(whole):
+    for number, expected in enumerate(batches):
         parts = [share[number] for share in shares]
-        assert sorted(row for part in parts for row in part if row[0] != NO_LABEL) == expected
-        assert all(len(part) == 1 for part in parts if part[0][0] == NO_LABEL)
+        assert sorted(row for shard in parts for row in shard if row[0] != NO_LABEL) == expected
+        assert all(len(shard) == 1 for shard in parts if shard[0][0] == NO_LABEL)
 
 
 ORPHANS = """

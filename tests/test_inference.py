@@ -109,8 +109,8 @@ def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_rep
 ):
     pair, path = ReferencePair(SMALL_CONFIGS["dpt"]), tmp_path / "model.pt"
     pair.model.save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1000])
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1000])
     with pytest.raises(ValueError, match="model.pt: cut short"):
         minidpt.load_model(path)
 
@@ -122,7 +122,7 @@ def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_rep
     monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pair.model.save(path)
-    assert path.read_bytes() == whole[:-1000] and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == sound[:-1000] and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
@@ -286,8 +286,9 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
     sources = [str(tmp_path / "a.png"), io.BytesIO(content), picture, tmp_path / "a.png"]
     for source in sources:
         assert pair.model.predict(source) == expected
-    found = pair.model.predict(source for source in sources)
-    assert [[p.classname for p in row] for row in found] == [[p.classname for p in expected[0]]] * 4
+    actual = pair.model.predict(source for source in sources)
+    classnames = [p.classname for p in expected[0]]
+    assert [[p.classname for p in row] for row in actual] == [classnames] * 4
     for wrong in (content, np.asarray(picture), 5, [None]):
         with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
             pair.model.predict(wrong)

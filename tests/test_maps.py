@@ -72,8 +72,8 @@ def naive_maps(pair: ReferencePair, images: Tensor) -> minidpt.AttentionMaps:
 def naive_class_aware_map(learned, index: int, x: Tensor, selected: Tensor) -> Tensor:
     """Each image's classes ask its tokens and the learned ones, one by one."""
 
-    def tensor(part: str) -> Tensor:
-        return learned[f"{reference.GENERATOR}.{part}"]
+    def tensor(name: str) -> Tensor:
+        return learned[f"{reference.GENERATOR}.{name}"]
 
     maps = torch.zeros(*selected.shape[:2], 9, dtype=torch.float64)
     for b, features in enumerate(selected):

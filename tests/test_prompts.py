@@ -64,24 +64,24 @@ def test_every_row_is_a_token_or_a_context_vector_plus_its_position(clip, csc, p
         first = 90000 + (4 * c if csc else 0)
         tokens = prompt_tokens(name, list(range(first, first + 4)), position)
         end = layout.ends[layout.inverse_order[c]].item()
-        own = range(end + 1 - (len(tokens) - layout.prefix), end + 1)
-        for place, row in enumerate([*range(layout.prefix), *own]):
-            token = tokens[place]
+        name_tokens = range(end + 1 - (len(tokens) - layout.prefix), end + 1)
+        for i, row in enumerate([*range(layout.prefix), *name_tokens]):
+            token = tokens[i]
             if token < 90000:
                 vector = state["token_embedding.weight"][token]
             else:
                 vector = prompts.ctx.flatten(0, -2)[token - 90000]
-            expected = vector + state["positional_embedding"][place]
+            expected = vector + state["positional_embedding"][i]
             torch.testing.assert_close(rows[row], expected, rtol=0, atol=1e-6)
 
 
 def test_a_context_that_classes_share_collects_the_gradient_of_all_its_places(clip):
-    shared, own = (text_prompts(clip, n_ctx=2, class_token_position="front", csc=csc)
-                   for csc in (False, True))  # fmt: skip
-    for prompts in (shared, own):
+    shared, per_class = (text_prompts(clip, n_ctx=2, class_token_position="front", csc=csc)
+                         for csc in (False, True))  # fmt: skip
+    for prompts in (shared, per_class):
         prompts().sum().backward()
     assert (shared.ctx.grad == 3).all()  # behind the name, so each class has a copy
-    assert (own.ctx.grad == 1).all()
+    assert (per_class.ctx.grad == 1).all()
 
 
 def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(clip):

@@ -62,9 +62,9 @@ def test_the_python_examples_run(monkeypatch, tmp_path, capsys):
     for example in examples:
         exec(example, {})
     assert (tmp_path / "pets.pt").is_file()
-    said = capsys.readouterr().out
-    found = re.fullmatch(r"(cat|dog) 0\.\d+\n(cat|dog)\ntensor\(\[\[.*\]\]\)\n", said)
-    assert found and found[1] == found[2]  # what was exported says the same
+    output = capsys.readouterr().out
+    match = re.fullmatch(r"(cat|dog) 0\.\d+\n(cat|dog)\ntensor\(\[\[.*\]\]\)\n", output)
+    assert match and match[1] == match[2]  # what was exported says the same
 
 
 @pytest.fixture(scope="module")

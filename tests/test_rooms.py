@@ -30,19 +30,19 @@ def modules() -> dict[str, Path]:
 
 def imported(name: str, source: str) -> set[str]:
     """The modules of the package that a module imports, wherever in it, also for types only."""
-    found, known = set(), modules()
+    targets, known = set(), modules()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level:
             above = name.split(".")[: -node.level]
             target = ".".join([*above, *(node.module or "").split(".")]).strip(".")
             inside = {f"{target}.{alias.name}".strip(".") for alias in node.names} & known.keys()
-            found |= inside or ({target} & known.keys())
+            targets |= inside or ({target} & known.keys())
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = (
                 [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             )
             assert not any(n.split(".")[0] == "minidpt" for n in names), "expected relative imports"
-    return found
+    return targets
 
 
 def test_the_imports_of_a_module_are_found():
@@ -56,18 +56,18 @@ def test_the_imports_of_a_module_are_found():
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_a_module_imports_from_rooms_below_only(name):
     room = name.split(".")[0]
-    (place,) = [place for place, rooms in enumerate(ORDER) if room in rooms]
-    allowed = set().union(*ORDER[place + 1 :]) | ({room} if "." in name else set())
-    found = {other.split(".")[0] for other in imported(name, modules()[name].read_text())}
-    assert found <= allowed, f"{name} imports from {found - allowed}"
+    (level,) = [level for level, rooms in enumerate(ORDER) if room in rooms]
+    allowed = set().union(*ORDER[level + 1 :]) | ({room} if "." in name else set())
+    used = {other.split(".")[0] for other in imported(name, modules()[name].read_text())}
+    assert used <= allowed, f"{name} imports from {used - allowed}"
 
 
 def test_the_method_stands_without_data_demo_and_runs():
     services = {"data", "demo", "runs"}
     for name in modules().keys() - {"__main__"}:
         if name.split(".")[0] not in services:
-            found = {other.split(".")[0] for other in imported(name, modules()[name].read_text())}
-            assert not found & services, name
+            used = {other.split(".")[0] for other in imported(name, modules()[name].read_text())}
+            assert not used & services, name
     assert len([name for name in modules() if "." not in name]) <= 9  # beside __init__
 
 

@@ -124,7 +124,7 @@ def test_chunks_of_classes_save_memory(method):
     model = minidpt.build_model(clip, names, "a {}.", config).train()
     images = random_images(WIDE, 2)
 
-    def kept(chunk: int | None) -> int:
+    def saved_bytes(chunk: int | None) -> int:
         model.class_chunk, storages = chunk, {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ def test_chunks_of_classes_save_memory(method):
         return sum(storages.values())
 
     weights = sum(p.untyped_storage().nbytes() for p in clip.parameters())
-    everything, chunked = kept(None) - weights, kept(10) - weights
+    everything, chunked = saved_bytes(None) - weights, saved_bytes(10) - weights
     assert chunked < everything / 2, (chunked, everything)
 
 

@@ -28,9 +28,9 @@ def use(picture: Image.Image, path: str) -> float:
     model.save(path)
     minidpt.export(model, path)
     best: minidpt.Prediction = minidpt.load_model(path, clip).predict(picture, top=1)[0][0]
-    for _, found in model.predict_each([path, picture], top=1, workers=2):
-        if isinstance(found, (ValueError, OSError)):
-            raise found
-        best = found[0]
+    for _, result in model.predict_each([path, picture], top=1, workers=2):
+        if isinstance(result, (ValueError, OSError)):
+            raise result
+        best = result[0]
     total = float(loss) + float((features @ texts.t()).sum() + maps.tuned.sum())
     return best.probability + total

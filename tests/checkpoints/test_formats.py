@@ -72,7 +72,7 @@ def infos(caplog) -> Callable[[], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("wrap", "place"),
+    ("wrap", "prefix"),
     [
         (lambda state: {"epoch": 3, "state_dict": state}, "state_dict."),
         (lambda state: {"net": {"model_state_dict": state}}, "net.model_state_dict."),
@@ -82,11 +82,11 @@ def infos(caplog) -> Callable[[], list[str]]:
     ],
 )
 @pytest.mark.parametrize("names", ["OpenAI", "Hugging Face"])
-def test_a_clip_is_found_where_it_lies_and_the_place_is_said(wrap, place, names, tmp_path, infos):
+def test_a_clip_is_found_where_it_lies_and_the_place_is_said(wrap, prefix, names, tmp_path, infos):
     state = STATE if names == "OpenAI" else hugging_face_state(STATE)
     clip = load(wrap(state), tmp_path)
     assert torch.equal(features(clip), features(plain()))
-    assert infos() == [f"CLIP's tensors are those under '{place}'"]
+    assert infos() == [f"CLIP's tensors are those under '{prefix}'"]
     assert clip.fingerprint() == plain().fingerprint()
 
 
@@ -226,13 +226,13 @@ def test_position_ids_of_earlier_versions_are_no_weights(tmp_path):
 def test_weights_in_several_files_are_read_by_their_index(pieces, tmp_path):
     state = hugging_face_state(STATE)
     names, where = sorted(state), {}
-    for number, own in enumerate((names[::2], names[1::2])):
+    for number, shard_names in enumerate((names[::2], names[1::2])):
         file = pieces.replace(".", f"-{number}.")
         write = (
             write_safetensors if pieces.endswith("safetensors") else (lambda p, t: torch.save(t, p))
         )
-        write(tmp_path / file, {name: state[name] for name in own})
-        where |= dict.fromkeys(own, file)
+        write(tmp_path / file, {name: state[name] for name in shard_names})
+        where |= dict.fromkeys(shard_names, file)
     index = tmp_path / f"{pieces}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
     assert minidpt.load(tmp_path)[0].fingerprint() == plain().fingerprint()

@@ -221,9 +221,9 @@ def problem_with(call: Callable[[], object]) -> str | None:
     try:
         call()
     except (ValueError, OSError) as error:
-        said = str(error)
-        if len(said) > MESSAGE or not said.isprintable():
-            return f"a message of {len(said)} characters: {said[:200]!r}"
+        message = str(error)
+        if len(message) > MESSAGE or not message.isprintable():
+            return f"a message of {len(message)} characters: {message[:200]!r}"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     seconds = time.process_time() - started
@@ -355,7 +355,7 @@ if __name__ == "__main__":
     logging.disable()
     asked, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     wrong = []
-    for part in range(0, asked, 5000):
-        wrong += in_a_child(min(5000, asked - part), seed + part)
+    for start in range(0, asked, 5000):
+        wrong += in_a_child(min(5000, asked - start), seed + start)
     print("\n".join(wrong[:40]), f"\n{len(wrong)} of {asked} inputs end wrongly")
     sys.exit(bool(wrong))

@@ -268,8 +268,8 @@ def test_an_unaligned_member_is_copied_once_for_all_its_tensors(tmp_path):
             path,
             pickle_tensors([Rebuilt(), Rebuilt(offset=3, size=(3,), stride=(1,))]) + b" " * pad,
         )
-        whole, end = read_checkpoint(path)
-        assert end.data_ptr() == whole.data_ptr() + 3 * 4 and end.tolist() == [3, 4, 5]
+        first, end = read_checkpoint(path)
+        assert end.data_ptr() == first.data_ptr() + 3 * 4 and end.tolist() == [3, 4, 5]
 
 
 def test_members_that_lie_over_one_another_are_not_copied_again_and_again(tmp_path):

@@ -97,8 +97,8 @@ def put(file: Path, folder: Path, name: str = "ViT-B-32.pt") -> Path:
 
 def test_a_path_gives_its_model_named_after_the_file_and_its_preprocessing(clip_file, home):
     path = put(clip_file, home, "my.clip.pt")
-    for given in (path, str(path)):
-        clip, preprocess = minidpt.load(given)
+    for spelling in (path, str(path)):
+        clip, preprocess = minidpt.load(spelling)
         assert clip.name == "my.clip" and not clip.training
         images = random_images(WIDE, 2)
         expected = minidpt.build_clip({k: v.half() for k, v in clip_state(WIDE).items()})
@@ -137,9 +137,9 @@ def test_folders_are_searched_in_their_order(home, monkeypatch):
         (home / folder).mkdir(parents=True)
         (home / folder / "ViT-L-14-336px.pt").touch()
     for folder in folders:
-        found = pretrained.find_or_download("ViT-L/14@336px")
-        assert found == home / folder / "ViT-L-14-336px.pt"
-        found.unlink()
+        cached = pretrained.find_or_download("ViT-L/14@336px")
+        assert cached == home / folder / "ViT-L-14-336px.pt"
+        cached.unlink()
 
 
 def test_a_wrong_folder_in_the_environment_is_said_and_not_passed_over(home, monkeypatch):
@@ -305,11 +305,11 @@ def test_a_missing_file_on_the_server_says_what_to_do(server, home):
 def test_offline_the_address_and_the_place_of_the_file_are_said(home, monkeypatch, name, address):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens: refused at once
     url = f"https://openaipublic.azureedge.net/clip/models/{address}"
-    place = home / "home/.cache/clip" / Path(address).name
+    cached = home / "home/.cache/clip" / Path(address).name
     with pytest.raises(FileNotFoundError) as error:
         minidpt.load(name)
     assert "refused" in str(error.value) and "\n" not in str(error.value)
-    assert f"put {url} at {place} or into the folder MINIDPT" in str(error.value)
+    assert f"put {url} at {cached} or into the folder MINIDPT" in str(error.value)
 
 
 def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
@@ -322,18 +322,18 @@ def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
 def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_of_it(
     server, home, capsys, caplog
 ):
-    told = []
+    reports = []
 
     @contextmanager
     def watch(*job):
-        told.append(job)
-        yield told.append
+        reports.append(job)
+        yield reports.append
 
     server.content = bytes(2_000_000)
     with use_progress(watch):
         for _ in range(2):  # the second time it is there
             pretrained.download(f"{server.url}/a.pt", home / "a.pt", sha256(server.content))
-    job, *done = told
+    job, *done = reports
     assert job == ("MB of a.pt", 2)
     assert done[-1] == 2 and done == sorted(done)
     (record,) = caplog.records

@@ -55,10 +55,10 @@ def save_published(
     folder: Path, tensors: dict[str, Tensor], epoch: int, dtype: torch.dtype = torch.float16
 ) -> Path:
     """A folder for each part with `model.pth.tar-N`, after a step of training."""
-    for part in ("prompt_learner", "image_encoder.transformer.ctx_learner",
-                 "image_encoder.transformer.extractor"):  # fmt: skip
-        state = {name.removeprefix(part + "."): value.to(dtype) for name, value in tensors.items()
-                 if name.startswith(part + ".")}  # fmt: skip
+    for module in ("prompt_learner", "image_encoder.transformer.ctx_learner",
+                   "image_encoder.transformer.extractor"):  # fmt: skip
+        state = {name.removeprefix(module + "."): value.to(dtype) for name, value in tensors.items()
+                 if name.startswith(module + ".")}  # fmt: skip
         if not state:
             continue
         parameters = [nn.Parameter(value.clone()) for value in state.values()]
@@ -67,10 +67,10 @@ def save_published(
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        if part == "prompt_learner":
+        if module == "prompt_learner":
             state["token_prefix"] = torch.ones(len(NAMES), 1, 64, dtype=dtype)
             state["token_suffix"] = torch.ones(len(NAMES), 73, 64, dtype=dtype)
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / module).mkdir(parents=True, exist_ok=True)
         checkpoint = {
             "state_dict": state,
             "epoch": epoch,
@@ -79,8 +79,8 @@ def save_published(
             "val_result": 91.2,
         }
         assert type(checkpoint["scheduler"]["successor"]).__module__ == "torch.optim.lr_scheduler"
-        torch.save(checkpoint, folder / part / f"model.pth.tar-{epoch}")
-        (folder / part / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+        torch.save(checkpoint, folder / module / f"model.pth.tar-{epoch}")
+        (folder / module / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
     (folder / "log.txt").write_text("epoch 1\n")
     return folder
 

@@ -36,10 +36,10 @@ class Node(nn.Module):
         for name, value in tensors.items():
             *path, last = name.split(".")
             node = self
-            for part in path:
-                if not hasattr(node, part):
-                    node.add_module(part, Node({}))
-                node = getattr(node, part)
+            for child in path:
+                if not hasattr(node, child):
+                    node.add_module(child, Node({}))
+                node = getattr(node, child)
             node.register_buffer(last, value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,9 +171,9 @@ def test_the_handmade_archive_of_the_attacks_below_is_read_when_it_is_sound(tmp_
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(small_state(), path)
-    whole = path.read_bytes()
-    for length in [*range(len(whole) // 100, len(whole), len(whole) // 29), len(whole) - 1]:
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in [*range(len(content) // 100, len(content), len(content) // 29), len(content) - 1]:
+        path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="a.pt: cut short.*copy or download it again"):
             read_state_dict(path)
 

@@ -157,10 +157,10 @@ def test_projections_are_those_rows_of_in_proj_split_into_heads(parts):
     by_name = dict(zip("qkv", every.split(15, dim=-1), strict=True))
     projected = multihead.project(x, parts)
     assert projected.shape == (2, 7, len(parts), 5, 3)
-    for part, name in zip(projected.unbind(2), parts, strict=True):
+    for actual, name in zip(projected.unbind(2), parts, strict=True):
         for head in range(5):
             expected = by_name[name][..., 3 * head : 3 * head + 3]
-            torch.testing.assert_close(part[:, :, head], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(actual[:, :, head], expected, rtol=0, atol=1e-5)
 
 
 def test_self_attention_and_that_of_one_token_are_torchs_own():

@@ -153,10 +153,10 @@ def test_sizes_are_read_off_the_tensors(sizes):
 
 
 def test_a_clip_holds_the_given_tensors_under_their_names_frozen_in_fp32_and_as_copies():
-    given = {name: value.clone() for name, value in clip_state(WIDE).items()}
-    clip = minidpt.build_clip(given)
-    assert clip.state_dict().keys() == given.keys()
-    for value in given.values():
+    tensors = {name: value.clone() for name, value in clip_state(WIDE).items()}
+    clip = minidpt.build_clip(tensors)
+    assert clip.state_dict().keys() == tensors.keys()
+    for value in tensors.values():
         value.add_(1)
     for name, value in clip.state_dict().items():
         assert torch.equal(value, clip_state(WIDE)[name]), name
@@ -369,12 +369,12 @@ def test_a_cast_clip_computes_nearly_the_same(dtype, closeness):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_casting_leaves_norms_projections_and_temperature_in_fp32(dtype):
     clip, state = build().cast(dtype), clip_state(WIDE)
-    kept = {name for name, value in clip.state_dict().items() if value.dtype == torch.float32}
-    assert kept == {
+    in_fp32 = {name for name, value in clip.state_dict().items() if value.dtype == torch.float32}
+    assert in_fp32 == {
         name for name in state if re.search(r"\bln_|^logit_scale$|\bproj$|^text_projection$", name)
     }
     for name, value in clip.state_dict().items():
-        assert value.dtype == (torch.float32 if name in kept else dtype), name
+        assert value.dtype == (torch.float32 if name in in_fp32 else dtype), name
         assert torch.equal(value, state[name].to(value.dtype)), name
         assert not value.requires_grad
 
@@ -440,17 +440,17 @@ def test_the_mlp_in_bf16_rounds_a_large_residual_once(quick_gelu):
 
 @pytest.mark.parametrize(("chunk", "parts"), [(None, 1), (3, 3)])
 def test_who_watches_is_told_how_far_the_text_encoder_is_unless_it_is_in_a_step(chunk, parts):
-    clip, told = minidpt.build_clip(clip_state(WIDE)), []
+    clip, reports = minidpt.build_clip(clip_state(WIDE)), []
 
     @contextmanager
     def watch(*job):
-        told.append(job)
-        yield told.append
+        reports.append(job)
+        yield reports.append
 
     layout = pack([[49406, *range(1000 * n, 1000 * n + 30), 49407] for n in range(1, 8)])
     with use_progress(watch):
         with torch.no_grad():
             expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert told == [("layers of the text encoder", 2), 1, 2] * parts
+        assert reports == [("layers of the text encoder", 2), 1, 2] * parts
         features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
-        assert len(told) == 3 * parts and torch.equal(features, expected)
+        assert len(reports) == 3 * parts and torch.equal(features, expected)

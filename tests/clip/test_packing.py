@@ -33,9 +33,9 @@ def rows_of(layout: PackedPrompts, index: int) -> list[int]:
     """The rows of the index-th given prompt: those that its last row sees."""
     end = layout.ends[layout.inverse_order[index]].item()
     size = layout.mask.shape[2]
-    bin_, place = divmod(end, size)
+    bin_, column = divmod(end, size)
     keys = torch.tensor([*range(layout.prefix), *range(bin_ * size, (bin_ + 1) * size)])
-    return keys[layout.mask[bin_, 0, place] == 0].tolist()
+    return keys[layout.mask[bin_, 0, column] == 0].tolist()
 
 
 def prompt_of(layout: PackedPrompts, index: int) -> tuple[list[int], list[int]]:
@@ -48,8 +48,9 @@ def random_prompts(seed: int) -> list[list[int]]:
     """Prompts of a small vocabulary, so that some begin alike and some are the same."""
     rng = random.Random(seed)
     prefix = [SOT] + [2] * rng.randrange(4)
-    own = [[rng.choice((3, 4)) for _ in range(rng.randrange(4))] for _ in range(rng.randint(1, 11))]
-    return [[*prefix, *tokens, EOT] for tokens in own]
+    count = rng.randint(1, 11)
+    ends = [[rng.choice((3, 4)) for _ in range(rng.randrange(4))] for _ in range(count)]
+    return [[*prefix, *end, EOT] for end in ends]
 
 
 def test_a_layout_worked_out_by_hand():
@@ -104,8 +105,8 @@ def test_every_prompt_can_be_read_off_the_layout_and_nothing_else_is_there(seed)
     for index, prompt in enumerate(prompts):
         assert prompt_of(layout, index) == (prompt, list(range(len(prompt))))
         assert layout.tokens[layout.ends[layout.inverse_order[index]]] == EOT
-    own = sum(len(prompt) - layout.prefix for prompt in prompts)
-    assert (layout.tokens != 0).sum() == layout.prefix + own
+    packed_tokens = sum(len(prompt) - layout.prefix for prompt in prompts)
+    assert (layout.tokens != 0).sum() == layout.prefix + packed_tokens
     assert (layout.mask == 0).any(-1).all()  # a row that sees nothing would be NaN
 
 
@@ -162,8 +163,8 @@ def test_packed_attention_is_causal_attention_within_each_prompt(prompts):
     for index, prompt in enumerate(prompts):
         rows = rows_of(layout, index)
         visible = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()
-        own = (x[rows].transpose(0, 1) for x in (q, k, v))
-        alone = reference.attention(*own, visible).transpose(0, 1)
+        heads = (x[rows].transpose(0, 1) for x in (q, k, v))
+        alone = reference.attention(*heads, visible).transpose(0, 1)
         torch.testing.assert_close(result[rows], alone, rtol=0, atol=1e-13)
 
 
@@ -182,14 +183,14 @@ def test_scores_of_half_precision_are_in_fp32(dtype):
 @pytest.mark.parametrize("size", [1, 2, 30, 1000])
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
     prompts = [[SOT, 2, *[3] * n, 10 + n, EOT] for n in (7, 3, 15, 1, 12, 2)] * 20
-    layout, found = pack(prompts), []
+    layout, decoded = pack(prompts), []
     for rows, piece in iter_chunks(layout, size):
         assert piece.prefix == layout.prefix
         assert len(piece.ends) <= max(size, *layout.prompts_per_bin)  # a bin is the least
         assert torch.equal(piece.tokens, layout.tokens[rows])
         assert torch.equal(piece.positions, layout.positions[rows])
-        found += [piece.tokens[rows_of(piece, i)].tolist() for i in range(len(piece.ends))]
-    assert [found[place] for place in layout.inverse_order.tolist()] == prompts
+        decoded += [piece.tokens[rows_of(piece, i)].tolist() for i in range(len(piece.ends))]
+    assert [decoded[position] for position in layout.inverse_order.tolist()] == prompts
 
 
 def test_in_half_precision_the_gradient_of_the_prefix_is_rounded_once():

@@ -71,7 +71,7 @@ def naive_bpe():
         while True:
             known = [pair for pair in zip(parts, parts[1:]) if pair in world]
             if not known:
-                return [ids[part] for part in parts]
+                return [ids[symbol] for symbol in parts]
             best = min(known, key=world.__getitem__)
             merged, i = [], 0
             while i < len(parts):
@@ -181,7 +181,7 @@ def test_words_merge_as_in_the_naive_loop(naive_bpe, alphabet):
         for _ in range(7):
             word = "".join(generator.choices(alphabet, k=length))
             assert list(tokenizer._bpe(word)) == naive_bpe(word), word
-            assert encode(word) == [i for part in words_of(word) for i in naive_bpe(part)], word
+            assert encode(word) == [i for w in words_of(word) for i in naive_bpe(w)], word
 
 
 def words_of(text: str) -> list[str]:
@@ -252,8 +252,8 @@ def test_a_too_long_text_is_refused_with_text_count_limit_and_fix():
     with pytest.raises(ValueError) as caught:
         tokenize(["a photo of a dog.", "12345"], context_length=6)
     message = str(caught.value)
-    for part in ["'a photo of a dog.'", "8 tokens", "at most 6", "truncate=True"]:
-        assert part in message
+    for words in ["'a photo of a dog.'", "8 tokens", "at most 6", "truncate=True"]:
+        assert words in message
 
 
 def test_the_error_quotes_only_the_start_of_a_huge_text():

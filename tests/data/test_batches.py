@@ -46,8 +46,8 @@ def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1] * 5 + [0]
     preprocess = transforms.Preprocess(7)
     expected = [preprocess(Image.open(item.path)) for item in pictures]
-    found = transforms.normalize(torch.cat([images for images, _ in batches]))
-    assert torch.equal(found, torch.stack(expected))
+    actual = transforms.normalize(torch.cat([images for images, _ in batches]))
+    assert torch.equal(actual, torch.stack(expected))
 
 
 def test_training_views_do_not_depend_on_workers_or_store(pictures):
@@ -63,10 +63,10 @@ def test_each_epoch_and_seed_has_its_own_order_and_crops(pictures):
     assert same(first, epoch(pictures))
     for other in (epoch(pictures, epoch=1), epoch(pictures, seed=0)):
         assert not same(first, other)
-    one = pictures[:1] * 8  # order plays no part: the crops of one picture must differ
-    images = torch.cat([batch.images for batch in epoch(one)])
+    copies = pictures[:1] * 8  # order plays no part: the crops of one picture must differ
+    images = torch.cat([batch.images for batch in epoch(copies)])
     assert len({image.numpy().tobytes() for image in images}) == 8
-    assert not same(epoch(one), epoch(one, epoch=1))
+    assert not same(epoch(copies), epoch(copies, epoch=1))
 
 
 def test_an_epoch_shows_each_picture_once(pictures):
@@ -107,16 +107,16 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
 
 
 def test_only_pictures_of_an_earlier_run_make_room_in_a_full_store(pictures):
-    first, second = ([item.path for item in part] for part in (pictures[:4], pictures[4:]))
+    first, second = ([item.path for item in half] for half in (pictures[:4], pictures[4:]))
     store = batching.ImageCache(max_bytes=5000)
     store.fill(first)
     assert len(store) == 2
     store.fill(second[:2])
-    kept = [store.get(path) for path in second[:2]]
-    assert len(store) == 2 and store.bytes == sum(4 * image.width * image.height for image in kept)
-    assert all(store.get(path) is image for path, image in zip(second[:2], kept, strict=True))
+    stored = [store.get(path) for path in second[:2]]
+    assert len(store) == 2 and store.bytes == sum(4 * i.width * i.height for i in stored)
+    assert all(store.get(path) is image for path, image in zip(second[:2], stored, strict=True))
     store.fill(second)  # none of those that are wanted gives way to another
-    assert all(store.get(path) is image for path, image in zip(second[:2], kept, strict=True))
+    assert all(store.get(path) is image for path, image in zip(second[:2], stored, strict=True))
 
 
 def threads() -> list[str]:
@@ -142,10 +142,10 @@ def test_threads_end_when_the_consumer_stops_early(pictures):
         assert threads()
         break
     assert threads() == []
-    with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the frames alive
+    with pytest.raises(KeyboardInterrupt) as raised:  # its traceback keeps the frames alive
         for _ in batching.train_batches(pictures * 9, 7, 2, 1, 0, workers=3):
             raise KeyboardInterrupt
-    assert threads() == [] and kept
+    assert threads() == [] and raised
 
 
 def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatch):
@@ -153,9 +153,9 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "stack", interrupted)
-    with pytest.raises(KeyboardInterrupt) as kept:
+    with pytest.raises(KeyboardInterrupt) as raised:
         next(batching.eval_batches(pictures * 9, 7, 2, workers=3))
-    assert threads() == [] and kept
+    assert threads() == [] and raised
 
 
 def test_work_ahead_is_bounded(pictures):

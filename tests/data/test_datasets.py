@@ -16,7 +16,7 @@ from helpers.dataset_miniatures import (
     split_sizes,
     write_split,
 )
-from helpers.image_folders import draw_class_folders, draw_image, read_error
+from helpers.image_folders import draw_class_folders, draw_image, read_error, relative_paths
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.layouts import LAYOUTS, layout_of
@@ -146,8 +146,8 @@ def test_labels_and_order_of_a_published_split_are_kept(tmp_path):
     write_split(folder, "Caltech101", rows)
     dataset = open_dataset(folder)
     root = folder / "101_ObjectCategories"
-    found = [[Path(path).relative_to(root).as_posix(), *other] for path, *other in dataset.train]
-    assert found == rows["train"]
+    actual = [[Path(path).relative_to(root).as_posix(), *other] for path, *other in dataset.train]
+    assert actual == rows["train"]
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -175,11 +175,11 @@ def sample(generator: random.Random, items: list, count: int) -> list:
     pool, drawn = list(items), []
     for taken in range(count):
         left = len(pool) - taken
-        place = generator.getrandbits(left.bit_length())
-        while place >= left:
-            place = generator.getrandbits(left.bit_length())
-        drawn.append(pool[place])
-        pool[place] = pool[left - 1]
+        index = generator.getrandbits(left.bit_length())
+        while index >= left:
+            index = generator.getrandbits(left.bit_length())
+        drawn.append(pool[index])
+        pool[index] = pool[left - 1]
     return drawn
 
 
@@ -188,9 +188,9 @@ def test_few_shots_of_a_split_file_are_the_published_draw(tmp_path, shots, seed)
     folder, rows, numbers = tmp_path / "eurosat", {"train": [], "val": [], "test": []}, range(30)
     for key, label in [("River", 1), ("Forest", 0), ("SeaLake", 2)]:  # first appearance: 1, 0, 2
         for number in numbers:
-            part = ("train", "train", "val", "test")[number % 4]
+            split = ("train", "train", "val", "test")[number % 4]
             path = f"{key}/{key}_{number}.jpg"
-            rows[part].append([path, label, key])
+            rows[split].append([path, label, key])
             (folder / "2750" / key).mkdir(parents=True, exist_ok=True)
             (folder / "2750" / path).touch()
     random.Random(5).shuffle(rows["train"])
@@ -199,17 +199,16 @@ def test_few_shots_of_a_split_file_are_the_published_draw(tmp_path, shots, seed)
 
     generator = random.Random(seed)
     expected = {}
-    for part, count in [("train", shots), ("val", min(shots, 4))]:
+    for split, count in [("train", shots), ("val", min(shots, 4))]:
         by_label: dict[int, list[str]] = {}
-        for path, label, _ in rows[part]:
+        for path, label, _ in rows[split]:
             by_label.setdefault(label, []).append(path)
-        expected[part] = []
-        for own in by_label.values():
-            expected[part] += sample(generator, own, count) if len(own) >= count else own
+        expected[split] = []
+        for pool in by_label.values():
+            expected[split] += sample(generator, pool, count) if len(pool) >= count else pool
     drawn = few_shot(open_dataset(folder), shots, seed)
-    for part, paths in expected.items():
-        found = [Path(i.path).relative_to(folder / "2750").as_posix() for i in getattr(drawn, part)]
-        assert found == paths, part
+    for split, paths in expected.items():
+        assert relative_paths(getattr(drawn, split), folder / "2750") == paths, split
     assert drawn.test == open_dataset(folder).test
 
 

@@ -113,9 +113,9 @@ def test_as_many_class_folders_as_published_are_recognised_by_their_folders_name
 
 
 def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folders_name(tmp_path):
-    for part in ("train", "test"):
-        draw_class_folders(tmp_path / "food-101" / part, {"apple_pie": 2, "tacos": 2})
-        draw_class_folders(tmp_path / "sun397" / part, {"abbey": 2, "airplane_cabin": 2})
+    for split in ("train", "test"):
+        draw_class_folders(tmp_path / "food-101" / split, {"apple_pie": 2, "tacos": 2})
+        draw_class_folders(tmp_path / "sun397" / split, {"abbey": 2, "airplane_cabin": 2})
     food, sun = open_dataset(tmp_path / "food-101"), open_dataset(tmp_path / "sun397")
     assert food.name == "Food101" and food.classnames == ["apple pie", "tacos"]
     assert sun.name == "SUN397" and sun.classnames == ["abbey", "airplane cabin"]
@@ -129,8 +129,8 @@ def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folde
     draw_image(tmp_path / "imagenet-r" / "b.png")  # the folder is data folder and test part in one
     assert loose in open_dataset(tmp_path / "imagenet-r").notes
     (tmp_path / "paths" / "SUN397" / "c.psd").touch()  # told of once
-    found = [n for n in open_dataset(tmp_path / "paths" / "SUN397").notes if "not read" in n]
-    assert found == ["not read: 1 .psd (convert or rename images)", loose]
+    notes = [n for n in open_dataset(tmp_path / "paths" / "SUN397").notes if "not read" in n]
+    assert notes == ["not read: 1 .psd (convert or rename images)", loose]
 
 
 @pytest.mark.parametrize("folder", ["dtd", "DescribableTextures", "caltech-101"])
@@ -229,9 +229,9 @@ def touch(folder: Path, count: int) -> None:
 )
 def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
     ids = list(naming.imagenet_classnames())[:count]
-    for part in ("train", "val"):
+    for split in ("train", "val"):
         for wordnet_id in ids:
-            touch(tmp_path / folder / part / wordnet_id, 1)
+            touch(tmp_path / folder / split / wordnet_id, 1)
     dataset = open_dataset(tmp_path / folder)
     assert dataset.name == name and dataset.classnames[:2] == ["tench", "goldfish"]
     assert split_sizes(dataset) == (count, 0, count)
@@ -242,8 +242,8 @@ def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
 
 
 def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
-    for part, count in (("train", 4), ("val", 2), ("test", 3)):
-        draw_class_folders(tmp_path / part, {"n01440764": count, "n01443537": count})
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        draw_class_folders(tmp_path / split, {"n01440764": count, "n01443537": count})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["tench", "goldfish"] and split_sizes(dataset) == (8, 4, 6)
     assert all("/test/" in item.path for item in dataset.test)

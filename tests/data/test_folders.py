@@ -24,8 +24,8 @@ def test_class_folders_are_split_by_class(tmp_path):
     assert dataset.classnames == ["cat", "owl", "sea horse"]
     assert dataset.template == "a photo of a {}." and dataset.notes == ()
     counts = {
-        part: [[i.label for i in getattr(dataset, part)].count(label) for label in range(3)]
-        for part in ("train", "val", "test")
+        split: [[i.label for i in getattr(dataset, split)].count(label) for label in range(3)]
+        for split in ("train", "val", "test")
     }
     # 50 and 20 % of 7: 3.5 -> 4 (the even one), 1.4 -> 1; the rest is the test
     assert counts == {"train": [4, 5, 10], "val": [1, 2, 4], "test": [2, 3, 6]}
@@ -50,8 +50,8 @@ def test_drawn_split_depends_on_its_seed_alone(tmp_path):
 def test_tiny_classes_have_a_training_and_a_test_image(tmp_path, count, parts):
     draw_class_folders(tmp_path, {"a": count, "b": 10})
     dataset = open_dataset(tmp_path)
-    found = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
-    assert tuple(found) == parts
+    counts = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
+    assert tuple(counts) == parts
     assert dataset.notes == (() if count > 1 else ("class 'a' has no test image",))
 
 
@@ -210,8 +210,8 @@ def test_a_train_folder_alone_is_split_and_what_lies_beside_is_no_class(tmp_path
 
 
 def test_folders_beside_train_and_test_are_said(tmp_path):
-    for part in ("train", "test", "unlabelled"):
-        draw_class_folders(tmp_path / part, {"dog": 2, "cat": 2})
+    for folder in ("train", "test", "unlabelled"):
+        draw_class_folders(tmp_path / folder, {"dog": 2, "cat": 2})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "dog"]
     assert dataset.notes == ("read: train/, test/; not read: unlabelled/",)
@@ -228,10 +228,10 @@ def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
 
 @pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
 def test_pictures_beside_class_folders_are_said(tmp_path, parts):
-    for part in parts:
-        draw_class_folders(tmp_path / part, {"dog": 3, "cat": 3})
+    for folder in parts:
+        draw_class_folders(tmp_path / folder, {"dog": 3, "cat": 3})
         for name in ("x.png", "b.CR2", ".hidden.png", "notes.txt"):
-            (tmp_path / part / name).write_bytes(b"")
+            (tmp_path / folder / name).write_bytes(b"")
     (tmp_path / "a.jpg").write_bytes(b"")
     count = 1 + 2 * len(parts)
     expected = f"not read: {count} images in no class folder, first a.jpg"
@@ -248,16 +248,16 @@ def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
 
 def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
     draw_class_folders(tmp_path, {"dog": 3, "cat": 3, "owl": 3})
-    told = []
+    reports = []
 
     @contextmanager
     def watch(*job):
-        told.append(job)
-        yield told.append
+        reports.append(job)
+        yield reports.append
 
     with use_progress(watch):
         open_dataset(tmp_path)
-    assert told == [("class folders listed", 3), 1, 2, 3]
+    assert reports == [("class folders listed", 3), 1, 2, 3]
 
 
 # ---- mistakes
@@ -297,8 +297,8 @@ def class_called_train(root):
 
 
 def two_of_val(root):
-    for part in ("train", "val", "valid"):
-        draw_class_folders(root / part, {"owl": 3, "cat": 3})
+    for folder in ("train", "val", "valid"):
+        draw_class_folders(root / folder, {"owl": 3, "cat": 3})
 
 
 def one_image_each(root):
@@ -368,5 +368,5 @@ def test_avif_and_jpeg_xl_are_pictures_where_pillow_reads_them(tmp_path, monkeyp
     for name in ("x.avif", "x.jxl"):
         (tmp_path / "a" / name).write_bytes(b"")
     monkeypatch.setattr(folders, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))
-    found = folders.images_in(tmp_path)
-    assert (len(found), sum(found.unread.values())) == ((4, 0) if reads else (2, 2))
+    images = folders.images_in(tmp_path)
+    assert (len(images), sum(images.unread.values())) == ((4, 0) if reads else (2, 2))

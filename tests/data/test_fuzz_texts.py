@@ -25,8 +25,8 @@ from minidpt.runs.folders import CONFIG, RECORD, SPLIT, SUMMARY, TRANSFER, RunFo
 from minidpt.runs.results import write_tables
 
 SPLIT_ROWS = {
-    part: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]
-    for part, letters in {"train": "ab", "val": "cd", "test": "ef"}.items()
+    split: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]
+    for split, letters in {"train": "ab", "val": "cd", "test": "ef"}.items()
 }
 CSV = "path,label,split\na.png,ox,train\nb.png,owl,train\nc.png,ox,test\nd.png,owl,test\n"
 TEST = {"zero_shot_accuracy": 50.5, "accuracy": 61, "test_images": 4}
@@ -87,8 +87,8 @@ def opened(*arguments: object) -> None:
     """What a data set must be for all that comes after."""
     dataset = open_dataset(*arguments)
     assert len((Path("out") / dataset.name).parts) == 2 and dataset.name not in (".", "..")
-    for part in SPLITS:
-        for path, label, name in getattr(dataset, part):
+    for split in SPLITS:
+        for path, label, name in getattr(dataset, split):
             assert Path(path).is_file() and dataset.classnames[label] == name
 
 
@@ -132,13 +132,13 @@ def kinds(folder: Path) -> list[Kind]:
 def run(n: int, seed: int) -> list[str]:
     """Reads `n` damaged files. Returns what went wrong: file, what was in it, how it ended."""
     choose, failures = random.Random(seed), []
-    with tempfile.TemporaryDirectory() as place:
-        every = kinds(Path(place).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        every = kinds(Path(folder).resolve())
         for number in range(n):
             kind = every[number % len(every)]
             content = kind.content
-            path = Path(place).resolve() / kind.file
-            whole = content if isinstance(content, bytes) else json.dumps(content).encode()
+            path = Path(folder).resolve() / kind.file
+            sound = content if isinstance(content, bytes) else json.dumps(content).encode()
             if not isinstance(content, bytes):
                 for _ in range(choose.choice((0, 1, 1, 2))):
                     content = changed(content, choose)
@@ -156,7 +156,7 @@ def run(n: int, seed: int) -> list[str]:
             spent = time.process_time() - started
             if len(ended) > 500 or not ended.isprintable() or spent > 5:
                 failures.append(f"{kind.file} {content!r:.2000} {spent:.1f} s: {ended!r:.600}")
-            path.write_bytes(whole)
+            path.write_bytes(sound)
     return failures
 
 

@@ -10,9 +10,9 @@ from minidpt.data.samples import Dataset, Sample, few_shot, select_classes
 # ---- few shots
 
 
-def listed(counts: dict[int, int], part: str) -> list[Sample]:
+def listed(counts: dict[int, int], split: str) -> list[Sample]:
     return [
-        Sample(f"{part}/{label}/{number}", label, f"class{label}")
+        Sample(f"{split}/{label}/{number}", label, f"class{label}")
         for label, count in counts.items()
         for number in range(count)
     ]
@@ -75,16 +75,16 @@ def test_few_shots_leave_the_global_generator_alone():
 )
 def test_first_half_of_the_labels_rounded_up_is_base(classes, base, new):
     dataset = made_dataset({label: 3 for label in range(classes)}, {0: 1, classes - 1: 2}, classes)
-    for which, kept in [("base", base), ("new", new), ("all", base + new)]:
+    for which, labels in [("base", base), ("new", new), ("all", base + new)]:
         selected = select_classes(dataset, which)
-        assert selected.classnames == [f"class{label}" for label in kept]
-        for part in ("train", "val", "test"):
+        assert selected.classnames == [f"class{label}" for label in labels]
+        for split in ("train", "val", "test"):
             expected = [
-                Sample(path, kept.index(label), name)
-                for path, label, name in getattr(dataset, part)
-                if label in kept
+                Sample(path, labels.index(label), name)
+                for path, label, name in getattr(dataset, split)
+                if label in labels
             ]
-            assert getattr(selected, part) == expected
+            assert getattr(selected, split) == expected
         assert selected.template == dataset.template
 
 

@@ -70,8 +70,8 @@ def self_attention(clip: Tensors, name: str, x: Tensor, visible: Tensor | None) 
     heads = x.shape[-1] // HEAD_WIDTH
     projected = linear(x, clip[f"{name}.in_proj_weight"], clip[f"{name}.in_proj_bias"])
     q, k, v = (
-        part.unflatten(-1, (heads, HEAD_WIDTH)).transpose(1, 2)  # (B, heads, T, 64)
-        for part in projected.chunk(3, dim=-1)
+        projection.unflatten(-1, (heads, HEAD_WIDTH)).transpose(1, 2)  # (B, heads, T, 64)
+        for projection in projected.chunk(3, dim=-1)
     )
     merged = attention(q, k, v, visible).transpose(1, 2).flatten(2)  # (B, T, D)
     return linear(merged, clip[f"{name}.out_proj.weight"], clip[f"{name}.out_proj.bias"])
@@ -191,12 +191,12 @@ def class_aware_prompts(
         selected: g[idx] (B, K, E), learned text features, not normalised, with gradient.
     """
 
-    def tensor(part: str) -> Tensor:
-        return learned[f"{GENERATOR}.{part}"]
+    def tensor(name: str) -> Tensor:
+        return learned[f"{GENERATOR}.{name}"]
 
     q = linear(selected, tensor(f"meta_nets.{index}.weight"), tensor(f"meta_nets.{index}.bias"))
-    own = tensor("ctx")[index].expand(len(x), -1, -1)  # Cᵢ (B, 10, D)
-    kv = torch.cat([x.detach(), own], dim=1)  # (B, N+10, D)
+    generator_tokens = tensor("ctx")[index].expand(len(x), -1, -1)  # Cᵢ (B, 10, D)
+    kv = torch.cat([x.detach(), generator_tokens], dim=1)  # (B, N+10, D)
     o = attention(
         linear(q, tensor(f"attns.{index}.qmlp.weight")),
         linear(kv, tensor(f"attns.{index}.kmlp.weight")),

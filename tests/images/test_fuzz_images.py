@@ -64,23 +64,23 @@ def mutated(generator: random.Random) -> bytes:
     header = generator.random() < 0.6  # where most of the meaning lies
     for _ in range(generator.choice((1, 1, 2, 3, 8))):
         end = min(len(content), 90) if header else len(content)
-        place = generator.randrange(max(1, end))
+        start = generator.randrange(max(1, end))
         length = generator.choice((1, 2, 4, 16, 64))
         kind = generator.randrange(6)
-        if kind == 0 and place < len(content):
-            content[place] ^= 1 << generator.randrange(8)
+        if kind == 0 and start < len(content):
+            content[start] ^= 1 << generator.randrange(8)
         elif kind == 1:
             number = generator.choice(NUMBERS)
             packed = struct.pack(generator.choice("<>") + "I", number)
-            content[place : place + 4] = packed[: generator.choice((2, 4))]
+            content[start : start + 4] = packed[: generator.choice((2, 4))]
         elif kind == 2:
-            del content[place : place + length]
+            del content[start : start + length]
         elif kind == 3:
-            content[place:place] = content[place : place + length] * generator.choice((1, 2, 50))
+            content[start:start] = content[start : start + length] * generator.choice((1, 2, 50))
         elif kind == 4:
             del content[generator.randrange(len(content) + 1) :]
         else:
-            content[place : place + length] = generator.randbytes(length)
+            content[start : start + length] = generator.randbytes(length)
     if content[:4] == b"\x89PNG" and generator.random() < 0.8:
         content = with_checksums(content)
     return bytes(content)
@@ -88,14 +88,14 @@ def mutated(generator: random.Random) -> bytes:
 
 def with_checksums(png: bytearray) -> bytearray:
     """A PNG whose chunks have the right checksums, so that what is in them is looked at."""
-    place = 8
-    while place + 12 <= len(png):
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        end = place + 8 + length
+    start = 8
+    while start + 12 <= len(png):
+        (length,) = struct.unpack(">I", png[start : start + 4])
+        end = start + 8 + length
         if end + 4 > len(png):
             break
-        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[place + 4 : end]))
-        place = end + 4
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[start + 4 : end]))
+        start = end + 4
     return png
 
 

@@ -160,8 +160,8 @@ def test_truncated_file_is_named(tmp_path, name):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     noise.save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
-    for part in (0, 10, len(content) // 2):
-        (tmp_path / name).write_bytes(content[:part])
+    for length in (0, 10, len(content) // 2):
+        (tmp_path / name).write_bytes(content[:length])
         with pytest.raises(ValueError, match=f"image .*{name}: expected a readable") as error:
             decode.open_image(tmp_path / name)
         assert "\n" not in str(error.value)

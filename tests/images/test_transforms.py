@@ -76,12 +76,12 @@ def test_resampling_is_antialiased_bicubic(resolution):
     pixels = np.asarray(draw_pattern(), np.float64)[1:8, 2:11]
     rows = bicubic(pixels.transpose(1, 0, 2), resolution).transpose(1, 0, 2)
     expected = bicubic(rows, resolution)
-    found = np.asarray(
+    actual = np.asarray(
         transforms.resized_crop(draw_pattern(), (2, 1, 11, 8), resolution), np.float64
     )
     # Pillow's weights are rounded to 22 bits: at most a step of one where the sum is near a half
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 0.02
+    assert np.abs(actual - expected).max() <= 1
+    assert (actual != expected).mean() < 0.02
 
 
 def test_short_side_is_exact_and_long_side_rounded_down():
@@ -100,9 +100,9 @@ def test_short_side_is_exact_and_long_side_rounded_down():
     ],
 )
 def test_center_crop_of_odd_margins_and_of_smaller_images(values, size, expected):
-    found = np.asarray(transforms.center_crop(row(*values), size))
-    assert found.shape == (size, size, 3)
-    assert found[(size - 1) // 2, :, 0].tolist() == expected  # the only row; black above, below
+    actual = np.asarray(transforms.center_crop(row(*values), size))
+    assert actual.shape == (size, size, 3)
+    assert actual[(size - 1) // 2, :, 0].tolist() == expected  # the only row; black above, below
 
 
 class Scripted(random.Random):
@@ -151,8 +151,8 @@ def test_crop_box_that_does_not_fit_is_drawn_again():
 )
 def test_crop_box_falls_back_to_the_centre_of_thin_images(size, box):
     assert transforms.random_resized_crop_box(*size, random.Random(0)) == box
-    whole = transforms.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
-    assert whole == (0, 0, 60, 50)
+    full_box = transforms.random_resized_crop_box(60, 50, Scripted(*[1.0] * 20))
+    assert full_box == (0, 0, 60, 50)
 
 
 def test_crop_boxes_have_the_published_distribution():
@@ -167,13 +167,13 @@ def test_crop_boxes_have_the_published_distribution():
     fits = (w <= 900) & (h <= 600)
     w, h = w[fits], h[fits]
     quantiles = np.linspace(0.05, 0.95, 19)
-    for found, expected in [
+    for actual, expected in [
         (right - left, w),
         (bottom - top, h),
         (left, numpy.uniform(0, 1, len(w)) * (900 - w)),
         (top, numpy.uniform(0, 1, len(h)) * (600 - h)),
     ]:
-        difference = np.quantile(found, quantiles) - np.quantile(expected, quantiles)
+        difference = np.quantile(actual, quantiles) - np.quantile(expected, quantiles)
         assert np.abs(difference).max() < 0.035 * 900  # about four standard errors
 
 

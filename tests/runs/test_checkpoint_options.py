@@ -15,8 +15,8 @@ from helpers.short_runs import RunInputs
 import minidpt
 
 CLASSES = {"ox": (200, 60, 40), "red fox": (60, 170, 60), "gnu": (50, 70, 190), "owl": (9, 9, 9)}
-PARTS = ("prompt_learner", "image_encoder.transformer.ctx_learner",
-         "image_encoder.transformer.extractor")  # fmt: skip
+MODULES = ("prompt_learner", "image_encoder.transformer.ctx_learner",
+           "image_encoder.transformer.extractor")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,20 @@ def train(inputs: RunInputs, *options: object) -> Path:
 def as_published(inputs: RunInputs, run: Path) -> Path:
     """A run's prompts as the published code would have left them."""
     model = minidpt.load_model(run / "model.pt", minidpt.load(inputs.clip)[0])
-    for part in PARTS:
-        own = {name.removeprefix(f"{part}."): value for name, value in model.published().items()
-               if name.startswith(f"{part}.")}  # fmt: skip
-        if own:
-            (Path("published") / part).mkdir(parents=True)
-            torch.save({"state_dict": own}, Path("published") / part / "model.pth.tar-100")
+    for folder in MODULES:
+        tensors = {
+            name.removeprefix(f"{folder}."): value
+            for name, value in model.published().items()
+            if name.startswith(f"{folder}.")
+        }
+        if tensors:
+            (Path("published") / folder).mkdir(parents=True)
+            torch.save({"state_dict": tensors}, Path("published") / folder / "model.pth.tar-100")
     return Path("published")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "settings"),
     [
         (("--method", "coop", "--csc"), "method coop, csc True, n_ctx 3"),
         (("--method", "vpt", "--visual-layers", 1), "method vpt, .*n_visual 2, visual_layers 1"),
@@ -57,7 +60,7 @@ def as_published(inputs: RunInputs, run: Path) -> Path:
          "method dpt, csc False, n_ctx 3, n_visual 2, .*class_aware_from 2"),
     ],
 )  # fmt: skip
-def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, said, inputs):
+def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, settings, inputs):
     run = train(inputs, *options)
     published = as_published(inputs, run)
     command = ("published", published, "--data", inputs.data, "--model", inputs.clip)
@@ -66,7 +69,7 @@ def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, s
     result = run_command("eval.py", *command, "--per-class")
     assert result.status == 0, result.err
     (line,) = [line for line in result.out.splitlines() if line.startswith("published ")]
-    assert re.search(said, line), line
+    assert re.search(settings, line), line
     method, accuracy = options[1], read_summary(run)["accuracy"]
     assert f"data: {method} accuracy {accuracy:.2f} %, zero-shot" in result.out
     assert "mean of 4 classes" in result.out

@@ -67,9 +67,9 @@ def one_by_one(model, paths: list[str], top: int = 5) -> list[list]:
     return [model.predict(image[None], top)[0] for image in images]
 
 
-def assert_same(found: list, expected: list) -> None:
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected):
+def assert_same(actual: list, expected: list) -> None:
+    assert len(actual) == len(expected)
+    for ours, theirs in zip(actual, expected):
         assert [name for name, _ in ours] == [name for name, _ in theirs]
         # sums of a batch have another order than those of one
         assert [share for _, share in ours] == pytest.approx([s for _, s in theirs], abs=2e-6)
@@ -99,9 +99,9 @@ def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
     expected = one_by_one(model, paths)
     assert_same(model.predict(paths), expected)
     for workers in (0, 2):
-        found = list(model.predict_each(iter(paths), workers=workers))
-        assert [path for path, _ in found] == paths
-        assert_same([own for _, own in found], expected)
+        actual = list(model.predict_each(iter(paths), workers=workers))
+        assert [path for path, _ in actual] == paths
+        assert_same([prediction for _, prediction in actual], expected)
 
 
 def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatch):
@@ -109,8 +109,8 @@ def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypat
     good, other = pictures(2)
     Path("broken.png").write_bytes(b"no picture")
     paths = ["broken.png", "gone.png", good, "gone.png", other]  # the first batch has none to see
-    found = [result for _, result in model.predict_each(paths)]
-    assert [type(result).__name__ for result in found] == [
+    actual = [result for _, result in model.predict_each(paths)]
+    assert [type(result).__name__ for result in actual] == [
         *("ValueError", "FileNotFoundError", "list", "FileNotFoundError", "list")
     ]
     with pytest.raises(FileNotFoundError, match="gone.png"):
@@ -180,7 +180,7 @@ def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, f
         assert type(error) in (OSError, ValueError, FileNotFoundError)
         assert len(path) <= classify.MAX_LINE
         assert [path for path, _ in others] == [after] * bool(after)
-        assert all(isinstance(found, list) for _, found in others)
+        assert all(isinstance(actual, list) for _, actual in others)
 
 
 def test_a_stream_that_cannot_be_read_is_an_error(tmp_path):
@@ -238,7 +238,7 @@ def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
 def test_paths_from_standard_input_are_classified_as_given_ones(run):
     paths = pictures(5)
     Path("list").write_text("\n".join(paths))
-    given = run_command("eval.py", "predict", run, "--csv", "a.csv", *paths)
+    expected = run_command("eval.py", "predict", run, "--csv", "a.csv", *paths)
     before = os.dup(0)
     with open("list", "rb") as file:
         os.dup2(file.fileno(), 0)
@@ -247,7 +247,7 @@ def test_paths_from_standard_input_are_classified_as_given_ones(run):
     finally:
         os.dup2(before, 0)
         os.close(before)
-    assert read == given and given.out.count("\n") == 5
+    assert read == expected and expected.out.count("\n") == 5
     rows = [list(csv.reader(Path(table).read_text().splitlines())) for table in ("a.csv", "b.csv")]
     assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]] and len(rows[0]) == 11
 
@@ -256,10 +256,10 @@ def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
     paths = pictures(3)
     result = run_command("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
     assert result.status == 2
-    *found, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
-    assert [entry["image"] for entry in found] == paths
+    *actual, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
+    assert [entry["image"] for entry in actual] == paths
     assert_same(
-        [[(p["class"], p["probability"]) for p in entry["predictions"]] for entry in found],
+        [[(p["class"], p["probability"]) for p in entry["predictions"]] for entry in actual],
         one_by_one(model, paths),
     )
     assert failed["image"] == "gone.png" and failed["error"] in result.err

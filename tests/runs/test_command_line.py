@@ -244,7 +244,7 @@ def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
         capture_output=True,
         text=True,
     )
-    usual, kept = map(int, done.stdout.split())
+    usual, with_fewer = map(int, done.stdout.split())
     if usual < 1000:
         pytest.skip("this C library, or huge pages, cost few page faults anyway")
-    assert kept < usual / 2  # a few tensors may find their place taken by something small
+    assert with_fewer < usual / 2  # a few tensors may find their place taken by something small

@@ -18,7 +18,7 @@ SUMMARY_KEYS = {"dataset", "classes", "method", "shots", "seed", "model", "epoch
 
 def listed_options(tree: ast.AST) -> list[tuple[int, set[str]]]:
     """Return the literals that hold three or more names of options, with their lines."""
-    found = []
+    literals = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             items = node.keys
@@ -28,8 +28,8 @@ def listed_options(tree: ast.AST) -> list[tuple[int, set[str]]]:
             continue
         names = {item.value for item in items if isinstance(item, ast.Constant)} & OPTIONS.keys()
         if len(names - SUMMARY_KEYS) >= 3:
-            found.append((node.lineno, names))
-    return found
+            literals.append((node.lineno, names))
+    return literals
 
 
 def test_no_module_lists_the_names_of_options_again():

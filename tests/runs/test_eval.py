@@ -51,25 +51,25 @@ def test_eval_tells_how_each_class_fares(trained):
     result = run_command("eval.py", "test", folder, "--per-class")
     assert (result.status, result.err) == (0, "")
     total, *lines, mean = result.out.splitlines()
-    found = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
-    assert [match[1] for match in found] == CLASSNAMES
-    assert sum(int(match[4]) for match in found) == 12
-    right = sum(int(match[3]) for match in found)
+    matches = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
+    assert [match[1] for match in matches] == CLASSNAMES
+    assert sum(int(match[4]) for match in matches) == 12
+    right = sum(int(match[3]) for match in matches)
     assert f"accuracy {100 * right / 12:.2f} %" in total
-    for match in found:
+    for match in matches:
         right, count = int(match[3]), int(match[4])
         assert match[2] == f"{100 * right / count:.2f}"
         mistakes = [int(number) for number in re.findall(r" (\d+)(?:,|$)", match[5])]
         assert (match[5] != "") == (right < count) and sum(mistakes) <= count - right
-    shares = [float(match[2]) for match in found]
+    shares = [float(match[2]) for match in matches]
     assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
 
     assert run_command("eval.py", "test", folder, "--per-class", "--csv", "classes.csv").status == 0
     head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["class", "accuracy", "right", "total", "taken for"]
     assert [row[0] for row in rows] == CLASSNAMES
-    assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in found]
-    assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in found]
+    assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in matches]
+    assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in matches]
     for two in (["test", folder, folder], ["test", folder, "--dataset", "EuroSAT", "Food101"]):
         result = run_command("eval.py", *two, "--per-class", "--csv", "two.csv")
         assert_one_line(result, "eval.py", "--csv", "one run and one --dataset")

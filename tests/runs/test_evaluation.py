@@ -57,8 +57,8 @@ def build(clip: minidpt.CLIP, method: str) -> minidpt.PromptedCLIP:
 
 
 def assert_same(first: list[batches.Batch], second: list[batches.Batch]) -> None:
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+    for batch, other in zip(first, second, strict=True):
+        assert torch.equal(batch.images, other.images) and torch.equal(batch.labels, other.labels)
 
 
 @torch.no_grad()
@@ -76,18 +76,18 @@ def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
     wrong = [item._replace(label=(int(label) + 1) % 3) for item, label in zip(items, labels)]
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
-    for own, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
-        test = evaluation.EvalSet(own, clip, batch_size=3, workers=0)
-        found = evaluation.predict_eval_set(model, test).labels
-        assert evaluation.top1_accuracy(found, test.labels) == pytest.approx(expected)
+    for samples, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
+        test = evaluation.EvalSet(samples, clip, batch_size=3, workers=0)
+        predictions = evaluation.predict_eval_set(model, test).labels
+        assert evaluation.top1_accuracy(predictions, test.labels) == pytest.approx(expected)
 
 
 def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
     model = build(clip, "dpt")
     labels = naive_logits(build(clip, "zeroshot"), items).argmax(dim=-1)
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
-    found = evaluation.zero_shot(model, evaluation.EvalSet(right, clip))
-    assert found.labels.tolist() == labels.tolist()
+    predictions = evaluation.zero_shot(model, evaluation.EvalSet(right, clip))
+    assert predictions.labels.tolist() == labels.tolist()
 
 
 def test_frozen_features_are_those_of_the_pictures(clip, items):
@@ -119,10 +119,10 @@ def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
         evaluation.predict_eval_set(build(clip, method), test)
     assert decoded == [item.path for item in items]
     first, second = list(test.pixels()), list(test.pixels())
-    assert len(test) == 7 and [len(part.labels) for part in first] == [3, 3, 1]
+    assert len(test) == 7 and [len(batch.labels) for batch in first] == [3, 3, 1]
     assert_same(first, second)
-    assert torch.cat([part.labels for part in second]).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert all(part.images.dtype == torch.uint8 for part in second)
+    assert torch.cat([batch.labels for batch in second]).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert all(batch.images.dtype == torch.uint8 for batch in second)
 
 
 @pytest.mark.parametrize(("spare", "times"), [(0, 1), (-1, 2)])
@@ -138,7 +138,7 @@ def test_test_images_that_take_too_much_memory_are_decoded_again(
 def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
     test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     next(iter(test.pixels()))
-    assert sum(len(part.labels) for part in test.pixels()) == 7
+    assert sum(len(batch.labels) for batch in test.pixels()) == 7
 
 
 # Pictures of more than 8 bits, and copies
@@ -187,17 +187,17 @@ def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step)
 
 
 def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
-    told: dict[str, list[int]] = {}
+    reports: dict[str, list[int]] = {}
 
     @contextmanager
-    def watch(what, total):
-        yield told.setdefault(f"{what} of {total}", []).append
+    def watch(task, total):
+        yield reports.setdefault(f"{task} of {total}", []).append
 
     with use_progress(watch):
         batches.ImageCache().fill([item.path for item in items])
         test = evaluation.EvalSet(items, clip, batch_size=3)
         list(test.batches(images=True))
-    assert told == {
+    assert reports == {
         "training images read of 7": [1, 2, 3, 4, 5, 6, 7],
         "test images through zero-shot CLIP of 7": [3, 6, 7],
         "test images of 7": [3, 6, 7],

@@ -249,31 +249,31 @@ def forks(options, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
-    _, found = forks
-    parts = [name for left, _, _ in found["run"] for name in left if name.endswith(".part")]
+    _, outcomes = forks
+    parts = [name for left, _, _ in outcomes["run"] for name in left if name.endswith(".part")]
     epoch = ["metrics.jsonl", "state.pt", "model.pt"]  # before the first one, and after it
     with_features = "model.pt"  # once training has ended
     begun = ["config.json", "split.json", *epoch, *epoch, with_features]
     begun += ["predictions.csv", "words.json", "summary.json"]
     begun = [f"out/{name}.part" for name in begun]
     assert parts == begun
-    for _, again, there in found["run"]:
+    for _, again, there in outcomes["run"]:
         assert (again, there) == (0, [f"out/{name}" for name in RUN])
 
 
 def test_after_a_kill_at_any_moment_the_same_sweep_finishes(forks):
-    _, found = forks
+    _, outcomes = forks
     runs_of = {"pictures-coop-3shots-seed1": RUN, "pictures-zeroshot": [RUN[0], *RUN[2:-1]]}
     finished = {f"out/{run}/{name}" for run, names in runs_of.items() for name in names}
     finished |= {"out/sweep.json", "out/table.csv", "out/table.md"}
-    assert len(found["sweep"]) > 5
-    for left, again, there in found["sweep"]:
+    assert len(outcomes["sweep"]) > 5
+    for left, again, there in outcomes["sweep"]:
         assert (again, set(there)) == (0, finished), left
 
 
 def test_of_two_processes_with_one_folder_the_first_has_it(forks):
-    folder, found = forks
-    assert found["one folder"] == [0, 2]
+    folder, outcomes = forks
+    assert outcomes["one folder"] == [0, 2]
     (error,) = (folder / "errors").read_text().splitlines()
     assert error.startswith("train.py: error: output folder out: ")  # in use, or used already
     assert sorted(path.name for path in (folder / "out").iterdir()) == RUN
@@ -281,8 +281,8 @@ def test_of_two_processes_with_one_folder_the_first_has_it(forks):
 
 
 def test_processes_without_a_folder_take_numbers_of_their_own(forks):
-    folder, found = forks
-    assert found["no folder"] == [0, 0, 0]
+    folder, outcomes = forks
+    assert outcomes["no folder"] == [0, 0, 0]
     names = sorted(path.name for path in (folder / "runs").iterdir())
     assert names == [f"pictures-coop-3shots-seed1{more}" for more in ("", "-2", "-3")]
 

@@ -120,7 +120,7 @@ def done(workspace, tmp_path_factory) -> dict[str, Done]:
 
 
 @pytest.fixture(scope="module")
-def whole(workspace, tmp_path_factory) -> Path:
+def uninterrupted(workspace, tmp_path_factory) -> Path:
     """The run that one process makes, uninterrupted."""
     return alone(tmp_path_factory.mktemp("whole"), command(workspace, "pictures", "--out", "run"))
 
@@ -162,10 +162,10 @@ def test_processes_that_share_a_run_leave_what_one_leaves(name, data, done, work
 
 
 def test_one_process_tells_of_a_shared_run(done):
-    said = done["two"].out.splitlines()
+    lines = done["two"].out.splitlines()
     assert (
-        len(said) == len(set(said))
-        and len([x for x in said if x.startswith(("dpt accuracy", "zero-shot accuracy"))]) == 2
+        len(lines) == len(set(lines))
+        and len([x for x in lines if x.startswith(("dpt accuracy", "zero-shot accuracy"))]) == 2
     )
     assert sum("epoch 6/6" in line for line in done["two"].err.splitlines()) == 1
 
@@ -186,10 +186,10 @@ def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
 
 
 def test_each_process_tells_of_its_runs_of_a_sweep_behind_their_names_the_longest_first(done):
-    said = done["sweep"].out.splitlines()
+    lines = done["sweep"].out.splitlines()
     for number, name in ((1, "vpt-3shots-seed1"), (4, "coop-3shots-seed2"), (5, "zeroshot")):
-        assert f"pictures-{name}: [{number}/5] pictures-{name}" in said
-    assert sum(line.endswith("table.md, table.csv") for line in said) == 1
+        assert f"pictures-{name}: [{number}/5] pictures-{name}" in lines
+    assert sum(line.endswith("table.md, table.csv") for line in lines) == 1
 
 
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bits(done):
@@ -212,7 +212,7 @@ def test_several_processes_that_are_stopped_end_with_one_line_to_go_on(done):
 
 @pytest.mark.parametrize("name", ["two, then three", "one, then two", "two, then one"])
 def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
-    name, done, whole, tmp_path
+    name, done, uninterrupted, tmp_path
 ):
     if name == "two, then one":
         run = Path(shutil.copytree(done["two stopped"].folder / "run", tmp_path / "run"))
@@ -221,7 +221,7 @@ def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
     else:
         run, (statuses, out) = done[name].folder / "run", done[name][1:3]
     assert set(statuses) == {0} and "resuming after epoch 3 of 6" in out
-    assert_equal_runs(run, whole)
+    assert_equal_runs(run, uninterrupted)
     assert not (run / "state.pt").exists()
 
 
@@ -257,16 +257,16 @@ def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
         "another of the processes",
         "interrupted; to resume: torchrun --nproc_per_node=2",
     )
-    told = [line for line in done[name].errors if not any(end in line for end in ended_by_it)]
-    assert len(told) == 1 and all(word in told[0] for word in words), done[name]
+    errors = [line for line in done[name].errors if not any(end in line for end in ended_by_it)]
+    assert len(errors) == 1 and all(word in errors[0] for word in words), done[name]
     assert 2 in done[name].statuses and 0 not in done[name].statuses
     assert "Traceback" not in done[name].err
 
 
 def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
     result = run_command("eval.py", "test", done["two"].folder / "run", "--per-class")
-    said = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
-    assert said == result.out.splitlines() and done["eval"].statuses == [0, 0]
+    lines = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
+    assert lines == result.out.splitlines() and done["eval"].statuses == [0, 0]
 
 
 @pytest.mark.parametrize(

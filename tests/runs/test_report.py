@@ -45,7 +45,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
-        self.said: list[str] = []
+        self.texts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -53,11 +53,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.tags and self.tags[-1][0] != "style":
-            self.said.append(data)
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.said).split())
+        return " ".join(" ".join(self.texts).split())
 
 
 def page_of(folder: str | Path) -> Page:
@@ -117,8 +117,8 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, input
         expected = [row["label"].removeprefix("'"), likeliest.classname]
         expected.append(model.classnames[int(shares.argmax())])
         assert expected[0] == CLASSNAMES[int(path.parent.name)]
-        found = [row[name].removeprefix("'") for name in ("label", "learned", "zero-shot")]
-        assert found == expected
+        names_read = [row[name].removeprefix("'") for name in ("label", "learned", "zero-shot")]
+        assert names_read == expected
         assert float(row["learned probability"]) == pytest.approx(likeliest.probability, abs=2e-5)
         assert float(row["zero-shot probability"]) == pytest.approx(float(shares.max()), abs=2e-5)
 
@@ -126,8 +126,8 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, input
 def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(inputs, tmp_path):
     train(inputs, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
     names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
-    found = read_predictions(RunFolder(tmp_path / "base"), names)
-    results = class_results(found.labels, found.learned, len(names))
+    predictions = read_predictions(RunFolder(tmp_path / "base"), names)
+    results = class_results(predictions.labels, predictions.learned, len(names))
     assert [result.images for result in results] == [3, 3, 3]
     mean = sum(result.accuracy for result in results) / 3
     assert mean == pytest.approx(read_summary(tmp_path / "base")["accuracy"])
@@ -144,30 +144,30 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
             (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
             for n, (a, b, c) in enumerate(rows)
         )])  # fmt: skip
-    found = read_predictions(RunFolder(run), names)
+    predictions = read_predictions(RunFolder(run), names)
     pairs: dict[tuple, int] = {}
     for true, learned, _ in rows.tolist():
         if true != learned:
             pairs[true, learned] = pairs.get((true, learned), 0) + 1
-    results = class_results(found.labels, found.learned, 3)
+    results = class_results(predictions.labels, predictions.learned, 3)
     assert {(a, b): n for a, result in enumerate(results) for b, n in result.mistakes} == pairs
     for label, result in enumerate(results):
-        own = [row for row in rows.tolist() if row[0] == label]
-        right = 100 * sum(row[1] == label for row in own) / len(own)
-        assert result.accuracy == pytest.approx(right) and result.images == len(own)
+        rows_of_label = [row for row in rows.tolist() if row[0] == label]
+        right = 100 * sum(row[1] == label for row in rows_of_label) / len(rows_of_label)
+        assert result.accuracy == pytest.approx(right) and result.images == len(rows_of_label)
     wrong = [n for n, row in enumerate(rows.tolist()) if row[0] != row[1]]
-    assert found.surest_mistakes(5) == wrong[::-1][:5]
+    assert predictions.surest_mistakes(5) == wrong[::-1][:5]
 
 
 def test_the_report_says_what_was_run_and_how_it_went(trained):
     page, result = page_of(trained), read_summary(trained)
-    for said in (
+    for text in (
         "DPT on", "5 classes", "3 shots", "6 epochs", "15 training images", "15 test images",
         f"{result['accuracy']:.2f} %", f"{result['zero_shot_accuracy']:.2f} %", "training loss",
         "accuracy on training views, %", "learning rate", "Accuracy by class", "Confusion matrix",
         "Surest mistakes", "Learned context in words", "All settings",
     ):  # fmt: skip
-        assert said in page.text, said
+        assert text in page.text, text
     config = json.loads((trained / "config.json").read_text())
     for name in ("seed", "device", "precision", "data", "template"):
         assert f"{name} {(config | config['record'])[name]} " in page.text, name
@@ -240,7 +240,7 @@ def test_damaged_predictions_are_one_note(run, content):
 HUGE = f"1{'0' * 400}"
 
 
-@pytest.mark.parametrize(("name", "part", "other", "said"), [
+@pytest.mark.parametrize(("name", "pattern", "other", "expected"), [
     ("metrics.jsonl", r'"lr": {[^}]*}(?=.*\n\Z)', '"lr": {}', "Curves: .*KeyError.'visual'"),
     ("metrics.jsonl", r'"visual": [^,}]+', '"visual": null', "Curves: .*TypeError"),
     ("metrics.jsonl", r'"loss": [^,]+', f'"loss": {HUGE}', "Curves: .*, line 1: .* no finite"),
@@ -253,17 +253,17 @@ HUGE = f"1{'0' * 400}"
     ("words.json", r"\d+\.\d+", HUGE, "Words: .* no finite"),
 ])  # fmt: skip
 def test_of_a_damaged_file_a_note_says_what_is_wrong_and_the_rest_is_reported(
-    run, name, part, other, said
+    run, name, pattern, other, expected
 ):
-    text, count = re.subn(part, other, (run / name).read_text(), count=1)
+    text, count = re.subn(pattern, other, (run / name).read_text(), count=1)
     assert count == 1
     (run / name).write_text(text)
     (note,) = write_report(run)
-    assert re.match(said, note) and note.count(str(run / name)) == 1, note
+    assert re.match(expected, note) and note.count(str(run / name)) == 1, note
     for heading in ("All settings", "Surest mistakes", note):
         assert heading in page_of(run).text
-    assert ("training loss" in page_of(run).text) == (not said.startswith("Curves"))
-    assert "Euclidean" in page_of(run).text or said.startswith("Words")
+    assert ("training loss" in page_of(run).text) == (not expected.startswith("Curves"))
+    assert "Euclidean" in page_of(run).text or expected.startswith("Words")
 
 
 def test_a_folder_in_the_reports_place_is_one_line(run):
@@ -346,12 +346,12 @@ def test_nearest_words_are_those_of_all_distances_in_double_precision():
     clip = minidpt.build_clip(clip_state(WIDE))
     table = clip.token_embedding.weight
     ctx = torch.randn(2, table.shape[1], generator=torch.Generator().manual_seed(0))
-    for vector, found in zip(ctx, nearest_words(ctx, clip, 3), strict=True):
+    for vector, nearest in zip(ctx, nearest_words(ctx, clip, 3), strict=True):
         distances = np.sqrt(np.square((vector - table).double().numpy()).sum(axis=1))
         order = np.argsort(distances)[:3].tolist()
-        assert [d for _, d in found] == pytest.approx([distances[i] for i in order], abs=1e-4)
+        assert [d for _, d in nearest] == pytest.approx([distances[i] for i in order], abs=1e-4)
         texts = [minidpt.clip.tokenizer.decode([i]) for i in order]
-        assert [word for word, _ in found] == [
+        assert [word for word, _ in nearest] == [
             text.strip() if text.endswith(" ") else f"{text}-" for text in texts
         ]
 
@@ -361,9 +361,9 @@ def test_nearest_words_are_those_of_all_distances_in_double_precision():
     (1e-5, 0.01, [0, 0.002, 0.004, 0.006, 0.008, 0.01]),
 ])  # fmt: skip
 def test_axes_have_round_numbers_that_hold_all_values(low, high, expected):
-    found = html.ticks(low, high)
-    assert found[0] <= low and found[-1] >= high and len(set(found)) == len(found) >= 2
-    assert expected is None or found == pytest.approx(expected)
+    ticks = html.ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and len(set(ticks)) == len(ticks) >= 2
+    assert expected is None or ticks == pytest.approx(expected)
 
 
 def test_a_line_passes_through_its_points_and_bars_have_the_deviation():

@@ -51,7 +51,7 @@ def command(inputs) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory) -> Path:
+def full_run(command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run_command(*command, "--out", folder).status == 0
     return folder
@@ -106,7 +106,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
-    command, whole, monkeypatch, number, status
+    command, full_run, monkeypatch, number, status
 ):
     result = interrupt(monkeypatch, (*command, "--out", "my run"), number=number)
     assert result.status == status
@@ -116,12 +116,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
     assert read_checkpoint("my run/state.pt")["epoch"] == 3
     result = run_command("train.py", "--resume", "my run")
     assert result.status == 0 and "resuming after epoch 3 of 6" in result.out
-    assert outcome("my run") == outcome(whole)
-    assert sorted(os.listdir("my run")) == sorted(os.listdir(whole))
+    assert outcome("my run") == outcome(full_run)
+    assert sorted(os.listdir("my run")) == sorted(os.listdir(full_run))
 
 
 def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
-    command, whole, monkeypatch
+    command, full_run, monkeypatch
 ):
     sweep = (*command, "--method", "zeroshot", "dpt", "--out", "sweep")
     result = interrupt(monkeypatch, sweep)
@@ -133,7 +133,7 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
         result = run_command(*resume)
         assert result.status == 0 and "resuming after epoch 3 of 6" in result.out
     for folder in ("sweep", "copy"):
-        assert outcome(folder / Path(run.name)) == outcome(whole)
+        assert outcome(folder / Path(run.name)) == outcome(full_run)
         assert Path(folder, "table.md").is_file()
 
 
@@ -155,11 +155,11 @@ def test_a_stopped_zero_shot_run_is_resumed(command):
     assert Path("run/summary.json").is_file()
 
 
-def test_what_has_moved_may_be_named_and_the_run_notes_it(inputs, whole, stopped):
+def test_what_has_moved_may_be_named_and_the_run_notes_it(inputs, full_run, stopped):
     shutil.copytree(stopped, "run")
     shutil.copytree(inputs.data, "elsewhere")
     result = run_command("train.py", "--resume", "run", "--data", "elsewhere", "--workers", 1)
-    assert result.status == 0 and outcome("run")[:2] == outcome(whole)[:2]
+    assert result.status == 0 and outcome("run")[:2] == outcome(full_run)[:2]
     config = json.loads(Path("run/config.json").read_text())
     assert config["data"] == str(Path("elsewhere").resolve()) and config["workers"] == 1
     assert run_command("eval.py", "test", "run").status == 0
@@ -208,18 +208,18 @@ def test_options_that_would_make_another_run_are_refused_by_name(stopped):
     assert_one_line(result, "train.py", "--out: expected")
 
 
-def test_a_finished_run_says_so(whole):
-    shutil.copytree(whole, "run")
+def test_a_finished_run_says_so(full_run):
+    shutil.copytree(full_run, "run")
     result = run_command("train.py", "--resume", "run")
     assert (result.status, result.out) == (0, "run run is finished: python eval.py test run\n")
 
 
-def test_what_a_kill_after_the_result_leaves_is_removed(whole):
-    shutil.copytree(whole, "run")
+def test_what_a_kill_after_the_result_leaves_is_removed(full_run):
+    shutil.copytree(full_run, "run")
     for name in ("state.pt", ".minidpt.lock"):
         Path("run", name).touch()
     assert run_command("train.py", "--resume", "run").status == 0
-    assert sorted(os.listdir("run")) == sorted(os.listdir(whole))
+    assert sorted(os.listdir("run")) == sorted(os.listdir(full_run))
 
 
 def test_a_damaged_result_does_not_cost_the_state(stopped):
@@ -235,8 +235,8 @@ def test_the_home_of_nobody_is_one_line():
     assert_one_line(result, "train.py", "home directory")
 
 
-def test_a_run_without_a_state_cannot_be_gone_on_with(whole):
-    shutil.copytree(whole, "run")
+def test_a_run_without_a_state_cannot_be_gone_on_with(full_run):
+    shutil.copytree(full_run, "run")
     Path("run/summary.json").unlink()
     result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "expected state.pt in it, got a run without: begin it anew")
@@ -286,13 +286,13 @@ def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
     assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": begin it anew")
 
 
-def test_lines_of_metrics_are_those_of_finished_epochs(stopped, whole):
+def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     shutil.copytree(stopped, "run")
     metrics = Path("run/metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([*lines, '{"epoch": 4}\n']))  # killed before state.pt was written
     assert run_command("train.py", "--resume", "run").status == 0
-    assert outcome("run") == outcome(whole)
+    assert outcome("run") == outcome(full_run)
     shutil.copytree(stopped, "short")
     Path("short/metrics.jsonl").write_text(lines[0])
     result = run_command("train.py", "--resume", "short")
@@ -362,8 +362,8 @@ def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(stopped, monk
 # --config
 
 
-def test_resume_and_config_are_not_taken_together(whole):
-    both = ("--resume", whole, "--config", whole / "config.json")
+def test_resume_and_config_are_not_taken_together(full_run):
+    both = ("--resume", full_run, "--config", full_run / "config.json")
     assert_one_line(run_command("train.py", *both), "train.py", "--config", "without --resume")
 
 
@@ -378,30 +378,32 @@ def test_a_split_of_some_classes_is_not_divided_again(command):
     assert outcome("other")[:2] == outcome("run")[:2]
 
 
-def test_an_earlier_run_s_config_gives_the_same_bits(whole):
-    assert run_command("train.py", "--config", whole / "config.json", "--out", "run").status == 0
-    assert outcome("run") == outcome(whole)
+def test_an_earlier_run_s_config_gives_the_same_bits(full_run):
+    assert run_command("train.py", "--config", full_run / "config.json", "--out", "run").status == 0
+    assert outcome("run") == outcome(full_run)
 
 
-def test_the_pictures_of_an_earlier_run_s_split_file_are_taken_as_they_stand(whole):
-    again = ("train.py", "--config", whole / "config.json", "--data", whole / "split.json")
+def test_the_pictures_of_an_earlier_run_s_split_file_are_taken_as_they_stand(full_run):
+    again = ("train.py", "--config", full_run / "config.json", "--data", full_run / "split.json")
     assert run_command(*again, "--out", "run").status == 0
-    assert outcome("run") == outcome(whole)
-    assert Path("run/split.json").read_text() == (whole / "split.json").read_text()
+    assert outcome("run") == outcome(full_run)
+    assert Path("run/split.json").read_text() == (full_run / "split.json").read_text()
     assert run_command(*again, "--seed", 2, "--out", "other").status == 0  # drawn anew, by seed 2
-    assert Path("other/split.json").read_text() != (whole / "split.json").read_text()
+    assert Path("other/split.json").read_text() != (full_run / "split.json").read_text()
 
 
-def test_options_beside_a_config_go_before_it(whole):
-    result = run_command("train.py", "--config", whole / "config.json", "--seed", 2, "--out", "run")
+def test_options_beside_a_config_go_before_it(full_run):
+    command = ("train.py", "--config", full_run / "config.json", "--seed", 2, "--out", "run")
+    result = run_command(*command)
     assert result.status == 0
-    before, after = (json.loads((Path(run) / "config.json").read_text()) for run in (whole, "run"))
+    runs = (full_run, Path("run"))
+    before, after = (json.loads((run / "config.json").read_text()) for run in runs)
     different = {name for name in before if before[name] != after[name]}
     assert different == {"seed"} and after["seed"] == 2
 
 
-def test_a_config_states_each_option_once(whole):
-    config = json.loads((whole / "config.json").read_text())
+def test_a_config_states_each_option_once(full_run):
+    config = json.loads((full_run / "config.json").read_text())
     assert "prompts" not in config and "out" not in config
     assert config["n_ctx"] == 3 and config["warmup_epochs"] == 1
 

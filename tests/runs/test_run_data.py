@@ -42,8 +42,8 @@ def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, inputs):
     assert_one_line(run_command("eval.py", "test", trained[0], "--data", ""), "eval.py", "--data")
 
     drawings = Path("demo-v3").resolve()  # class folders, which --dataset could name
-    for part in ("train", "test"):
-        draw_class_folders(drawings / part, {"AnnualCrop": 2, "Forest": 2})
+    for split in ("train", "test"):
+        draw_class_folders(drawings / split, {"AnnualCrop": 2, "Forest": 2})
     shutil.copytree(trained[0], "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "data": str(drawings)}))

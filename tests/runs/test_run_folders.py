@@ -74,12 +74,12 @@ def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is
     shutil.copytree(trained[0], "run")
     Path("files").mkdir()
     Path("files", "notes.txt").write_text("mine")
-    for folder, held in {"run": "a finished run", "files": "other files"}.items():
+    for folder, contents in {"run": "a finished run", "files": "other files"}.items():
         before = snapshot_folder(Path(folder))
         result = run_command(
             "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", folder
         )
-        assert_one_line(result, "train.py", folder, held, "another --out")
+        assert_one_line(result, "train.py", folder, contents, "another --out")
         assert snapshot_folder(Path(folder)) == before
     result = run_command(
         "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "files/notes.txt"

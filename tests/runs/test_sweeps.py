@@ -28,9 +28,9 @@ def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
     folder, _, result = sweep
     names = {f"pictures0-{method}-{shots}shots-seed{seed}"
              for method in ("coop", "dpt") for shots in (1, 3) for seed in (0, 2)}  # fmt: skip
-    found = {path.parent.name.replace(path.parent.name.split("-")[0], "pictures0", 1)
+    folders = {path.parent.name.replace(path.parent.name.split("-")[0], "pictures0", 1)
              for path in folder.glob("*/summary.json")}  # fmt: skip
-    assert found == names | {"pictures0-zeroshot"}
+    assert folders == names | {"pictures0-zeroshot"}
     assert "9 runs in" in result.out and "0 of them finished" in result.out
     assert (folder / "table.md").read_text(encoding="utf-8") in result.out
 
@@ -56,12 +56,12 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, picture
     stopped, never_begun = finished[2], finished[5]
     (stopped / "summary.json").unlink()
     shutil.rmtree(never_begun)
-    kept = [path for path in finished if path not in (stopped, never_begun)]
-    before = {path: snapshot_files(path) for path in kept}
+    unchanged = [path for path in finished if path not in (stopped, never_begun)]
+    before = {path: snapshot_files(path) for path in unchanged}
     (stopped / "metrics.jsonl").write_text("of the stopped run")
     result = run_checked("train.py", *command, "--out", "again")
     assert "9 runs in again, 7 of them finished" in result.out
-    assert {path: snapshot_files(path) for path in kept} == before
+    assert {path: snapshot_files(path) for path in unchanged} == before
     for path in (stopped, never_begun):
         assert read_summary(path)["accuracy"] == read_summary(folder / path.name)["accuracy"]
     assert (stopped / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 2
@@ -97,15 +97,15 @@ def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
 
 
 def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures, clip):
-    own, weights = shutil.copytree(pictures, Path("own")), shutil.copy(clip, Path("own.pt"))
-    command = ("--data", own, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
+    data, weights = shutil.copytree(pictures, Path("own")), shutil.copy(clip, Path("own.pt"))
+    command = ("--data", data, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
                "zeroshot", "--out", "sweep")  # fmt: skip
     run_checked("train.py", *command)
     config = json.loads(next(Path("sweep").glob("*-coop-*/config.json")).read_text())
     assert config["record"]["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
     before = snapshot_files("sweep")
 
-    more = shutil.copy(own / "ox" / "image_0001.png", own / "ox" / "more.png")
+    more = shutil.copy(data / "ox" / "image_0001.png", data / "ox" / "more.png")
     result = run_command("train.py", *command)
     assert_one_line(result, "train.py", "the same data", "other data", "fingerprint", "--out")
     more.unlink()
@@ -147,7 +147,7 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
 
 
 def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, monkeypatch):
-    own = shutil.copytree(pictures, Path("own"))
+    data = shutil.copytree(pictures, Path("own"))
     run_once, calls = SCRIPTS["train.py"].run_once, []
 
     def vanishing(planned, shared):
@@ -157,7 +157,7 @@ def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, m
         run_once(planned, shared)
 
     monkeypatch.setattr(SCRIPTS["train.py"], "run_once", vanishing)
-    command = ("--data", own, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
+    command = ("--data", data, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
                "--out", "sweep")  # fmt: skip
     result = run_command("train.py", *command)
     assert result.status == 2 and [row["method"] for row in read_csv("sweep/table.csv")] == ["vpt"]
@@ -249,8 +249,8 @@ def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures,
 )
 def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
     Path("empty").mkdir()
-    given = ["--data", pictures, "--model", clip, "--out", "run"] if script == "train.py" else []
-    assert_one_line(run_command(script, *given, *options), script, *words)
+    required = ["--data", pictures, "--model", clip, "--out", "run"] if script == "train.py" else []
+    assert_one_line(run_command(script, *required, *options), script, *words)
     assert not Path("run").exists()
 
 
@@ -260,8 +260,8 @@ def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
     turned = [*command[: command.index("--seed")], "--seed", 2, 0]
     result = run_checked("train.py", *turned, "--epochs", 2, "--out", "again")
     assert "9 runs in again, 9 of them finished" in result.out
-    one = [*command[: command.index("--method")], "--method", "vpt", "--shots", 1]
-    result = run_checked("train.py", *one, "--out", "again")
+    single_run = [*command[: command.index("--method")], "--method", "vpt", "--shots", 1]
+    result = run_checked("train.py", *single_run, "--out", "again")
     assert "1 run in again, 0 of them finished" in result.out
     methods = {row["method"] for row in read_csv("again/table.csv")}
     assert methods == {"zeroshot", "coop", "dpt", "vpt"}

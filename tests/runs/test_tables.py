@@ -56,15 +56,15 @@ def test_a_damaged_result_is_named(sweep):
     path.write_text("{}")
     assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path))
     shutil.copy(sweep[0] / path.relative_to("again"), path)
-    whole = json.loads(path.read_text())
+    config = json.loads(path.read_text())
     changes = [{"shots": True}, {"method": "x"}, {"model": 5}]
     changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
     for change in changes:
-        path.write_text(json.dumps(whole | change))
+        path.write_text(json.dumps(config | change))
         assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path.parent))
-    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "shots"}))
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "shots"}))
     assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps(config))
     for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
         path.with_name("transfer.json").write_text(content)
         result = run_command("eval.py", "table", "again")
@@ -149,15 +149,15 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
 
 def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
-    said = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
-    assert said == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
+    text = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
+    assert text == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
-    said = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
-    assert said.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
+    text = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
+    assert text.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
     # by shots
     rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
-    said = results.caption(results.summarise(rows))
-    assert said.endswith("one seed. Not as published (coop): --epochs 50.")
+    text = results.caption(results.summarise(rows))
+    assert text.endswith("one seed. Not as published (coop): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
@@ -213,8 +213,8 @@ def test_the_csv_has_a_value_for_each_seed(tmp_path):
                               result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
     results.write_csv(rows, tmp_path / "table.csv")
     table = read_csv(tmp_path / "table.csv")
-    found = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
-    assert found == [["60.0", "", "70.0"], ["", "5.5", ""]]
+    cells = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
+    assert cells == [["60.0", "", "70.0"], ["", "5.5", ""]]
     assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
 
 

@@ -111,14 +111,14 @@ def test_metrics_have_a_line_for_each_epoch(trained):
 def test_the_split_lists_the_pictures_that_were_used(trained, inputs):
     content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     assert content["classnames"] == CLASSNAMES
-    for part, each in {"train": 3, "val": 2, "test": 3}.items():
-        labels = [label for _, label, _ in content[part]]
+    for split, each in {"train": 3, "val": 2, "test": 3}.items():
+        labels = [label for _, label, _ in content[split]]
         assert sorted(labels) == sorted(list(range(4)) * each)
-        for path, label, name in content[part]:
+        for path, label, name in content[split]:
             assert (inputs.data / path).is_file()
             assert name == CLASSNAMES[label]
             assert path.split("/")[0].replace("_", " ") == name
-    used = [path for part in ("train", "val", "test") for path, _, _ in content[part]]
+    used = [path for split in ("train", "val", "test") for path, _, _ in content[split]]
     assert len(set(used)) == len(used)
     assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
 

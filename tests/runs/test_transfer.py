@@ -165,8 +165,8 @@ def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
     (test,) = noted.values()
     assert (test["tested"], test["test_images"]) == (f"{pictures.name} in {other.resolve()}", 2)
     rows = read_csv(run_checked("eval.py", "table", "run").out and "run/table.csv")
-    own = [row for row in rows if row["tested"] == pictures.name]
-    assert len(rows) == 2 and float(own[0]["accuracy"]) == read_summary("run")["accuracy"]
+    same_data = [row for row in rows if row["tested"] == pictures.name]
+    assert len(rows) == 2 and float(same_data[0]["accuracy"]) == read_summary("run")["accuracy"]
 
 
 def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip, monkeypatch):
@@ -234,8 +234,8 @@ def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip
     for tested in ("pets", pictures.name):
         variants = [row["variant"] for row in rows if row["tested"] == tested]
         assert sorted(variants) == ["", "tested by my {}.", "tested in precision bf16"]
-    (own,) = (row for row in rows if (row["tested"], row["variant"]) == (pictures.name, ""))
-    assert float(own["accuracy"]) == read_summary("run")["accuracy"]
+    (usual,) = (row for row in rows if (row["tested"], row["variant"]) == (pictures.name, ""))
+    assert float(usual["accuracy"]) == read_summary("run")["accuracy"]
 
 
 def test_test_images_that_were_trained_on_are_counted(pictures, clip):
