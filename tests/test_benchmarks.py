@@ -75,7 +75,7 @@ def test_a_step_of_dpt_is_few_launches_for_any_number_of_classes():
     assert launched(forward_pass(build("dpt", 100))).kernels.total() <= 300
 
 
-def test_the_main_things_are_those_of_the_demos_test_pictures(tmp_path, monkeypatch):
+def test_the_main_things_are_those_of_the_demos_test_images(tmp_path, monkeypatch):
     alone = replace(STREET_STYLE, noise=0, clutter=(0, 0), others=(0, 0), outline=0)
     for module in (demo, attention_share):
         monkeypatch.setattr(module, "STREET_STYLE", alone)
@@ -84,9 +84,9 @@ def test_the_main_things_are_those_of_the_demos_test_pictures(tmp_path, monkeypa
     folder, masks = demo.draw_demo(tmp_path), attention_share.main_things()
     assert len(masks) == 24
     for file, mask in masks.items():
-        with Image.open(folder / "test" / file) as picture:
-            ground = max(picture.getcolors(96 * 96))[1]
-            drawn = np.any(np.asarray(picture) != np.array(ground), axis=-1)
+        with Image.open(folder / "test" / file) as image:
+            ground = max(image.getcolors(96 * 96))[1]
+            drawn = np.any(np.asarray(image) != np.array(ground), axis=-1)
         assert np.array_equal(drawn, np.asarray(mask) > 0), file
 
 

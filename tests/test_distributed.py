@@ -104,7 +104,7 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 7])
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp_path):
-    """The same pictures, cropped in the same way; a rank without any gets a black one."""
+    """The same images, cropped in the same way; a rank without any gets a black one."""
     draw_class_folders(tmp_path, {"ox": 6, "gnu": 5})
     items = [Sample(str(path), int(path.parent.name == "gnu"), path.parent.name)
              for path in sorted(tmp_path.rglob("*.png"))]  # fmt: skip

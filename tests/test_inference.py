@@ -263,33 +263,33 @@ def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method
 # Predictions
 
 
-def test_predict_takes_more_pictures_than_a_batch_and_refuses_no_classes(monkeypatch):
+def test_predict_takes_more_images_than_a_batch_and_refuses_no_classes(monkeypatch):
 
     pair = ReferencePair(SMALL_CONFIGS["vlp"])
-    pictures = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
-    at_once = pair.model.predict(pictures, top=2)
+    images = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
+    at_once = pair.model.predict(images, top=2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
-    in_parts = pair.model.predict(pictures, top=2)
+    in_parts = pair.model.predict(images, top=2)
     assert [[p.classname for p in row] for row in in_parts] == [
         [p.classname for p in row] for row in at_once
     ]
     with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
-        pair.model.predict(pictures, top=0)
+        pair.model.predict(images, top=0)
 
 
 def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
     pair = ReferencePair(SMALL_CONFIGS["vlp"])
-    picture = Image.new("RGB", (23, 29), (40, 90, 0))
-    picture.save(tmp_path / "a.png")
+    image = Image.new("RGB", (23, 29), (40, 90, 0))
+    image.save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
-    expected = pair.model.predict(picture)
-    sources = [str(tmp_path / "a.png"), io.BytesIO(content), picture, tmp_path / "a.png"]
+    expected = pair.model.predict(image)
+    sources = [str(tmp_path / "a.png"), io.BytesIO(content), image, tmp_path / "a.png"]
     for source in sources:
         assert pair.model.predict(source) == expected
     actual = pair.model.predict(source for source in sources)
     classnames = [p.classname for p in expected[0]]
     assert [[p.classname for p in row] for row in actual] == [classnames] * 4
-    for wrong in (content, np.asarray(picture), 5, [None]):
+    for wrong in (content, np.asarray(image), 5, [None]):
         with pytest.raises(ValueError, match="expected a path, a Pillow image or a binary file"):
             pair.model.predict(wrong)
     for shape, kind in [((3, 21, 21), torch.float32), ((1, 3, 21, 21), torch.uint8)]:

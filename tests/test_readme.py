@@ -110,6 +110,6 @@ def test_the_command_that_the_demo_prints_repeats_its_accuracy(demo, monkeypatch
     assert accuracies(again.stdout) == accuracies(out)
 
     monkeypatch.chdir(folder)
-    picture = next(Path().glob("runs/demo-v*/test/fish/*.png"))
-    guesses = run_command(script, "predict", options[1], picture)
-    assert re.fullmatch(rf"{re.escape(str(picture))}: (\w+ [\d.]+ %(, )?){{5}}\n", guesses.out)
+    image = next(Path().glob("runs/demo-v*/test/fish/*.png"))
+    guesses = run_command(script, "predict", options[1], image)
+    assert re.fullmatch(rf"{re.escape(str(image))}: (\w+ [\d.]+ %(, )?){{5}}\n", guesses.out)

@@ -78,11 +78,11 @@ def test_open_clip_computes_the_same_features(open_clip, changes, file, tmp_path
     written = {"model_cfg": open_clip_config(**changes), "preprocess_cfg": colours}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
     clip, preprocess = minidpt.load(tmp_path)
-    picture = Image.effect_noise((50, 37), 80).convert("RGB")
+    image = Image.effect_noise((50, 37), 80).convert("RGB")
     transform = open_clip.image_transform(28, is_train=False, mean=(0.5, 0.4, 0.3),
                                           std=(0.2, 0.3, 0.4), interpolation="bicubic")  # fmt: skip
-    images = torch.stack([transform(picture), -transform(picture)])
-    assert torch.equal(preprocess(picture), images[0])
+    images = torch.stack([transform(image), -transform(image)])
+    assert torch.equal(preprocess(image), images[0])
     with torch.no_grad():
         text = model.encode_text(open_clip.tokenize(TEXTS))
         assert_same_features(clip, images, model.encode_image(images), text)

@@ -18,8 +18,8 @@ from minidpt.images.decode import WhiteLevel, open_image
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[Sample]:
-    """Eleven noisy pictures of different sizes, two classes."""
+def samples(tmp_path_factory) -> list[Sample]:
+    """Eleven noisy images of different sizes, two classes."""
     folder, numbers = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     items = []
     for number in range(11):
@@ -38,54 +38,54 @@ def same(some, others) -> bool:
     return all(torch.equal(a.images, b.images) for a, b in zip(some, others, strict=True))
 
 
-def test_test_batches_keep_order_and_the_last_smaller_batch(pictures):
-    batches = list(batching.eval_batches(pictures, 7, 4, workers=2))
+def test_test_batches_keep_order_and_the_last_smaller_batch(samples):
+    batches = list(batching.eval_batches(samples, 7, 4, workers=2))
     shapes = [tuple(batch.images.shape) for batch in batches]
     assert shapes == [(4, 3, 7, 7), (4, 3, 7, 7), (3, 3, 7, 7)]
     assert batches[0].images.dtype == torch.uint8 and batches[0].labels.dtype == torch.int64
     assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1] * 5 + [0]
     preprocess = transforms.Preprocess(7)
-    expected = [preprocess(Image.open(item.path)) for item in pictures]
+    expected = [preprocess(Image.open(item.path)) for item in samples]
     actual = transforms.normalize(torch.cat([images for images, _ in batches]))
     assert torch.equal(actual, torch.stack(expected))
 
 
-def test_training_views_do_not_depend_on_workers_or_store(pictures):
-    expected = epoch(pictures)
+def test_training_views_do_not_depend_on_workers_or_store(samples):
+    expected = epoch(samples)
     for workers in (1, 3):
         for store in (None, batching.ImageCache(), batching.ImageCache(max_bytes=5000)):
-            assert same(expected, epoch(pictures, store=store, workers=workers))
-            assert same(expected, epoch(pictures, store=store, workers=workers))  # from the store
+            assert same(expected, epoch(samples, store=store, workers=workers))
+            assert same(expected, epoch(samples, store=store, workers=workers))  # from the store
 
 
-def test_each_epoch_and_seed_has_its_own_order_and_crops(pictures):
-    first = epoch(pictures)
-    assert same(first, epoch(pictures))
-    for other in (epoch(pictures, epoch=1), epoch(pictures, seed=0)):
+def test_each_epoch_and_seed_has_its_own_order_and_crops(samples):
+    first = epoch(samples)
+    assert same(first, epoch(samples))
+    for other in (epoch(samples, epoch=1), epoch(samples, seed=0)):
         assert not same(first, other)
-    copies = pictures[:1] * 8  # order plays no part: the crops of one picture must differ
+    copies = samples[:1] * 8  # order plays no part: the crops of one image must differ
     images = torch.cat([batch.images for batch in epoch(copies)])
     assert len({image.numpy().tobytes() for image in images}) == 8
     assert not same(epoch(copies), epoch(copies, epoch=1))
 
 
-def test_an_epoch_shows_each_picture_once(pictures):
+def test_an_epoch_shows_each_image_once(samples):
     plain = [Image.new("RGB", (9, 9), (number, 0, 0)) for number in range(11)]
     store = batching.ImageCache()
-    store._images = {item.path: image for item, image in zip(pictures, plain, strict=True)}
-    batches = epoch(pictures, store=store, batch_size=20)
+    store._images = {item.path: image for item, image in zip(samples, plain, strict=True)}
+    batches = epoch(samples, store=store, batch_size=20)
     shown = batches[0].images[:, 0, 0, 0].tolist()
     assert sorted(shown) == list(range(11)) and shown != sorted(shown)
     assert batches[0].labels.tolist() == [number % 2 for number in shown]
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4]), (11, [11]), (12, [11])])
-def test_last_incomplete_batch_is_dropped_only_after_a_full_one(pictures, batch_size, sizes):
-    batches = epoch(pictures, batch_size=batch_size)
+def test_last_incomplete_batch_is_dropped_only_after_a_full_one(samples, batch_size, sizes):
+    batches = epoch(samples, batch_size=batch_size)
     assert [len(batch.labels) for batch in batches] == sizes
 
 
-def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch):
+def test_store_decodes_each_image_once_within_its_bytes(samples, monkeypatch):
     opened = []
 
     def counting(path, white_level):
@@ -95,19 +95,19 @@ def test_store_decodes_each_picture_once_within_its_bytes(pictures, monkeypatch)
     monkeypatch.setattr(decode, "open_image", counting)
     store = batching.ImageCache()
     for number in range(3):
-        epoch(pictures, epoch=number, store=store, workers=2, batch_size=11)
-    assert sorted(opened) == sorted(item.path for item in pictures) and len(store) == 11
+        epoch(samples, epoch=number, store=store, workers=2, batch_size=11)
+    assert sorted(opened) == sorted(item.path for item in samples) and len(store) == 11
     assert store.bytes == sum(4 * (17 + n) * (31 - n) for n in range(11))
 
     opened.clear()
-    small = batching.ImageCache(max_bytes=5000)  # two pictures of about 2200 bytes
+    small = batching.ImageCache(max_bytes=5000)  # two images of about 2200 bytes
     for number in range(3):
-        epoch(pictures, epoch=number, store=small, batch_size=11)
+        epoch(samples, epoch=number, store=small, batch_size=11)
     assert len(small) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
 
 
-def test_only_pictures_of_an_earlier_run_make_room_in_a_full_store(pictures):
-    first, second = ([item.path for item in half] for half in (pictures[:4], pictures[4:]))
+def test_only_images_of_an_earlier_run_make_room_in_a_full_store(samples):
+    first, second = ([item.path for item in half] for half in (samples[:4], samples[4:]))
     store = batching.ImageCache(max_bytes=5000)
     store.fill(first)
     assert len(store) == 2
@@ -124,10 +124,10 @@ def threads() -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_path, workers):
+def test_broken_image_surfaces_in_the_consumer_and_threads_end(samples, tmp_path, workers):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(Path(pictures[0].path).read_bytes()[:99])
-    items = pictures[:6] + [Sample(str(broken), 0, "a")]
+    broken.write_bytes(Path(samples[0].path).read_bytes()[:99])
+    items = samples[:6] + [Sample(str(broken), 0, "a")]
     for batches in (
         batching.train_batches(items, 7, 7, seed=1, epoch=0, workers=workers),
         batching.eval_batches(items, 7, 4, workers=workers),
@@ -137,31 +137,31 @@ def test_broken_picture_surfaces_in_the_consumer_and_threads_end(pictures, tmp_p
         assert threads() == []
 
 
-def test_threads_end_when_the_consumer_stops_early(pictures):
-    for _ in batching.eval_batches(pictures * 9, 7, 2, workers=3):
+def test_threads_end_when_the_consumer_stops_early(samples):
+    for _ in batching.eval_batches(samples * 9, 7, 2, workers=3):
         assert threads()
         break
     assert threads() == []
     with pytest.raises(KeyboardInterrupt) as raised:  # its traceback keeps the frames alive
-        for _ in batching.train_batches(pictures * 9, 7, 2, 1, 0, workers=3):
+        for _ in batching.train_batches(samples * 9, 7, 2, 1, 0, workers=3):
             raise KeyboardInterrupt
     assert threads() == [] and raised
 
 
-def test_threads_end_when_interrupted_while_a_batch_is_made(pictures, monkeypatch):
+def test_threads_end_when_interrupted_while_a_batch_is_made(samples, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "stack", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
-        next(batching.eval_batches(pictures * 9, 7, 2, workers=3))
+        next(batching.eval_batches(samples * 9, 7, 2, workers=3))
     assert threads() == [] and raised
 
 
-def test_work_ahead_is_bounded(pictures):
+def test_work_ahead_is_bounded(samples):
     opened = []
     read = lambda path: opened.append(path) or open_image(path)  # noqa: E731
-    batches = batching.eval_batches(pictures * 9, 7, 2, workers=2, read=read)
+    batches = batching.eval_batches(samples * 9, 7, 2, workers=2, read=read)
     assert opened == []  # nothing starts before it is asked for
     next(batches)
     time.sleep(0.2)
@@ -173,7 +173,7 @@ def test_no_images_make_no_batch():
     assert list(batching.eval_batches([], 7, 4)) == []
 
 
-# ---- pictures of more than 8 bits
+# ---- images of more than 8 bits
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_ranks_share_one_white_level(deep, monkeypatch):
     assert WhiteLevel(integer=4095).settle(Others()) is True  # floats, which only the other has
 
 
-def test_broken_pictures_that_are_read_next_are_named_with_the_first(deep, tmp_path):
+def test_broken_images_that_are_read_next_are_named_with_the_first(deep, tmp_path):
     other = tmp_path / "other.png"
     other.write_text("no picture")
     with pytest.raises(ValueError, match="broken.png.*1 more: .*other.png"):

@@ -80,7 +80,7 @@ def test_of_two_columns_for_one_thing_the_first_is_read_and_said(tmp_path, heade
     assert (dataset.classnames, dataset.notes) == (["a", "b"], (note,))
 
 
-def test_pictures_that_a_csv_misses_are_counted_up_to_a_thousand(tmp_path):
+def test_images_that_a_csv_misses_are_counted_up_to_a_thousand(tmp_path):
     rows = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(1500))
     with pytest.raises(FileNotFoundError, match="line 1: .* 1000 or more missing, the first"):
         open_dataset(write_image_table(tmp_path, rows))
@@ -113,7 +113,7 @@ def test_labels_that_are_no_names_are_said(tmp_path):
     assert named.classnames == ["ox", "owl", "gnu"] and named.notes == ()
 
 
-def test_csv_takes_no_fifo_for_a_picture(tmp_path):
+def test_csv_takes_no_fifo_for_an_image(tmp_path):
     path = write_image_table(tmp_path, SPLIT_TABLE + "pictures/pipe.png,owl,test\n")
     os.mkfifo(tmp_path / "pictures" / "pipe.png")
     with pytest.raises(FileNotFoundError, match=r"line 7: .*pipe.png \(which is no regular"):
@@ -136,11 +136,11 @@ def test_csv_of_test_rows_alone_is_a_test_set(tmp_path, split):
 
 
 def test_csv_takes_absolute_paths_and_numbers_as_labels(tmp_path):
-    picture = draw_image(tmp_path / "elsewhere" / "x,1.png")
-    rows = f'path,label\n"{picture}",10\npictures/a.png,9\npictures/b.png,9\npictures/c.png,10'
+    image = draw_image(tmp_path / "elsewhere" / "x,1.png")
+    rows = f'path,label\n"{image}",10\npictures/a.png,9\npictures/b.png,9\npictures/c.png,10'
     dataset = open_dataset(write_image_table(tmp_path / "data", rows))
     assert dataset.classnames == ["9", "10"]
-    assert str(picture) in [item.path for item in all_samples(dataset)]
+    assert str(image) in [item.path for item in all_samples(dataset)]
 
 
 def test_folder_with_labels_csv_is_read_by_it(tmp_path):

@@ -49,7 +49,7 @@ def test_every_data_set_of_the_guide_opens_by_its_folder_or_by_root_and_name(gui
 
 
 @pytest.mark.parametrize("name", ["Caltech101", "Food101", "EuroSAT", "UCF101", "ImageNetR"])
-def test_a_data_set_opens_by_its_folder_of_pictures(guide, name):
+def test_a_data_set_opens_by_its_folder_of_images(guide, name):
     images = open_dataset(guide[name]).root
     assert images.parent == guide[name]
     assert open_dataset(images) == open_dataset(guide[name])
@@ -76,7 +76,7 @@ def test_other_classes_in_the_layout_of_caltech101(tmp_path):
     assert "not taken for Caltech101; else pass --dataset Caltech101" in dataset.notes[-1]
 
 
-def test_a_link_to_the_pictures_leads_to_the_split_file(tmp_path):
+def test_a_link_to_the_images_leads_to_the_split_file(tmp_path):
     folder = draw_miniature(tmp_path / "disk", "Caltech101")
     (tmp_path / "link").symlink_to(folder / "101_ObjectCategories")
     (tmp_path / "caltech-101").mkdir()
@@ -108,7 +108,7 @@ def test_source_says_what_was_read(guide):
             assert f"split_zhou_{name}.json" in sources[name]
 
 
-def test_less_than_the_published_pictures_is_said(guide):
+def test_less_than_the_published_images_is_said(guide):
     assert open_dataset(guide["Caltech101"]).notes == (
         "Caltech101 as published has 100 classes and 4128/1649/2465 images: mind this when you "
         "compare",
@@ -257,7 +257,7 @@ def test_other_data_sets_are_not_taken_for_classes(guide):
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_lists_without_their_pictures_are_recognised(tmp_path, name):
+def test_lists_without_their_images_are_recognised(tmp_path, name):
     folder = draw_miniature(tmp_path, name)
     for images in layout_of(name).images:
         if images != ".":
@@ -270,7 +270,7 @@ def test_lists_without_their_pictures_are_recognised(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_missing_pictures_are_counted_and_the_first_named(tmp_path, name):
+def test_missing_images_are_counted_and_the_first_named(tmp_path, name):
     folder = draw_miniature(tmp_path, name)
     gone = open_dataset(folder).train[0].path
     os.remove(gone)

@@ -201,7 +201,7 @@ def test_built_in_names_are_those_of_imagenet():
     assert names["n02119789"] == "kit fox" and names["n15075141"] == "toilet paper"
 
 
-def test_names_beside_the_pictures_go_before_the_built_in_ones(tmp_path):
+def test_names_beside_the_images_go_before_the_built_in_ones(tmp_path):
     folder = draw_miniature(tmp_path, "ImageNet")
     listed = (folder / "classnames.txt").read_text()
     (folder / "classnames.txt").write_text(listed.replace("crane bird", "crane"))

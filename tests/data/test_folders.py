@@ -96,7 +96,7 @@ def test_numbered_folders_are_counted_not_spelled(tmp_path):
     assert open_dataset(tmp_path).classnames == ["0", "9", "10"]
 
 
-def test_only_visible_pictures_are_found_and_sub_folders_searched(tmp_path):
+def test_only_visible_images_are_found_and_sub_folders_searched(tmp_path):
     draw_class_folders(tmp_path, {"a": 2, "b": 2, "recycler": 2, "temporary items": 2})
     draw_image(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
     draw_image(tmp_path / "a" / "x.WebP")
@@ -227,7 +227,7 @@ def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
-def test_pictures_beside_class_folders_are_said(tmp_path, parts):
+def test_images_beside_class_folders_are_said(tmp_path, parts):
     for folder in parts:
         draw_class_folders(tmp_path / folder, {"dog": 3, "cat": 3})
         for name in ("x.png", "b.CR2", ".hidden.png", "notes.txt"):
@@ -238,7 +238,7 @@ def test_pictures_beside_class_folders_are_said(tmp_path, parts):
     assert open_dataset(tmp_path).notes[-1] == expected
 
 
-def test_pictures_of_a_part_without_class_folders_are_said(tmp_path):
+def test_images_of_a_part_without_class_folders_are_said(tmp_path):
     draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 3})
     draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 3})
     draw_image(tmp_path / "val" / "a.png")
@@ -345,7 +345,7 @@ def test_mistakes_get_one_line_that_names_the_folder(tmp_path, made, error, mess
     assert str(tmp_path / "root") in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
+def test_images_that_are_not_read_are_named_with_their_numbers(tmp_path):
     draw_class_folders(tmp_path, {"a": 2, "b": 2})
     for name in ("x.CR2", "y.cr2", "z.jp2", "endless", ".hidden.cr2", "notes.txt"):
         (tmp_path / "a" / name).write_bytes(b"")
@@ -363,7 +363,7 @@ def test_pictures_that_are_not_read_are_named_with_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("reads", [False, True])
-def test_avif_and_jpeg_xl_are_pictures_where_pillow_reads_them(tmp_path, monkeypatch, reads):
+def test_avif_and_jpeg_xl_are_images_where_pillow_reads_them(tmp_path, monkeypatch, reads):
     draw_class_folders(tmp_path, {"a": 2})
     for name in ("x.avif", "x.jxl"):
         (tmp_path / "a" / name).write_bytes(b"")

@@ -88,7 +88,7 @@ def test_first_half_of_the_labels_rounded_up_is_base(classes, base, new):
         assert selected.template == dataset.template
 
 
-def test_base_classes_have_the_pictures_of_the_draw_from_all_classes():
+def test_base_classes_have_the_images_of_the_draw_from_all_classes():
     dataset = made_dataset({3: 9, 0: 9, 1: 9, 2: 9}, {}, classes=4)
     drawn = few_shot(dataset, 2, seed=1)
     new = select_classes(drawn, "new")

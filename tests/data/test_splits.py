@@ -69,7 +69,7 @@ def test_fingerprint_is_that_of_the_lists_wherever_they_lie(tmp_path):
     assert len({other.fingerprint() for other in [dataset, *others]}) == 7
 
 
-def test_folders_are_those_of_pictures_and_around_class_folders(tmp_path, monkeypatch):
+def test_folders_are_those_of_images_and_around_class_folders(tmp_path, monkeypatch):
     def listed(*files: str) -> list[Sample]:
         return [Sample(os.path.join(tmp_path, file), 0, "ox") for file in files]
 
@@ -132,7 +132,7 @@ def test_broken_split_files_get_one_line(tmp_path, content):
 
 
 @pytest.mark.parametrize("row", ["[],", '["a",0,"b"],'])
-def test_a_split_file_may_list_two_million_pictures_and_no_more(tmp_path, row):
+def test_a_split_file_may_list_two_million_images_and_no_more(tmp_path, row):
     separators = row.count(",") + row.count("[")
     path, rows = tmp_path / "s.json", row * (10_000_000 // separators + 1)
     path.write_text('{"train": [' + rows[:-1] + "]}")
@@ -161,7 +161,7 @@ def test_a_name_that_would_lead_a_run_out_of_its_folder_is_refused(tmp_path, nam
     assert str(raised.value).isprintable() and len(str(raised.value)) <= 500
 
 
-def test_pictures_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_path):
+def test_images_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_path):
     draw_class_folders(tmp_path / "far", {"x": 1})
     paths = [str(tmp_path / "far/x/image_0001.png"), "../far/x/image_0001.png", "a/image_0001.png"]
     rows = [[path, label, name] for label, (path, name) in enumerate(zip(paths, "abc"))]

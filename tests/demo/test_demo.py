@@ -1,4 +1,4 @@
-"""The demo's pictures: drawn from a seed, once, in folders that a data set is read from."""
+"""The demo's images: drawn from a seed, once, in folders that a data set is read from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scene(thing: str, seed: int, style=STREET_STYLE, **options) -> bytes:
 
 
 @both_styles
-def test_a_picture_is_its_seeds_and_no_other(style):
+def test_an_image_is_its_seeds_and_no_other(style):
     random.seed(7)
     first = scene("fish", 3, style)
     random.seed(8)  # the global generator has no part in it
@@ -46,9 +46,9 @@ def test_a_picture_is_its_seeds_and_no_other(style):
 def test_everything_can_be_drawn_and_is_seen(name, style):
     alone = replace(style, noise=0, clutter=(0, 0), others=(0, 0))
     for seed in range(3):
-        picture = draw_scene(name, random.Random(seed), alone, side=48)
-        assert picture.mode == "RGB" and picture.size == (48, 48)
-        counts = [count for count, _ in picture.getcolors(48 * 48)]
+        image = draw_scene(name, random.Random(seed), alone, side=48)
+        assert image.mode == "RGB" and image.size == (48, 48)
+        counts = [count for count, _ in image.getcolors(48 * 48)]
         assert len(counts) > 2  # a thing before a background, smooth edges
         assert sum(counts) - max(counts) > 0.02 * sum(counts), "nothing but ground"
 
@@ -89,7 +89,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
 
 @pytest.fixture
 def few(monkeypatch):
-    """2 training and 3 test pictures of each class instead of over a hundred."""
+    """2 training and 3 test images of each class instead of over a hundred."""
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
     monkeypatch.setattr(demo, "TEST_IMAGES", 3)
 
@@ -110,11 +110,11 @@ def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
     dataset = datasets.open_dataset(folder)
     assert dataset.classnames == sorted(CLASSES)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (24, 0, 36)
-    with Image.open(dataset.test[0].path) as picture:
-        assert (picture.mode, picture.size) == ("RGB", (96, 96))
+    with Image.open(dataset.test[0].path) as image:
+        assert (image.mode, image.size) == ("RGB", (96, 96))
 
 
-def test_no_two_pictures_of_the_demo_are_the_same(few, tmp_path):
+def test_no_two_images_of_the_demo_are_the_same(few, tmp_path):
     pixels = [content for _, content in contents(demo.draw_demo(tmp_path)).values()]
     assert len(set(pixels)) == len(pixels) == 60
 
@@ -136,21 +136,21 @@ def alone(style):
     return replace(style, noise=0, clutter=(0, 0), others=(0, 0), outline=0)
 
 
-def drawn_in(picture: Image.Image) -> np.ndarray:
-    """Where a picture differs from its ground, its commonest colour."""
-    ground = max(picture.getcolors(96 * 96))[1]
-    return np.any(np.asarray(picture) != np.array(ground), axis=-1)
+def drawn_in(image: Image.Image) -> np.ndarray:
+    """Where an image differs from its ground, its commonest colour."""
+    ground = max(image.getcolors(96 * 96))[1]
+    return np.any(np.asarray(image) != np.array(ground), axis=-1)
 
 
 @both_styles
 @pytest.mark.parametrize("name", THINGS)
 def test_the_outlines_are_where_the_thing_is_drawn(name, style):
     outlines, mask = [], Image.new("L", (192, 192))
-    picture = draw_scene(name, random.Random(5), alone(style), outlines=outlines)
+    image = draw_scene(name, random.Random(5), alone(style), outlines=outlines)
     for polygon in outlines:
         ImageDraw.Draw(mask).polygon(polygon, fill=255)
-    assert picture.tobytes() == scene(name, 5, alone(style))
-    assert np.array_equal(drawn_in(picture), np.asarray(mask.resize((96, 96), Image.BOX)) > 0)
+    assert image.tobytes() == scene(name, 5, alone(style))
+    assert np.array_equal(drawn_in(image), np.asarray(mask.resize((96, 96), Image.BOX)) > 0)
 
 
 def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_path, monkeypatch):

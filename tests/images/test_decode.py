@@ -14,7 +14,7 @@ from minidpt.images.threads import map_ordered
 
 
 def drawn(mode: str, size: tuple[int, int], seed: int = 0) -> tuple[Image.Image, dict]:
-    """A picture of a mode, and what its file is to say of it."""
+    """An image of a mode, and what its file is to say of it."""
     numbers, (width, height) = np.random.default_rng(seed), size
     noise = numbers.integers(0, 256, (height, width, 4), np.uint8)
     noise[: height // 2] //= 3  # two halves that are not alike

@@ -1,4 +1,4 @@
-"""Damaged and hostile pictures: each ends in an RGB view or in an error of one line.
+"""Damaged and hostile images: each ends in an RGB view or in an error of one line.
 
 `run(n, seed)` tries n mutated files and returns the failures; here a few, a benchmark may try many.
 """
@@ -130,5 +130,5 @@ def run(n: int, seed: int) -> list[tuple[bytes, str]]:
     return failures
 
 
-def test_mutated_pictures_end_in_a_view_or_in_one_line():
+def test_mutated_images_end_in_a_view_or_in_one_line():
     assert run(600, seed=1) == []

@@ -117,7 +117,7 @@ def test_black_and_white(tmp_path):
     assert_shows(saved(tmp_path, image), (0, 0, 0), WHITE)
 
 
-# What a camera stores of an upright picture u for each EXIF orientation; the standard says which
+# What a camera stores of an upright image u for each EXIF orientation; the standard says which
 # visual side the stored first row and first column are (6: row = right side, column = top).
 STORED = {
     1: lambda u: u,  # top, left
@@ -144,9 +144,9 @@ def test_exif_rotated(tmp_path, orientation, name):
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
-def test_unreadable_exif_leaves_the_picture_as_it_is(tmp_path, exif):
+def test_unreadable_exif_leaves_the_image_as_it_is(tmp_path, exif):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow may warn, the picture is fine
+        warnings.simplefilter("ignore")  # Pillow may warn, the image is fine
         assert_shows(saved(tmp_path, flag(), "a.jpg", exif=exif), RED, BLUE, within=6)
 
 
@@ -167,7 +167,7 @@ def test_truncated_file_is_named(tmp_path, name):
         assert "\n" not in str(error.value)
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "a.png").write_text("words")
     flag().save(tmp_path / "b.eps")  # Pillow would start Ghostscript for it
     (tmp_path / "b.eps").rename(tmp_path / "b.jpg")
@@ -203,11 +203,11 @@ def test_a_scripts_limit_of_pixels_is_its_own_and_without_a_warning(tmp_path, mo
             decode.open_image(tmp_path / "a.png")
 
 
-# ---- the level of white of pictures of more than 8 bits
+# ---- the level of white of images of more than 8 bits
 
 
 def deep(folder, name: str, *values: float, kind=np.uint16):
-    """A grey picture of two values, left and right, of more than 8 bits."""
+    """A grey image of two values, left and right, of more than 8 bits."""
     pixels = np.repeat(np.array([values], kind), 16, axis=0).repeat(32 // len(values), axis=1)
     Image.fromarray(pixels).save(folder / name)
     return folder / name

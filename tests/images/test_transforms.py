@@ -13,7 +13,7 @@ from minidpt.images import transforms
 
 
 def row(*values: int) -> Image.Image:
-    """A grey picture, one pixel high, of these values."""
+    """A grey image, one pixel high, of these values."""
     return Image.fromarray(np.array([values], np.uint8)).convert("RGB")
 
 

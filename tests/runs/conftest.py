@@ -1,4 +1,4 @@
-"""What the tests of runs share, and only read: pictures, a CLIP, a run."""
+"""What the tests of runs share, and only read: images, a CLIP, a run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def inputs(tmp_path_factory) -> RunInputs:
     for name, colour in CLASS_COLORS.items():
         for number in range(IMAGES_PER_CLASS):
             shade = tuple(value + rng.randrange(-40, 41) for value in colour)
-            picture = Image.new("RGB", (27, 23), shade)
+            image = Image.new("RGB", (27, 23), shade)
             for _ in range(60):
                 spot = rng.randrange(27), rng.randrange(23)
-                picture.putpixel(spot, tuple(rng.randrange(256) for _ in range(3)))
+                image.putpixel(spot, tuple(rng.randrange(256) for _ in range(3)))
             path = folder / "pictures" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            image.save(path)
     return RunInputs(folder / "pictures", save_clip(folder / "little.pt"))
 
 
@@ -68,16 +68,16 @@ def guide(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     return draw_class_folders(folder, {"ox": 10, "gnu": 10, "owl": 10, "red fox": 10, "yak": 10})
 
 
 @pytest.fixture(scope="session")
-def sweep(pictures, clip, tmp_path_factory) -> tuple[Path, list, Result]:
+def sweep(images, clip, tmp_path_factory) -> tuple[Path, list, Result]:
     """Seven runs and their command. Only read them."""
     folder = tmp_path_factory.mktemp("sweep") / "sweep"
-    command = ["--data", pictures, "--model", clip, *SHORT, "--epochs", 2,
+    command = ["--data", images, "--model", clip, *SHORT, "--epochs", 2,
                "--method", "zeroshot", "coop", "dpt", "--shots", 1, 3, "--seed", 0, 2]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)

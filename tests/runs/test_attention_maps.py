@@ -28,15 +28,15 @@ class TunedRun(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> TunedRun:
-    """A run of DPT on twelve pictures of three classes. Only read it."""
+    """A run of DPT on twelve images of three classes. Only read it."""
     folder, rng = tmp_path_factory.mktemp("run"), random.Random(0)
     colours = {"red": (200, 40, 30), "green": (30, 190, 60), "blue": (40, 60, 210)}
     for name, colour in colours.items():
         (folder / "pictures" / name).mkdir(parents=True)
         for number in range(4):
-            picture = Image.new("RGB", (27, 23), tuple(c + rng.randrange(-30, 31) for c in colour))
-            picture.putpixel((number, 5), (255, 255, 255))
-            picture.save(folder / "pictures" / name / f"{number}.png")
+            image = Image.new("RGB", (27, 23), tuple(c + rng.randrange(-30, 31) for c in colour))
+            image.putpixel((number, 5), (255, 255, 255))
+            image.save(folder / "pictures" / name / f"{number}.png")
     clip, run = save_clip(folder / "clip.pt"), folder / "run"
     options = ("--data", folder / "pictures", "--model", clip, "--out", run, *SHORT, "--epochs", 1)
     trained = run_command("train.py", *options)
@@ -49,7 +49,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(run, tmp_path):
+def test_each_image_gets_a_png_and_those_of_equal_names_numbers(run, tmp_path):
     image = [run.data / "red" / "0.png", run.data / "blue" / "0.png", run.data / "red/1.png"]
     done = run_command(
         "eval.py", "predict", run.folder, *image, "--attention-maps", tmp_path / "new"
@@ -62,7 +62,7 @@ def test_each_picture_gets_a_png_and_those_of_equal_names_numbers(run, tmp_path)
             drawn.load()
 
 
-def test_each_picture_s_line_names_its_png_and_so_does_its_json(run, tmp_path):
+def test_each_image_s_line_names_its_png_and_so_does_its_json(run, tmp_path):
     image = [run.data / "red" / "0.png", run.data / "blue" / "0.png", "gone.png"]
     options = ("predict", run.folder, *image, "--json", tmp_path / "o.jsonl")
     done = run_command("eval.py", *options, "--attention-maps", tmp_path / "new")
@@ -72,7 +72,7 @@ def test_each_picture_s_line_names_its_png_and_so_does_its_json(run, tmp_path):
     assert [entry.get("explained") for entry in entries] == [*pngs, None]
 
 
-def test_a_number_does_not_take_the_name_of_a_later_picture(run, tmp_path):
+def test_a_number_does_not_take_the_name_of_a_later_image(run, tmp_path):
     files = [tmp_path / name for name in ("a/x.png", "b/X.png", "b/x-2.png", f"b/{'é' * 125}.png")]
     for file in files:
         file.parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(run, 
     assert where != "filled" or names_in(folder) == ["mine.txt"]
 
 
-def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_path):
+def test_an_image_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     image = [tmp_path / "broken.png", run.data / "red" / "0.png"]
     done = run_command(
@@ -114,16 +114,16 @@ def test_a_picture_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_p
     assert names_in(tmp_path / "new") == ["0.png"]
 
 
-def parts_of(monkeypatch, model, picture, **options):
+def parts_of(monkeypatch, model, path, **options):
     """What `draw_attention` composes: rows of panels, names, bars."""
     monkeypatch.setattr(attention_pngs, "compose", lambda *parts: parts)
-    return draw_attention(model, picture, **options)
+    return draw_attention(model, path, **options)
 
 
 def test_bars_are_the_probabilities_with_and_without_what_was_learned(run, monkeypatch):
-    picture = run.data / "green" / "2.png"
-    title, _, names, bars = parts_of(monkeypatch, run.model, picture, top=2)
-    ((best, second),) = run.model.predict(picture, top=2)
+    path = run.data / "green" / "2.png"
+    title, _, names, bars = parts_of(monkeypatch, run.model, path, top=2)
+    ((best, second),) = run.model.predict(path, top=2)
     assert title == "2.png" and names[:2] == [best.classname, second.classname]
     (learned, _, shares), (frozen, _, before) = bars
     assert (learned, frozen) == ("dpt", "zero-shot")
@@ -131,7 +131,7 @@ def test_bars_are_the_probabilities_with_and_without_what_was_learned(run, monke
 
     clip = run.model.clip
     resolution = clip.visual.resolution
-    image = run.model.white_level.open(picture)
+    image = run.model.white_level.open(path)
     pixels = minidpt.images.transforms.eval_pixels(image, resolution)
     images = minidpt.images.transforms.normalize(torch.from_numpy(pixels)[None])
     texts = [run.model.template.format(name) for name in names]
@@ -154,9 +154,9 @@ def test_the_likeliest_of_zero_shot_clip_has_a_bar_though_it_is_not_among_the_fi
     assert names[1:] == [worst] and bars[1][2] == [0, 1]
 
 
-def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes(run, monkeypatch):
-    picture = run.data / "blue" / "1.png"
-    _, rows, names, _ = parts_of(monkeypatch, run.model, picture)
+def test_panels_are_the_image_before_and_after_and_the_three_likeliest_classes(run, monkeypatch):
+    path = run.data / "blue" / "1.png"
+    _, rows, names, _ = parts_of(monkeypatch, run.model, path)
     (_, views), (head, classes) = rows.items()
     assert [caption for caption, _ in views] == [
         "What the model sees", "Attention before tuning", "Attention after tuning",
@@ -164,7 +164,7 @@ def test_panels_are_the_picture_before_and_after_and_the_three_likeliest_classes
     assert "class-aware" in head and [caption for caption, _ in classes] == names
     assert {panel.size for _, panel in views + classes} == {(224, 224)}
     seen = np.asarray(views[0][1].resize((3, 3), Image.Resampling.BOX), float)
-    with Image.open(picture) as original:
+    with Image.open(path) as original:
         assert abs(seen[1, 1] - np.array(original.getpixel((13, 11)))).max() < 3
 
 

@@ -1,4 +1,4 @@
-"""`eval.py predict` as a stream: JSON, standard input, many pictures in little memory."""
+"""`eval.py predict` as a stream: JSON, standard input, many images in little memory."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def model(run) -> minidpt.PromptedCLIP:
     return minidpt.load_model(run / "model.pt", minidpt.load(run.parent / "little.pt")[0])
 
 
-def pictures(count: int, folder: str = "many") -> list[str]:
+def draw_images(count: int, folder: str = "many") -> list[str]:
     return [
         str(draw_image(Path(folder, f"{i:03}.png"), color=(i, 255 - i, 99))) for i in range(count)
     ]
 
 
 def one_by_one(model, paths: list[str], top: int = 5) -> list[list]:
-    """What `predict` gives for the pixels of each picture alone."""
+    """What `predict` gives for the pixels of each image alone."""
     preprocess = Preprocess(model.clip.visual.resolution)
     images = [preprocess(Image.open(path)) for path in paths]
     return [model.predict(image[None], top)[0] for image in images]
@@ -93,9 +93,9 @@ def no_longer_than(seconds: float, end: Callable[[], object]) -> Iterator[None]:
 # In Python
 
 
-def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
+def test_images_in_batches_give_what_each_gives_alone(model, monkeypatch):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 3)
-    paths = pictures(7)
+    paths = draw_images(7)
     expected = one_by_one(model, paths)
     assert_same(model.predict(paths), expected)
     for workers in (0, 2):
@@ -104,9 +104,9 @@ def test_pictures_in_batches_give_what_each_gives_alone(model, monkeypatch):
         assert_same([prediction for _, prediction in actual], expected)
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatch):
+def test_an_image_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatch):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
-    good, other = pictures(2)
+    good, other = draw_images(2)
     Path("broken.png").write_bytes(b"no picture")
     paths = ["broken.png", "gone.png", good, "gone.png", other]  # the first batch has none to see
     actual = [result for _, result in model.predict_each(paths)]
@@ -118,14 +118,14 @@ def test_a_picture_that_cannot_be_read_is_an_error_in_its_place(model, monkeypat
     assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
 
 
-def test_few_pictures_are_read_ahead_of_those_that_are_classified(model, monkeypatch):
+def test_few_images_are_read_ahead_of_those_that_are_classified(model, monkeypatch):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
-    (picture,), asked = pictures(1), []
+    (image,), asked = draw_images(1), []
 
     def many():
         for _ in range(999):
-            asked.append(picture)
-            yield picture
+            asked.append(image)
+            yield image
 
     results = model.predict_each(many(), workers=2)
     for _ in range(9):
@@ -134,7 +134,7 @@ def test_few_pictures_are_read_ahead_of_those_that_are_classified(model, monkeyp
     assert len(asked) <= 9 + 1 + 2 * 2 + 1  # the rest of a batch, two more, and one
 
 
-def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
+def test_open_images_are_read_by_the_callers_thread_alone(model, monkeypatch):
     """Those of one file share its place in it."""
     readers = set()
 
@@ -144,7 +144,7 @@ def test_open_pictures_are_read_by_the_callers_thread_alone(model, monkeypatch):
 
     eval_pixels = inference.eval_pixels
     monkeypatch.setattr(inference, "eval_pixels", reading)
-    paths = pictures(3)
+    paths = draw_images(3)
     model.predict([io.BytesIO(Path(path).read_bytes()) for path in paths])
     assert readers == {threading.current_thread()}
     model.predict(paths)
@@ -170,7 +170,7 @@ def test_one_read_gives_its_complete_lines():
 @pytest.mark.parametrize("more", [0, 1, classify.MAX_LINE, 5 * classify.MAX_LINE + 7])
 @pytest.mark.parametrize("filling", [b"a", b"\r"])
 def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, filling, tmp_path):
-    (good,) = pictures(1)
+    (good,) = draw_images(1)
     long = good.encode() + filling * (classify.MAX_LINE + more - len(good))
     for end, after in ((b"\n", good), (b"\r\n", good), (b"", None)):
         (tmp_path / "lines").write_bytes(long + end + (after or "").encode())
@@ -205,7 +205,7 @@ def service(run):
 
 
 def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, model):
-    good, other = pictures(2)
+    good, other = draw_images(2)
     expected = one_by_one(model, [good, other], top=1)
     answers = []
     for path in (good, "gone.png", "", "many", other):
@@ -226,17 +226,17 @@ def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, mo
 
 
 def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
-    (picture,) = pictures(1)
-    print(picture, file=service.stdin, flush=True)
+    (image,) = draw_images(1)
+    print(image, file=service.stdin, flush=True)
     service.stdout.readline()
     service.stdout.close()
-    print(picture, file=service.stdin, flush=True)
+    print(image, file=service.stdin, flush=True)
     assert service.wait() == 141  # its input is still open
     assert service.stderr.read() == ""
 
 
 def test_paths_from_standard_input_are_classified_as_given_ones(run):
-    paths = pictures(5)
+    paths = draw_images(5)
     Path("list").write_text("\n".join(paths))
     expected = run_command("eval.py", "predict", run, "--csv", "a.csv", *paths)
     before = os.dup(0)
@@ -253,7 +253,7 @@ def test_paths_from_standard_input_are_classified_as_given_ones(run):
 
 
 def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
-    paths = pictures(3)
+    paths = draw_images(3)
     result = run_command("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
     assert result.status == 2
     *actual, failed = lines(Path("o.jsonl").read_text(encoding="ascii"))
@@ -268,7 +268,7 @@ def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
 
 def test_json_on_standard_output_has_nothing_beside_it(run):
     """Also where there are notes: here of files that are not read."""
-    pictures(2)
+    draw_images(2)
     Path("many/a.heics").write_bytes(b"")
     result = run_command("eval.py", "predict", run, "--json", "-", "many")
     assert result.status == 0 and "note: many: not read: 1 .heics" in result.err
@@ -283,7 +283,7 @@ def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run)
     assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9\n\x1b.png") == 2
 
 
-def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, monkeypatch):
+def test_an_answer_is_in_the_file_before_the_next_image_is_classified(run, monkeypatch):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
     sizes, predict = [], minidpt.PromptedCLIP.predict
 
@@ -293,7 +293,7 @@ def test_an_answer_is_in_the_file_before_the_next_picture_is_classified(run, mon
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", noting)
-    run_command("eval.py", "predict", run, "--json", "o.jsonl", *pictures(3))
+    run_command("eval.py", "predict", run, "--json", "o.jsonl", *draw_images(3))
     assert sizes == [0, 1, 2]
 
 
@@ -309,7 +309,7 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, 
         return predict(model, *options)
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
-    options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *pictures(4)]
+    options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *draw_images(4)]
     result = run_command("eval.py", *options)
     assert result.status == status
     for name in ("o.csv", "o.jsonl"):
@@ -320,11 +320,11 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, 
     assert result.status == status and not Path("new.jsonl").exists()  # it would have no line
 
 
-def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
+def test_many_images_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
     monkeypatch.setattr(progress, "AFTER", 0.0)
-    result = run_command("eval.py", "predict", run, *pictures(5), "gone.png")
+    result = run_command("eval.py", "predict", run, *draw_images(5), "gone.png")
     counted = [line.split(" · ")[0] for line in result.progress.splitlines()]
     assert counted[-3:] == ["images 4/6", "images 5/6", "images 6/6"]
     assert result.err.startswith("eval.py: error: image gone.png")
@@ -347,7 +347,7 @@ def test_many_pictures_are_counted_where_their_lines_go_elsewhere(run, monkeypat
     ],
 )
 def test_a_place_for_results_that_makes_no_sense_is_refused(run, command, words):
-    pictures(1)
+    draw_images(1)
     Path("taken").touch()
     data = str(run.parent / "data")
     options = command.replace("RUN", str(run)).replace("DATA", data).split()

@@ -1,4 +1,4 @@
-"""`eval.py` as a user runs it: the test of a run, and classes of pictures."""
+"""`eval.py` as a user runs it: the test of a run, and classes of images."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_pat
     assert (result.status, result.err) == (0, "")
 
 
-def test_eval_finds_pictures_and_model_that_have_moved_where_it_is_told(trained, tmp_path, inputs):
+def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, tmp_path, inputs):
     moved = shutil.copytree(inputs.data, tmp_path / "moved")
     shutil.copytree(trained[0], tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_comput
     assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
-# Classes of pictures
+# Classes of images
 
 
 def test_images_are_classified_with_names_and_probabilities(trained, inputs):

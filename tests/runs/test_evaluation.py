@@ -39,7 +39,7 @@ def items(tmp_path: Path) -> list[data.Sample]:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The paths of pictures in the order in which they are decoded."""
+    """The paths of images in the order in which they are decoded."""
     paths, open_image = [], decode.open_image
 
     def counting(path: str, white_level: WhiteLevel) -> Image.Image:
@@ -63,14 +63,14 @@ def assert_same(first: list[batches.Batch], second: list[batches.Batch]) -> None
 
 @torch.no_grad()
 def naive_logits(model: minidpt.PromptedCLIP, items: list[data.Sample]) -> torch.Tensor:
-    """Picture by picture, nothing shared."""
+    """Image by image, nothing shared."""
     preprocess = Preprocess(model.clip.visual.resolution)
     images = [preprocess(Image.open(item.path).convert("RGB")) for item in items]
     return torch.cat([model(image[None]).logits for image in images])
 
 
 @pytest.mark.parametrize("method", minidpt.METHODS)
-def test_accuracy_is_that_of_the_model_on_every_picture(method, clip, items):
+def test_accuracy_is_that_of_the_model_on_every_image(method, clip, items):
     model = build(clip, method)
     labels = naive_logits(model, items).argmax(dim=-1)
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
@@ -90,7 +90,7 @@ def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
     assert predictions.labels.tolist() == labels.tolist()
 
 
-def test_frozen_features_are_those_of_the_pictures(clip, items):
+def test_frozen_features_are_those_of_the_images(clip, items):
     preprocess = Preprocess(clip.visual.resolution)
     images = torch.stack([preprocess(Image.open(item.path).convert("RGB")) for item in items])
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
     assert sum(len(batch.labels) for batch in test.pixels()) == 7
 
 
-# Pictures of more than 8 bits, and copies
+# Images of more than 8 bits, and copies
 
 
 def test_another_white_level_is_another_test(tmp_path, clip):
@@ -176,7 +176,7 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["_end", "_digest"])
-def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step):
+def test_an_image_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step):
     def refused(path: str) -> bytes:
         raise PermissionError(path)
 
@@ -186,7 +186,7 @@ def test_a_picture_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step)
     assert copies.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
 
 
-def test_each_pass_over_pictures_is_told_to_who_watches(clip, items):
+def test_each_pass_over_images_is_told_to_who_watches(clip, items):
     reports: dict[str, list[int]] = {}
 
     @contextmanager

@@ -49,7 +49,7 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Three test pictures of the six of each class; one picture of `broken` is cut short."""
+    """Three test images of the six of each class; one image of `broken` is cut short."""
     folder = tmp_path_factory.mktemp("workspace")
     draw_class_folders(folder / "pictures", {"ox": 10, "gnu": 10, "yak": 10})
     draw_class_folders(folder / "few", {"ox": 4, "gnu": 4})
@@ -66,15 +66,15 @@ def command(workspace: Path, data: str, *options: object) -> list[str]:
 
 
 def classify(workspace: Path, table: str) -> list[str]:
-    """122 pictures, more than are computed at once, two of which cannot be read."""
-    pictures = sorted((workspace / "pictures").rglob("*.png"))
-    pictures = [
-        *pictures,
+    """122 images, more than are computed at once, two of which cannot be read."""
+    images = sorted((workspace / "pictures").rglob("*.png"))
+    images = [
+        *images,
         workspace / "broken/yak/image_0001.png",
-        *3 * pictures,
+        *3 * images,
         workspace / "none.png",
     ]
-    return list(map(str, ("eval.py", "predict", "run", "--csv", table, *pictures)))
+    return list(map(str, ("eval.py", "predict", "run", "--csv", table, *images)))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def assert_equal_runs(actual: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("name, data", [("two", "pictures"), ("three", "few")])
 def test_processes_that_share_a_run_leave_what_one_leaves(name, data, done, workspace, tmp_path):
-    """Three processes: with two classes, batches of five, and fewer test pictures than that."""
+    """Three processes: with two classes, batches of five, and fewer test images than that."""
     assert done[name].statuses == [0] * len(done[name].statuses)
     expected = alone(tmp_path, command(workspace, data, "--out", "run"))
     run = done[name].folder / "run"
@@ -263,7 +263,7 @@ def test_what_is_wrong_is_told_by_one_process_in_one_line(name, words, done):
     assert "Traceback" not in done[name].err
 
 
-def test_test_pictures_are_shared_out_and_each_is_counted_once(done):
+def test_test_images_are_shared_out_and_each_is_counted_once(done):
     result = run_command("eval.py", "test", done["two"].folder / "run", "--per-class")
     lines = done["eval"].out.splitlines()[-len(result.out.splitlines()) :]
     assert lines == result.out.splitlines() and done["eval"].statuses == [0, 0]

@@ -66,7 +66,7 @@ def page_of(folder: str | Path) -> Page:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> RunInputs:
-    """A list of pictures whose classes have names that are no good HTML; a CLIP."""
+    """A list of images whose classes have names that are no good HTML; a CLIP."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = []
     for label, name in enumerate(CLASSNAMES):
@@ -208,13 +208,13 @@ def test_eval_makes_the_report_again_from_the_files(run):
 
 
 def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
-    pictures = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
+    images = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"model": "gone.pt"}))
     result = run_command("eval.py", "report", run)
     assert result.status == 0 and "Maps of attention: left out" in result.out
     assert "Maps of attention: left out" in page_of(run).text
-    assert [name for name, _ in page_of(run).tags].count("img") == pictures // 3
+    assert [name for name, _ in page_of(run).tags].count("img") == images // 3
 
     assert write_report(run, root=str(tmp_path)) and "img" not in dict(page_of(run).tags)
     assert "images left out" in page_of(run).text and "Surest mistakes" in page_of(run).text
@@ -310,9 +310,9 @@ def test_without_a_report_none_is_written(inputs, tmp_path):
 
 
 def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
-    classes, pictures, epochs, rng = 1000, 50_000, 1000, np.random.default_rng(0)
+    classes, images, epochs, rng = 1000, 50_000, 1000, np.random.default_rng(0)
     names = [f"{NASTY} {number}" for number in range(classes)]
-    rows = [[f"{n}.png", n % classes, names[n % classes]] for n in range(pictures)]
+    rows = [[f"{n}.png", n % classes, names[n % classes]] for n in range(images)]
     for number in range(24):
         noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
@@ -328,10 +328,10 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
             record = {"loss": 1 / epoch, "train_accuracy": 50, "lr": {"visual": 0.1, "text": 0.2}}
             file.write(json.dumps({"epoch": epoch, **record}) + "\n")
     with open(tmp_path / "predictions.csv", "w", newline="") as file:
-        taken = rng.integers(0, classes, pictures)
+        taken = rng.integers(0, classes, images)
         csv.writer(file).writerows([HEADER, *(
-            (f"{n}.png", names[n % classes], names[taken[n]], 1 - n / pictures, names[0], 0.5)
-            for n in range(pictures)
+            (f"{n}.png", names[n % classes], names[taken[n]], 1 - n / images, names[0], 0.5)
+            for n in range(images)
         )])  # fmt: skip
     notes = write_report(tmp_path)
     assert [note.split(":")[0] for note in notes] == ["Accuracy", "Words"]

@@ -165,7 +165,7 @@ def test_what_has_moved_may_be_named_and_the_run_notes_it(inputs, full_run, stop
     assert run_command("eval.py", "test", "run").status == 0
 
 
-def test_other_pictures_or_another_clip_are_refused_by_name(stopped):
+def test_other_images_or_another_clip_are_refused_by_name(stopped):
     shutil.copytree(stopped, "run")
     before = Path("run/state.pt").read_bytes()
     draw_class_folders(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
@@ -179,7 +179,7 @@ def test_other_pictures_or_another_clip_are_refused_by_name(stopped):
     assert Path("run/state.pt").read_bytes() == before
 
 
-def test_a_picture_that_is_gone_is_named(command, inputs, monkeypatch):
+def test_an_image_that_is_gone_is_named(command, inputs, monkeypatch):
     shutil.copytree(inputs.data, "own")
     begun = (*command, "--data", "own", "--out", "run")
     assert interrupt(monkeypatch, begun, after=0).status == 143
@@ -383,7 +383,7 @@ def test_an_earlier_run_s_config_gives_the_same_bits(full_run):
     assert outcome("run") == outcome(full_run)
 
 
-def test_the_pictures_of_an_earlier_run_s_split_file_are_taken_as_they_stand(full_run):
+def test_the_images_of_an_earlier_run_s_split_file_are_taken_as_they_stand(full_run):
     again = ("train.py", "--config", full_run / "config.json", "--data", full_run / "split.json")
     assert run_command(*again, "--out", "run").status == 0
     assert outcome("run") == outcome(full_run)

@@ -1,4 +1,4 @@
-"""The pictures that train.py and eval.py are given: which they take, refuse and tell of."""
+"""The images that train.py and eval.py are given: which they take, refuse and tell of."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_pat
 
 @pytest.fixture(scope="module")
 def deep(inputs, tmp_path_factory) -> Path:
-    """The pictures in 12 bits of grey."""
+    """The images in 12 bits of grey."""
     folder = tmp_path_factory.mktemp("deep") / "pictures"
     for path in inputs.data.rglob("*.png"):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
@@ -138,7 +138,7 @@ def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, met
         and accuracy in run_command("eval.py", "test", "run", "--data", deep).out
     )
 
-    # and it is the accuracy of the same pictures in 8 bits
+    # and it is the accuracy of the same images in 8 bits
     for path in deep.rglob("*.png"):
         values = np.asarray(Image.open(path)) * (255 / 4095)
         copy = tmp_path / "pictures" / path.parent.name / path.name
@@ -151,7 +151,7 @@ def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, met
     assert json.loads(Path("eight/config.json").read_text())["record"]["white_level"] == {}
 
 
-def test_copies_and_pictures_that_are_not_read_are_said(trained, inputs, tmp_path):
+def test_copies_and_images_that_are_not_read_are_said(trained, inputs, tmp_path):
     folder = shutil.copytree(inputs.data, tmp_path / "data")
     (folder / "gnu" / "x.heics").write_bytes(b"")
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
@@ -172,10 +172,10 @@ def test_images_of_more_than_max_pixels_are_refused(trained, inputs):
     result = run_command("train.py", *options, "--max-pixels", 620)
     expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
-    picture = inputs.data / "gnu" / "0.png"
-    result = run_command("eval.py", "predict", trained[0], picture, "--max-pixels", 620)
-    assert_one_line(result, "eval.py", expected, str(picture))
-    result = run_command("eval.py", "predict", trained[0], picture, "--max-pixels", 621)
+    image = inputs.data / "gnu" / "0.png"
+    result = run_command("eval.py", "predict", trained[0], image, "--max-pixels", 620)
+    assert_one_line(result, "eval.py", expected, str(image))
+    result = run_command("eval.py", "predict", trained[0], image, "--max-pixels", 621)
     assert result.status == 0
     for script, *needed in [("train.py",), ("eval.py", "test", trained[0])]:
         result = run_command(script, *needed, "--max-pixels", 0)

@@ -39,7 +39,7 @@ def test_a_run_folder_within_the_data_is_refused_and_nothing_is_written(
     assert snapshot_folder(folder) == before
 
 
-def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(inputs):
+def test_results_may_lie_beside_a_csv_that_lists_images_from_elsewhere(inputs):
     lines = [f"{path},{path.parent.name}" for path in sorted(inputs.data.rglob("*.png"))]
     Path("mine.csv").write_text("\n".join(lines))
     command = ("--data", "mine.csv", "--model", inputs.clip, *SHORT, "--method", "zeroshot")
@@ -48,10 +48,10 @@ def test_results_may_lie_beside_a_csv_that_lists_pictures_from_elsewhere(inputs)
     assert read_summary("runs/mine-zeroshot")["test_images"] == 12
 
 
-def test_a_run_is_not_written_among_pictures_that_a_csv_lists_from_elsewhere(inputs, monkeypatch):
-    pictures = shutil.copytree(inputs.data, Path("home/far/pictures"))
+def test_a_run_is_not_written_among_images_that_a_csv_lists_from_elsewhere(inputs, monkeypatch):
+    images = shutil.copytree(inputs.data, Path("home/far/pictures"))
     Path("home/lists").mkdir()
-    lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(pictures.glob("*/*.png"))]
+    lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(images.glob("*/*.png"))]
     Path("home/lists/labels.csv").write_text("\n".join(["path,label", *lines]))
     command = ("--data", "home/lists/labels.csv", "--model", inputs.clip, *SHORT, "--epochs", 0)
     for out in ("home/far/pictures/Owl/run", "home/far/pictures/run"):

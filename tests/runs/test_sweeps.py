@@ -35,10 +35,10 @@ def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
     assert (folder / "table.md").read_text(encoding="utf-8") in result.out
 
 
-def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, pictures, clip):
+def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, images, clip):
     (run,) = sweep[0].glob("*-dpt-3shots-seed2")
     options = ("--epochs", 2, "--shots", 3, "--seed", 2, "--out", "alone")
-    run_checked("train.py", "--data", pictures, "--model", clip, *SHORT, *options)
+    run_checked("train.py", "--data", images, "--model", clip, *SHORT, *options)
     for name in ("accuracy", "zero_shot_accuracy", "train_images", "tests"):
         assert read_summary("alone")[name] == read_summary(run)[name]
     ours, theirs = (
@@ -49,7 +49,7 @@ def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, pictures, c
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, pictures):
+def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, images):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     finished = sorted(path.parent for path in Path("again").glob("*/summary.json"))
@@ -74,7 +74,7 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, picture
     assert changed == {"again/table.md", "again/table.csv", "again/report.html"}
 
 
-def test_a_sweep_can_grow(sweep, pictures, clip):
+def test_a_sweep_can_grow(sweep, images, clip):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     more = [*command[: command.index("--seed")], "--seed", 0, 2, 5]
@@ -96,8 +96,8 @@ def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
     assert snapshot_files("again") == before and len(snapshot_files("mine")) == 1
 
 
-def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures, clip):
-    data, weights = shutil.copytree(pictures, Path("own")), shutil.copy(clip, Path("own.pt"))
+def test_a_sweep_does_not_go_on_with_other_images_classes_or_weights(images, clip):
+    data, weights = shutil.copytree(images, Path("own")), shutil.copy(clip, Path("own.pt"))
     command = ("--data", data, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
                "zeroshot", "--out", "sweep")  # fmt: skip
     run_checked("train.py", *command)
@@ -126,13 +126,13 @@ def test_a_sweep_does_not_go_on_with_other_pictures_classes_or_weights(pictures,
     assert_one_line(result, "train.py", "the same data", "fingerprint")
 
 
-def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, clip):
-    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 3, "--warmup-epochs", 0,
+def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(images, clip):
+    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 3, "--warmup-epochs", 0,
                "--visual-lr", "1e38", "--method", "vpt", "coop", "--out", "sweep")  # fmt: skip
     result = run_command("train.py", *command)
     first, last = result.err.splitlines()
     assert result.status == 2
-    failed = f"{pictures.name}-vpt-3shots-seed1"
+    failed = f"{images.name}-vpt-3shots-seed1"
     assert first.startswith(f"train.py: error: {failed}: epoch ") and "the loss is" in first
     assert last == f"train.py: error: 1 of 2 runs failed: {failed}"
     assert [row["method"] for row in read_csv("sweep/table.csv")] == ["coop"]
@@ -146,8 +146,8 @@ def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(pictures, c
     assert not Path("none/table.md").exists()  # there is no result
 
 
-def test_a_picture_that_vanishes_stops_no_other_run_of_a_sweep(pictures, clip, monkeypatch):
-    data = shutil.copytree(pictures, Path("own"))
+def test_an_image_that_vanishes_stops_no_other_run_of_a_sweep(images, clip, monkeypatch):
+    data = shutil.copytree(images, Path("own"))
     run_once, calls = SCRIPTS["train.py"].run_once, []
 
     def vanishing(planned, shared):
@@ -193,8 +193,8 @@ def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(mon
     assert not run.is_finished(*settings)
 
 
-def test_a_run_of_another_precision_says_which_option_goes_on_with_it(pictures, clip):
-    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
+def test_a_run_of_another_precision_says_which_option_goes_on_with_it(images, clip):
+    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
                "vpt", "--out", "sweep")  # fmt: skip
     run_checked("train.py", *command)
     result = run_command("train.py", *command, "--precision", "bf16")
@@ -214,7 +214,7 @@ def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
     assert not lost.exists()
 
 
-def test_a_folder_of_pictures_stands_for_its_data_set_whose_folder_is_only_read(
+def test_a_folder_of_images_stands_for_its_data_set_whose_folder_is_only_read(
     guide, clip, monkeypatch
 ):
     folder = shutil.copytree(guide / "caltech-101", "caltech-101")
@@ -225,11 +225,11 @@ def test_a_folder_of_pictures_stands_for_its_data_set_whose_folder_is_only_read(
     assert snapshot_files(".") == before
 
 
-def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures, clip, monkeypatch):
+def test_a_sweep_decodes_test_images_once_and_runs_clip_on_them_once(images, clip, monkeypatch):
     decoded, open_image = [], decode.open_image
     counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
     monkeypatch.setattr(decode, "open_image", counting)
-    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
+    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
                "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
     run_checked("train.py", *command)
     assert len(decoded) == len(set(decoded))
@@ -247,9 +247,9 @@ def test_a_sweep_decodes_test_pictures_once_and_runs_clip_on_them_once(pictures,
         ("eval.py", ["table", "empty"], ["empty", "finished runs"]),
     ],
 )
-def test_bad_protocols_are_one_line(pictures, clip, script, options, words):
+def test_bad_protocols_are_one_line(images, clip, script, options, words):
     Path("empty").mkdir()
-    required = ["--data", pictures, "--model", clip, "--out", "run"] if script == "train.py" else []
+    required = ["--data", images, "--model", clip, "--out", "run"] if script == "train.py" else []
     assert_one_line(run_command(script, *required, *options), script, *words)
     assert not Path("run").exists()
 

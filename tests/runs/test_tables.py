@@ -71,7 +71,7 @@ def test_a_damaged_result_is_named(sweep):
         assert_one_line(result, "eval.py", str(path.parent), "expected")
 
 
-def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, pictures, clip):
+def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, images, clip):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     (run,) = Path("again").glob("*-dpt-3shots-seed2")
@@ -124,7 +124,7 @@ def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all()
 
 
 @pytest.mark.parametrize("setting", ["data_fingerprint", "clip_fingerprint"])
-def test_runs_on_other_pictures_or_of_other_weights_are_not_pooled(setting):
+def test_runs_on_other_images_or_of_other_weights_are_not_pooled(setting):
     first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
     others = [result(**{setting: second}, seed=n, accuracy=a) for n, a in ((2, 10.0), (3, 20.0))]
     rows = results.summarise([result(**{setting: first}), *others])

@@ -102,13 +102,13 @@ def test_metrics_have_a_line_for_each_epoch(trained):
         assert record["lr"] == pytest.approx(rates)
         assert record["loss"] > 0 and record["images_per_second"] > 0
         assert 0 < record["waited_for_images"] < 1
-        right = record["train_accuracy"] * 10 / 100  # 12 pictures, two batches of 5
+        right = record["train_accuracy"] * 10 / 100  # 12 images, two batches of 5
         assert right == pytest.approx(round(right), abs=1e-6)
     # epochs 3 to 6: without the guidance stage, whose loss is another
     assert records[5]["loss"] < records[2]["loss"]
 
 
-def test_the_split_lists_the_pictures_that_were_used(trained, inputs):
+def test_the_split_lists_the_images_that_were_used(trained, inputs):
     content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     assert content["classnames"] == CLASSNAMES
     for split, each in {"train": 3, "val": 2, "test": 3}.items():
@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(
         assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
 
 
-def test_another_seed_draws_other_pictures_and_prompts(trained, inputs):
+def test_another_seed_draws_other_images_and_prompts(trained, inputs):
     train(inputs, "other", "--seed", 0)
     assert not torch.equal(read_prompts("other")["text_prompts.ctx"],
                            read_prompts(trained[0])["text_prompts.ctx"])  # fmt: skip

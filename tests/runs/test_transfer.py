@@ -53,7 +53,7 @@ def test_every_data_set_is_trained_on_and_imagenets_relatives_are_tested_on(guid
     assert snapshot_files(guide) == before
 
 
-def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path):
+def test_the_folder_around_a_folder_of_images_is_known_by_the_layout(tmp_path):
     def around(name: str, root: str) -> list[str]:
         path = tmp_path / root
         dataset = data.Dataset(name, path, ["a", "b"], "{}", [], [], [], "")
@@ -67,9 +67,9 @@ def test_the_folder_around_a_folder_of_pictures_is_known_by_the_layout(tmp_path)
     assert around("mine", "project/images") == []
 
 
-def test_base_to_new_tests_both_halves_and_their_harmonic_mean(pictures, clip):
+def test_base_to_new_tests_both_halves_and_their_harmonic_mean(images, clip):
     result = run_checked(
-        "train.py", "--data", pictures, "--model", clip, *SHORT, "--classes", "base",
+        "train.py", "--data", images, "--model", clip, *SHORT, "--classes", "base",
         "--method", "zeroshot", "dpt", "--seed", 1, 2, "--out", "sweep",
     )  # fmt: skip
     (run,) = Path("sweep").glob("*-dpt-3shots-seed1-base")
@@ -132,8 +132,8 @@ def test_contexts_of_classes_cannot_serve_others(clip):
     assert torch.equal(same.text_prompts.ctx, model.text_prompts.ctx)
 
 
-def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
-    command = ("--data", pictures, "--model", clip, *SHORT, "--epochs", 1)
+def test_only_runs_on_base_classes_are_base_to_new(images, clip):
+    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1)
     run_checked("train.py", *command, "--out", "runs/all")
     run_checked("train.py", *command, "--classes", "base", "--out", "runs/base")
     tested = read_summary("runs/base")["tests"]
@@ -141,7 +141,7 @@ def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
         run_checked("eval.py", "test", "runs/all", "runs/base", "--classes", classes)
     assert not Path("runs/base/transfer.json").exists()  # train.py has tested that already
     assert set(json.loads(Path("runs/all/transfer.json").read_text())) == set(tested)
-    run_checked("eval.py", "test", "runs/base", "--data", pictures)
+    run_checked("eval.py", "test", "runs/base", "--data", images)
     table = run_checked("eval.py", "table", "runs").out
     (heading,) = (line for line in table.splitlines() if line.startswith("**Base to new"))
     block = table.split(heading)[1].split("**")[0]
@@ -152,27 +152,27 @@ def test_only_runs_on_base_classes_are_base_to_new(pictures, clip):
     assert crossed.count("\n| pictures") == 3  # all on base, all on new, base on all
 
 
-def test_data_sets_of_one_name_are_kept_apart(pictures, clip):
-    other = draw_class_folders(Path("other") / pictures.name, {"ant": 4, "bee": 4})
+def test_data_sets_of_one_name_are_kept_apart(images, clip):
+    other = draw_class_folders(Path("other") / images.name, {"ant": 4, "bee": 4})
     run_checked(
-        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
     )
-    assert read_summary("run")["tests"].keys() == {pictures.name}
+    assert read_summary("run")["tests"].keys() == {images.name}
     run_checked("eval.py", "test", "run", "--data", other)
-    run_checked("eval.py", "test", "run", "--data", pictures)  # its own test: not noted
+    run_checked("eval.py", "test", "run", "--data", images)  # its own test: not noted
     noted = json.loads(Path("run/transfer.json").read_text())
-    assert list(noted) == [f"{pictures.name}, tested in {other.resolve()}"]
+    assert list(noted) == [f"{images.name}, tested in {other.resolve()}"]
     (test,) = noted.values()
-    assert (test["tested"], test["test_images"]) == (f"{pictures.name} in {other.resolve()}", 2)
+    assert (test["tested"], test["test_images"]) == (f"{images.name} in {other.resolve()}", 2)
     rows = read_csv(run_checked("eval.py", "table", "run").out and "run/table.csv")
-    same_data = [row for row in rows if row["tested"] == pictures.name]
+    same_data = [row for row in rows if row["tested"] == images.name]
     assert len(rows) == 2 and float(same_data[0]["accuracy"]) == read_summary("run")["accuracy"]
 
 
-def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip, monkeypatch):
+def test_several_runs_are_tested_on_the_classes_of_their_own_data(images, clip, monkeypatch):
     other = draw_class_folders(Path("four"), {"ant": 4, "bee": 4, "cat": 4, "dog": 4})
     command = ("--model", clip, *SHORT, "--epochs", 1)
-    run_checked("train.py", "--data", pictures, *command, "--template", "my {}.", "--out", "a")
+    run_checked("train.py", "--data", images, *command, "--template", "my {}.", "--out", "a")
     run_checked("train.py", "--data", other, *command, "--out", "b")
     opened = []
     monkeypatch.setattr(
@@ -181,7 +181,7 @@ def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip
             opened.append(len(items)) or init(self, items, *args, **kwargs),
     )  # fmt: skip
     out = run_checked("eval.py", "test", "a", "b", "a", "--classes", "new").out
-    assert opened == [6, 2]  # pictures of each data set are decoded once
+    assert opened == [6, 2]  # images of each data set are decoded once
     assert out.count("a on pictures") == 2 and out.count("b on four, new classes") == 1
     notes = [json.loads(Path(run, "transfer.json").read_text()) for run in "ab"]
     (first,), (second,) = (note.values() for note in notes)
@@ -191,20 +191,20 @@ def test_several_runs_are_tested_on_the_classes_of_their_own_data(pictures, clip
     assert f"b: dpt accuracy {read_summary('b')['accuracy']:.2f} %" in out
 
 
-def test_runs_of_several_clips_are_refused_but_copies_of_one_are_not(pictures, clip):
+def test_runs_of_several_clips_are_refused_but_copies_of_one_are_not(images, clip):
     copy, other = shutil.copy(clip, "same.pt"), save_clip(Path("other.pt"), seed=1)
-    command = ("train.py", "--data", pictures, *SHORT, "--epochs", 1)
+    command = ("train.py", "--data", images, *SHORT, "--epochs", 1)
     for run, model in (("a", clip), ("b", copy), ("c", other)):
         run_checked(*command, "--model", model, "--out", run)
     assert "b: dpt accuracy" in run_checked("eval.py", "test", "a", "b").out
     assert_one_line(run_command("eval.py", "test", "a", "c"), "eval.py", "one CLIP", "one by one")
 
 
-def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures, clip):
+def test_tests_on_other_images_or_by_another_template_are_kept_apart(images, clip):
     others = [draw_class_folders(Path(name) / "pets", {"ant": 4, "bee": 4}) for name in "xy"]
     for seed in (1, 2):
         options = ("--epochs", 1, "--seed", seed, "--out", f"runs/{seed}")
-        run_checked("train.py", "--data", pictures, "--model", clip, *SHORT, *options)
+        run_checked("train.py", "--data", images, "--model", clip, *SHORT, *options)
     run_checked("eval.py", "test", "runs/1", "runs/2", "--data", others[0])
     rows = read_csv(run_checked("eval.py", "table", "runs").out and "runs/table.csv")
     assert [row["seeds"] for row in rows if row["tested"] == "pets"] == ["2"]
@@ -219,32 +219,30 @@ def test_tests_on_other_pictures_or_by_another_template_are_kept_apart(pictures,
     assert sorted(variants) == [f"tested in {other.resolve()}" for other in others]
 
 
-def test_a_test_by_other_settings_does_not_replace_an_earlier_one(pictures, clip):
+def test_a_test_by_other_settings_does_not_replace_an_earlier_one(images, clip):
     other = draw_class_folders(Path("x") / "pets", {"ant": 4, "bee": 4})
     run_checked(
-        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
     )
     by = [[], ["--template", "my {}."], ["--precision", "bf16"]]
-    for data_folder in (other, pictures):
+    for data_folder in (other, images):
         for options in (*by, by[1]):  # the second once more: it is the same test
             run_checked("eval.py", "test", "run", "--data", data_folder, *options)
     noted = json.loads(Path("run/transfer.json").read_text())
-    assert [entry["tested"] for entry in noted.values()] == ["pets"] * 3 + [pictures.name] * 2
+    assert [entry["tested"] for entry in noted.values()] == ["pets"] * 3 + [images.name] * 2
     rows = read_csv(run_checked("eval.py", "table", ".").out and "table.csv")
-    for tested in ("pets", pictures.name):
+    for tested in ("pets", images.name):
         variants = [row["variant"] for row in rows if row["tested"] == tested]
         assert sorted(variants) == ["", "tested by my {}.", "tested in precision bf16"]
-    (usual,) = (row for row in rows if (row["tested"], row["variant"]) == (pictures.name, ""))
+    (usual,) = (row for row in rows if (row["tested"], row["variant"]) == (images.name, ""))
     assert float(usual["accuracy"]) == read_summary("run")["accuracy"]
 
 
-def test_test_images_that_were_trained_on_are_counted(pictures, clip):
-    run_checked(
-        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "a"
-    )
+def test_test_images_that_were_trained_on_are_counted(images, clip):
+    run_checked("train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "a")
     assert "trained on" not in run_checked("eval.py", "test", "a").out
     split = json.loads(Path("a/split.json").read_text())
-    Path("linked").symlink_to(pictures)
+    Path("linked").symlink_to(images)
     lines = ["path,label,split"]  # test on what was trained on, but for the first two classes
     for file, label, name in split["train"]:
         lines.append(f"linked/{file},{name},{'train' if label < 2 else 'test'}")
@@ -257,9 +255,9 @@ def test_test_images_that_were_trained_on_are_counted(pictures, clip):
     assert "note: b: 9 of the test images were trained on\n" in out
 
 
-def test_notes_about_other_data_are_printed(pictures, clip):
+def test_notes_about_other_data_are_printed(images, clip):
     run_checked(
-        "train.py", "--data", pictures, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
+        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
     )
     other = draw_class_folders(Path("other"), {"ant": 4, "bee": 1})
     out = run_checked("eval.py", "test", "run", "--data", other).out
