@@ -133,7 +133,7 @@ def parse_train_command(text: str) -> TrainCommand:
     add("--out", type=path_option, metavar="DIR",
         help="new folder for the run or the sweep (default: one in runs/)")  # fmt: skip
     add("--resume", type=path_option, metavar="DIR",
-        help="resume the interrupted run or sweep in this folder with its own settings")  # fmt: skip
+        help="resume the interrupted run or sweep in this folder, with its settings")  # fmt: skip
     add("--config", type=path_option, metavar="FILE",
         help="take the settings of this config.json; other options override them")  # fmt: skip
     options = vars(parser.parse_args())
