@@ -19,7 +19,7 @@ from torch import device as Device
 from ..clip.network import CLIP
 from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
-from ..support.files import atomic_write, file_lock, single_line_errors
+from ..support.files import atomic_write, file_lock, single_line_errors, unfinished_files
 from ..support.progress import task_progress
 from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
@@ -142,7 +142,7 @@ def find_or_download(name: str) -> Path:
 
 
 def download(url: str, target: Path, sha256: str) -> None:
-    """Download a file to `target.part`, verify its SHA-256, and put it in the place of `target`.
+    """Download a file, verify its SHA-256, and put it in the place of `target`.
 
     Processes that fetch the same file wait for one another, and find it there then. A download that
     fails leaves nothing. Raises OSError or HTTPException if the connection fails or the hash is
@@ -151,6 +151,8 @@ def download(url: str, target: Path, sha256: str) -> None:
     with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process was faster
             return
+        for part in unfinished_files(target.parent, [target.name]):
+            part.unlink(missing_ok=True)
         with (
             atomic_write(target) as part,
             urllib.request.urlopen(url, timeout=TIMEOUT) as response,
@@ -158,7 +160,7 @@ def download(url: str, target: Path, sha256: str) -> None:
         ):
             total, digest = int(response.headers.get("Content-Length") or 0), hashlib.sha256()
             logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
-            with task_progress(f"MB of {part.stem}", total // 10**6 or None) as report:
+            with task_progress(f"MB of {target.name}", total // 10**6 or None) as report:
                 while chunk := response.read(1 << 18):
                     file.write(chunk)
                     digest.update(chunk)

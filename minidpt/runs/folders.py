@@ -14,7 +14,7 @@ from typing import Any
 from ..data.folders import describe_missing, missing_files
 from ..data.samples import SPLITS
 from ..data.splits import split_content
-from ..support.files import atomic_write, check_fields, file_lock, read_json
+from ..support.files import atomic_write, check_fields, file_lock, read_json, unfinished_files
 from .config import FIELDS, RunConfig, RunRecord, flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -60,10 +60,10 @@ class RunFolder:
     def create(self, config: RunConfig, record: RunRecord) -> None:
         """Make the folder, without what an interrupted run has left, unless it can be resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.folder)
         if not self.path(STATE).is_file():
             for name in RUN_FILES:  # it is a run to the last
                 self.path(name).unlink(missing_ok=True)
-                self.path(f"{name}.part").unlink(missing_ok=True)
         self.write_json(CONFIG, {**config.to_dict(), RECORD: asdict(record)})
 
     def read_config(self) -> tuple[RunConfig, RunRecord]:
@@ -166,10 +166,16 @@ def is_earlier_version(folder: Path) -> bool:
 
 def list_contents(folder: Path) -> set[str]:
     """List the contents of a folder, if there is one, without what killed processes have left."""
-    ours = {LOCK, TRANSFER_LOCK, *(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)}
     if folder.is_dir():
-        return set(os.listdir(folder)) - ours
+        unfinished = {path.name for path in unfinished_files(folder, RUN_FILES + SWEEP_FILES)}
+        return set(os.listdir(folder)) - {LOCK, TRANSFER_LOCK} - unfinished
     return {folder.name} if os.path.lexists(folder) else set()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left in a locked folder while they wrote its files."""
+    for path in unfinished_files(folder, RUN_FILES + SWEEP_FILES):
+        path.unlink(missing_ok=True)
 
 
 class OutputFolderExists(FileExistsError):
@@ -210,6 +216,7 @@ def lock_output_folder(
         with file_lock(folder / LOCK, BUSY.format(folder)):
             check()  # nobody else writes to it now
             check_unlocked(folder.parent)
+            remove_unfinished(folder)
             yield folder
     finally:
         with suppress(OSError):
@@ -248,9 +255,7 @@ def lock_sweep_folder(folder: Path, data: list[Path], runs: Iterable[str]) -> It
 
 
 def write_sweep(folder: Path, options: dict[str, Any]) -> None:
-    """Write the options of a sweep, and remove what a killed process has left unfinished."""
-    for name in SWEEP_FILES:
-        (folder / f"{name}.part").unlink(missing_ok=True)
+    """Write the options of a sweep."""
     RunFolder(folder).write_json(SWEEP, options)
 
 

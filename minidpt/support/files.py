@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -214,19 +214,20 @@ def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to, `path`.part; at the end of the block it replaces what is at `path`.
+    """Yield a new file to write to, which replaces what is at `path` at the end of the block.
 
     It is on the disk before, so that also after a power cut one of the two is whole. If the block
-    raises, also when interrupted, what was there stays and the unfinished file goes; of a process
-    that was killed it stays. Raises FileExistsError if `path` is a folder, a device or a pipe.
+    raises, also when interrupted, what was there stays and the new file goes; of a process that was
+    killed it stays (`unfinished_files`). Raises FileExistsError if `path` is a folder, a device or
+    a pipe.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: expected a file to replace, got a folder, device or pipe")
-    unfinished = path.with_name(path.name + ".part")
+    with explain_full_disk(path):
+        unfinished = _create_unfinished(path)
     try:
         with explain_full_disk(path):
-            unfinished.unlink(missing_ok=True)  # it may be a link: nothing is written to its target
             yield unfinished
             with open(unfinished, "r+b") as file:
                 os.fsync(file.fileno())
@@ -234,6 +235,20 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _create_unfinished(path: Path) -> Path:
+    """Create an empty file beside `path`; one of that name that is there already is not touched."""
+    for number in count(1):
+        unfinished = path.with_name(f"{path.name}-{number}.part")
+        with suppress(FileExistsError):
+            open(unfinished, "xb").close()
+            return unfinished
+
+
+def unfinished_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """List the files that killed processes have left while they wrote files of these names."""
+    return [path for name in names for path in folder.glob(f"{name}-[0-9]*.part")]
 
 
 def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:
@@ -250,7 +265,10 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
 
     It is not on file systems without locks. The lock ends with the process: a file left behind
     stops nobody. While another is in the block, waits, or raises BlockingIOError with text `busy`.
+    Raises FileExistsError if something else than a file has its name.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: expected a file, got a folder, device or pipe: remove it")
     is_locked = False
     with ExitStack() as files:
         while fcntl and not is_locked:
