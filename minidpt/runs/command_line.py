@@ -289,6 +289,9 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
             parser.error(f"{option}: expected a new file, got {path}, which exists")
         if not os.path.isdir(os.path.dirname(path) or "."):
             parser.error(f"{option}: expected a file in a folder that exists, got {path}")
+        maps = args.attention_maps and Path(args.attention_maps).resolve()
+        if maps and Path(path).resolve().is_relative_to(maps):
+            parser.error(f"{option}: expected a file outside --attention-maps, got {path}")
     if len({os.path.realpath(path) for _, path in new_files(args)}) < len(new_files(args)):
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
 

@@ -19,13 +19,16 @@ from ..support.distributed import SINGLE, PeerLost, World, leave_world, world_fr
 from ..support.files import to_single_line
 from ..support.progress import Progress, print_line, use_progress
 
+SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Windows)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
 Step = TypeVar("Step")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, and if known the command that resumes what was begun."""
+    """One of `SIGNALS`, and if known the command that resumes what was begun."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -33,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DeferredInterrupt:
-    """Defers Ctrl-C and SIGTERM in the block to `check` or its end; the second does not wait."""
+    """Defers `SIGNALS` in the block to `check` or its end; the second does not wait."""
 
     def __enter__(self) -> DeferredInterrupt:
         self.caught: int | None = None
@@ -64,10 +67,10 @@ class DeferredInterrupt:
 
 
 def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Set the handler of Ctrl-C and SIGTERM, where they are not ignored; return those before."""
+    """Set the handler of `SIGNALS`, where they are not ignored; return those before."""
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other gets signals
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # such as behind nohup
                 before[number] = signal.signal(number, handler)
     return before

@@ -104,6 +104,15 @@ def test_a_folder_with_files_or_within_the_data_is_refused_before_anything(run, 
     assert where != "filled" or names_in(folder) == ["mine.txt"]
 
 
+def test_a_table_within_the_folder_of_maps_is_refused(run, tmp_path):
+    folder, image = tmp_path / "maps", run.data / "red" / "0.png"
+    folder.mkdir()
+    options = (run.folder, image, "--attention-maps", folder)
+    done = run_command("eval.py", "predict", *options, "--json", folder / "a.json")
+    assert_one_line(done, "eval.py", "--json", "outside --attention-maps", "a.json")
+    assert not names_in(folder)
+
+
 def test_an_image_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     image = [tmp_path / "broken.png", run.data / "red" / "0.png"]

@@ -104,7 +104,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     assert json.loads(done.stdout)["kills"] == 10
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
     command, full_run, monkeypatch, number, status
 ):
