@@ -90,7 +90,7 @@ def test_the_main_things_are_those_of_the_demos_test_images(tmp_path, monkeypatc
         assert np.array_equal(drawn, np.asarray(mask) > 0), file
 
 
-def test_the_share_of_attention_is_that_on_the_patches_which_the_thing_covers():
+def test_the_share_of_attention_is_that_on_the_covered_patches():
     mask = Image.new("L", (4, 4))
     mask.paste(255, (0, 0, 2, 2))
     mask.paste(255, (2, 0, 3, 2))  # the first patch of 2 × 2, and half of the second

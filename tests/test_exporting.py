@@ -110,7 +110,7 @@ def test_an_onnx_runtime_predicts_as_the_model_for_any_number_of_images(method, 
     assert json.loads(metadata["minidpt.json"]) == ABOUT
 
 
-def test_what_cannot_be_written_is_said_in_one_line_before_it_is_tried(tmp_path, monkeypatch):
+def test_an_unwritable_target_is_refused_in_one_line_beforehand(tmp_path, monkeypatch):
     model = model_of(OF_METHOD["zeroshot"])
     with pytest.raises(ValueError, match="a.txt: expected a name that ends in .pt2 or .onnx"):
         minidpt.export(model, tmp_path / "a.txt")

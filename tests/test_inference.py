@@ -104,9 +104,7 @@ def test_other_classes_and_loading_leave_the_random_numbers_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_damaged_model_is_refused_with_what_is_wrong_and_one_being_written_replaces_none(
-    tmp_path, monkeypatch
-):
+def test_a_damaged_model_is_refused_and_a_failed_save_replaces_none(tmp_path, monkeypatch):
     pair, path = ReferencePair(SMALL_CONFIGS["dpt"]), tmp_path / "model.pt"
     pair.model.save(path)
     sound = path.read_bytes()
@@ -190,9 +188,7 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("clip quick_gelu", 1, "'quick_gelu' .*got 1"),
     ],
 )
-def test_a_model_file_with_a_wrong_entry_is_refused_and_the_entry_named(
-    tmp_path, entry, value, message
-):
+def test_a_model_file_with_a_wrong_entry_is_refused_by_name(tmp_path, entry, value, message):
     clip, path = minidpt.build_clip(clip_state(WIDE)), tmp_path / "model.pt"
     config = minidpt.PromptConfig(n_visual=2)
     minidpt.build_model(clip, ["ox", "owl", "gnu"], TEMPLATE, config).save(path)
@@ -228,7 +224,7 @@ def test_published_tensors_come_back_as_they_were_loaded(method, class_aware_fro
         assert torch.equal(published[name], value), name
 
 
-def test_class_aware_prompts_in_all_layers_load_with_and_without_an_empty_visual_tensor():
+def test_class_aware_prompts_in_all_layers_load_with_or_without_visual_tensor():
     pair = ReferencePair({**SMALL_CONFIGS["dpt"], "class_aware_from": 1, "n_visual": 2})
     assert reference.VISUAL not in pair.learned
     empty = torch.empty(0, 2, WIDE.vision_width)

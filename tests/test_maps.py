@@ -111,7 +111,7 @@ def test_maps_are_those_of_every_head_and_token_written_out(config):
 
 
 @every_method
-def test_every_map_sums_to_one_and_prompts_change_it_only_where_the_image_side_learns(method):
+def test_every_map_sums_to_one_and_only_visual_prompts_change_it(method):
     pair = ReferencePair(SMALL_CONFIGS[method])
     maps = minidpt.attention_maps(pair.model, pair.images(5))
     assert maps.zero_shot.shape == maps.tuned.shape == (5, 3, 3)

@@ -69,14 +69,14 @@ def test_more_prompted_layers_than_the_model_has_are_refused():
         ReferencePair({**SMALL_CONFIGS["vpt"], "visual_layers": 4})
 
 
-def test_one_class_and_a_template_without_a_place_for_the_name_are_refused():
+def test_one_class_or_a_template_without_braces_is_refused():
     with pytest.raises(ValueError, match="2 to 25,000 class"):
         ReferencePair(SMALL_CONFIGS["coop"], classnames=["ox"])
     with pytest.raises(ValueError, match="{}"):
         ReferencePair(SMALL_CONFIGS["coop"], template="a photo")
 
 
-def test_an_underscore_in_a_class_name_is_a_space_and_the_class_the_same():
+def test_an_underscore_in_a_class_name_is_read_as_a_space():
     pair = ReferencePair({**SMALL_CONFIGS["coop"], "csc": True}, classnames=["red_fox", "ox"])
     other = pair.model.for_classes([" red fox", "ox_"])
     assert (pair.model.classnames[0], other.classnames) == ("red_fox", [" red fox", "ox_"])

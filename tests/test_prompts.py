@@ -27,7 +27,7 @@ def clip() -> minidpt.CLIP:
     return minidpt.build_clip(clip_state(WIDE))
 
 
-def test_the_name_stands_at_the_end_in_the_middle_or_at_the_front():
+def test_the_name_stands_at_the_end_middle_or_front():
     red, fox, stop = encode("red fox.")
     context_ids = [90001, 90002, 90003]  # half of 3 is 1
     expected = {
@@ -96,7 +96,7 @@ def test_a_phrase_sets_the_number_of_context_vectors_and_may_have_underscores(cl
     assert torch.equal(clip.token_embedding.weight, clip_state(WIDE)["token_embedding.weight"])
 
 
-def test_a_phrase_of_rare_words_gives_as_many_vectors_as_it_has_words(clip):
+def test_a_phrase_of_rare_words_gives_a_vector_each_word(clip):
     tokens = encode("a photomicrograph of")
     assert len(tokens) > 3
     prompts = text_prompts(clip, ctx_init="a  photomicrograph_of ")
@@ -143,7 +143,7 @@ def class_aware(x: Tensor) -> tuple[ClassAwarePrompts, Tensor]:
     return generator, torch.randn(len(x), 2, 3, requires_grad=True)
 
 
-def test_class_aware_prompts_send_gradient_to_the_class_features_and_none_to_the_image():
+def test_class_aware_prompts_send_gradient_to_class_features_not_the_image():
     x = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(1), requires_grad=True)
     generator, features = class_aware(x)
     out = generator(x, features)
@@ -154,7 +154,7 @@ def test_class_aware_prompts_send_gradient_to_the_class_features_and_none_to_the
     assert all(parameter.grad.abs().sum() > 0 for parameter in generator.parameters())
 
 
-def test_class_aware_prompts_of_an_image_in_low_precision_are_computed_in_fp32():
+def test_class_aware_prompts_are_computed_in_fp32_in_any_precision():
     x = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(1)).bfloat16()
     generator, features = class_aware(x)
     low, exact = generator(x, features), generator(x.float(), features)
@@ -162,7 +162,7 @@ def test_class_aware_prompts_of_an_image_in_low_precision_are_computed_in_fp32()
     assert torch.equal(low.prompts, exact.prompts)
 
 
-def test_equal_image_tokens_are_looked_at_equally_and_without_weights_not_at_all():
+def test_equal_image_tokens_get_equal_attention_and_zero_weights_none():
     # All tokens are u, so whatever the attention, it finds u; Wv = 0 then leaves LN(q) alone.
     u = torch.tensor([1.0, -1, 2, 0, 0])
     torch.manual_seed(0)

@@ -44,7 +44,7 @@ def test_a_loss_or_a_prompt_that_is_not_finite_is_an_error():
 
 
 @pytest.mark.parametrize("method", ["coop", "vpt", "vlp", "dpt"])
-def test_a_few_steps_lower_the_loss_and_change_nothing_but_what_is_learned(method):
+def test_a_few_steps_lower_the_loss_and_change_prompts_only(method):
     torch.manual_seed(0)
     clip = minidpt.build_clip(clip_state(WIDE))
     config = minidpt.PromptConfig(method=method, n_ctx=3, n_visual=2, top_k=3)

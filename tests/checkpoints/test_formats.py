@@ -401,7 +401,7 @@ def test_another_image_size_is_said_and_kept_in_a_saved_model(tmp_path, infos):
         minidpt.load_model(tmp_path / "model.pt", stored)
 
 
-def test_a_saved_model_is_loaded_with_its_named_clip_at_its_image_size(tmp_path, monkeypatch):
+def test_a_saved_model_loads_its_clip_at_its_image_size(tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / "ViT-B-16.pt")
     monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path))
     clip, _ = minidpt.load("ViT-B/16", image_size=14)
@@ -410,7 +410,7 @@ def test_a_saved_model_is_loaded_with_its_named_clip_at_its_image_size(tmp_path,
     assert minidpt.load_model(tmp_path / "model.pt").clip.visual.resolution == 14
 
 
-def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
+def test_an_image_size_of_no_whole_patches_is_refused_with_the_file(tmp_path):
     with pytest.raises(ValueError, match="my.pt: image size: expected a multiple of 7"):
         load(STATE, tmp_path, image_size=30)
 

@@ -106,9 +106,7 @@ def test_a_path_gives_its_model_named_after_the_file_and_its_preprocessing(clip_
         assert preprocess(Image.new("RGB", (40, 30))).shape == (3, RESOLUTION, RESOLUTION)
 
 
-def test_a_known_name_is_found_and_kept_and_the_activation_is_passed_on(
-    clip_file, home, monkeypatch
-):
+def test_a_known_name_is_cached_and_the_activation_is_passed_on(clip_file, home, monkeypatch):
     put(clip_file, home / "mine")
     monkeypatch.setenv("MINIDPT_WEIGHTS", str(home / "mine"))
     clip, _ = minidpt.load("ViT-B/32", quick_gelu=False)
@@ -155,7 +153,7 @@ def test_an_unknown_name_lists_the_choices(name):
         minidpt.load(name)
 
 
-def test_the_gelu_is_a_warning_where_it_is_not_known_to_be_right(clip_file, home, caplog):
+def test_an_activation_that_is_a_guess_is_a_warning(clip_file, home, caplog):
     def warnings(path: object, **options: bool) -> list[str]:
         caplog.clear()
         minidpt.load(path, **options)
@@ -321,9 +319,7 @@ def test_a_server_that_falls_silent_is_given_up(server, monkeypatch):
         minidpt.load("ViT-B/32")
 
 
-def test_a_download_is_one_warning_and_who_watches_it_is_told_of_all_of_it(
-    server, home, capsys, caplog
-):
+def test_a_download_is_one_warning_and_reports_its_progress(server, home, capsys, caplog):
     reports = []
 
     @contextmanager

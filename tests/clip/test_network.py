@@ -152,7 +152,7 @@ def test_sizes_are_read_off_the_tensors(sizes):
     assert clip.encode_image(random_images(sizes, 2)).shape == (2, sizes.embedding)
 
 
-def test_a_clip_holds_the_given_tensors_under_their_names_frozen_in_fp32_and_as_copies():
+def test_a_clip_has_frozen_fp32_copies_of_its_tensors():
     tensors = {name: value.clone() for name, value in clip_state(WIDE).items()}
     clip = minidpt.build_clip(tensors)
     assert clip.state_dict().keys() == tensors.keys()
@@ -256,7 +256,7 @@ def test_a_width_that_is_no_multiple_of_a_head_is_refused():
 
 
 @pytest.mark.parametrize("width", [1024, 1280, 1408, 1664])
-def test_a_vision_side_wider_than_vit_l_needs_the_width_of_its_heads(width):
+def test_an_image_encoder_wider_than_vit_l_needs_its_head_width(width):
     """ViT-H/14, g/14 and bigG/14 have heads of 80, 88, 104; no shape tells which."""
     conv1 = torch.zeros(1).expand(width, 3, 7, 7)
     tensors = clip_state(WIDE) | {"visual.conv1.weight": conv1}
@@ -283,7 +283,7 @@ def test_heads_that_do_not_fill_the_width_are_refused(width):
         minidpt.build_clip(clip_state(WIDE), text_head_width=width)
 
 
-def test_heads_of_other_widths_and_any_inner_width_compute_as_the_naive_encoders(monkeypatch):
+def test_other_head_and_mlp_widths_compute_as_the_naive_encoders(monkeypatch):
     """As ViT-bigG/14 has: 104 wide, and MLPs that are no four times as wide as the layer."""
     state = dict(clip_state(WIDE))
     for name in [name for name in state if name.startswith("visual") and ".mlp.c_" in name]:
@@ -439,7 +439,7 @@ def test_the_mlp_in_bf16_rounds_a_large_residual_once(quick_gelu):
 
 
 @pytest.mark.parametrize(("chunk", "parts"), [(None, 1), (3, 3)])
-def test_who_watches_is_told_how_far_the_text_encoder_is_unless_it_is_in_a_step(chunk, parts):
+def test_the_text_encoder_reports_its_progress_except_in_a_training_step(chunk, parts):
     clip, reports = minidpt.build_clip(clip_state(WIDE)), []
 
     @contextmanager

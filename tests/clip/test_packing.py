@@ -99,7 +99,7 @@ def test_few_rows_are_left_over_also_of_very_many_prompts(seed, many):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_prompt_can_be_read_off_the_layout_and_nothing_else_is_there(seed):
+def test_the_layout_has_every_prompt_and_nothing_else(seed):
     prompts = random_prompts(seed)
     layout = pack(prompts)
     for index, prompt in enumerate(prompts):
@@ -122,7 +122,7 @@ def test_every_prompt_can_be_read_off_the_layout_and_nothing_else_is_there(seed)
         ([[EOT]], 0),
     ],
 )
-def test_the_shared_prefix_is_what_begins_every_prompt_and_never_a_last_token(prompts, prefix):
+def test_the_shared_prefix_begins_every_prompt_without_a_last_token(prompts, prefix):
     layout = pack(prompts)
     assert layout.prefix == prefix
     assert len(set(layout.ends.tolist())) == len(prompts)
@@ -226,7 +226,7 @@ def test_a_texts_feature_does_not_depend_on_the_texts_beside_it(clip):
         assert_close(clip.encode_text(tokens[chosen]), together[chosen], f"texts {chosen}")
 
 
-def test_packed_text_features_are_those_of_all_77_tokens_one_text_after_the_other(clip):
+def test_packed_text_features_are_those_of_each_text_s_77_tokens(clip):
     texts = [*TEXTS, "ox " * 75, "U.S. mail co."]  # one fills all places
     tokens, state = minidpt.tokenize(texts), to_double(clip_state(WIDE))
     expected = torch.cat([reference.encode_text(state, row[None]) for row in tokens])

@@ -190,7 +190,7 @@ def deep(tmp_path) -> list[Sample]:
     return [*items, Sample(str(tmp_path / "broken.png"), 0, "grey")]
 
 
-def test_one_white_level_is_set_by_all_images_that_are_read_and_shows_them(deep):
+def test_all_images_that_are_read_set_one_white_level(deep):
     items = deep[:6]
     cache = batching.ImageCache()
     cache.fill([item.path for item in items])

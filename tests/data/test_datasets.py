@@ -33,7 +33,7 @@ def guide(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_data_set_of_the_guide_opens_by_its_folder_or_by_root_and_name(guide, name):
+def test_every_data_set_opens_by_its_folder_or_by_root_and_name(guide, name):
     dataset = open_dataset(guide[name], name)
     assert_as_published(dataset, name)
     assert open_dataset(guide[name].parent, name) == dataset

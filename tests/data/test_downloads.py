@@ -112,7 +112,7 @@ def test_as_many_class_folders_as_published_are_recognised_by_their_folders_name
     assert dataset.template == "a photo of a {}, a type of flower."
 
 
-def test_train_and_test_folders_and_paths_of_classes_are_recognised_by_the_folders_name(tmp_path):
+def test_train_and_test_folders_are_recognised_by_the_folder_s_name(tmp_path):
     for split in ("train", "test"):
         draw_class_folders(tmp_path / "food-101" / split, {"apple_pie": 2, "tacos": 2})
         draw_class_folders(tmp_path / "sun397" / split, {"abbey": 2, "airplane_cabin": 2})

@@ -185,7 +185,7 @@ def test_a_test_folder_alone_is_a_test_set(tmp_path, folder):
         few_shot(dataset, 1, seed=1)
 
 
-def test_val_and_test_without_train_are_a_test_set_with_the_classes_of_test(tmp_path):
+def test_val_and_test_without_train_have_the_classes_of_test(tmp_path):
     draw_class_folders(tmp_path / "val", {"dog": 1})
     draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 2})
     dataset = open_dataset(tmp_path)
@@ -196,7 +196,7 @@ def test_val_and_test_without_train_are_a_test_set_with_the_classes_of_test(tmp_
 
 
 @pytest.mark.parametrize("others", [[], ["extra"], ["extra", "annotations"]])
-def test_a_train_folder_alone_is_split_and_what_lies_beside_is_no_class(tmp_path, others):
+def test_a_train_folder_alone_is_split_and_its_siblings_are_no_classes(tmp_path, others):
     draw_class_folders(tmp_path / "train", {"dog": 10, "cat": 10})
     for other in others:
         draw_class_folders(tmp_path / other, {"dog": 3, "owl": 3})

@@ -155,7 +155,7 @@ def split_of(folder: Path, **changes) -> Path:
     "name",
     ["../X", "/tmp/X", "a/b", "a\\b", ".", "..", " ", "x\0", "x\n", "\x1b[31m", "x" * 181, 5],
 )
-def test_a_name_that_would_lead_a_run_out_of_its_folder_is_refused(tmp_path, name):
+def test_a_name_that_leads_a_run_out_of_its_folder_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="name") as raised:
         read_split(split_of(tmp_path, name=name))
     assert str(raised.value).isprintable() and len(str(raised.value)) <= 500
@@ -175,9 +175,7 @@ def test_images_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_path)
             read_split(path)
 
 
-def test_a_fifo_is_no_file_among_many_either_and_costs_no_question_to_the_system(
-    tmp_path, monkeypatch
-):
+def test_a_fifo_among_many_files_is_missing_at_one_system_call(tmp_path, monkeypatch):
     draw_class_folders(tmp_path, {"a": 25})
     there = sorted(map(str, (tmp_path / "a").iterdir()))
     os.mkfifo(tmp_path / "a" / "pipe")

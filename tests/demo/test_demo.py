@@ -169,7 +169,7 @@ def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_p
     assert len(contents(demo.draw_demo(tmp_path))) == 60
 
 
-def test_the_small_clip_in_the_project_is_an_openai_archive_that_knows_plain_scenes():
+def test_the_tiny_clip_is_an_openai_archive_and_knows_plain_scenes():
     file = Path(__file__).parents[2] / "weights" / "tiny.pt"
     assert file.stat().st_size <= 20_000_000
     state = read_state_dict(file)

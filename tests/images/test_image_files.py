@@ -245,9 +245,7 @@ def test_a_white_level_shows_a_dark_float_image_dark(tmp_path):
         (np.float32, 1e6, 1e6),
     ],
 )
-def test_the_white_level_of_a_run_is_the_least_usual_value_that_none_exceeds(
-    tmp_path, kind, largest, white
-):
+def test_the_white_level_is_the_least_usual_value_that_none_exceeds(tmp_path, kind, largest, white):
     level = WhiteLevel()
     decode.open_image(deep(tmp_path, "a.tiff", 0, largest, kind=kind), level)
     decode.open_image(deep(tmp_path, "b.tiff", largest / 2, 0, kind=kind), level)

@@ -13,7 +13,7 @@ from minidpt.images.threads import default_workers, map_ordered
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_results_come_in_the_order_of_the_jobs_with_any_number_of_threads(count):
+def test_results_come_in_order_with_any_number_of_threads(count):
     def slow_first(job: int) -> int:
         time.sleep(0.02 if job == 0 else 0)
         return job * job

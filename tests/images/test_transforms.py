@@ -186,7 +186,7 @@ def test_random_view_mirrors_half_of_the_views_and_repeats_for_a_seed():
     assert np.array_equal(np.asarray(views[7]), np.asarray(again))
 
 
-def test_random_view_is_the_crop_or_its_mirror_image_to_the_last_bit():
+def test_random_view_is_the_crop_or_its_mirror_image_exactly():
     mirrored = []
     for seed in range(9):
         generator = random.Random(seed)

@@ -113,7 +113,7 @@ def test_a_table_within_the_folder_of_maps_is_refused(run, tmp_path):
     assert not names_in(folder)
 
 
-def test_an_image_that_cannot_be_read_has_no_png_and_the_others_have(run, tmp_path):
+def test_an_unreadable_image_has_no_png_and_the_others_have(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     image = [tmp_path / "broken.png", run.data / "red" / "0.png"]
     done = run_command(
@@ -152,9 +152,7 @@ def test_bars_are_the_probabilities_with_and_without_what_was_learned(run, monke
     np.testing.assert_allclose(np.array(before) / before[0], ratios, rtol=1e-3)
 
 
-def test_the_likeliest_of_zero_shot_clip_has_a_bar_though_it_is_not_among_the_first(
-    run, monkeypatch
-):
+def test_the_likeliest_class_of_zero_shot_clip_always_has_a_bar(run, monkeypatch):
     with monkeypatch.context() as patch:
         worst = run.model.predict(run.data / "red" / "0.png", top=3)[0][-1].classname
         share = torch.tensor([float(name == worst) for name in run.model.classnames])

@@ -169,7 +169,7 @@ def test_one_read_gives_its_complete_lines():
 
 @pytest.mark.parametrize("more", [0, 1, classify.MAX_LINE, 5 * classify.MAX_LINE + 7])
 @pytest.mark.parametrize("filling", [b"a", b"\r"])
-def test_a_line_longer_than_any_path_is_one_error_and_is_not_kept(model, more, filling, tmp_path):
+def test_a_line_longer_than_any_path_is_one_error(model, more, filling, tmp_path):
     (good,) = draw_images(1)
     long = good.encode() + filling * (classify.MAX_LINE + more - len(good))
     for end, after in ((b"\n", good), (b"\r\n", good), (b"", None)):
@@ -275,7 +275,7 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
-def test_json_keeps_names_of_files_that_are_no_text_and_csv_spells_them_out(run):
+def test_json_keeps_undecodable_file_names_and_csv_spells_them_out(run):
     name = os.fsdecode(b"caf\xe9\n\x1b.png")
     draw_image(Path(name))
     out = run_command("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out

@@ -29,7 +29,7 @@ def grey_image(side: int = 70) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_an_overlay_is_yellow_where_attention_is_and_blue_where_it_is_not():
+def test_an_overlay_is_yellow_with_attention_and_blue_without():
     attention = torch.zeros(7, 7)
     attention[2, 5] = 1
     drawn = overlay(grey_image(), attention)
@@ -65,7 +65,7 @@ LONG = {
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 @pytest.mark.parametrize("width", [40, 101, 224])
-def test_a_long_name_is_cut_at_its_logical_end_as_late_as_it_fits(text, width):
+def test_a_long_name_is_cut_at_its_logical_end_where_it_fits(text, width):
     shown = ellipsize(text, width, 14)
     assert shown.endswith("…") and text.startswith(shown[:-1])
     assert font_for(shown, 14).getlength(shown) <= width
@@ -75,7 +75,7 @@ def test_a_long_name_is_cut_at_its_logical_end_as_late_as_it_fits(text, width):
     assert font_for(more, 14).getlength(more) > width
 
 
-def test_a_name_that_fits_is_as_it_is_and_what_is_no_letter_is_spelt_out():
+def test_a_name_that_fits_is_unchanged_and_missing_glyphs_are_spelt_out():
     assert ellipsize("sea horse", 224, 14) == "sea horse"
     assert ellipsize("a\nb\u202ec", 224, 14) == r"a\nb\u202ec"
 

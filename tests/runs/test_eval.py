@@ -88,9 +88,7 @@ def test_mistakes_of_a_class_are_listed_by_their_number(capsys):
     ]
 
 
-def test_eval_from_another_folder_finds_a_model_that_was_given_by_a_relative_path(
-    tmp_path, inputs, monkeypatch
-):
+def test_eval_from_another_folder_finds_a_model_of_a_relative_path(tmp_path, inputs, monkeypatch):
     monkeypatch.chdir(inputs.clip.parent)
     relative = RunInputs(inputs.data.relative_to(inputs.clip.parent), Path(inputs.clip.name))
     train(relative, tmp_path / "run", "--epochs", 1)
@@ -113,9 +111,7 @@ def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, t
     assert f"dpt accuracy {read_summary('run')['accuracy']:.2f} %" in result.out
 
 
-def test_eval_exports_the_model_of_a_run_into_a_new_file_and_says_what_it_computes(
-    trained, monkeypatch
-):
+def test_eval_exports_the_model_of_a_run_into_a_new_file(trained, monkeypatch):
     def export(model, path):  # what it writes: `test_exporting`
         assert torch.equal(model.text_prompts.ctx, read_prompts(trained[0])["text_prompts.ctx"])
         Path(path).write_bytes(bytes(1_500_000))
@@ -301,9 +297,7 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
         ("transfer.json", "5"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named_before_a_test_on_other_data(
-    trained, inputs, file, content
-):
+def test_a_damaged_run_is_named_before_a_test_on_other_data(trained, inputs, file, content):
     shutil.copytree(trained[0], "run")
     Path("run", file).write_text(content)
     result = run_command("eval.py", "test", "run", "--data", inputs.data)

@@ -72,9 +72,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("written", range(3))
-def test_a_file_without_room_is_named_in_one_line_and_is_not_there_by_half(
-    trained, options, written
-):
+def test_a_file_without_room_is_named_and_not_half_written(trained, options, written):
     names = ["config.json", "split.json", "state.pt"]  # as they are written; each is larger
     there = ["config.json", "split.json", "model.pt"]  # and is smaller than the state
     sizes = [0, *((trained / name).stat().st_size for name in there)]
@@ -287,7 +285,7 @@ def test_processes_without_a_folder_take_numbers_of_their_own(forks):
     assert names == [f"pictures-coop-3shots-seed1{more}" for more in ("", "-2", "-3")]
 
 
-def test_a_folder_that_another_process_writes_to_is_refused_and_left_as_it_is(trained, options):
+def test_a_folder_that_another_process_writes_to_is_refused_unchanged(trained, options):
     command = ("train.py", *options)
     with runs.lock_output_folder(Path("sweep"), [], bool):
         for out in ("sweep", "sweep/run"):  # a sweep's lock covers its runs
@@ -342,9 +340,7 @@ def test_without_locks_a_run_is_made_all_the_same(options, monkeypatch):
     assert result.status == 0 and Path("other/summary.json").is_file()
 
 
-def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
-    trained, options, monkeypatch
-):
+def test_a_repeated_test_needs_no_lock_and_takes_one_left_behind(trained, options, monkeypatch):
     shutil.copytree(trained, "run")
 
     def refused(*_):
@@ -359,7 +355,7 @@ def test_a_test_that_was_made_before_needs_no_lock_and_one_left_behind_is_ours(
     assert result.status == 0 and "transfer.json.lock" not in os.listdir("left")
 
 
-def test_a_stopped_run_without_a_state_begins_anew_with_the_same_settings_only(options):
+def test_a_stopped_run_without_a_state_restarts_with_the_same_settings_only(options):
     command = ("train.py", *options, "--out", "run")
     assert run_command(*command).status == 0
     Path("run/summary.json").unlink()

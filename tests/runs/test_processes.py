@@ -170,9 +170,7 @@ def test_one_process_tells_of_a_shared_run(done):
     assert sum("epoch 6/6" in line for line in done["two"].err.splitlines()) == 1
 
 
-def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
-    done, workspace, tmp_path
-):
+def test_processes_share_the_runs_of_a_sweep_and_make_one_table(done, workspace, tmp_path):
     assert done["sweep"].statuses == [0, 0], done["sweep"].err
     expected = alone(tmp_path, command(workspace, "pictures", *SWEEP, "--out", "all"))
     folder = done["sweep"].folder / "all"
@@ -185,14 +183,14 @@ def test_the_runs_of_a_sweep_are_dealt_out_and_its_table_is_that_of_one_process(
             assert torch.equal(learned(folder / run)[name], value)
 
 
-def test_each_process_tells_of_its_runs_of_a_sweep_behind_their_names_the_longest_first(done):
+def test_each_process_prints_behind_run_names_and_the_longest_begin_first(done):
     lines = done["sweep"].out.splitlines()
     for number, name in ((1, "vpt-3shots-seed1"), (4, "coop-3shots-seed2"), (5, "zeroshot")):
         assert f"pictures-{name}: [{number}/5] pictures-{name}" in lines
     assert sum(line.endswith("table.md, table.csv") for line in lines) == 1
 
 
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bits(done):
+def test_a_run_whose_process_dies_resumes_to_the_same_bits(done):
     first, second = done["killed"].statuses
     assert second == -9 and first in (2, 143, -15)
     assert done["resumed"].statuses == [0, 0]
@@ -211,7 +209,7 @@ def test_several_processes_that_are_stopped_end_with_one_line_to_go_on(done):
 
 
 @pytest.mark.parametrize("name", ["two, then three", "one, then two", "two, then one"])
-def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
+def test_a_run_resumes_in_another_number_of_processes_to_the_same_numbers(
     name, done, uninterrupted, tmp_path
 ):
     if name == "two, then one":
@@ -225,9 +223,7 @@ def test_a_run_goes_on_in_another_number_of_processes_to_the_same_numbers(
     assert not (run / "state.pt").exists()
 
 
-def test_a_stopped_sweep_goes_on_in_another_number_of_processes_to_the_same_bits(
-    done, workspace, tmp_path
-):
+def test_a_stopped_sweep_resumes_in_more_processes_to_the_same_bits(done, workspace, tmp_path):
     alone = tmp_path / "all"
     shutil.copytree(done["shared sweep stopped"].folder / "all", alone)
     assert done["shared sweep stopped"].statuses == [143, 143]

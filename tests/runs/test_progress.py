@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
         return 99
 
 
-def test_the_progress_is_one_line_on_a_terminal_and_a_line_each_tenth_elsewhere(monkeypatch):
+def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     with progress.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:

@@ -252,9 +252,7 @@ HUGE = f"1{'0' * 400}"
     ("summary.json", r'"accuracy": [\d.]+', '"accuracy": "x"', "Accuracy: .* 'accuracy'"),
     ("words.json", r"\d+\.\d+", HUGE, "Words: .* no finite"),
 ])  # fmt: skip
-def test_of_a_damaged_file_a_note_says_what_is_wrong_and_the_rest_is_reported(
-    run, name, pattern, other, expected
-):
+def test_a_damaged_file_is_a_note_and_the_rest_is_reported(run, name, pattern, other, expected):
     text, count = re.subn(pattern, other, (run / name).read_text(), count=1)
     assert count == 1
     (run / name).write_text(text)
@@ -409,7 +407,7 @@ def browse(page: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium, which Debian has")
-def test_a_browser_shows_the_page_whole_on_a_phone_in_dark_and_light(trained, tmp_path):
+def test_a_browser_shows_the_page_on_a_phone_in_dark_and_light(trained, tmp_path):
     page = Path(shutil.copy(trained / "report.html", tmp_path))
     shown = browse(page)
     assert "CONSOLE" not in shown.stderr and "Surest mistakes" in shown.stdout

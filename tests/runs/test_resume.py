@@ -105,7 +105,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_an_interrupted_run_says_how_to_go_on_and_does_to_the_bit(
+def test_an_interrupted_run_resumes_to_the_bit_as_it_says(
     command, full_run, monkeypatch, number, status
 ):
     result = interrupt(monkeypatch, (*command, "--out", "my run"), number=number)
@@ -137,7 +137,7 @@ def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
         assert Path(folder, "table.md").is_file()
 
 
-def test_a_sweep_is_resumed_with_the_clip_and_the_precision_that_it_took(command, monkeypatch):
+def test_a_sweep_is_resumed_with_its_clip_and_precision(command, monkeypatch):
     sweep = (*command, "--method", "zeroshot", "coop", "--epochs", 1, "--out", "sweep")
     assert run_command(*sweep).status == 0
     options = json.loads(Path("sweep/sweep.json").read_text())
@@ -308,7 +308,7 @@ def test_the_state_of_a_run_with_another_seed_is_refused(stopped):
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-def test_a_state_that_is_cut_short_is_refused_with_one_piece_of_advice(stopped, size):
+def test_a_state_that_is_cut_short_is_refused_with_one_fix(stopped, size):
     shutil.copytree(stopped, "run")
     os.truncate("run/state.pt", size)
     result = run_command("train.py", "--resume", "run")
@@ -352,7 +352,7 @@ def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monke
     assert Path("run/summary.json").is_file()
 
 
-def test_a_home_folder_that_no_shell_has_spelt_out_is_the_same_run(stopped, monkeypatch):
+def test_a_tilde_that_no_shell_has_spelt_out_is_the_same_run(stopped, monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
     shutil.copytree(stopped, "run")
     result = run_command("train.py", "--resume=~/run")
@@ -383,7 +383,7 @@ def test_an_earlier_run_s_config_gives_the_same_bits(full_run):
     assert outcome("run") == outcome(full_run)
 
 
-def test_the_images_of_an_earlier_run_s_split_file_are_taken_as_they_stand(full_run):
+def test_the_images_of_an_earlier_split_file_are_taken_unchanged(full_run):
     again = ("train.py", "--config", full_run / "config.json", "--data", full_run / "split.json")
     assert run_command(*again, "--out", "run").status == 0
     assert outcome("run") == outcome(full_run)

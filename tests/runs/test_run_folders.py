@@ -48,7 +48,7 @@ def test_results_may_lie_beside_a_csv_that_lists_images_from_elsewhere(inputs):
     assert read_summary("runs/mine-zeroshot")["test_images"] == 12
 
 
-def test_a_run_is_not_written_among_images_that_a_csv_lists_from_elsewhere(inputs, monkeypatch):
+def test_a_run_is_not_written_among_images_that_a_csv_lists(inputs, monkeypatch):
     images = shutil.copytree(inputs.data, Path("home/far/pictures"))
     Path("home/lists").mkdir()
     lines = [f"{path.resolve()},{path.parent.name}" for path in sorted(images.glob("*/*.png"))]
@@ -70,7 +70,7 @@ def test_a_run_is_not_written_among_images_that_a_csv_lists_from_elsewhere(input
     assert run_command("train.py", *command, "--out", "home/far/pictures/runs/one").status == 0
 
 
-def test_an_output_folder_with_another_run_or_files_is_refused_and_left_as_it_is(trained, inputs):
+def test_an_output_folder_with_other_contents_is_refused_unchanged(trained, inputs):
     shutil.copytree(trained[0], "run")
     Path("files").mkdir()
     Path("files", "notes.txt").write_text("mine")

@@ -24,7 +24,7 @@ from minidpt.runs import folders as runs
 from minidpt.runs.config import RunConfig, RunRecord
 
 
-def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
+def test_a_sweep_has_a_run_for_each_method_shots_and_seed(sweep):
     folder, _, result = sweep
     names = {f"pictures0-{method}-{shots}shots-seed{seed}"
              for method in ("coop", "dpt") for shots in (1, 3) for seed in (0, 2)}  # fmt: skip
@@ -35,7 +35,7 @@ def test_a_sweep_has_a_run_for_each_method_number_of_shots_and_seed(sweep):
     assert (folder / "table.md").read_text(encoding="utf-8") in result.out
 
 
-def test_a_run_of_a_sweep_is_the_run_that_one_would_get_alone(sweep, images, clip):
+def test_a_run_of_a_sweep_equals_the_run_made_alone(sweep, images, clip):
     (run,) = sweep[0].glob("*-dpt-3shots-seed2")
     options = ("--epochs", 2, "--shots", 3, "--seed", 2, "--out", "alone")
     run_checked("train.py", "--data", images, "--model", clip, *SHORT, *options)
@@ -126,7 +126,7 @@ def test_a_sweep_does_not_go_on_with_other_images_classes_or_weights(images, cli
     assert_one_line(result, "train.py", "the same data", "fingerprint")
 
 
-def test_a_run_that_fails_is_named_and_the_others_of_the_sweep_go_on(images, clip):
+def test_a_run_that_fails_is_named_and_the_sweep_continues(images, clip):
     command = ("--data", images, "--model", clip, *SHORT, "--epochs", 3, "--warmup-epochs", 0,
                "--visual-lr", "1e38", "--method", "vpt", "coop", "--out", "sweep")  # fmt: skip
     result = run_command("train.py", *command)
@@ -167,7 +167,7 @@ def test_an_image_that_vanishes_stops_no_other_run_of_a_sweep(images, clip, monk
     )
 
 
-def test_a_stop_at_any_moment_of_a_runs_beginning_leaves_a_run_to_begin_anew(monkeypatch):
+def test_a_run_stopped_at_any_moment_of_its_beginning_can_restart(monkeypatch):
     run, unlink = runs.RunFolder("run"), Path.unlink
     settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32", True)
 
@@ -214,9 +214,7 @@ def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
     assert not lost.exists()
 
 
-def test_a_folder_of_images_stands_for_its_data_set_whose_folder_is_only_read(
-    guide, clip, monkeypatch
-):
+def test_nothing_is_written_into_the_data_set_around_an_image_folder(guide, clip, monkeypatch):
     folder = shutil.copytree(guide / "caltech-101", "caltech-101")
     monkeypatch.chdir(folder)
     before = snapshot_files(".")

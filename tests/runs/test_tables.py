@@ -114,7 +114,7 @@ def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, t
     )  # fmt: skip
 
 
-def test_a_setting_that_varies_on_one_data_set_does_not_cost_the_mean_over_all():
+def test_a_setting_that_varies_on_one_data_set_leaves_the_mean():
     rows = results.summarise([result("DTD"), result("Pets"), result("Pets", epochs=200)])
     assert {(row.dataset, row.variant) for row in rows} == {
         ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
@@ -147,7 +147,7 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     assert [row.variant for row in rows] == ["warmup_epochs 10", "warmup_epochs 1"]
 
 
-def test_options_that_are_not_published_are_said_of_all_rows_or_by_name():
+def test_options_that_are_not_published_stand_in_the_caption():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
     text = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
     assert text == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."

@@ -135,7 +135,7 @@ def test_the_model_file_is_small_and_predicts(trained, inputs):
     assert read_summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
 
 
-def test_the_same_seed_gives_the_same_run_to_the_bit_with_any_number_of_workers(trained, inputs):
+def test_the_same_seed_gives_the_same_bits_with_any_workers(trained, inputs):
     for number in (0, 3):
         train(inputs, f"workers-{number}", "--workers", number)
         assert_same_result(f"workers-{number}", trained[0])
@@ -171,9 +171,7 @@ def test_every_method_runs_and_says_what_it_learned(inputs, method):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_in_lower_precision_learns_in_fp32_and_is_tested_as_it_was_trained(
-    inputs, precision, monkeypatch
-):
+def test_a_lower_precision_run_has_fp32_prompts_and_is_tested_in_it(inputs, precision, monkeypatch):
     result = train(inputs, "run", "--precision", precision, "--epochs", 3)
     assert f"in {precision} (as set)" in result.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == precision
