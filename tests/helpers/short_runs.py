@@ -31,6 +31,10 @@ class RunInputs(NamedTuple):
     data: Path
     clip: Path
 
+    @property
+    def options(self) -> tuple[object, ...]:
+        return "--data", self.data, "--model", self.clip
+
 
 def snapshot_folder(folder: Path) -> dict[str, int]:
     """Return all paths in a folder, itself included → time of the last change in ns."""
@@ -57,8 +61,7 @@ def snapshot_files(folder: str | Path) -> dict[str, int]:
 
 def train(inputs: RunInputs, out: str | Path, *options: object) -> Result:
     """Train a short run into the folder `out`, and assert that it succeeds."""
-    arguments = ("--data", inputs.data, "--model", inputs.clip, "--out", out)
-    return run_checked("train.py", *arguments, *SHORT, *options)
+    return run_checked("train.py", *inputs.options, "--out", out, *SHORT, *options)
 
 
 def read_metrics(run: str | Path) -> list[dict]:

@@ -47,7 +47,7 @@ def inputs(tmp_path_factory) -> RunInputs:
 def trained(inputs: RunInputs, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
     """A run of DPT in a process of its own. Only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    arguments = ("--data", inputs.data, "--model", inputs.clip, "--out", folder, *SHORT)
+    arguments = (*inputs.options, "--out", folder, *SHORT)
     result = run_process(folder.parent, "train.py", *arguments)
     before = snapshot_folder(folder)
     yield folder, result

@@ -51,9 +51,8 @@ def names_in(folder: Path) -> list[str]:
 
 def test_each_image_gets_a_png_and_those_of_equal_names_numbers(run, tmp_path):
     image = [run.data / "red" / "0.png", run.data / "blue" / "0.png", run.data / "red/1.png"]
-    done = run_command(
-        "eval.py", "predict", run.folder, *image, "--attention-maps", tmp_path / "new"
-    )
+    command = ("predict", run.folder, *image, "--attention-maps", tmp_path / "new")
+    done = run_command("eval.py", *command)
     assert done.status == 0 and done.out.count("\n") == 3, done
     assert names_in(tmp_path / "new") == ["0-2.png", "0.png", "1.png"]
     for path in (tmp_path / "new").iterdir():
@@ -116,9 +115,8 @@ def test_a_table_within_the_folder_of_maps_is_refused(run, tmp_path):
 def test_an_unreadable_image_has_no_png_and_the_others_have(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     image = [tmp_path / "broken.png", run.data / "red" / "0.png"]
-    done = run_command(
-        "eval.py", "predict", run.folder, *image, "--attention-maps", tmp_path / "new"
-    )
+    command = ("predict", run.folder, *image, "--attention-maps", tmp_path / "new")
+    done = run_command("eval.py", *command)
     assert_one_line(done, "eval.py", "broken.png")
     assert names_in(tmp_path / "new") == ["0.png"]
 

@@ -30,7 +30,7 @@ def inputs(tmp_path_factory) -> RunInputs:
 
 
 def train(inputs: RunInputs, *options: object) -> Path:
-    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--out", "run")
+    command = (*inputs.options, *SHORT, "--out", "run")
     result = run_command("train.py", *command, *options)
     assert result.status == 0, result.err
     return Path("run")
@@ -63,7 +63,7 @@ def as_published(inputs: RunInputs, run: Path) -> Path:
 def test_prompts_of_the_published_code_are_tested_as_their_shapes_say(options, settings, inputs):
     run = train(inputs, *options)
     published = as_published(inputs, run)
-    command = ("published", published, "--data", inputs.data, "--model", inputs.clip)
+    command = ("published", published, *inputs.options)
     if "dpt" in options:
         command += ("--top-k", 3, "--class-token-position", "front")
     result = run_command("eval.py", *command, "--per-class")
@@ -119,5 +119,5 @@ def test_a_run_at_another_image_size_is_tested_again_at_it(inputs):
 
 
 def test_an_image_size_of_no_whole_patches_is_one_line(inputs):
-    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--image-size", 36)
+    command = (*inputs.options, *SHORT, "--image-size", 36)
     assert_one_line(run_command("train.py", *command), "train.py", "a multiple of 7", "got 36")

@@ -105,9 +105,7 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
 ):
     Path("empty.pt").touch()
     os.mkfifo("fifo")
-    result = run_command(
-        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT, *options
-    )
+    result = run_command("train.py", *inputs.options, "--out", "run", *SHORT, *options)
     assert_one_line(result, "train.py", *words)
     assert len(result.err) < 600
     assert not Path("run").exists()

@@ -81,9 +81,7 @@ def inputs(tmp_path_factory) -> RunInputs:
 
 
 def train(inputs: RunInputs, *options: object):
-    result = run_command(
-        "train.py", "--data", inputs.data, "--model", inputs.clip, *SHORT, *options
-    )
+    result = run_command("train.py", *inputs.options, *SHORT, *options)
     assert result.status == 0, result
     return result
 

@@ -47,7 +47,7 @@ def inputs(tmp_path_factory) -> RunInputs:
 
 @pytest.fixture(scope="module")
 def command(inputs) -> tuple[object, ...]:
-    return ("train.py", "--data", inputs.data, "--model", inputs.clip, *SHORT)
+    return ("train.py", *inputs.options, *SHORT)
 
 
 @pytest.fixture(scope="module")

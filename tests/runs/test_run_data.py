@@ -70,9 +70,7 @@ def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(inputs, mo
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, inputs):
     folder = draw_class_folders(tmp_path / "one", {"ox": 3})
-    result = run_command(
-        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
-    )
+    result = run_command("train.py", *RunInputs(folder, inputs.clip).options, "--out=run", *SHORT)
     assert_one_line(result, "train.py", str(folder), "expected at least 2 class", "'ox'")
     assert not Path("run").exists()
 
@@ -83,17 +81,13 @@ def test_broken_images_are_named_all_at_once(trained, tmp_path, inputs, which):
     split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
     broken = folder / split[which][0][0]
     broken.write_bytes(broken.read_bytes()[:100])
-    result = run_command(
-        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
-    )
+    result = run_command("train.py", *RunInputs(folder, inputs.clip).options, "--out=run", *SHORT)
     assert_one_line(result, "train.py", str(broken), "expected a readable image", "remove")
     assert "more" not in result.err
     others = [folder / row[0] for row in split[which][1:3]]
     for other in others:
         other.write_text("no picture")
-    result = run_command(
-        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
-    )
+    result = run_command("train.py", *RunInputs(folder, inputs.clip).options, "--out=run", *SHORT)
     assert_one_line(result, "train.py", str(broken), "2 more", *map(str, others))
 
 
@@ -103,9 +97,7 @@ def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_pat
     broken = [folder / split[which][0][0] for which in ("train", "test")]
     for path in broken:
         path.write_text("no picture")
-    result = run_command(
-        "train.py", "--data", folder, "--model", inputs.clip, "--out", "run", *SHORT
-    )
+    result = run_command("train.py", *RunInputs(folder, inputs.clip).options, "--out=run", *SHORT)
     assert_one_line(result, "train.py", "1 more", *map(str, broken))
 
 
@@ -168,7 +160,7 @@ def test_copies_and_images_that_are_not_read_are_said(trained, inputs, tmp_path)
 
 
 def test_images_of_more_than_max_pixels_are_refused(trained, inputs):
-    options = ["--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT]
+    options = [*inputs.options, "--out", "run", *SHORT]
     result = run_command("train.py", *options, "--max-pixels", 620)
     expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")

@@ -76,14 +76,10 @@ def test_an_output_folder_with_other_contents_is_refused_unchanged(trained, inpu
     Path("files", "notes.txt").write_text("mine")
     for folder, contents in {"run": "a finished run", "files": "other files"}.items():
         before = snapshot_folder(Path(folder))
-        result = run_command(
-            "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", folder
-        )
+        result = run_command("train.py", *inputs.options, "--out", folder)
         assert_one_line(result, "train.py", folder, contents, "another --out")
         assert snapshot_folder(Path(folder)) == before
-    result = run_command(
-        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "files/notes.txt"
-    )
+    result = run_command("train.py", *inputs.options, "--out", "files/notes.txt")
     assert_one_line(result, "train.py", "notes.txt")
     Path("empty").mkdir()
     train(inputs, "empty", "--epochs", 0)

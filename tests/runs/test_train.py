@@ -240,9 +240,7 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(inputs, monkeypat
                 self.param_groups[0]["params"][0][..., 0] = float("nan")
 
     monkeypatch.setattr(torch.optim.SGD, "step", diverging)
-    result = run_command(
-        "train.py", "--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT
-    )
+    result = run_command("train.py", *inputs.options, "--out", "run", *SHORT)
     assert_one_line(result, "train.py", "epoch 6", "not finite", "try lower learning rates")
     assert len(steps) == 12 and not Path("run/summary.json").exists()
     assert all(
@@ -251,7 +249,7 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(inputs, monkeypat
 
 
 def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
-    where = ("--data", inputs.data, "--model", inputs.clip, "--out", "run")
+    where = (*inputs.options, "--out", "run")
     command = fork_command(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
     # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -279,7 +277,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
 
 
 def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(inputs):
-    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT, "--epochs", 2)
+    command = (*inputs.options, *SHORT, "--epochs", 2)
     few, none = (
         ("--warmup-epochs", 2, "--guidance-epochs", 2),
         "note: training steps after warm-up: 0;",
@@ -294,7 +292,7 @@ def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(inputs):
 
 
 def test_fewer_than_ten_steps_after_warm_up_are_said(inputs):
-    command = ("--data", inputs.data, "--model", inputs.clip, *SHORT)  # 2 steps an epoch
+    command = (*inputs.options, *SHORT)  # 2 steps an epoch
     assert (
         "note: training steps after warm-up: 8;"
         in run_command("train.py", *command, "--epochs", 5).out

@@ -14,9 +14,11 @@ from helpers.run_command import SHORT, assert_one_line, read_summary, run_comman
 from helpers.short_runs import (
     TEST_ONLY_DATASETS,
     TRAINING_DATASETS,
+    RunInputs,
     read_csv,
     run_checked,
     snapshot_files,
+    train,
 )
 
 import minidpt
@@ -154,9 +156,7 @@ def test_only_runs_on_base_classes_are_base_to_new(images, clip):
 
 def test_data_sets_of_one_name_are_kept_apart(images, clip):
     other = draw_class_folders(Path("other") / images.name, {"ant": 4, "bee": 4})
-    run_checked(
-        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
-    )
+    train(RunInputs(images, clip), "run", "--epochs", 1)
     assert read_summary("run")["tests"].keys() == {images.name}
     run_checked("eval.py", "test", "run", "--data", other)
     run_checked("eval.py", "test", "run", "--data", images)  # its own test: not noted
@@ -221,9 +221,7 @@ def test_tests_on_other_images_or_by_another_template_are_kept_apart(images, cli
 
 def test_a_test_by_other_settings_does_not_replace_an_earlier_one(images, clip):
     other = draw_class_folders(Path("x") / "pets", {"ant": 4, "bee": 4})
-    run_checked(
-        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
-    )
+    train(RunInputs(images, clip), "run", "--epochs", 1)
     by = [[], ["--template", "my {}."], ["--precision", "bf16"]]
     for data_folder in (other, images):
         for options in (*by, by[1]):  # the second once more: it is the same test
@@ -256,9 +254,7 @@ def test_test_images_that_were_trained_on_are_counted(images, clip):
 
 
 def test_notes_about_other_data_are_printed(images, clip):
-    run_checked(
-        "train.py", "--data", images, "--model", clip, *SHORT, "--epochs", 1, "--out", "run"
-    )
+    train(RunInputs(images, clip), "run", "--epochs", 1)
     other = draw_class_folders(Path("other"), {"ant": 4, "bee": 1})
     out = run_checked("eval.py", "test", "run", "--data", other).out
     assert "note: class 'bee' has no test image\n" in out
