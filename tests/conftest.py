@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those that tests start
+# Of this process and of those that tests start: sums' order and last bit depend on the threads.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 pytest.register_assert_rewrite("helpers")  # before they are imported
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -26,7 +26,7 @@ every_size = pytest.mark.parametrize("size", SIZES)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
+def by_rank(tmp_path_factory) -> dict[int, list[dict[str, Trained]]]:
     """Number of processes → for each rank what it has trained."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(distributed_training.__file__)
@@ -54,9 +54,9 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @every_size
 @pytest.mark.parametrize("name", TRAININGS)
-def test_processes_that_share_a_training_end_where_one_does(name, size, shared):
+def test_processes_that_share_a_training_end_where_one_does(name, size, by_rank):
     alone = distributed_training.train(name, SINGLE)
-    for trained in (rank[name] for rank in shared[size]):
+    for trained in (rank[name] for rank in by_rank[size]):
         assert trained.losses == pytest.approx(alone.losses, abs=LOSSES, rel=0)
         assert_near(trained.learned, alone.learned)
         assert_near(trained.changes, alone.changes)
@@ -65,17 +65,17 @@ def test_processes_that_share_a_training_end_where_one_does(name, size, shared):
 
 @every_size
 @pytest.mark.parametrize("name", METHOD_CASES)
-def test_processes_that_share_the_published_training_end_where_that_does(name, size, shared):
+def test_processes_that_share_the_published_training_end_where_that_does(name, size, by_rank):
     case = load_case(name)
-    for trained in (rank[f"golden {name}"] for rank in shared[size]):
+    for trained in (rank[f"golden {name}"] for rank in by_rank[size]):
         expected = [float(case.stored[f"traj/loss/{step}"]) for step in range(len(trained.losses))]
         assert trained.losses == pytest.approx(expected, abs=LOSSES, rel=0)
         assert_tensors_equal(trained.learned, case.stored, "traj/final/")
 
 
 @every_size
-def test_what_is_learned_is_the_same_on_every_rank_to_the_bit(size, shared):
-    first, *others = shared[size]
+def test_what_is_learned_is_the_same_on_every_rank_to_the_bit(size, by_rank):
+    first, *others = by_rank[size]
     for name, trained in first.items():
         for other in others:
             for tensor, value in trained.learned.items():

@@ -177,7 +177,7 @@ def test_no_images_make_no_batch():
 
 
 @pytest.fixture
-def deep(tmp_path) -> list[Sample]:
+def high_bit_depth(tmp_path) -> list[Sample]:
     """Three of integers, the brightest with 900; two of floats; one of 8 bits; one broken."""
     values = {"a": 800, "b": 900, "c": 30, "d": 0.5, "e": 200.0, "f": 7}
     kinds = {"a": np.uint16, "b": np.uint16, "c": np.uint16, "d": np.float32, "e": np.float32}
@@ -190,8 +190,8 @@ def deep(tmp_path) -> list[Sample]:
     return [*items, Sample(str(tmp_path / "broken.png"), 0, "grey")]
 
 
-def test_all_images_that_are_read_set_one_white_level(deep):
-    items = deep[:6]
+def test_all_images_that_are_read_set_one_white_level(high_bit_depth):
+    items = high_bit_depth[:6]
     cache = batching.ImageCache()
     cache.fill([item.path for item in items])
     assert cache.white_level == {"integer": 1023, "float": 255}
@@ -210,13 +210,13 @@ def test_all_images_that_are_read_set_one_white_level(deep):
     cache.fill([items[5].path])
     assert cache.white_level == {}
     with pytest.raises(ValueError, match="broken.png"):  # what was read before it is read again
-        cache.fill([item.path for item in deep], workers=0)
+        cache.fill([item.path for item in high_bit_depth], workers=0)
     cache.fill([item.path for item in items])
     assert cache.white_level == {"integer": 1023, "float": 255}
     assert np.asarray(cache.get(items[0].path))[0, 0, 0] == shown[0]
 
 
-def test_ranks_share_one_white_level(deep, monkeypatch):
+def test_ranks_share_one_white_level(high_bit_depth, monkeypatch):
     """Each reads some of the images; the brightest of all decides."""
 
     class Others(batching.World):
@@ -224,13 +224,13 @@ def test_ranks_share_one_white_level(deep, monkeypatch):
             return [content, {"integer": 5000.0, "float": 0.1}]
 
     cache = batching.ImageCache()
-    cache.fill([deep[0].path], world=Others())
+    cache.fill([high_bit_depth[0].path], world=Others())
     assert cache.white_level == {"integer": 65535, "float": 1}
     assert WhiteLevel(integer=4095).settle(Others()) is True  # floats, which only the other has
 
 
-def test_broken_images_that_are_read_next_are_named_with_the_first(deep, tmp_path):
+def test_broken_images_that_are_read_next_are_named_with_the_first(high_bit_depth, tmp_path):
     other = tmp_path / "other.png"
     other.write_text("no picture")
     with pytest.raises(ValueError, match="broken.png.*1 more: .*other.png"):
-        batching.ImageCache().fill([item.path for item in deep], others=[str(other)])
+        batching.ImageCache().fill([item.path for item in high_bit_depth], others=[str(other)])

@@ -88,7 +88,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few_images(monkeypatch):
     """2 training and 3 test images of each class instead of over a hundred."""
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
     monkeypatch.setattr(demo, "TEST_IMAGES", 3)
@@ -99,7 +99,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
 
 
-def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
+def test_the_demo_is_train_and_test_folders_of_classes(few_images, tmp_path):
     folder = demo.draw_demo(tmp_path / "not yet" / "there")
     assert folder == tmp_path / "not yet" / "there" / "demo-v3"
     assert [path.name for path in folder.parent.iterdir()] == ["demo-v3"]  # nothing left beside it
@@ -114,12 +114,12 @@ def test_the_demo_is_train_and_test_folders_of_classes(few, tmp_path):
         assert (image.mode, image.size) == ("RGB", (96, 96))
 
 
-def test_no_two_images_of_the_demo_are_the_same(few, tmp_path):
+def test_no_two_images_of_the_demo_are_the_same(few_images, tmp_path):
     pixels = [content for _, content in contents(demo.draw_demo(tmp_path)).values()]
     assert len(set(pixels)) == len(pixels) == 60
 
 
-def test_the_demo_is_drawn_once_and_the_same_everywhere(few, tmp_path):
+def test_the_demo_is_drawn_once_and_the_same_everywhere(few_images, tmp_path):
     folder = demo.draw_demo(tmp_path / "a")
     before = contents(folder)
     random.seed(5)
@@ -153,7 +153,7 @@ def test_the_outlines_are_where_the_thing_is_drawn(name, style):
     assert np.array_equal(drawn_in(image), np.asarray(mask.resize((96, 96), Image.BOX)) > 0)
 
 
-def test_a_demo_that_was_interrupted_leaves_nothing_and_is_drawn_anew(few, tmp_path, monkeypatch):
+def test_an_interrupted_demo_leaves_nothing_and_is_drawn_anew(few_images, tmp_path, monkeypatch):
     real, calls = demo.draw_scene, iter(range(7))
 
     def interrupted(*args):

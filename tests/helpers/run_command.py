@@ -57,17 +57,10 @@ def save_clip(path: Path, sizes=WIDE, seed: int = 0) -> Path:
     return path
 
 
-def script_environment() -> dict[str, str]:
-    """Return the environment of a script: one thread (`conftest`), so that sums are equal."""
-    return {**os.environ, "PYTHONUTF8": "1"}
-
-
 def run_process(cwd: Path, script: str, *arguments: object) -> Result:
     """Run a script in a process of its own, in the folder `cwd`."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=cwd, env=script_environment(), capture_output=True, encoding="utf-8"
-    )
+    done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8")
     return split_progress(done.returncode, done.stdout, done.stderr)
 
 
@@ -82,7 +75,7 @@ def start_fork_server() -> str:
         number = listener.fileno()
         server = subprocess.Popen(
             [sys.executable, script, "--serve", str(number)], pass_fds=[number], cwd=ROOT,
-            env={**script_environment(), "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
     atexit.register(shutil.rmtree, path.parent)

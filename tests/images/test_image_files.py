@@ -206,7 +206,7 @@ def test_a_scripts_limit_of_pixels_is_its_own_and_without_a_warning(tmp_path, mo
 # ---- the level of white of images of more than 8 bits
 
 
-def deep(folder, name: str, *values: float, kind=np.uint16):
+def save_high_bit_depth(folder, name: str, *values: float, kind=np.uint16):
     """A grey image of two values, left and right, of more than 8 bits."""
     pixels = np.repeat(np.array([values], kind), 16, axis=0).repeat(32 // len(values), axis=1)
     Image.fromarray(pixels).save(folder / name)
@@ -215,7 +215,7 @@ def deep(folder, name: str, *values: float, kind=np.uint16):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
 def test_a_white_level_shows_integers_by_it_and_clips_brighter_ones(tmp_path, name):
-    path = deep(tmp_path, name, 1023, 4095)
+    path = save_high_bit_depth(tmp_path, name, 1023, 4095)
     assert_shows(decode.open_image(path, WhiteLevel(integer=1023)), WHITE, WHITE)
     assert_shows(decode.open_image(path, WhiteLevel(integer=4095)), (64,) * 3, WHITE)  # 63.7
     assert_shows(decode.open_image(path), (4,) * 3, (16,) * 3)  # of 65535
@@ -223,7 +223,7 @@ def test_a_white_level_shows_integers_by_it_and_clips_brighter_ones(tmp_path, na
 
 
 def test_a_white_level_shows_a_dark_float_image_dark(tmp_path):
-    path = deep(tmp_path, "a.tiff", 51, 102, kind=np.float32)
+    path = save_high_bit_depth(tmp_path, "a.tiff", 51, 102, kind=np.float32)
     assert_shows(decode.open_image(path, WhiteLevel(float=65535)), (0,) * 3, (0,) * 3)
     assert_shows(decode.open_image(path, WhiteLevel(float=255)), (51,) * 3, (102,) * 3)
 
@@ -247,8 +247,8 @@ def test_a_white_level_shows_a_dark_float_image_dark(tmp_path):
 )
 def test_the_white_level_is_the_least_usual_value_that_none_exceeds(tmp_path, kind, largest, white):
     level = WhiteLevel()
-    decode.open_image(deep(tmp_path, "a.tiff", 0, largest, kind=kind), level)
-    decode.open_image(deep(tmp_path, "b.tiff", largest / 2, 0, kind=kind), level)
+    decode.open_image(save_high_bit_depth(tmp_path, "a.tiff", 0, largest, kind=kind), level)
+    decode.open_image(save_high_bit_depth(tmp_path, "b.tiff", largest / 2, 0, kind=kind), level)
     assert level == {} and level.settle() and not level.settle()
     assert level == {"float" if kind == np.float32 else "integer": white}
 

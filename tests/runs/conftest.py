@@ -1,4 +1,4 @@
-"""What the tests of runs share, and only read: images, a CLIP, a run."""
+"""Fixtures that the tests of runs share, and only read: images, a CLIP, runs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,19 @@ def inputs(tmp_path_factory) -> RunInputs:
 
 
 @pytest.fixture(scope="session")
-def trained(inputs: RunInputs, tmp_path_factory) -> Iterator[tuple[Path, Result]]:
-    """A run of DPT in a process of its own. Only read it."""
+def training(inputs: RunInputs, tmp_path_factory) -> tuple[Path, Result]:
+    """A run of DPT, made in a process of its own, and what was printed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     arguments = (*inputs.options, "--out", folder, *SHORT)
-    result = run_process(folder.parent, "train.py", *arguments)
-    before = snapshot_folder(folder)
-    yield folder, result
-    assert snapshot_folder(folder) == before
+    return folder, run_process(folder.parent, "train.py", *arguments)
+
+
+@pytest.fixture(scope="session")
+def trained(training: tuple[Path, Result]) -> Iterator[Path]:
+    """The folder of this run. Only read it."""
+    before = snapshot_folder(training[0])
+    yield training[0]
+    assert snapshot_folder(training[0]) == before
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.image_folders import draw_image
-from helpers.run_command import (
-    ROOT,
-    SHORT,
-    assert_one_line,
-    fork_command,
-    run_command,
-    save_clip,
-    script_environment,
-)
+from helpers.run_command import ROOT, SHORT, assert_one_line, fork_command, run_command, save_clip
 from PIL import Image
 
 import minidpt
@@ -196,7 +188,7 @@ def service(run):
     """Begins `eval.py predict RUN - --json -` in a process of its own."""
     command = fork_command(ROOT / "eval.py", "predict", run, "-", "--json", "-", "--top", 1)
     with subprocess.Popen(
-        command, env=script_environment(), encoding="utf-8",
+        command, encoding="utf-8",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         with no_longer_than(60, process.kill):

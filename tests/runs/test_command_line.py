@@ -22,9 +22,8 @@ from helpers.run_command import (
     fork_command,
     run_command,
     run_process,
-    script_environment,
 )
-from helpers.short_runs import RunInputs, train
+from helpers.short_runs import RunInputs, run_checked, train
 
 import minidpt
 from minidpt.runs import command_line, entrypoint
@@ -144,7 +143,7 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
 def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, command, words):
     (tmp_path / "empty").mkdir()
     draw_image(tmp_path / "picture.png")
-    arguments = [trained[0] if word == "RUN" else word for word in shlex.split(command)]
+    arguments = [trained if word == "RUN" else word for word in shlex.split(command)]
     assert_one_line(run_command("eval.py", *arguments), "eval.py", *words)
 
 
@@ -156,8 +155,7 @@ COMMANDS = [["train.py"], *(["eval.py", name] for name in command_line.COMMANDS)
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_explains_every_option(command):
-    result = run_command(*command, "--help")
-    assert (result.status, result.err) == (0, "")
+    result = run_checked(*command, "--help")
     assert result.out.startswith(f"usage: {' '.join(command)} ")
     options = re.findall(r"^  (--[\w-]+).*(?:\n {10,}.*)*", result.out, re.MULTILINE)
     explained = re.findall(r"^  (--[\w-]+)[^\n]*(?:  +|\n {10,})\w", result.out, re.MULTILINE)
@@ -178,11 +176,9 @@ def test_help_fits_two_screens_and_begins_with_what_most_people_need(script, mon
 
 
 def test_a_reader_that_has_had_enough_is_no_error(trained):
-    shutil.copytree(trained[0], "run")
+    shutil.copytree(trained, "run")
     command = fork_command(ROOT / "eval.py", "table", "run")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=script_environment()
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
@@ -205,9 +201,9 @@ def test_names_that_are_no_text_are_printed_and_written_escaped(inputs, monkeypa
 
 def test_names_cannot_command_the_terminal_or_begin_a_line(trained, inputs):
     shutil.copy(inputs.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
-    result = run_command("eval.py", "predict", trained[0], "a\x1b[31m\nb: cat 99 %.png")
+    result = run_command("eval.py", "predict", trained, "a\x1b[31m\nb: cat 99 %.png")
     assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
-    result = run_command("eval.py", "predict", trained[0], "gone\x1b[2J\n.png")
+    result = run_command("eval.py", "predict", trained, "gone\x1b[2J\n.png")
     assert_one_line(result, "eval.py", "gone")
     assert "\x1b" not in result.err
     result = run_command("eval.py", "runs\x1b[2J", "x")
@@ -235,13 +231,8 @@ def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
         torch.ones(10_000_000)
         print(usual, pages_of_ten_tensors())
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=script_environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     usual, with_fewer = map(int, done.stdout.split())
     if usual < 1000:
         pytest.skip("this C library, or huge pages, cost few page faults anyway")

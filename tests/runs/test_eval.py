@@ -22,9 +22,15 @@ from helpers.run_command import (
     read_summary,
     run_command,
     save_clip,
-    script_environment,
 )
-from helpers.short_runs import CLASSNAMES, RunInputs, parse_predictions, read_prompts, train
+from helpers.short_runs import (
+    CLASSNAMES,
+    RunInputs,
+    parse_predictions,
+    read_prompts,
+    run_checked,
+    train,
+)
 from helpers.tiny_models import DEEP
 
 import minidpt
@@ -34,10 +40,8 @@ from minidpt.runs import report
 
 
 def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_path):
-    folder, _ = trained
-    content = read_summary(folder)
-    result = run_command("eval.py", "test", folder)
-    assert (result.status, result.err) == (0, "")
+    content = read_summary(trained)
+    result = run_checked("eval.py", "test", trained)
     assert result.out == (
         f"dpt accuracy {content['accuracy']:.2f} %, "
         f"zero-shot {content['zero_shot_accuracy']:.2f} % on 12 test images "
@@ -47,9 +51,7 @@ def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_
 
 
 def test_eval_tells_how_each_class_fares(trained):
-    folder, _ = trained
-    result = run_command("eval.py", "test", folder, "--per-class")
-    assert (result.status, result.err) == (0, "")
+    result = run_checked("eval.py", "test", trained, "--per-class")
     total, *lines, mean = result.out.splitlines()
     matches = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+)(.*)", line) for line in lines]
     assert [match[1] for match in matches] == CLASSNAMES
@@ -64,13 +66,15 @@ def test_eval_tells_how_each_class_fares(trained):
     shares = [float(match[2]) for match in matches]
     assert mean == f"mean of 4 classes {fmean(shares):.2f} %"
 
-    assert run_command("eval.py", "test", folder, "--per-class", "--csv", "classes.csv").status == 0
+    assert (
+        run_command("eval.py", "test", trained, "--per-class", "--csv", "classes.csv").status == 0
+    )
     head, *rows = csv.reader(Path("classes.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["class", "accuracy", "right", "total", "taken for"]
     assert [row[0] for row in rows] == CLASSNAMES
     assert [f"{float(row[1]):.2f}" for row in rows] == [match[2] for match in matches]
     assert [row[2:4] for row in rows] == [[match[3], match[4]] for match in matches]
-    for two in (["test", folder, folder], ["test", folder, "--dataset", "EuroSAT", "Food101"]):
+    for two in (["test", trained, trained], ["test", trained, "--dataset", "EuroSAT", "Food101"]):
         result = run_command("eval.py", *two, "--per-class", "--csv", "two.csv")
         assert_one_line(result, "eval.py", "--csv", "one run and one --dataset")
 
@@ -93,13 +97,12 @@ def test_eval_from_another_folder_finds_a_model_of_a_relative_path(tmp_path, inp
     relative = RunInputs(inputs.data.relative_to(inputs.clip.parent), Path(inputs.clip.name))
     train(relative, tmp_path / "run", "--epochs", 1)
     monkeypatch.chdir(tmp_path)
-    result = run_command("eval.py", "test", "run")
-    assert (result.status, result.err) == (0, "")
+    run_checked("eval.py", "test", "run")
 
 
 def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, tmp_path, inputs):
     moved = shutil.copytree(inputs.data, tmp_path / "moved")
-    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copytree(trained, tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": str(tmp_path / "gone")}))
     gone = str(tmp_path / "gone")
@@ -113,17 +116,16 @@ def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, t
 
 def test_eval_exports_the_model_of_a_run_into_a_new_file(trained, monkeypatch):
     def export(model, path):  # what it writes: `test_exporting`
-        assert torch.equal(model.text_prompts.ctx, read_prompts(trained[0])["text_prompts.ctx"])
+        assert torch.equal(model.text_prompts.ctx, read_prompts(trained)["text_prompts.ctx"])
         Path(path).write_bytes(bytes(1_500_000))
 
     monkeypatch.setattr(SCRIPTS["eval.py"], "export", export)
-    result = run_command("eval.py", "export", trained[0], "run.pt2")
-    assert (result.status, result.err) == (0, "")
+    result = run_checked("eval.py", "export", trained, "run.pt2")
     assert result.out == (
         "run.pt2: images (B, 3, 21, 21) to probabilities of 4 classes, 1.5 MB "
         "(little on cpu in fp32)\n"
     )
-    again = run_command("eval.py", "export", trained[0], "run.pt2")
+    again = run_command("eval.py", "export", trained, "run.pt2")
     assert_one_line(again, "eval.py", "run.pt2", "new file")
 
 
@@ -132,11 +134,10 @@ def test_eval_exports_the_model_of_a_run_into_a_new_file(trained, monkeypatch):
 
 def test_images_are_classified_with_names_and_probabilities(trained, inputs):
     images = [inputs.data / "Owl" / "0.png", inputs.data / "gnu" / "3.png"]
-    result = run_command("eval.py", "predict", trained[0], *images)
-    assert (result.status, result.err) == (0, "")
+    result = run_checked("eval.py", "predict", trained, *images)
     guesses = parse_predictions(result)
     assert list(guesses) == [str(path) for path in images]
-    model = minidpt.load_model(trained[0] / "model.pt", minidpt.load(inputs.clip)[0])
+    model = minidpt.load_model(trained / "model.pt", minidpt.load(inputs.clip)[0])
     for path, guess in zip(images, model.predict(images), strict=True):
         names, percents = zip(*guesses[str(path)], strict=True)
         assert sorted(names) == CLASSNAMES  # 4 classes, of which up to 5 are printed
@@ -151,7 +152,7 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
     draw_image(tmp_path / "mixed" / "below" / "a.jpg")
     (tmp_path / "mixed" / "notes.txt").write_text("no picture")
     single = inputs.data / "gnu" / "0.png"
-    result = run_command("eval.py", "predict", trained[0], "--top", 2, "mixed", single)
+    result = run_command("eval.py", "predict", trained, "--top", 2, "mixed", single)
     guesses = parse_predictions(result)
     assert set(guesses) == {"mixed/below/a.jpg", "mixed/b.PNG", str(single)}
     assert all(len(names) == 2 for names in guesses.values())
@@ -159,7 +160,7 @@ def test_a_folder_of_images_is_classified_whole_and_top_limits_the_names(trained
 
 def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, inputs):
     images = [inputs.data / "Owl" / "0.png", inputs.data / "gnu" / "3.png"]
-    command = ("eval.py", "predict", trained[0], "--top", 2, "--csv", "out.csv", *images)
+    command = ("eval.py", "predict", trained, "--top", 2, "--csv", "out.csv", *images)
     result = run_command(*command)
     head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["image", "class", "probability"]
@@ -175,15 +176,10 @@ def test_classes_of_images_are_written_to_a_new_csv(trained, tmp_path, inputs):
 def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):
     for number in range(40):
         draw_image(tmp_path / "many" / f"{number:02d}{'x' * 200}.png")
-    options = ("predict", trained[0], "many", "--csv", "out.csv")
+    options = ("predict", trained, "many", "--csv", "out.csv")
     command = fork_command(ROOT / "eval.py", *options)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=script_environment(),
-        cwd=tmp_path,
-    ) as process:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
@@ -200,13 +196,13 @@ def test_a_csv_of_classes_is_not_left_half_written(trained, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(minidpt.PromptedCLIP, "predict", interrupted)
-    result = run_command("eval.py", "predict", trained[0], "a.png", "b.png", "--csv", "o.csv")
+    result = run_command("eval.py", "predict", trained, "a.png", "b.png", "--csv", "o.csv")
     assert result.status == 130 and sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
 def test_cells_of_the_csv_are_no_formulas(trained, tmp_path):
     draw_image(tmp_path / "=1+1.png")
-    run_command("eval.py", "predict", trained[0], "=1+1.png", "--csv", "out.csv")
+    run_command("eval.py", "predict", trained, "=1+1.png", "--csv", "out.csv")
     assert Path("out.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,")
 
 
@@ -217,8 +213,7 @@ def test_an_image_folder_is_read_as_class_folders_are(trained, inputs):
     draw_image(Path("mixed/folder.jpg/b.png"))
     draw_image(Path("elsewhere/c.png"))
     Path("mixed/link").symlink_to(Path("elsewhere").resolve())
-    result = run_command("eval.py", "predict", trained[0], "mixed")
-    assert (result.status, result.err) == (0, "")
+    result = run_checked("eval.py", "predict", trained, "mixed")
     assert list(parse_predictions(result)) == [
         "mixed/a.jpg",
         "mixed/folder.jpg/b.png",
@@ -229,7 +224,7 @@ def test_an_image_folder_is_read_as_class_folders_are(trained, inputs):
 def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_path, inputs):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     good = inputs.data / "gnu" / "0.png"
-    result = run_command("eval.py", "predict", trained[0], "broken.jpg", good, "missing.png")
+    result = run_command("eval.py", "predict", trained, "broken.jpg", good, "missing.png")
     assert result.status == 2
     assert list(parse_predictions(result)) == [str(good)]
     errors = result.err.splitlines()
@@ -239,7 +234,7 @@ def test_broken_images_are_named_and_the_others_still_classified(trained, tmp_pa
 
 
 def test_an_image_is_classified_without_the_data_that_were_trained_on(trained, tmp_path, inputs):
-    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copytree(trained, tmp_path / "run")
     split = json.loads(Path("run/split.json").read_text(encoding="utf-8"))
     Path("run/split.json").write_text(json.dumps({**split, "root": "/gone"}))
     result = run_command("eval.py", "predict", "run", inputs.data / "gnu" / "0.png")
@@ -253,14 +248,14 @@ def test_a_run_is_refused_with_another_clip(trained, tmp_path):
     same_sizes = save_clip(tmp_path / "same_sizes.pt", seed=1)
     other_sizes = save_clip(tmp_path / "other_sizes.pt", DEEP)
     for other in (same_sizes, other_sizes):
-        result = run_command("eval.py", "test", trained[0], "--model", other)
+        result = run_command("eval.py", "test", trained, "--model", other)
         assert_one_line(result, "eval.py", "model.pt", "little", other.stem)
         assert result.out == ""
 
 
 @pytest.mark.parametrize("missing", ["config.json", "split.json", "model.pt"])
 def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp_path, missing):
-    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / missing).unlink()
     assert_one_line(run_command("eval.py", "test", "run"), "eval.py", "run", f"expected {missing}")
 
@@ -276,7 +271,7 @@ def test_a_folder_without_a_run_is_refused_with_the_file_that_lacks(trained, tmp
     ],
 )
 def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_path, file, content):
-    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(content)
     assert_one_line(run_command("eval.py", "test", "run"), "eval.py", file)
 
@@ -298,7 +293,7 @@ def test_a_damaged_run_is_refused_with_the_file_that_is_damaged(trained, tmp_pat
     ],
 )
 def test_a_damaged_run_is_named_before_a_test_on_other_data(trained, inputs, file, content):
-    shutil.copytree(trained[0], "run")
+    shutil.copytree(trained, "run")
     Path("run", file).write_text(content)
     result = run_command("eval.py", "test", "run", "--data", inputs.data)
     assert_one_line(result, "eval.py", f"run/{file}", "expected")
@@ -306,7 +301,7 @@ def test_a_damaged_run_is_named_before_a_test_on_other_data(trained, inputs, fil
 
 
 def test_a_precision_that_a_run_cannot_have_is_refused(trained):
-    shutil.copytree(trained[0], "run")
+    shutil.copytree(trained, "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "precision": "fp7"}))
     assert_one_line(run_command("eval.py", "test", "run"), "eval.py", "config.json", "fp32", "fp7")

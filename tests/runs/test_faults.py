@@ -22,7 +22,6 @@ from helpers.run_command import (
     read_summary,
     run_command,
     save_clip,
-    script_environment,
 )
 
 import minidpt
@@ -145,9 +144,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(trained):
     command = fork_command(ROOT / "eval.py", "table", trained)
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command, env=script_environment(), stdout=full, stderr=subprocess.PIPE
-        )
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr == b"eval.py: error: [Errno 28] No space left on device\n"
 
@@ -239,9 +236,7 @@ def forks(options, tmp_path_factory) -> tuple[Path, dict]:
     script = folder / "forks.py"
     script.write_text(FORKS.replace("TESTS", repr(str(ROOT / "tests"))))
     command = fork_command(script, *options, "--data", few, "--epochs", 1)
-    done = subprocess.run(
-        command, cwd=folder, env=script_environment(), capture_output=True, encoding="utf-8"
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.image_folders import draw_class_folders
 from helpers.run_command import SHORT, run_command, save_clip
+from helpers.short_runs import run_checked
 
 from minidpt.runs import devices
 
@@ -61,8 +62,7 @@ def test_a_run_by_auto_is_tested_in_the_precision_that_it_took(cpu_info, tmp_pat
     cpu_info.write_text("flags: avx512_bf16")
     options = ("--shots", 1, "--method", "coop", "--epochs", 1, "--precision", "auto")
     command = ("--data", data, "--model", clip, *SHORT, *options, "--out", "run")
-    begun = run_command("train.py", *command)
-    assert (begun.status, begun.err) == (0, "")
+    begun = run_checked("train.py", *command)
     assert "in bf16 (this processor computes in it)" in begun.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == "bf16"
     cpu_info.unlink()

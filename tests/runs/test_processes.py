@@ -15,15 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers.image_folders import draw_class_folders
-from helpers.run_command import (
-    ROOT,
-    SHORT,
-    fork_command,
-    read_summary,
-    run_command,
-    save_clip,
-    script_environment,
-)
+from helpers.run_command import ROOT, SHORT, fork_command, read_summary, run_command, save_clip
 
 from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.runs import entrypoint
@@ -111,7 +103,7 @@ def done(workspace, tmp_path_factory) -> dict[str, Done]:
             Path(job["folder"]).mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
     script = fork_command(ROOT / "tests/helpers/distributed_commands.py", folder / "jobs.json")
-    ended = subprocess.run(script, env=script_environment(), stdout=subprocess.PIPE, timeout=200)
+    ended = subprocess.run(script, stdout=subprocess.PIPE, timeout=200)
     assert ended.returncode == 0
     return {
         name: Done(Path(job["folder"]), **result)

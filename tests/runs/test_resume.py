@@ -24,7 +24,6 @@ from helpers.run_command import (
     read_summary,
     run_command,
     save_clip,
-    script_environment,
 )
 from helpers.short_runs import RunInputs
 from helpers.tiny_models import WIDE, shared_clip
@@ -96,10 +95,8 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     """A few of what the benchmark does by hundreds; it fails at the first difference."""
     script = ROOT / "tests/benchmarks/kills.py"
     seed = str(random.randrange(10**6))
-    done = subprocess.run(
-        fork_command(script, "--kills", 10, "--seed", seed), env=script_environment(),
-        capture_output=True, encoding="utf-8",
-    )  # fmt: skip
+    command = fork_command(script, "--kills", 10, "--seed", seed)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
     assert json.loads(done.stdout)["kills"] == 10
 

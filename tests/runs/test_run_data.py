@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.image_folders import draw_class_folders
 from helpers.run_command import SHORT, assert_one_line, read_summary, run_command
-from helpers.short_runs import RunInputs, snapshot_folder, train
+from helpers.short_runs import RunInputs, run_checked, snapshot_folder, train
 from PIL import Image
 
 import minidpt
@@ -39,12 +39,12 @@ def test_a_data_set_is_named_with_the_folder_that_it_lies_in(trained, inputs):
         result = run_command("train.py", "--model", inputs.clip, *SHORT, *options)
         assert_one_line(result, "train.py", options[0], "--data")
     assert not any(Path().iterdir())  # no demo was drawn, either
-    assert_one_line(run_command("eval.py", "test", trained[0], "--data", ""), "eval.py", "--data")
+    assert_one_line(run_command("eval.py", "test", trained, "--data", ""), "eval.py", "--data")
 
     drawings = Path("demo-v3").resolve()  # class folders, which --dataset could name
     for split in ("train", "test"):
         draw_class_folders(drawings / split, {"AnnualCrop": 2, "Forest": 2})
-    shutil.copytree(trained[0], "run")
+    shutil.copytree(trained, "run")
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps({**config, "data": str(drawings)}))
     result = run_command("eval.py", "test", "run", "--dataset", "EuroSAT")
@@ -57,8 +57,7 @@ def test_without_data_the_demo_is_drawn_beside_the_run_and_used_again(inputs, mo
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 2)
     monkeypatch.setattr(demo, "TEST_IMAGES", 3)
     arguments = ("--model", inputs.clip, "--shots", 2, "--method", "zeroshot")
-    first = run_command("train.py", *arguments)
-    assert (first.status, first.err) == (0, "")
+    run_checked("train.py", *arguments)
     drawn = snapshot_folder(Path("runs/demo-v3"))
     assert run_command("train.py", *arguments).status == 0
     assert snapshot_folder(Path("runs/demo-v3")) == drawn
@@ -78,7 +77,7 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path, inputs):
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_broken_images_are_named_all_at_once(trained, tmp_path, inputs, which):
     folder = shutil.copytree(inputs.data, tmp_path / "data")
-    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    split = json.loads((trained / "split.json").read_text(encoding="utf-8"))
     broken = folder / split[which][0][0]
     broken.write_bytes(broken.read_bytes()[:100])
     result = run_command("train.py", *RunInputs(folder, inputs.clip).options, "--out=run", *SHORT)
@@ -93,7 +92,7 @@ def test_broken_images_are_named_all_at_once(trained, tmp_path, inputs, which):
 
 def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_path, inputs):
     folder = shutil.copytree(inputs.data, tmp_path / "data")
-    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    split = json.loads((trained / "split.json").read_text(encoding="utf-8"))
     broken = [folder / split[which][0][0] for which in ("train", "test")]
     for path in broken:
         path.write_text("no picture")
@@ -102,7 +101,7 @@ def test_broken_training_and_test_images_are_named_in_one_round(trained, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def deep(inputs, tmp_path_factory) -> Path:
+def images_of_12_bits(inputs, tmp_path_factory) -> Path:
     """The images in 12 bits of grey."""
     folder = tmp_path_factory.mktemp("deep") / "pictures"
     for path in inputs.data.rglob("*.png"):
@@ -113,8 +112,8 @@ def deep(inputs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("method", ["zeroshot", "coop"])
-def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, method):
-    options = ["--data", deep, "--model", inputs.clip, "--method", method, *SHORT]
+def test_one_white_is_found_said_kept_and_used_again(images_of_12_bits, inputs, tmp_path, method):
+    options = ["--data", images_of_12_bits, "--model", inputs.clip, "--method", method, *SHORT]
     result = run_command("train.py", *options, "--out", "run")
     note = "note: in images of more than 8 bits, white is 4095 (integer)\n"
     assert result.status == 0 and note in result.out
@@ -127,11 +126,11 @@ def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, met
     accuracy = f"{method} accuracy {read_summary('run')['accuracy']:.2f} %"
     assert (
         accuracy in tested.out
-        and accuracy in run_command("eval.py", "test", "run", "--data", deep).out
+        and accuracy in run_command("eval.py", "test", "run", "--data", images_of_12_bits).out
     )
 
     # and it is the accuracy of the same images in 8 bits
-    for path in deep.rglob("*.png"):
+    for path in images_of_12_bits.rglob("*.png"):
         values = np.asarray(Image.open(path)) * (255 / 4095)
         copy = tmp_path / "pictures" / path.parent.name / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +145,7 @@ def test_one_white_is_found_said_kept_and_used_again(deep, inputs, tmp_path, met
 def test_copies_and_images_that_are_not_read_are_said(trained, inputs, tmp_path):
     folder = shutil.copytree(inputs.data, tmp_path / "data")
     (folder / "gnu" / "x.heics").write_bytes(b"")
-    split = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    split = json.loads((trained / "split.json").read_text(encoding="utf-8"))
     shutil.copy(folder / split["train"][0][0], folder / split["test"][0][0])
     options = ["--data", folder, "--model", inputs.clip, *SHORT, "--epochs", 0, "--out", "run"]
     copy = folder / split["test"][0][0]
@@ -165,10 +164,10 @@ def test_images_of_more_than_max_pixels_are_refused(trained, inputs):
     expected = "expected fewer pixels, got: Image size (621 pixels) exceeds limit of 620 pixels: "
     assert_one_line(result, "train.py", expected, "--max-pixels", ".png")
     image = inputs.data / "gnu" / "0.png"
-    result = run_command("eval.py", "predict", trained[0], image, "--max-pixels", 620)
+    result = run_command("eval.py", "predict", trained, image, "--max-pixels", 620)
     assert_one_line(result, "eval.py", expected, str(image))
-    result = run_command("eval.py", "predict", trained[0], image, "--max-pixels", 621)
+    result = run_command("eval.py", "predict", trained, image, "--max-pixels", 621)
     assert result.status == 0
-    for script, *needed in [("train.py",), ("eval.py", "test", trained[0])]:
+    for script, *needed in [("train.py",), ("eval.py", "test", trained)]:
         result = run_command(script, *needed, "--max-pixels", 0)
         assert_one_line(result, script, "--max-pixels: expected at least 1")

@@ -71,7 +71,7 @@ def test_a_run_is_not_written_among_images_that_a_csv_lists(inputs, monkeypatch)
 
 
 def test_an_output_folder_with_other_contents_is_refused_unchanged(trained, inputs):
-    shutil.copytree(trained[0], "run")
+    shutil.copytree(trained, "run")
     Path("files").mkdir()
     Path("files", "notes.txt").write_text("mine")
     for folder, contents in {"run": "a finished run", "files": "other files"}.items():

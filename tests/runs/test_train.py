@@ -21,17 +21,23 @@ from helpers.run_command import (
     fork_command,
     read_summary,
     run_command,
-    script_environment,
 )
-from helpers.short_runs import CLASSNAMES, assert_same_result, read_metrics, read_prompts, train
+from helpers.short_runs import (
+    CLASSNAMES,
+    assert_same_result,
+    read_metrics,
+    read_prompts,
+    run_checked,
+    train,
+)
 
 import minidpt
 from minidpt.data.splits import read_split
 from minidpt.runs.config import PRECISIONS
 
 
-def test_training_prints_what_it_does_and_both_accuracies(trained):
-    folder, result = trained
+def test_training_prints_what_it_does_and_both_accuracies(training):
+    folder, result = training
     assert (result.status, result.err) == (0, "")
     assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
     lines = result.out.splitlines()
@@ -51,14 +57,14 @@ def test_training_prints_what_it_does_and_both_accuracies(trained):
 
 
 def test_a_run_folder_holds_its_files_and_nothing_else(trained):
-    assert sorted(path.name for path in trained[0].iterdir()) == [
+    assert sorted(path.name for path in trained.iterdir()) == [
         *("config.json", "metrics.jsonl", "model.pt", "predictions.csv", "report.html"),
         *("split.json", "summary.json", "words.json"),
     ]
 
 
 def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
-    content = read_summary(trained[0])
+    content = read_summary(trained)
     fixed = {"dataset": "pictures", "method": "dpt", "shots": 3, "seed": 1, "model": "little",
              "epochs": 6, "classes": 4, "train_images": 12, "test_images": 12}  # fmt: skip
     assert fixed.items() <= content.items()
@@ -71,7 +77,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
 
 
 def test_the_config_holds_every_setting_as_it_was_used(trained, inputs):
-    content = json.loads((trained[0] / "config.json").read_text(encoding="utf-8"))
+    content = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     used = {
         "data": str(inputs.data),
         "model": str(inputs.clip),
@@ -94,7 +100,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, inputs):
 
 
 def test_metrics_have_a_line_for_each_epoch(trained):
-    records = read_metrics(trained[0])
+    records = read_metrics(trained)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
     for epoch, record in enumerate(records):
         rates = {"visual": minidpt.learning_rate(epoch, 0.01, 6, 1),
@@ -109,7 +115,7 @@ def test_metrics_have_a_line_for_each_epoch(trained):
 
 
 def test_the_split_lists_the_images_that_were_used(trained, inputs):
-    content = json.loads((trained[0] / "split.json").read_text(encoding="utf-8"))
+    content = json.loads((trained / "split.json").read_text(encoding="utf-8"))
     assert content["classnames"] == CLASSNAMES
     for split, each in {"train": 3, "val": 2, "test": 3}.items():
         labels = [label for _, label, _ in content[split]]
@@ -120,34 +126,34 @@ def test_the_split_lists_the_images_that_were_used(trained, inputs):
             assert path.split("/")[0].replace("_", " ") == name
     used = [path for split in ("train", "val", "test") for path, _, _ in content[split]]
     assert len(set(used)) == len(used)
-    assert read_split(trained[0] / "split.json").classnames == CLASSNAMES
+    assert read_split(trained / "split.json").classnames == CLASSNAMES
 
 
 def test_the_model_file_is_small_and_predicts(trained, inputs):
-    file = trained[0] / "model.pt"
+    file = trained / "model.pt"
     assert file.stat().st_size < 200_000  # 32,000 learned numbers; this CLIP has 3.9 million
     clip, _ = minidpt.load(inputs.clip)
     model = minidpt.load_model(file, clip)
     assert (model.classnames, model.template) == (CLASSNAMES, "a photo of a {}.")
-    dataset = read_split(trained[0] / "split.json")
+    dataset = read_split(trained / "split.json")
     predictions = model.predict([item.path for item in dataset.test], top=1)
     right = [p.classname == item.classname for (p,), item in zip(predictions, dataset.test)]
-    assert read_summary(trained[0])["accuracy"] == pytest.approx(100 * sum(right) / 12)
+    assert read_summary(trained)["accuracy"] == pytest.approx(100 * sum(right) / 12)
 
 
 def test_the_same_seed_gives_the_same_bits_with_any_workers(trained, inputs):
     for number in (0, 3):
         train(inputs, f"workers-{number}", "--workers", number)
-        assert_same_result(f"workers-{number}", trained[0])
-        ours, theirs = read_metrics(f"workers-{number}"), read_metrics(trained[0])
+        assert_same_result(f"workers-{number}", trained)
+        ours, theirs = read_metrics(f"workers-{number}"), read_metrics(trained)
         assert [record["loss"] for record in ours] == [record["loss"] for record in theirs]
 
 
 def test_another_seed_draws_other_images_and_prompts(trained, inputs):
     train(inputs, "other", "--seed", 0)
     assert not torch.equal(read_prompts("other")["text_prompts.ctx"],
-                           read_prompts(trained[0])["text_prompts.ctx"])  # fmt: skip
-    ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained[0]))
+                           read_prompts(trained)["text_prompts.ctx"])  # fmt: skip
+    ours, theirs = (read_split(Path(run) / "split.json") for run in ("other", trained))
     assert ours.train != theirs.train
     assert ours.test == theirs.test  # one test set for all seeds
 
@@ -165,8 +171,7 @@ def test_every_method_runs_and_says_what_it_learned(inputs, method):
     assert (len(read_metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
     if method == "zeroshot":
         assert content["accuracy"] == content["zero_shot_accuracy"]
-    evaluated = run_command("eval.py", "test", "run")
-    assert (evaluated.status, evaluated.err) == (0, "")
+    evaluated = run_checked("eval.py", "test", "run")
     assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
 
 
@@ -255,7 +260,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         running = subprocess.Popen(
-            command, cwd=tmp_path, env=script_environment(), encoding="utf-8",
+            command, cwd=tmp_path, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     finally:
@@ -271,8 +276,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
     assert not (tmp_path / "run" / "summary.json").exists()  # there is no result
     epochs = [record["epoch"] for record in read_metrics("run")]
     assert epochs == list(range(1, len(epochs) + 1))
-    result = run_command("eval.py", "test", "run")
-    assert (result.status, result.err) == (0, "")
+    result = run_checked("eval.py", "test", "run")
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
 
 
