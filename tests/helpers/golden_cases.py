@@ -84,6 +84,7 @@ class Case(NamedTuple):
 
 
 def load_case(name: str) -> Case:
+    """Read one case of `tests/golden`."""
     spec = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     with np.load(GOLDEN / f"{name}.npz") as stored:
         return Case(spec, dict(stored))

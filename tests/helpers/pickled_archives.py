@@ -54,7 +54,7 @@ def write_archive(
 
 
 class Stored:
-    """Pickles as a reference to tensor data, as it stands in an archive's pickle."""
+    """What pickles as a reference to tensor data in an archive."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Stored:
 
 
 class Rebuilt:
-    """Pickles as a tensor of any size, stride and offset, sensible or not."""
+    """What pickles as a tensor of any size, stride and offset, sensible or not."""
 
     def __init__(self, stored=Stored(), offset: object = 0, size=(2, 3), stride=(3, 1)):  # noqa: B008
         self.arguments = (stored, offset, size, stride, False, OrderedDict())

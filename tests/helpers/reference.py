@@ -1,4 +1,4 @@
-"""The methods written as naively as possible: what the fast code of the package must be equal to.
+"""Compute the methods as naively as possible: the fast code of the package must equal this.
 
 Everything is a plain function on two dicts of tensors: `clip`, a state dict under OpenAI's names,
 and `learned`, the learned tensors under the names of the published implementation (see
@@ -7,9 +7,11 @@ through every layer of the text transformer, and every prompt is a full token of
 in the dtype of its tensors (float32, float64) and autograd passes through all of it.
 
 Letters: B images, C classes, N = 1 + patches tokens, D vision width, W text width, E joint
-embedding, L vision layers, M text context tokens, P visual prompts of a layer, K selected classes.
-Layers are counted from 1, as in the paper: "Dual Modality Prompt Tuning for Vision-Language
-Pre-Trained Model", Xing et al., IEEE TMM 2023, arXiv 2208.08340.
+embedding, L vision layers, M text context tokens, P visual prompts of a layer, K selected classes;
+T, Q any number of tokens, d of channels. W0: frozen text features of the template, g: learned text
+features, f: image features, all (…, E); v: class-aware prompts, z: their class logits. Layers are
+counted from 1, as in the paper: "Dual Modality Prompt Tuning for Vision-Language Pre-Trained
+Model", Xing et al., IEEE TMM 2023, arXiv 2208.08340.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ HEAD_WIDTH = 64  # of CLIP's attention heads
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x·weightᵀ + bias, with weight (outputs, inputs) as in torch."""
+    """Compute x·weightᵀ + bias, with weight (outputs, inputs) as in torch."""
     y = x @ weight.t()
     return y if bias is None else y + bias
 
@@ -53,12 +55,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def normalize(x: Tensor) -> Tensor:
-    """n(x): rows of length 1."""
+    """Return n(x): rows of length 1."""
     return x / x.norm(dim=-1, keepdim=True)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ / √d)·v for q (…, Q, d), k (…, K, d), v (…, K, d_v); visible (Q, K) booleans."""
+    """Return softmax(q·kᵀ / √d)·v: q (…, Q, d), k (…, T, d), v (…, T, d_v), visible (Q, T) bool."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (…, Q, K)
     if visible is not None:
         scores = scores.masked_fill(~visible, -math.inf)
@@ -66,7 +68,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) ->
 
 
 def self_attention(clip: Tensors, name: str, x: Tensor, visible: Tensor | None) -> Tensor:
-    """Multi-head self attention of x (B, T, D), its heads one after the other in the features."""
+    """Apply multi-head self attention to x (B, T, D), whose heads are consecutive features."""
     heads = x.shape[-1] // HEAD_WIDTH
     projected = linear(x, clip[f"{name}.in_proj_weight"], clip[f"{name}.in_proj_bias"])
     q, k, v = (
@@ -78,7 +80,7 @@ def self_attention(clip: Tensors, name: str, x: Tensor, visible: Tensor | None) 
 
 
 def block(clip: Tensors, name: str, x: Tensor, visible: Tensor | None = None) -> Tensor:
-    """One layer of either transformer, x (B, T, D): attention, then the MLP, normed before each."""
+    """Apply a layer of either transformer to x (B, T, D): attention and MLP, normed before each."""
     normed = layer_norm(x, clip[f"{name}.ln_1.weight"], clip[f"{name}.ln_1.bias"])
     x = x + self_attention(clip, f"{name}.attn", normed, visible)
     normed = layer_norm(x, clip[f"{name}.ln_2.weight"], clip[f"{name}.ln_2.bias"])
@@ -88,13 +90,13 @@ def block(clip: Tensors, name: str, x: Tensor, visible: Tensor | None = None) ->
 
 
 def layer_count(clip: Tensors, tower: str) -> int:
-    """The layers of "transformer" (text) or "visual.transformer"."""
+    """Count the layers of "transformer" (text) or "visual.transformer"."""
     blocks = (name for name in clip if name.startswith(f"{tower}.resblocks."))
     return sum(name.endswith("ln_1.weight") for name in blocks)
 
 
 def embed_image(clip: Tensors, images: Tensor) -> Tensor:
-    """The tokens that enter layer 1, CLS first: images (B, 3, R, R) → (B, N, D)."""
+    """Embed images (B, 3, R, R) as the tokens (B, N, D) that enter layer 1, CLS first."""
     weight = clip["visual.conv1.weight"]
     patches = torch.nn.functional.conv2d(images, weight, stride=weight.shape[-1])  # (B, D, ·, ·)
     patches = patches.flatten(2).transpose(1, 2)
@@ -104,13 +106,13 @@ def embed_image(clip: Tensors, images: Tensor) -> Tensor:
 
 
 def image_feature(clip: Tensors, x: Tensor) -> Tensor:
-    """The image feature, not normalised: the last layer's tokens (B, N, D) → (B, E)."""
+    """Project the last layer's tokens (B, N, D) to image features (B, E), not normalised."""
     cls = layer_norm(x[:, 0], clip["visual.ln_post.weight"], clip["visual.ln_post.bias"])
     return cls @ clip["visual.proj"]
 
 
 def encode_image(clip: Tensors, images: Tensor) -> Tensor:
-    """CLIP without any prompt: images (B, 3, R, R) → (B, E), not normalised."""
+    """Encode images (B, 3, R, R) by CLIP without any prompt → (B, E), not normalised."""
     x = embed_image(clip, images)
     for layer in range(1, layer_count(clip, "visual.transformer") + 1):
         x = block(clip, f"visual.transformer.resblocks.{layer - 1}", x)
@@ -118,7 +120,7 @@ def encode_image(clip: Tensors, images: Tensor) -> Tensor:
 
 
 def encode_embedded_text(clip: Tensors, x: Tensor, eot: Tensor) -> Tensor:
-    """Token embeddings (C, 77, W), positions of EOT (C,) → features (C, E), not normalised."""
+    """Encode token embeddings (C, 77, W) with EOT at `eot` (C,) → (C, E), not normalised."""
     x = x + clip["positional_embedding"]
     length = x.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
@@ -129,19 +131,19 @@ def encode_embedded_text(clip: Tensors, x: Tensor, eot: Tensor) -> Tensor:
 
 
 def end_of_text(tokens: Tensor) -> Tensor:
-    """Where each row's EOT stands: it has the largest id of the vocabulary."""
+    """Find the position of each row's EOT, the largest id of the vocabulary: (C, 77) → (C,)."""
     return tokens.argmax(dim=-1)
 
 
 def encode_text(clip: Tensors, tokens: Tensor) -> Tensor:
-    """CLIP without any prompt: tokens (C, 77) → (C, E), not normalised."""
+    """Encode tokens (C, 77) by CLIP without any prompt → (C, E), not normalised."""
     return encode_embedded_text(clip, clip["token_embedding.weight"][tokens], end_of_text(tokens))
 
 
 def zero_shot_classifier(
     clip: Tensors, classnames: Sequence[str], template: str, tokenize: Tokenize
 ) -> Tensor:
-    """W0, normalised (C, E)."""
+    """Return W0 (C, E), normalised."""
     texts = [template.format(name.replace("_", " ")) for name in classnames]
     return normalize(encode_text(clip, tokenize(texts)))
 
@@ -150,7 +152,7 @@ def zero_shot_classifier(
 
 
 def initial_context(clip: Tensors, phrase: str, tokenize: Tokenize) -> Tensor:
-    """A context that starts from a phrase: the embeddings of its words (M, W)."""
+    """Return the context (M, W) that starts from a phrase: the embeddings of its words."""
     words = len(phrase.split())
     return clip["token_embedding.weight"][tokenize([phrase])[0, 1 : 1 + words]].clone()
 
@@ -158,7 +160,7 @@ def initial_context(clip: Tensors, phrase: str, tokenize: Tokenize) -> Tensor:
 def learned_text_features(
     clip: Tensors, ctx: Tensor, classnames: Sequence[str], position: str, tokenize: Tokenize
 ) -> Tensor:
-    """CoOp: g, not normalised (C, E), from contexts (M, W), or (C, M, W) one for each class."""
+    """Return g (C, E), not normalised: CoOp's, from `ctx` (M, W), or (C, M, W) for each class."""
     context_length = ctx.shape[-2]
     names = [name.replace("_", " ") for name in classnames]
     tokens = tokenize([" ".join(["X"] * context_length) + f" {name}." for name in names])
@@ -184,7 +186,7 @@ def learned_text_features(
 def class_aware_prompts(
     learned: Tensors, index: int, x: Tensor, selected: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The index-th generator (from 0): class-aware prompts v (B, K, D) and logits z (B, K, C).
+    """Apply the index-th generator (from 0): returns v (B, K, D) and z (B, K, C).
 
     Args:
         x: the tokens (B, N, D) that enter the layer; no gradient goes back to them.
@@ -212,7 +214,7 @@ def class_aware_prompts(
 def prompted_image_feature(
     clip: Tensors, learned: Tensors, images: Tensor, selected: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """f, not normalised (B, E), and z of all generators (B, layers, K, C), or None without any.
+    """Return f (B, E), not normalised, and z of all generators (B, layers, K, C), or None.
 
     The last layers have a generator each, as many as were learned; layers below them have the
     plain prompts of their row of `VISUAL`, if any.
@@ -267,7 +269,7 @@ def forward(
     top_k: int = 10,
     top_classes: Tensor | None = None,
 ) -> Outputs:
-    """One of "zeroshot", "coop", "vpt", "vlp", "dpt" on images (B, 3, R, R).
+    """Compute "zeroshot", "coop", "vpt", "vlp" or "dpt" on images (B, 3, R, R).
 
     `top_classes` (B, K) takes the place of the selector's choice, for tests.
     """
@@ -299,13 +301,13 @@ def forward(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the rows of logits (B, C) of −log softmax at the label."""
+    """Return the mean over the rows of logits (B, C) of −log softmax at the label (B,)."""
     log_probability = logits - logits.logsumexp(dim=-1, keepdim=True)
     return -log_probability[torch.arange(len(labels)), labels].mean()
 
 
 def auxiliary_loss(class_logits: Tensor, top_classes: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of z against the label, over the slots whose class is the image's label.
+    """Return the mean cross entropy of z over the slots whose class is the image's label.
 
     0 where no image has its label among its K (the published code divides 0 by 0 there).
     """
@@ -323,7 +325,11 @@ def auxiliary_loss(class_logits: Tensor, top_classes: Tensor, labels: Tensor) ->
 def losses(
     outputs: Outputs, labels: Tensor, *, method: str, guidance: bool, alpha: float = 0.3
 ) -> Losses:
-    """What training minimises, and its two parts; `guidance`: the stage of the first epochs."""
+    """Return what training minimises, and its two parts.
+
+    CE(logits), in the guidance stage (the first epochs) of VLP and DPT CE(text branch) +
+    CE(image branch) + 0.1·CE(logits); DPT adds α·auxiliary.
+    """
     base = cross_entropy(outputs.logits, labels)
     if guidance and method in ("vlp", "dpt"):
         text = cross_entropy(outputs.text_branch_logits, labels)
@@ -336,7 +342,7 @@ def losses(
 
 
 def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -> float:
-    """Of one epoch, from 0: 1e-5 for the first ones, then a cosine that does not reach 0."""
+    """Return the rate of an epoch, from 0: 1e-5 in the warm-up, then a cosine, above 0."""
     if epoch < warmup_epochs:
         return 1e-5
     return base_lr / 2 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
@@ -353,7 +359,7 @@ def learned_shapes(
     visual_layers: int | None = None,
     class_aware_from: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """What a method learns: published name → shape; tensors without elements are left out.
+    """Return what a method learns, published name → shape, without tensors of no elements.
 
     `visual_layers`: plain prompts act in the layers up to this one (None: all, 1: shallow).
     """

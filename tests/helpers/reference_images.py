@@ -66,7 +66,7 @@ def eval_view(path, size: int) -> np.ndarray:
 
 
 def train_view(path, size: int, seed: int) -> np.ndarray:
-    """Crop at random, resize to `size`, and mirror every other view."""
+    """Crop at random, resize to `size`, and mirror half of the views."""
     image, generator = to_rgb(path), random.Random(seed)
     box = random_resized_crop_box(*image.size, generator)
     view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)

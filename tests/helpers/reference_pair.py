@@ -149,6 +149,7 @@ def make_labels(pair: ReferencePair, count: int) -> Tensor:
 def compute_logits(
     config: dict, learned: dict[str, Tensor] | None = None, count: int = 4
 ) -> Tensor:
+    """Compute logits (count, C) in evaluation, with `learned` or the pair's own tensors."""
     model = ReferencePair(config).model.eval()
     if learned is not None:
         model.load_published(learned)

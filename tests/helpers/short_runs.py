@@ -33,6 +33,7 @@ class RunInputs(NamedTuple):
 
     @property
     def options(self) -> tuple[object, ...]:
+        """The arguments as a command takes them."""
         return "--data", self.data, "--model", self.clip
 
 
