@@ -49,7 +49,7 @@ NEAREST = {  # by the beginning of a path, the longest counts: tests, the quicke
     "minidpt/maps.py": "test_maps.py runs/test_attention_maps.py",
     "minidpt/exporting.py": "test_exporting.py",
     "minidpt/clip": "clip test_model.py",
-    "minidpt/images": "images data/test_batches.py data/test_data.py",
+    "minidpt/images": "images data/test_batches.py data/test_samples.py",
     "minidpt/data": "data",
     "minidpt/demo": "demo",
     "minidpt/checkpoints": "checkpoints test_inference.py",
