@@ -38,10 +38,10 @@ class Option(NamedTuple):
     read_by: the part of a method that reads it: "text", "image", "class-aware", "guidance", or
         "training" (any but zero-shot); "" for all methods. Such a default is the published value.
     decides_result: another value makes another run.
-    can_move: `--resume` takes another value.
+    resume_may_change: `--resume` takes another value.
     is_grid: several values make a sweep.
     is_path: a file or folder.
-    commands: the subcommands of eval.py that take it, too.
+    eval_commands: the subcommands of eval.py that take it, too.
     """
 
     help: str
@@ -51,10 +51,10 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     read_by: str = ""
     decides_result: bool = True
-    can_move: bool = False
+    resume_may_change: bool = False
     is_grid: bool = False
     is_path: bool = False
-    commands: tuple[str, ...] = ()
+    eval_commands: tuple[str, ...] = ()
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
@@ -111,7 +111,7 @@ class PromptConfig:
     csc: bool = option(False, "learn a context of its own for each class", METHOD, read_by="text")
     class_token_position: str = option(
         "end", "position of the class name in the prompt", METHOD, metavar="WHERE",
-        choices=("end", "middle", "front"), read_by="text", commands=("published",))
+        choices=("end", "middle", "front"), read_by="text", eval_commands=("published",))
     n_visual: int = option(
         10, "visual prompts per layer", METHOD, bounds=(0, 1000), read_by="image")
     visual_layers: int | None = option(
@@ -122,7 +122,7 @@ class PromptConfig:
         bounds=(1, 1000), read_by="class-aware")
     top_k: int = option(
         10, "classes selected for the class-aware prompts of an image", METHOD,
-        bounds=(1, 10**6), read_by="class-aware", commands=("published",))
+        bounds=(1, 10**6), read_by="class-aware", eval_commands=("published",))
     alpha: float = option(
         0.3, "weight of the auxiliary loss of the class-aware prompts", "optimisation",
         bounds=(0, 1e30), read_by="class-aware")

@@ -37,7 +37,7 @@ class ImageClassifier(PromptedCLIP):
         features = model.prompt_features()
         self.register_buffer("template_features", model.template_features)
         self.register_buffer("features", features.text_features)
-        self.register_buffer("classifier", features.classifier)
+        self.register_buffer("classifier", features.normalized_text_features)
         prompt_kv = torch.stack(features.prompt_kv) if features.prompt_kv else None
         self.register_buffer("prompt_kv", prompt_kv)  # (layers, P, 2, H, d)
 

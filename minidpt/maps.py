@@ -39,7 +39,7 @@ def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
     """
     visual, cached = model.clip.visual, model.prompt_features()
     tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)
-    plain, last = visual.forward_to_last_layer(tokens), visual.transformer.resblocks[-1]
+    plain, last = visual.forward_before_last(tokens), visual.transformer.resblocks[-1]
     zero_shot = over_patches(last.cls_attention_weights(plain).mean(dim=1), tokens)
     if not model.config.learns_image:
         return AttentionMaps(zero_shot, zero_shot)

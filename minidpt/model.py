@@ -344,12 +344,12 @@ class PromptedCLIP(nn.Module):
         model.white_level = WhiteLevel(self.white_level)
         return model.eval()
 
-    def encode_prompts(self) -> PromptFeatures:
+    def compute_prompt_features(self) -> PromptFeatures:
         """Compute the prompt features."""
         text_features = classifier = self.template_features
         if self.text_prompts is not None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
-            encoded = self.clip.encode_prompts(rows, layout, self.class_chunk).float()
+            encoded = self.clip.encode_packed(rows, layout, self.class_chunk).float()
             text_features = self.world.all_gather(encoded, len(self.classnames))
             classifier = F.normalize(text_features, dim=-1)
         blocks = self.clip.visual.transformer.resblocks[:-1]
@@ -365,7 +365,7 @@ class PromptedCLIP(nn.Module):
         its weights change is not noticed.
         """
         if torch.is_grad_enabled():
-            return self.encode_prompts()
+            return self.compute_prompt_features()
         sources = [self.template_features]
         for prompts in (self.text_prompts, self.visual_prompts):
             sources += [] if prompts is None else prompts.parameters()
@@ -374,7 +374,7 @@ class PromptedCLIP(nn.Module):
             dtype = torch.get_autocast_dtype(device.type)
         key, copies, features = self._cache or (None, [], None)
         if key != (device, dtype) or not all(map(torch.equal, copies, sources)):
-            features, copies = self.encode_prompts(), [value.clone() for value in sources]
+            features, copies = self.compute_prompt_features(), [value.clone() for value in sources]
             self._cache = (device, dtype), copies, features
         return features
 
@@ -392,7 +392,7 @@ def encode_template(clip: CLIP, names: Sequence[str], template: str, world: Worl
         prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
         check_length(prompts[-1], f"template '{template}' and class '{name}'", clip)
     layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
-    features = clip.encode_prompts(clip.embed_prompts(layout), layout).float()
+    features = clip.encode_packed(clip.embed_packed(layout), layout).float()
     return world.all_gather(F.normalize(features, dim=-1), len(prompts))
 
 

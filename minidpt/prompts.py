@@ -71,7 +71,7 @@ class TextPrompts(nn.Module):
 
         is_context = layout.tokens >= vocabulary
         known = replace(layout, tokens=layout.tokens.masked_fill(is_context, 0))
-        rows, positions = clip.embed_prompts(known), clip.positional_embedding[layout.positions]
+        rows, positions = clip.embed_packed(known), clip.positional_embedding[layout.positions]
         rows = torch.where(is_context.unsqueeze(1), positions, rows).float()  # (S, W)
         for name, constant in {
             "rows": rows,  # embedded prompts, with nothing but positions where the context goes

@@ -435,12 +435,12 @@ def text_features(clip: CLIP, texts: list[str], rng: random.Random) -> torch.Ten
     room = clip.context_length - length
     said = [encode(text)[: room - 2] for text in texts]
     layout = pack([[SOT_TOKEN, *beginning, *words, EOT_TOKEN] for words in said]).to(clip.device)
-    x = clip.embed_prompts(layout)  # (S, W)
+    x = clip.embed_packed(layout)  # (S, W)
     if rng.random() < 0.5:
         vectors = INIT_STD * torch.randn(length, x.shape[1], device=x.device)
         rows = slice(1, 1 + length)  # within the prefix that all prompts share
         x = torch.cat([x[:1], vectors + clip.positional_embedding[rows], x[1 + length :]])
-    return clip.encode_prompts(x, layout)
+    return clip.encode_packed(x, layout)
 
 
 def contrastive_loss(

@@ -95,8 +95,8 @@ class MultiheadAttention(nn.Module):
         scale = 1 / math.sqrt(q.shape[-1])
         seen = attention(asked.unsqueeze(1), *2 * (tokens.unsqueeze(1),), scale=scale)  # (B,1,H,W)
         values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
-        return self.merge(values.transpose(0, 1))
+        return self.project_out(values.transpose(0, 1))
 
-    def merge(self, attended: Tensor) -> Tensor:
+    def project_out(self, attended: Tensor) -> Tensor:
         """Project the output of all heads together: (..., T, H, d) → (..., T, W)."""
         return self.out_proj(attended.flatten(-2))

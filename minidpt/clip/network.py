@@ -97,7 +97,7 @@ class ResidualAttentionBlock(nn.Module):
             kv = append(kv, prompt_kv)  # (B, N+P, 2, H, d)
         k, v = kv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
         attended = attention(q.squeeze(2).transpose(1, 2), k, v)  # (B, H, N, d)
-        x = x + self.attn.merge(attended.transpose(1, 2))
+        x = x + self.attn.project_out(attended.transpose(1, 2))
         return self.mlp(self.ln_2(x), x)
 
     def project_prompts(self, prompts: Tensor) -> Tensor:
@@ -112,16 +112,17 @@ class ResidualAttentionBlock(nn.Module):
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        tokens = self._attended(x, prompts)
-        x = x[:, 0] + self.attn.single_query_attention(tokens[:, 0], tokens)
+        normed = self._normed_inputs(x, prompts)
+        x = x[:, 0] + self.attn.single_query_attention(normed[:, 0], normed)
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Compute the class token's attention in `forward_cls` (B, H, N+P), rows summing to 1."""
-        q, k, v = self.attn.project(self._attended(x, prompts)).transpose(1, 3).float().unbind(2)
+        qkv = self.attn.project(self._normed_inputs(x, prompts)).float()  # (B, N+P, 3, H, d)
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
         return attention_with_weights(q[:, :, :1], k, v)[1].squeeze(2)
 
-    def _attended(self, x: Tensor, prompts: Tensor | None) -> Tensor:
+    def _normed_inputs(self, x: Tensor, prompts: Tensor | None) -> Tensor:
         """Norm what the layer attends to: the image's tokens, then the prompts (B, N+P, D)."""
         return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
@@ -133,7 +134,7 @@ class ResidualAttentionBlock(nn.Module):
         attended = packed_attention(q.squeeze(1), kv, layout)  # (S, H, d)
         if ends:
             x, attended = x[layout.ends], attended[layout.ends]
-        x = x + self.attn.merge(attended)
+        x = x + self.attn.project_out(attended)
         return self.mlp(self.ln_2(x), x)
 
 
@@ -189,9 +190,9 @@ class VisionTransformer(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Encode tokens that enter the first layer (B, N, D) → (B, E), not normalised."""
         last = self.transformer.resblocks[-1]
-        return self.project_cls(last.forward_cls(self.forward_to_last_layer(x)))
+        return self.project_cls(last.forward_cls(self.forward_before_last(x)))
 
-    def forward_to_last_layer(self, x: Tensor) -> Tensor:
+    def forward_before_last(self, x: Tensor) -> Tensor:
         """Compute from the tokens of the first layer those of the last one, both (B, N, D)."""
         *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
@@ -273,30 +274,30 @@ class CLIP(nn.Module):
         ends = tokens.argmax(dim=-1).tolist()
         prompts = [row[: end + 1] for row, end in zip(tokens.tolist(), ends, strict=True)]
         layout = pack(prompts).to(self.device)
-        return self.encode_prompts(self.embed_prompts(layout), layout)
+        return self.encode_packed(self.embed_packed(layout), layout)
 
-    def embed_prompts(self, layout: PackedPrompts) -> Tensor:
+    def embed_packed(self, layout: PackedPrompts) -> Tensor:
         """Embed packed prompts: token plus positional embeddings (S, W)."""
         return self.token_embedding(layout.tokens) + self.positional_embedding[layout.positions]
 
-    def encode_prompts(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
+    def encode_packed(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
         """Encode embedded packed prompts (S, W) → text features (n, E), not normalised.
 
         With `chunk`, that many at a time, whose gradients' needs are computed again in the backward
         pass: equal gradients in the memory of one chunk, for half the time again.
         """
         if chunk is None or chunk >= len(layout.ends):
-            return self._encode_prompts(x, layout)[layout.inverse_order]
+            return self._encode_in_packed_order(x, layout)[layout.inverse_order]
 
         from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
         features = [
-            checkpoint(self._encode_prompts, x[rows], part, use_reentrant=False)
+            checkpoint(self._encode_in_packed_order, x[rows], part, use_reentrant=False)
             for rows, part in iter_chunks(layout, chunk)
         ]
         return torch.cat(features)[layout.inverse_order]
 
-    def _encode_prompts(self, x: Tensor, layout: PackedPrompts) -> Tensor:
+    def _encode_in_packed_order(self, x: Tensor, layout: PackedPrompts) -> Tensor:
         """Encode prompts; the features are in packed order."""
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), replace(layout, mask=layout.mask.to(self.dtype))

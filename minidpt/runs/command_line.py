@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         changes: by option, what `add_argument` is to be told otherwise.
         """
         for name, about in sorted(OPTIONS.items(), key=lambda item: GROUPS.index(item[1].group)):
-            if command is not None and command not in about.commands:
+            if command is not None and command not in about.eval_commands:
                 continue
             default = FIELDS[name].default
             settings: dict[str, Any] = {"help": about.help} | changes.get(name, {})
@@ -185,7 +185,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
     changed = [
         flag(name)
         for name, value in options.items()
-        if not OPTIONS[name].can_move
+        if not OPTIONS[name].resume_may_change
         and listed(earlier.get(name, FIELDS[name].default)) != listed(value)
     ]
     if changed:
@@ -311,6 +311,10 @@ def published_config(args: Namespace) -> RunConfig:
     """Return the options of runs that `published` was given, others with their defaults."""
     options = {"model": args.model or "ViT-B/32"}
     for name, about in OPTIONS.items():
-        if "published" in about.commands and not about.is_grid and getattr(args, name) is not None:
+        if (
+            "published" in about.eval_commands
+            and not about.is_grid
+            and getattr(args, name) is not None
+        ):
             options[name] = getattr(args, name)
     return RunConfig.from_dict(options)

@@ -49,7 +49,8 @@ class RunConfig:
         None, "a folder of class folders, or of train/ val/ test/ with class folders, a CSV of "
         "path,label[,split], a run's split.json, or a folder of known data sets such as "
         "Caltech101 (default: the images of the demo)", COMMON,
-        metavar="DIR", is_path=True, decides_result=False, can_move=True, commands=TESTS)
+        metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
+        eval_commands=TESTS)
     prompts: PromptConfig = PromptConfig()
     shots: int = option(
         16, "training images per class", COMMON, bounds=(1, 10**6), read_by="training",
@@ -60,7 +61,7 @@ class RunConfig:
     model: str | None = option(
         None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint (default: ViT-B/32, for "
         "the demo tiny)", COMMON,
-        is_path=True, decides_result=False, can_move=True, commands=ON_A_DEVICE)
+        is_path=True, decides_result=False, resume_may_change=True, eval_commands=ON_A_DEVICE)
     epochs: int | None = option(
         None, "training epochs (default: as published, CoOp 50 with 1 shot, 100 with 2 to 4, else "
         "200; others 60 with 1 shot, else 100); with fewer, also lower --warmup-epochs and "
@@ -68,37 +69,38 @@ class RunConfig:
         bounds=(0, 10**6), read_by="training")
     template: str | None = option(
         None, "zero-shot prompt, with {} for the class (default: the data set's)", COMMON,
-        commands=TESTS)
+        eval_commands=TESTS)
     device: str | None = option(
         None, "cpu, cuda, cuda:N, xpu or mps (default: an accelerator if there is one)", COMMON,
-        decides_result=False, can_move=True, commands=ON_A_DEVICE)
+        decides_result=False, resume_may_change=True, eval_commands=ON_A_DEVICE)
     dataset: str | None = option(
         None, "known data sets to read in --data: "
         + ", ".join(layout.name for layout in LAYOUTS), DATA,
-        metavar="NAME", is_grid=True, commands=TESTS)
+        metavar="NAME", is_grid=True, eval_commands=TESTS)
     classes: str = option(
         "all", "base: train on the first half of the classes and test on both halves", DATA,
-        choices=("all", "base", "new"), commands=("test",))
+        choices=("all", "base", "new"), eval_commands=("test",))
     classnames: str | None = option(
         None, "file that renames classes, with a line 'folder name' for each", DATA,
-        metavar="FILE", is_path=True, commands=TESTS)
+        metavar="FILE", is_path=True, eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
-        bounds=(0, 1000), decides_result=False, can_move=True, commands=(*TESTS, "predict"))
+        bounds=(0, 1000), decides_result=False, resume_may_change=True,
+        eval_commands=(*TESTS, "predict"))
     max_pixels: int = option(
         MAX_PIXELS, "pixels of the largest image that is read", DATA,
-        bounds=(1, 10**12), decides_result=False, commands=(*TESTS, "predict"))
+        bounds=(1, 10**12), decides_result=False, eval_commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
         None, "activation of the checkpoint, where it does not say: OpenAI's need the quick GELU, "
-        "most others the exact one", METHOD, decides_result=False, commands=("published",))
+        "most others the exact one", METHOD, decides_result=False, eval_commands=("published",))
     head_width: int | None = option(
         None, "width of the image side's attention heads, for a checkpoint without a "
         "configuration whose heads are not 64 wide", METHOD,
-        bounds=(1, 10**4), decides_result=False, commands=("published",))
+        bounds=(1, 10**4), decides_result=False, eval_commands=("published",))
     image_size: int | None = option(
         None, "side of the images in pixels, a multiple of the patch size; positional embeddings "
         "are interpolated (default: the checkpoint's)", METHOD,
-        bounds=(1, MAX_RESOLUTION), commands=("published",))
+        bounds=(1, MAX_RESOLUTION), eval_commands=("published",))
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
     guidance_epochs: int = option(
@@ -118,13 +120,13 @@ class RunConfig:
     precision: str | None = option(
         None, "precision of the frozen CLIP (default: on a CPU fp32, on a GPU bf16 if it has it, "
         "else fp16); auto: on a CPU bf16 if it has it", OPTIMISATION,
-        choices=(*PRECISIONS, AUTO), decides_result=False, commands=ON_A_DEVICE)
+        choices=(*PRECISIONS, AUTO), decides_result=False, eval_commands=ON_A_DEVICE)
     class_chunk: int | None = option(
         None, "encode N classes at a time, and again in the backward pass, which saves memory "
         "(default: only where all would take more than 3 GB; 0: all at once)", OPTIMISATION,
-        bounds=(0, 10**6), decides_result=False, can_move=True)
+        bounds=(0, 10**6), decides_result=False, resume_may_change=True)
     no_report: bool = option(
-        False, "do not write report.html", OUTPUT, decides_result=False, can_move=True)
+        False, "do not write report.html", OUTPUT, decides_result=False, resume_may_change=True)
     # fmt: on
 
     def __post_init__(self):

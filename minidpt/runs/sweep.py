@@ -258,7 +258,7 @@ def prepare(
         if not run.folder.is_finished(run.config, records[run.dataset.name], *fix)
     ]
     if world.size > 1:
-        todo.sort(key=longest_first)
+        todo.sort(key=dealing_order)
     if sweep:
         count, finished = len(runs), len(runs) - len(todo)
         plural = "s" if count > 1 else ""
@@ -306,7 +306,7 @@ def optional_output(folder: Path) -> Iterator[None]:
         entrypoint.print_error(f"{folder}: the report is left out: {error or type(error).__name__}")
 
 
-def longest_first(run: PlannedRun) -> tuple[int, str, int]:
+def dealing_order(run: PlannedRun) -> tuple[int, str, int]:
     """Return the place of a run in the order of dealing out, so that the last end together.
 
     Those on one data set stay together, as its images are read once. A step of a method takes

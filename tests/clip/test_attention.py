@@ -169,7 +169,7 @@ def test_self_attention_and_that_of_one_token_are_torchs_own():
     theirs.load_state_dict(ours.state_dict())  # the same names
     expected, _ = theirs(x, x, x, need_weights=False)
     q, k, v = ours.project(x).transpose(1, 3).unbind(2)
-    merged = ours.merge(attention(q, k, v).transpose(1, 2))
+    merged = ours.project_out(attention(q, k, v).transpose(1, 2))
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
     once = ours.single_query_attention(x[:, 0], x)
     torch.testing.assert_close(once, expected[:, 0], rtol=1e-4, atol=1e-4)

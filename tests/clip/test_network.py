@@ -450,7 +450,7 @@ def test_the_text_encoder_reports_its_progress_except_in_a_training_step(chunk, 
     layout = pack([[49406, *range(1000 * n, 1000 * n + 30), 49407] for n in range(1, 8)])
     with use_progress(watch):
         with torch.no_grad():
-            expected = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
+            expected = clip.encode_packed(clip.embed_packed(layout), layout, chunk)
         assert reports == [("layers of the text encoder", 2), 1, 2] * parts
-        features = clip.encode_prompts(clip.embed_prompts(layout), layout, chunk)
+        features = clip.encode_packed(clip.embed_packed(layout), layout, chunk)
         assert len(reports) == 3 * parts and torch.equal(features, expected)
