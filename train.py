@@ -84,7 +84,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     if shared.is_main:
         run.create(config, replace(record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
-    if model.prompt_state_dict():
+    if model.learned_parameters():
         fit(model, drawn, config, record, run, shared.images)
     results, predictions = evaluate(model.eval(), planned, eval_sets)
     if not shared.is_main:
@@ -114,7 +114,7 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
 
 def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> Iterable[str]:
     """Print what is to be learned; yield notes where the settings leave too little training."""
-    count = sum(parameter.numel() for parameter in model.prompt_state_dict().values())
+    count = sum(parameter.numel() for parameter in model.learned_parameters())
     if not count:
         return
     print_line(f"{config.prompts.method} trains {count:,} parameters on {len(drawn.train)} images")
@@ -209,7 +209,7 @@ def train_one_epoch(
 
     guidance: the first stage of training, see `PromptedCLIP.loss`.
     """
-    device, learned = model.clip.device, list(model.prompt_state_dict().values())
+    device, learned = model.clip.device, model.learned_parameters()
     totals, steps = torch.zeros(2, device=device), 0
     for images, labels in loader:
         images = model.clip.normalize(images.to(device, non_blocking=True))  # (B, 3, R, R)
@@ -269,7 +269,7 @@ def finish(
     seconds: float,
 ) -> None:
     """Write summary.json, which makes the run a finished one, and print the results."""
-    (result, *others), learns = results.values(), bool(model.prompt_state_dict())
+    (result, *others), learns = results.values(), bool(model.learned_parameters())
     method, before = config.prompts.method, result["zero_shot_accuracy"]
     run.write_json(SUMMARY, {
         "dataset": drawn.name, "classes": len(drawn.classnames), "method": method,

@@ -35,13 +35,14 @@ class Option(NamedTuple):
     help, group, metavar: how `--help` shows it.
     bounds: the least and the greatest number.
     choices: the values that there are.
-    read_by: the part of a method that reads it: "text", "image", "class-aware", "guidance", or
-        "training" (any but zero-shot); "" for all methods. Such a default is the published value.
+    read_by: the side or stage of a method that reads it: "text", "image", "class-aware",
+        "guidance", or "training" (any but zero-shot); "" for all methods. Such a default is the
+        published value.
     decides_result: another value makes another run.
-    resume_may_change: `--resume` takes another value.
-    is_grid: several values make a sweep.
+    resume_may_change: `--resume` accepts another value.
+    is_grid: it accepts several values, which make a sweep.
     is_path: a file or folder.
-    eval_commands: the subcommands of eval.py that take it, too.
+    eval_commands: the subcommands of eval.py that have it, too.
     """
 
     help: str

@@ -1,7 +1,10 @@
 """Cross-entropy and DPT's auxiliary loss, means over a batch.
 
-Several ranks that share a batch pass its `GlobalCounts`: each divides by those, so that the losses
-of all ranks, and their gradients, sum to those of the batch.
+Labels are class indices; `NO_LABEL` (-100) marks an image that does not count. Several ranks that
+share a batch pass its `GlobalCounts`: each divides its sum by those, so that the losses of all
+ranks, and their gradients, sum to those of the batch.
+
+Letters of shapes as in `model.py`: B images, of which K of C classes are selected.
 """
 
 from __future__ import annotations
@@ -16,14 +19,20 @@ from .support.distributed import NO_LABEL, World
 
 
 class GlobalCounts(NamedTuple):
-    """Of a batch on all ranks: images with a label, and selected classes that are the label."""
+    """Counts over a batch on all ranks, scalars.
+
+    images: those with a label. hits: those whose label is among their selected classes.
+    """
 
     images: Tensor
     hits: Tensor
 
 
 def global_counts(labels: Tensor, top_classes: Tensor | None, world: World) -> GlobalCounts | None:
-    """Count over all ranks: labels (B,), top_classes (B, K) or none; None for a single process."""
+    """Count labels (B,) and hits in top_classes (B, K) over all ranks; None for a single process.
+
+    All ranks must call it. Without top_classes there are no hits.
+    """
     if world.size == 1:
         return None
     images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
@@ -33,7 +42,7 @@ def global_counts(labels: Tensor, top_classes: Tensor | None, world: World) -> G
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, counts: GlobalCounts | None = None) -> Tensor:
-    """Compute the mean cross-entropy of logits (B, C)."""
+    """Compute the mean cross-entropy of logits (B, C) and labels (B,); with counts, a share."""
     if counts is None:
         return F.cross_entropy(logits, labels)
     return F.cross_entropy(logits, labels, reduction="sum") / counts.images
@@ -42,10 +51,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: GlobalCounts | None = 
 def auxiliary_loss(
     logits: Tensor, top_classes: Tensor, labels: Tensor, counts: GlobalCounts | None = None
 ) -> Tensor:
-    """Compute the cross-entropy of logits (B, layers, K, C) where the selected class is the label.
+    """Compute DPT's auxiliary loss of logits (B, layers, K, C) and labels (B,).
 
-    The mean over just those of the top_classes (B, K), in all layers; 0 if there is none, where the
-    published code divides by zero.
+        mean of CE(logits[image, layer, k], label[image])
+        over all image, layer, k with top_classes[image, k] = label[image]
+
+    top_classes: (B, K). With counts: a share. 0 without such a k, where the published code divides
+    by zero.
     """
     hits = top_classes == labels.unsqueeze(1)  # (B, K)
     targets = labels.view(-1, 1, 1).expand(logits.shape[:-1])  # (B, layers, K)

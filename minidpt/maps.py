@@ -1,4 +1,7 @@
-"""Attention maps: where in an image the model looks, without and with learned prompts."""
+"""Attention maps: where in an image the model looks, without and with learned prompts.
+
+Letters of shapes as in `model.py`; g: patches a side, so that N = 1 + g².
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,9 @@ def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
 
     top_classes = class_features = class_aware = None
     if model.config.method == "dpt":
-        frozen = F.normalize(visual.project_cls(last.forward_cls(plain)).float(), dim=-1)
-        top_classes, class_features = model.select(frozen, cached.text_features, len(images))
+        frozen_features = F.normalize(visual.project_cls(last.forward_cls(plain)).float(), dim=-1)
+        text_features = cached.text_features
+        top_classes, class_features = model.select(frozen_features, text_features, len(images))
     prompted = model.forward_to_last_layer(tokens, cached.prompt_kv, class_features)
     weights = last.cls_attention_weights(prompted.tokens, prompted.prompts)  # (B, H, N+P)
     tuned = over_patches(weights.mean(dim=1), tokens)
@@ -57,9 +61,9 @@ def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
 
 
 def over_patches(weights: Tensor, tokens: Tensor) -> Tensor:
-    """Normalise weights (..., T) over tokens (B, N, D) and others to maps (..., g, g).
+    """Normalise attention weights to maps (..., g, g) over the patches, which sum to 1.
 
-    The tokens stand first of the T, the class token before the patches.
+    weights: (..., N+P), of the tokens (B, N, D), class token first, then of any prompts.
     """
     patches = weights[..., 1 : tokens.shape[1]].float()
     side = math.isqrt(patches.shape[-1])

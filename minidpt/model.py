@@ -1,6 +1,6 @@
 """CLIP with learned prompts: the forward pass and the loss of the five methods (`config.py`).
 
-Letters of shapes, here and below:
+Letters of shapes, here and in `prompts.py`:
 
     B  images of R × R pixels            L  layers of the image transformer
     N  tokens: class token, patches      D  its width, of H heads of width d
@@ -8,23 +8,32 @@ Letters of shapes, here and below:
     K  of them selected for an image     E  width of image and text features
     P  visual prompts of a layer         M  context vectors of a prompt
 
-Layers are counted from 1, as in the paper and in `PromptConfig`. Those of DPT, j being
-`class_aware_from`; without class-aware prompts j is L + 1:
+Layers are counted from 1, as in the paper and in `PromptConfig`. DPT's image side, j being
+`class_aware_from`; VPT's and VLP's have no class-aware prompts, as if j were L + 1:
 
-    layer     1 … j−1                     j … L−1                        L
-    x         (B, N, D) ───────────────▶  (B, N, D) ──────────────────▶  class token only (B, E)
-    sees      x and P learned prompts     x and K class-aware prompts    the same
-                                          made from x and text features
+    x (B, N, D)
+     │   layers 1 … j−1   attend to x and to P learned prompts
+     ▼
+    x (B, N, D)
+     │   layers j … L     attend to x and to K class-aware prompts, made from x and g
+     ▼                    (layer L computes the class token only)
+    class token (B, D)
+     │   ln_post, proj
+     ▼
+    f (B, E)
 
 The loss (DPT, arXiv 2208.08340, section III). g: text features of the learned context, (C, E); W0:
 those of the template, normalised; f: image features with prompts, (B, E); f0: without any;
 n(x) = x / |x|; s = exp(logit_scale); CE: cross-entropy. A method that learns no context has W0 for
 n(g), one that learns no visual prompts f0 for f.
 
-    logits = s·n(f)·n(g)ᵀ
-    plain  = CE(logits)
-    guided = CE(s·n(f0)·n(g)ᵀ) + CE(s·n(f)·W0ᵀ) + 0.1·plain       the first epochs of VLP and DPT
-    loss   = (plain or guided) + α·auxiliary_loss                 its second part: DPT only
+    logits       = s·n(f)·n(g)ᵀ
+    text branch  = s·n(f0)·n(g)ᵀ
+    image branch = s·n(f)·W0ᵀ
+
+    loss = CE(text branch) + CE(image branch) + 0.1·CE(logits)    VLP, DPT: the guidance epochs
+           CE(logits)                                             else
+           + α·auxiliary_loss                                     DPT: in all epochs
 """
 
 from __future__ import annotations
@@ -59,14 +68,15 @@ MAX_TEMPLATE = 1000  # characters; CLIP takes 77 tokens
 
 
 class ModelOutput(NamedTuple):
-    """What `PromptedCLIP` returns. Logits are cosines times exp(logit_scale), in fp32.
+    """Output of `PromptedCLIP`. Logits are cosines times exp(logit_scale), in fp32.
 
     logits: (B, C).
     text_branch_logits: (B, C), learned text features against the frozen image feature.
-    image_branch_logits: (B, C), prompted image feature against the template classifier.
-    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first; all of them in
-        index order where K >= C and no frozen pass was made.
-    class_aware_logits: (B, layers, K, C), auxiliary logits, not scaled.
+    image_branch_logits: (B, C), prompted image feature against the template features W0.
+    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first. Where K >= C, all
+        of them in index order, unless the frozen features were computed.
+    class_aware_logits: (B, layers, K, C), auxiliary logits of the L − j + 1 class-aware layers, not
+        scaled.
     """
 
     logits: Tensor
@@ -77,15 +87,16 @@ class ModelOutput(NamedTuple):
 
 
 class PromptFeatures(NamedTuple):
-    """What the learned prompts make without an image.
+    """Text features and projected visual prompts, which do not depend on the images.
 
-    text_features: (C, E) in fp32, learned and not normalised, or the template's.
-    classifier: the same, normalised.
-    prompt_kv: (P, 2, H, d) for each layer with visual prompts but the last one.
+    text_features: (C, E) in fp32: g, not normalised, or W0 where no context is learned.
+    normalized_text_features: (C, E), n(g) or W0.
+    prompt_kv: keys and values (P, 2, H, d) of the learned prompts of the layers 1 to j − 1, but the
+        last one's.
     """
 
     text_features: Tensor
-    classifier: Tensor
+    normalized_text_features: Tensor
     prompt_kv: list[Tensor]
 
 
@@ -94,7 +105,7 @@ class LastLayerInput(NamedTuple):
 
     tokens: (B, N, D), of the image.
     prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
-    class_aware_logits: (B, layers, K, C) of the class-aware prompts of all layers, DPT's.
+    class_aware_logits: (B, layers, K, C), see `ModelOutput`.
     class_aware_weights: (B, K, N+10), the attention that made `prompts` (`ClassAwareOutput`).
     """
 
@@ -126,57 +137,59 @@ class PromptedCLIP(nn.Module):
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
         self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        self.class_chunk = classes_that_fit(clip, self.text_prompts)  # encoded at a time
+        self.class_chunk = classes_that_fit(clip, self.text_prompts)  # at a time; None: all
         template_features = encode_template(clip, names, self.template, world)  # W0
         self.register_buffer("template_features", template_features, persistent=False)
         self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
         self.to(clip.device)
 
     def forward(
-        self, images: Tensor | None, frozen: Tensor | None = None, branches: bool = True
+        self, images: Tensor | None, frozen_features: Tensor | None = None, branches: bool = True
     ) -> ModelOutput:
         """Compute the logits of preprocessed images (B, 3, R, R).
 
         Args:
-            images: methods that learn nothing on the image side need none, given `frozen`. No
-                gradient flows back to them.
-            frozen: (B, E), the frozen CLIP's normalised features of these images, if they are
-                known: one pass less.
+            images: None for methods that learn nothing on the image side, given `frozen_features`.
+                No gradient flows back to them.
+            frozen_features: n(f0) of these images (B, E), if they are known: one pass less.
             branches: False leaves out the logits of the two branches, which only the loss in the
                 guidance stage reads. VLP's frozen pass is for them alone, and goes with them; so
                 does DPT's where all classes are selected.
         """
         config, visual = self.config, self.clip.visual
-        text_features, classifier, prompt_kv = self.prompt_features()
+        text_features, normalized_text_features, prompt_kv = self.prompt_features()
         branches = branches and config.guided
         with torch.no_grad():
-            if config.learns_image or frozen is None:
+            if config.learns_image or frozen_features is None:
                 tokens = visual.embed(images)  # (B, N, D), shared by both passes
             selects = config.method == "dpt" and config.top_k < len(self.classnames)
-            if frozen is None and (branches or selects or not config.learns_image):
-                frozen = F.normalize(visual.encode(tokens).float(), dim=-1)
+            if frozen_features is None and (branches or selects or not config.learns_image):
+                frozen_features = F.normalize(visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
-            return ModelOutput(self.scaled_cosines(frozen, classifier))
+            return ModelOutput(self.scaled_cosines(frozen_features, normalized_text_features))
 
         top_classes = class_features = None
         if config.method == "dpt":
-            top_classes, class_features = self.select(frozen, text_features, tokens.shape[0])
+            batch = tokens.shape[0]
+            top_classes, class_features = self.select(frozen_features, text_features, batch)
         last = self.forward_to_last_layer(tokens, prompt_kv, class_features)
         x = visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)  # (B, D)
         features = F.normalize(visual.project_cls(x).float(), dim=-1)  # (B, E)
-        logits = self.scaled_cosines(features, classifier)
+        logits = self.scaled_cosines(features, normalized_text_features)
         text_branch = image_branch = None
         if branches:
-            text_branch = self.scaled_cosines(frozen, classifier)
+            text_branch = self.scaled_cosines(frozen_features, normalized_text_features)
             image_branch = self.scaled_cosines(features, self.template_features)
         return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """Compute the training loss of a batch, in fp32; with several ranks, a share.
+        """Compute the training loss of a batch, a scalar in fp32.
+
+        Of several ranks each returns a share: they, and their gradients, sum to the batch's.
 
         Args:
             output: of `forward`.
-            labels: (B,) class indices, or `NO_LABEL`.
+            labels: (B,) class indices; `NO_LABEL` where an image does not count.
             guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
                 that each side first learns beside the other's frozen knowledge.
 
@@ -198,17 +211,17 @@ class PromptedCLIP(nn.Module):
         return loss
 
     def select(
-        self, frozen: Tensor | None, text_features: Tensor, batch: int
+        self, frozen_features: Tensor | None, text_features: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
         """Select the K classes that zero-shot CLIP finds likeliest, best first, and their features.
 
-        frozen (B, E), normalised, and text_features (C, E) → (B, K) and (B, K, E). Without frozen
-        features: all classes in their order, for a `batch` of B images.
+        n(f0) (B, E) and text_features (C, E) → (B, K) and (B, K, E). Without frozen features: all
+        classes in their order, for a `batch` of B images.
         """
-        if frozen is None:
+        if frozen_features is None:
             top_classes = torch.arange(len(text_features), device=text_features.device)
             return top_classes.expand(batch, -1), text_features.expand(batch, -1, -1)
-        zero_shot = self.scaled_cosines(frozen, self.template_features)
+        zero_shot = self.scaled_cosines(frozen_features, self.template_features)
         top_classes = zero_shot.topk(min(self.config.top_k, len(text_features))).indices
         # not text_features[top_classes], whose gradient sums in an order left to the threads
         return top_classes, F.embedding(top_classes, text_features)
@@ -221,33 +234,35 @@ class PromptedCLIP(nn.Module):
     def forward_to_last_layer(
         self, x: Tensor, prompt_kv: Sequence[Tensor], class_features: Tensor | None = None
     ) -> LastLayerInput:
-        """Pass through the image transformer up to its last layer.
+        """Pass through the layers 1 to L − 1 and make the prompts of layer L.
 
         Args:
             x: tokens that enter the first layer, (B, N, D), from `clip.visual.embed`.
-            prompt_kv: of `prompt_features`, the plain visual prompts of the first layers.
+            prompt_kv: see `PromptFeatures`.
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
         """
-        blocks, auxiliary = self.clip.visual.transformer.resblocks, []
+        # Not resblocks[:-1], which torch.export of 2.4 could not trace.
+        *blocks, _ = self.clip.visual.transformer.resblocks
+        auxiliary = []  # (B, K, C) of each class-aware layer
         for layer, block in enumerate(blocks, start=1):
-            prompts = keys = weights = None
+            layer_kv = prompt_kv[layer - 1] if layer <= len(prompt_kv) else None
             if layer >= self.first_class_aware:
                 generator = self.class_aware[layer - self.first_class_aware]
-                prompts, class_logits, weights = generator(x, class_features)
-                auxiliary.append(class_logits)  # (B, K, C)
-            elif layer == len(blocks) and self.visual_prompts is not None:
-                prompts = self.visual_prompts(layer)
-            if layer < len(blocks):
-                if prompts is not None:
-                    keys = block.project_prompts(prompts)
-                elif layer <= len(prompt_kv):
-                    keys = prompt_kv[layer - 1]
-                x = block(x, keys)
-        class_aware_logits = torch.stack(auxiliary, dim=1).float() if auxiliary else None
+                prompts, class_logits, _ = generator(x, class_features)
+                layer_kv = block.project_prompts(prompts)
+                auxiliary.append(class_logits)
+            x = block(x, layer_kv)
+
+        prompts = weights = class_aware_logits = None
+        if self.class_aware:
+            prompts, class_logits, weights = self.class_aware[-1](x, class_features)
+            class_aware_logits = torch.stack([*auxiliary, class_logits], dim=1).float()
+        elif self.visual_prompts is not None:
+            prompts = self.visual_prompts(len(blocks) + 1)
         return LastLayerInput(x, prompts, class_aware_logits, weights)
 
     def text_features(self) -> Tensor:
-        """Compute features (C, E) of all classes in fp32: g, not normalised, or W0."""
+        """Return text features (C, E) in fp32: g, not normalised, or W0 for a fixed template."""
         return self.prompt_features().text_features
 
     @torch.no_grad()
@@ -278,9 +293,13 @@ class PromptedCLIP(nn.Module):
         return predict_each(self, images, top, workers)
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
-        """Return the learned parameters by name, with their gradients: all but CLIP's."""
+        """Return the learned parameters by name, all but CLIP's: themselves, not copies."""
         named = self.named_parameters()
         return {name: value for name, value in named if not name.startswith("clip.")}
+
+    def learned_parameters(self) -> list[Tensor]:
+        """Return the learned parameters, in the order of `prompt_state_dict`."""
+        return list(self.prompt_state_dict().values())
 
     def load_prompt_state_dict(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into learned parameters, by their names; the others stay."""
@@ -300,7 +319,10 @@ class PromptedCLIP(nn.Module):
         self.load_prompt_state_dict(from_published(tensors, self.prompt_state_dict(), where))
 
     def published(self, grad: bool = False) -> dict[str, Tensor]:
-        """Return the learned tensors (or their gradients) under the published names."""
+        """Return the learned tensors under the names of the published code, as it stores them.
+
+        grad: their gradients instead, zeros where there is none.
+        """
         values = self.prompt_state_dict()
         if grad:
             for name, value in values.items():
@@ -308,7 +330,7 @@ class PromptedCLIP(nn.Module):
         return to_published(values)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write learned tensors, class names, template, config, CLIP's name and fingerprint.
+        """Save learned tensors, class names, template, config, CLIP's name and fingerprint.
 
         CLIP itself is not in it: 34 KB for CoOp, about 5 MB for DPT on ViT-B/32 and 100 classes.
         An existing file is replaced.
@@ -345,20 +367,20 @@ class PromptedCLIP(nn.Module):
         return model.eval()
 
     def compute_prompt_features(self) -> PromptFeatures:
-        """Compute the prompt features."""
-        text_features = classifier = self.template_features
+        """Compute the prompt features, with gradient where that is enabled."""
+        text_features = normalized_text_features = self.template_features
         if self.text_prompts is not None:
             rows, layout = self.text_prompts(), self.text_prompts.layout
             encoded = self.clip.encode_packed(rows, layout, self.class_chunk).float()
             text_features = self.world.all_gather(encoded, len(self.classnames))
-            classifier = F.normalize(text_features, dim=-1)
+            normalized_text_features = F.normalize(text_features, dim=-1)
         blocks = self.clip.visual.transformer.resblocks[:-1]
         visual = () if self.visual_prompts is None else self.visual_prompts.prompts
         prompt_kv = [block.project_prompts(prompts) for block, prompts in zip(blocks, visual)]
-        return PromptFeatures(text_features, classifier, prompt_kv)
+        return PromptFeatures(text_features, normalized_text_features, prompt_kv)
 
     def prompt_features(self) -> PromptFeatures:
-        """Compute the prompt features; without gradient they are cached.
+        """Return `compute_prompt_features()`; under `no_grad` it is cached.
 
         The cache is used while learned values, device and precision equal those it came from. The
         values are compared, as fused optimizers change them behind autograd. CLIP is frozen: that
@@ -425,8 +447,8 @@ def build_model(
         classnames: C names; `_` is read as a space.
         template: with `{}` where the name goes, such as "a photo of a {}.".
         config: None for DPT as in the paper.
-        world: the processes that share it, see `support/distributed.py`; all of them build it,
-            from one seed, and call it at the same time, each with its images.
+        world: the processes that share it, see `support/distributed.py`; all of them build it
+            with the same seed, and call it at the same time, each with its images.
 
     Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
     long, or the config does not fit this CLIP.

@@ -1,7 +1,8 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
 These modules hold parameters and constants made from CLIP, never CLIP itself, which `model.py`
-joins with them. Letters of shapes as in `model.py`; S: rows of all packed prompts.
+joins with them. Letters of shapes as in `model.py`; S: rows of all packed prompts. A text prompt is
+the tokens of a class's text, its context the learned part of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
 
 def random_parameter(*shape: int) -> nn.Parameter:
-    """Draw from N(0, 0.02²); not on the meta device, where torch would import for long."""
+    """Make a parameter in fp32, drawn from N(0, 0.02²).
+
+    Nothing is drawn on the meta device, where torch would import for long.
+    """
     parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))  # whatever the default
     return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
 
@@ -184,14 +188,15 @@ class ClassAwareOutput(NamedTuple):
 class ClassAwarePrompts(nn.Module):
     """Make one layer's visual prompts for each image from its likeliest classes (CAVPT).
 
-    Cross attention (DPT, section III-C) in one head: the K classes ask, the image's tokens answer.
-    g are the text features of the K classes, with gradient; x the tokens that enter the layer:
+    Cross attention (DPT, section III-C) of one head, from the K classes to the image's tokens. x:
+    the tokens that enter the layer, without gradient; g_K: the rows of g (`model.py`) of the K
+    classes, with gradient, not normalised. On the right the names of the code:
 
-        q  = g·Wg + b                               (B, K, D)      Wg, b: meta_net
-        kv = [x ; T]                                (B, N+10, D)   T: tokens, learned
-        o  = softmax((q·Wq)(kv·Wk)ᵀ / √32)·kv·Wv    (B, K, D)      query, key, value
-        class_logits = LN(o)·Wcls                   (B, K, C)      ln_class, classifier
-        prompts      = LN(o + q)                    (B, K, D)      ln_prompt
+        q  = g_K·Wg + b                                 (B, K, D)      meta_net
+        kv = [x ; 10 learned tokens]                    (B, N+10, D)   tokens
+        o  = (softmax((q·Wq)·(kv·Wk)ᵀ / √32)·kv)·Wv     (B, K, D)      query, key, value
+        class_logits = LN(o)·Wcls                       (B, K, C)      ln_class, classifier
+        prompts      = LN(o + q)                        (B, K, D)      ln_prompt
 
     Differs from the paper's figure, as the published code does: the layer's plain visual prompts
     take no part.
@@ -217,7 +222,7 @@ class ClassAwarePrompts(nn.Module):
 
         Args:
             x: image tokens (B, N, D). No gradient flows back into them.
-            class_features: text features (B, K, E) of each image's classes, not normalised.
+            class_features: g_K (B, K, E), the text features of each image's classes.
         """
         queries = self.meta_net(class_features)  # (B, K, D)
         learned = self.tokens.expand(x.shape[0], -1, -1)
@@ -232,7 +237,7 @@ class ClassAwarePrompts(nn.Module):
 def build_visual_prompts(
     clip: CLIP, classes: int, config: PromptConfig
 ) -> tuple[VisualPrompts | None, nn.ModuleList]:
-    """Make the plain prompts of the image side, and the generators of the class-aware layers.
+    """Make the learned prompts of the layers 1 to j − 1, and the generators of the layers j to L.
 
     Raises ValueError if the config has more layers than the CLIP.
     """

@@ -45,7 +45,7 @@ def check_finite(
 
     saved: the file that holds the prompts of the epoch before.
     """
-    learned = model.prompt_state_dict().values()
+    learned = model.learned_parameters()
     if math.isfinite(loss) and torch.stack([value.isfinite().all() for value in learned]).all():
         return
     prompts = ", the prompts after it are not finite" if math.isfinite(loss) else ""

@@ -76,7 +76,7 @@ def test_torch_alone_predicts_as_the_model_for_any_number_of_images(tmp_path):
     model.clip.visual.ln_post.requires_grad_(True)  # by a user who trains it
     with torch.autocast("cpu", torch.bfloat16):  # is not the program's
         minidpt.export(model, tmp_path / "a.pt2")
-    learned = model.prompt_state_dict().values()
+    learned = model.learned_parameters()
     assert all(value.requires_grad for value in learned)  # of the model, still
     assert model.clip.visual.ln_post.weight.requires_grad
     model.clip.visual.ln_post.requires_grad_(False)

@@ -62,7 +62,7 @@ def test_prompts_are_fp32_whatever_torchs_default_is():
     torch.set_default_dtype(torch.float64)
     try:
         model = minidpt.build_model(clip, ["ox", "gnu"], TEMPLATE)
-        assert all(value.dtype == torch.float32 for value in model.prompt_state_dict().values())
+        assert all(value.dtype == torch.float32 for value in model.learned_parameters())
         output = model(images)
         model.loss(output, torch.tensor([0, 1]), guidance=True).backward()
     finally:

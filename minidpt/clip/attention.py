@@ -2,6 +2,9 @@
 
 Class-aware prompts, whose values are wider than their keys, take the one that is spelled out, and
 so do attention maps (`maps.py`), which need the weights.
+
+Letters of shapes: B images; H heads of width d, together W wide; Q queries; A tokens that they
+attend to, which give keys and values. Those of packed prompts, S, b, T and p, are `packing.py`'s.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ def attention(
 ) -> Tensor:
     """Compute softmax(scale·q·kᵀ + mask)·v in one fused kernel: (B, H, Q, d_v).
 
-    q, k, v: queries (B, H, Q, d), keys (B, H, K, d) and values (B, H, K, d_v); CUDA's fused kernels
+    q, k, v: queries (B, H, Q, d), keys (B, H, A, d) and values (B, H, A, d_v); CUDA's fused kernels
         take four dimensions only.
-    mask: (..., Q, K), 0 where a query may look and -inf where not, in q's precision.
+    mask: (..., Q, A), 0 where a query may attend and -inf where not, in q's precision.
     scale: None for 1/√d.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.half):
@@ -36,17 +39,22 @@ def attention(
 def attention_with_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `attention` does, spelled out, of (..., Q, d), (..., K, d) and (..., K, d_v).
+    """Compute softmax(q·kᵀ / √d + mask)·v step by step, and its weights.
 
-    Returns: the result (..., Q, d_v) and the weights (..., Q, K), whose rows sum to 1.
+    q, k, v: (..., Q, d), (..., A, d) and (..., A, d_v).
+    Returns: the result (..., Q, d_v) and the weights (..., Q, A), whose rows sum to 1.
     """
-    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, K)
+    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, A)
     weights = (scores if mask is None else scores + mask).softmax(dim=-1)
     return weights @ v, weights
 
 
 def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
-    """Compute causal attention in each prompt: q (S, H, d) and kv (S, 2, H, d) → (S, H, d)."""
+    """Compute causal attention of packed prompts: q (S, H, d) and kv (S, 2, H, d) → (S, H, d).
+
+    For each prompt the same as `attention(q, k, v, causal_mask)` of all its tokens: the mask of the
+    layout lets a row attend to the prefix and to the rows of its prompt up to it.
+    """
     bins = layout.mask.shape[0]
     prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)
     kv = torch.cat([prefix, kv.unflatten(0, (bins, -1))], dim=1)  # (b, p+T, 2, H, d)
@@ -58,8 +66,8 @@ def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
 class MultiheadAttention(nn.Module):
     """Multi-head self attention under CLIP's names: its weights, and projections by them.
 
-    Who attends to whom is the caller's business: blocks of the image transformer add prompts to the
-    keys and values, those of the text transformer share a prefix.
+    The caller decides which tokens a query attends to: blocks of the image transformer append
+    prompts to the keys and values, those of the text transformer share a prefix.
     """
 
     def __init__(self, width: int, heads: int):
@@ -69,34 +77,37 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def project(self, x: Tensor, parts: str = "qkv") -> Tensor:
-        """Project (..., T, W) to those of q, k and v that `parts` names: (..., T, parts, H, d)."""
+    def project(self, x: Tensor, letters: str = "qkv") -> Tensor:
+        """Project (..., W) to q, k and v, or two or one of them: (..., len(letters), H, d)."""
         width = x.shape[-1]
-        rows = slice("qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width)
+        rows = slice("qkv".index(letters[0]) * width, ("qkv".index(letters[-1]) + 1) * width)
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (len(parts), self.heads, -1))
+        return projected.unflatten(-1, (len(letters), self.heads, -1))
 
     def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Attend from one token of each image, query (B, W), over tokens (B, T, W) → (B, W).
+        """Attend from one token of each image, query (B, W), to tokens x (B, A, W) → (B, W).
 
-            softmax(q·kᵀ / √d)·v for each head,  q = Wq·query + bq, k = Wk·x + bk, v = Wv·x + bv
+        Equals, in each head,
 
-        Keys and values are never formed, which is exact: q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, where
-        q·bk is the same for every token and softmax drops it, and as the weights a sum to 1,
-        Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv. So the products are of a query's size, not of T tokens',
-        and each head attends to the tokens themselves.
+            q = Wq·query + bq;  k = Wk·x + bk;  v = Wv·x + bv
+            softmax(q·kᵀ / √d)·v
+
+        without forming k and v. q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, and softmax drops q·bk, which is
+        the same for every token. Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv, as the weights a sum to 1. So
+        each head attends to the tokens themselves, and projects one query and one mean of tokens
+        instead of A keys and A values.
         """
-        heads = (3, self.heads, -1)
-        query_weight, key_weight, value_weight = self.in_proj_weight.unflatten(0, heads)
-        query_bias, _, value_bias = self.in_proj_bias.unflatten(0, heads).unsqueeze(2)  # (H, 1, d)
+        by_head = (3, self.heads, -1)
+        query_weight, key_weight, value_weight = self.in_proj_weight.unflatten(0, by_head)
+        query_bias, _, value_bias = self.in_proj_bias.unflatten(0, by_head).unsqueeze(2)  # (H,1,d)
         query = query.expand(self.heads, -1, -1)
         q = torch.baddbmm(query_bias, query, query_weight.mT)  # (H, B, d)
-        asked = (q @ key_weight).transpose(0, 1)  # (B, H, W)
-        scale = 1 / math.sqrt(q.shape[-1])
-        seen = attention(asked.unsqueeze(1), *2 * (tokens.unsqueeze(1),), scale=scale)  # (B,1,H,W)
-        values = torch.baddbmm(value_bias, seen.squeeze(1).transpose(0, 1), value_weight.mT)
+        token_queries = (q @ key_weight).transpose(0, 1).unsqueeze(1)  # Wkᵀ·q: (B, 1, H, W)
+        scale, x = 1 / math.sqrt(q.shape[-1]), tokens.unsqueeze(1)  # (B, 1, A, W)
+        token_means = attention(token_queries, x, x, scale=scale).squeeze(1)  # Σ a·x: (B, H, W)
+        values = torch.baddbmm(value_bias, token_means.transpose(0, 1), value_weight.mT)
         return self.project_out(values.transpose(0, 1))
 
     def project_out(self, attended: Tensor) -> Tensor:
-        """Project the output of all heads together: (..., T, H, d) → (..., T, W)."""
+        """Project the output of all heads together: (..., H, d) → (..., W)."""
         return self.out_proj(attended.flatten(-2))

@@ -4,6 +4,9 @@ Modules and tensors are called what OpenAI's checkpoints call them, so a state d
 Everything is batch first. Two places go beyond the plain model, both for prompt tuning and both
 exact: a block can attend to further tokens (prompts) that it does not carry on, and can compute
 only the outputs that are read.
+
+Letters of shapes as in `model.py`: B, N, P, D, H, d, R and E of images; W is the width of the text
+transformer, or of either. n texts; S: rows of packed prompts (`packing.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class MLP(nn.Module):
-    """c_proj(gelu(c_fc(x))), the gelu being x·σ(1.702x) where OpenAI trained with it."""
+    """c_proj(gelu(c_fc(x))), where quick_gelu(h) = h·σ(1.702h), as in OpenAI's models."""
 
     def __init__(self, width: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
@@ -63,10 +66,16 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Compute residual + c_proj(gelu(c_fc(x))), both (..., W) → (..., W).
 
-        x·σ(1.702x) = silu(1.702x)/1.702, so c_proj(gelu(h)) = (silu(1.702h) @ Wᵀ)/1.702 + b. The
-        products take the factors along: the silu alone passes over the wide layer between them.
+        With the quick GELU this equals
+
+            h = c_fc(x)
+            residual + c_proj(h·σ(1.702h))
+
+        As h·σ(1.702h) = silu(1.702h) / 1.702, the two matrix products take the factors along, and
+        the silu alone passes over the wide h. `residual` is added in place to the result, and is
+        not changed.
         """
-        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (T, W), …
+        flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (rows, W)
         if self.quick_gelu:
             weight, factor = self.c_fc.weight.t(), 1.702
             hidden = torch.addmm(self.c_fc.bias, flat, weight, beta=factor, alpha=factor)
@@ -88,7 +97,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
-        """Compute a layer over image tokens, (B, N, D) → (B, N, D), that also see prompts.
+        """Compute a layer over image tokens (B, N, D) → (B, N, D), which attend to prompts, too.
 
         prompt_kv: of `project_prompts`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
@@ -123,16 +132,16 @@ class ResidualAttentionBlock(nn.Module):
         return attention_with_weights(q[:, :, :1], k, v)[1].squeeze(2)
 
     def _normed_inputs(self, x: Tensor, prompts: Tensor | None) -> Tensor:
-        """Norm what the layer attends to: the image's tokens, then the prompts (B, N+P, D)."""
+        """Apply ln_1 to tokens and prompts, which the layer attends to: (B, N+P, D)."""
         return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
-    def forward_packed(self, x: Tensor, layout: PackedPrompts, ends: bool = False) -> Tensor:
-        """Compute a layer over packed prompts (S, W), whole or, with `ends`, their EOTs (n, W)."""
+    def forward_packed(self, x: Tensor, layout: PackedPrompts, ends_only: bool = False) -> Tensor:
+        """Compute a layer over packed prompts (S, W) → (S, W), or (n, W): their EOTs only."""
         normed = self.ln_1(x)
-        # Apart: of one joint product q would be a view, and all of it kept for the backward pass.
+        # Two products: of a joint one q would be a view, which keeps all for the backward pass.
         q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
         attended = packed_attention(q.squeeze(1), kv, layout)  # (S, H, d)
-        if ends:
+        if ends_only:
             x, attended = x[layout.ends], attended[layout.ends]
         x = x + self.attn.project_out(attended)
         return self.mlp(self.ln_2(x), x)
@@ -146,7 +155,7 @@ def append(tokens: Tensor, prompts: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """A stack of blocks; image and text encoder walk through `resblocks` in their own ways."""
+    """A stack of blocks. The encoders call `resblocks` themselves, each in its way."""
 
     def __init__(self, sizes: TransformerSizes, quick_gelu: bool):
         super().__init__()
@@ -193,7 +202,7 @@ class VisionTransformer(nn.Module):
         return self.project_cls(last.forward_cls(self.forward_before_last(x)))
 
     def forward_before_last(self, x: Tensor) -> Tensor:
-        """Compute from the tokens of the first layer those of the last one, both (B, N, D)."""
+        """Compute the layers before the last one: (B, N, D) → (B, N, D)."""
         *blocks, _ = self.transformer.resblocks  # a slice torch.export of 2.4 could not trace
         for block in blocks:
             x = block(x)
@@ -283,8 +292,8 @@ class CLIP(nn.Module):
     def encode_packed(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
         """Encode embedded packed prompts (S, W) → text features (n, E), not normalised.
 
-        With `chunk`, that many at a time, whose gradients' needs are computed again in the backward
-        pass: equal gradients in the memory of one chunk, for half the time again.
+        chunk: encode that many at a time with gradient checkpointing: each is computed again in
+            the backward pass. Equal gradients in the memory of one chunk, for half the time again.
         """
         if chunk is None or chunk >= len(layout.ends):
             return self._encode_in_packed_order(x, layout)[layout.inverse_order]
@@ -298,14 +307,14 @@ class CLIP(nn.Module):
         return torch.cat(features)[layout.inverse_order]
 
     def _encode_in_packed_order(self, x: Tensor, layout: PackedPrompts) -> Tensor:
-        """Encode prompts; the features are in packed order."""
+        """Encode embedded packed prompts (S, W) → features (n, E) in packed order."""
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), replace(layout, mask=layout.mask.to(self.dtype))
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):  # no part of a step
             blocks = track(blocks, "layers of the text encoder", len(blocks))
         for block in blocks:
             x = block.forward_packed(x, layout)
-        x = last.forward_packed(x, layout, ends=True)
+        x = last.forward_packed(x, layout, ends_only=True)
         return self.ln_final(x.float()) @ self.text_projection.float()
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

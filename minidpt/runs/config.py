@@ -41,7 +41,8 @@ class RunConfig:
     """The settings of one run. Raises as `check_option`.
 
     data: None for the demo's pictures, until they are drawn.
-    epochs, warmup_epochs, template, model: None for what is usual, until `resolve`.
+    epochs, warmup_epochs: None for the published number, until `resolve`; so template, for the data
+        set's. model: None for ViT-B/32, of the demo tiny.
     """
 
     # fmt: off
@@ -169,7 +170,10 @@ class RunConfig:
         }
 
     def resolve(self, dataset: str, template: str | None) -> RunConfig:
-        """Return the config with what is usual on a data set in place of None."""
+        """Return the config with a data set's template, and its usual epochs in place of None.
+
+        The data set's template is already the one of `--template`, if that was passed.
+        """
         epochs, warmup_epochs = self.epochs, self.warmup_epochs
         if epochs is None:
             epochs = default_epochs(self.prompts.method, self.shots, dataset)

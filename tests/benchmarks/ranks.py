@@ -58,7 +58,7 @@ def step(connection, rank: int, size: int, store: str, classes: int, runs: int) 
     tiny_models.clip_state.cache_clear()  # CLIP has its own copies
     model = minidpt.build_model(clip, classnames(classes), "a photo of a {}.", world=world).train()
     model.class_chunk = None
-    learned = list(model.prompt_state_dict().values())
+    learned = model.learned_parameters()
     optimizer = torch.optim.SGD(minidpt.parameter_groups(model), momentum=0.9)
     images = world.shard(torch.randn(32, 3, VIT_B_32.patch * VIT_B_32.grid, 224))
     labels = world.shard(torch.randint(0, classes, (32,)))

@@ -89,7 +89,7 @@ def steps(model: minidpt.PromptedCLIP, batches: list, guided: int, epochs: int) 
         loss = model.loss(model(shard), shard_labels, guidance=step < guided)
         optimizer.zero_grad()
         loss.backward()
-        world.all_reduce_gradients(model.prompt_state_dict().values())
+        world.all_reduce_gradients(model.learned_parameters())
         optimizer.step()
         losses.append(world.all_reduce_sum(loss.detach()).item())
     with torch.no_grad():
