@@ -14,7 +14,6 @@ data sets are a sweep: a folder of runs and a table.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,17 +22,17 @@ from typing import NamedTuple
 
 import torch
 
-from minidpt.data.batches import Batch, ImageCache, train_batches
+from minidpt.data.batches import Batch, train_batches
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
-from minidpt.runs.config import RunConfig, RunRecord, versions
+from minidpt.runs.config import RunConfig, versions
 from minidpt.runs.devices import keep_freed_memory
-from minidpt.runs.entrypoint import DeferredInterrupt, relaunch_command, run_command
+from minidpt.runs.entrypoint import DeferredInterrupt, eval_command, run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
-from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER, RunFolder
+from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER
 from minidpt.runs.report import write_predictions, write_report, write_words
 from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
@@ -55,6 +54,7 @@ def main() -> int:
     """Parse the command line and make its runs: one, or those of a sweep."""
     command = parse_train_command(__doc__)
     if command.resume and is_finished(command.resume):
+        print_line(f"run {command.resume} is finished: {eval_command(command.resume)}")
         return 0
     set_max_pixels(command.options.get("max_pixels", RunConfig.max_pixels))
     keep_freed_memory()
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def run_once(planned: PlannedRun, shared: Shared) -> None:
-    """Make one run: draw the shots, learn prompts, test, write all of it into the run's folder."""
+    """Make one run: draw the shots, train the prompts, evaluate, and write the run's folder."""
     started, config, run = time.monotonic(), planned.config, planned.folder
     record = shared.records[planned.dataset.name]
     drawn = draw_train_set(planned)
@@ -71,39 +71,43 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
         shared.clip, drawn.classnames, config.template, config.prompts, shared.world
     )
     if config.class_chunk is not None:
-        model.class_chunk = config.class_chunk or None
-    print_notes(training_notes(config, model, drawn))
+        model.class_chunk = config.class_chunk or None  # 0: all classes at once
+    if learned := model.learned_parameters():
+        method, count = config.prompts.method, sum(parameter.numel() for parameter in learned)
+        print_line(f"{method} trains {count:,} parameters on {len(drawn.train)} images")
+        print_notes(training_notes(config, len(drawn.train)))
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
     print_notes(read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers))
     eval_set = next(iter(eval_sets.values()))
-    frozen = zero_shot(model, eval_set)
-    before = top1_accuracy(frozen.labels, eval_set.labels)
-    print_line(f"zero-shot accuracy {before:.2f} % on {len(eval_set)} test images")
+    accuracy = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
+    print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
     if shared.is_main:
         run.create(config, replace(record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
-    if model.learned_parameters():
-        fit(model, drawn, config, record, run, shared.images)
+    if learned:
+        fit(model, drawn, planned, shared)
     results, predictions = evaluate(model.eval(), planned, eval_sets)
     if not shared.is_main:
         return
     model.save(run.path(MODEL))
     with optional_output(run.folder):
         write_predictions(run, drawn, *predictions)  # of the subset that was trained on
-        if model.config.learns_text:
+        if config.prompts.learns_text:
             write_words(run, model)
-    finish(run, config, model, drawn, results, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    write_summary(planned, model, drawn, results, seconds)
+    print_results(config.prompts.method, results, seconds)
     if not (shared.is_sweep or config.no_report):
         with optional_output(run.folder):
             print_notes(write_report(run.folder, lambda: model))
             print_line(run.path(REPORT))
-    print_line(f"test it again: {shlex.join([*relaunch_command('eval'), 'test', str(run.folder)])}")
+    print_line(f"test it again: {eval_command(run.folder)}")
 
 
 def draw_train_set(planned: PlannedRun) -> Dataset:
-    """Draw a run's few training images, of the classes of its subset; all test images stay."""
+    """Draw a run's training images, of the classes of its first subset; keep all test images."""
     subset, dataset = next(iter(planned.subsets.items()))
     if planned.config.prompts.method == "zeroshot":
         return replace(dataset, train=[], val=[])
@@ -112,37 +116,29 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
     return select_classes(drawn, subset)  # the published protocol draws before it selects
 
 
-def training_notes(config: RunConfig, model: PromptedCLIP, drawn: Dataset) -> Iterable[str]:
-    """Print what is to be learned; yield notes where the settings leave too little training."""
-    count = sum(parameter.numel() for parameter in model.learned_parameters())
-    if not count:
-        return
-    print_line(f"{config.prompts.method} trains {count:,} parameters on {len(drawn.train)} images")
-    warmup = config.warmup_epochs if model.config.learns_image else TEXT_WARMUP
-    steps = max(config.epochs - warmup, 0) * max(len(drawn.train) // config.batch_size, 1)
+def training_notes(config: RunConfig, train_images: int) -> list[str]:
+    """Return notes on settings that leave too little training."""
+    notes, learns_image = [], config.prompts.learns_image
+    warmup = config.warmup_epochs if learns_image else TEXT_WARMUP
+    steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
     if config.epochs and steps < FEW_STEPS:
-        fewer = " or fewer --warmup-epochs" if model.config.learns_image else ""
-        yield (
+        fewer = " or fewer --warmup-epochs" if learns_image else ""
+        notes.append(
             f"training steps after warm-up: {steps}; with less than {FEW_STEPS} the accuracy tells "
             f"little about the method or the number of shots: pass more --epochs{fewer}"
         )
-    if model.config.guided and 0 < config.epochs <= config.guidance_epochs:
-        yield (
+    if config.prompts.guided and 0 < config.epochs <= config.guidance_epochs:
+        notes.append(
             f"all {config.epochs} epochs are guidance, which is published as 30 of 100: pass "
             f"--guidance-epochs {config.epochs * 3 // 10}"
         )
+    return notes
 
 
-def fit(
-    model: PromptedCLIP,
-    train_set: Dataset,
-    config: RunConfig,
-    record: RunRecord,
-    run: RunFolder,
-    images: ImageCache,
-) -> None:
-    """Train the prompts by SGD, from where the run folder's state stands; save after each epoch."""
-    device = model.clip.device
+def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Shared) -> None:
+    """Train the prompts by SGD, from the state in the run's folder on; save after each epoch."""
+    config, run, device = planned.config, planned.folder, model.clip.device
+    record = shared.records[planned.dataset.name]
     groups = parameter_groups(model, config.visual_lr, config.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
     warmup = {"visual": config.warmup_epochs, "text": TEXT_WARMUP}
@@ -165,16 +161,17 @@ def fit(
                 group["lr"] = learning_rate(epoch, base_lr[name], config.epochs, warmup[name])
             batches = TimedIterator(train_batches(
                 train_set.train, model.clip.visual.resolution, config.batch_size, config.seed,
-                epoch, images, config.workers, world=model.world,
+                epoch, shared.images, config.workers, world=model.world,
                 pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             started = time.monotonic()
-            loss, correct, count = train_one_epoch(
+            loss, correct, steps = train_one_epoch(
                 model, interrupt.check_before(batches), optimizer, scaler,
                 guidance=epoch < config.guidance_epochs,
             )  # fmt: skip
             seconds = time.monotonic() - started
-            seen = count * min(config.batch_size, len(train_set.train))
+            # Each batch is full, or all of a smaller train set.
+            seen = steps * min(config.batch_size, len(train_set.train))
             state.epoch = epoch + 1
             check_finite(loss, model, state.epoch, str(run.path(MODEL)), record.precision)
             metrics = {
@@ -191,7 +188,7 @@ def fit(
 
 
 class EpochTotals(NamedTuple):
-    """The mean loss of an epoch's steps, images that were classified right, and steps."""
+    """Mean loss of an epoch's steps, number of images classified right, number of steps."""
 
     loss: float
     correct: int
@@ -226,12 +223,12 @@ def train_one_epoch(
         correct = (output.logits.argmax(dim=-1) == labels).sum()
         totals += torch.stack([loss.detach(), correct])  # stays on the device
         steps += 1
-    loss_sum, correct = model.world.all_reduce_sum(totals).tolist()
-    return EpochTotals(loss_sum / steps, int(correct), steps)
+    loss_sum, correct_sum = model.world.all_reduce_sum(totals).tolist()
+    return EpochTotals(loss_sum / steps, int(correct_sum), steps)
 
 
 def epoch_line(metrics: dict) -> str:
-    """Return what the progress line says of an epoch."""
+    """Format the metrics of an epoch for the progress line."""
     rates = "/".join(f"{rate:.1e}" for rate in metrics["lr"].values())
     return (
         f"loss {metrics['loss']:.3f} · accuracy {metrics['train_accuracy']:.1f} % · lr {rates} · "
@@ -243,9 +240,9 @@ def epoch_line(metrics: dict) -> str:
 def evaluate(
     model: PromptedCLIP, planned: PlannedRun, eval_sets: dict[str, EvalSet]
 ) -> tuple[dict, tuple]:
-    """Test on each subset: results by name, and predictions on the first, learned and zero-shot.
+    """Evaluate on each subset of the classes.
 
-    With base classes also what the prompts do for the new ones.
+    Returns results by name, and the predictions on the first subset, learned and zero-shot.
     """
     results, first = {}, None
     for subset, eval_set in eval_sets.items():
@@ -260,33 +257,32 @@ def evaluate(
     return results, first
 
 
-def finish(
-    run: RunFolder,
-    config: RunConfig,
-    model: PromptedCLIP,
-    drawn: Dataset,
-    results: dict[str, dict],
-    seconds: float,
+def write_summary(
+    planned: PlannedRun, model: PromptedCLIP, drawn: Dataset, results: dict, seconds: float
 ) -> None:
-    """Write summary.json, which makes the run a finished one, and print the results."""
-    (result, *others), learns = results.values(), bool(model.learned_parameters())
-    method, before = config.prompts.method, result["zero_shot_accuracy"]
+    """Write summary.json, which makes the run a finished one."""
+    config, run, learns = planned.config, planned.folder, bool(model.learned_parameters())
     run.write_json(SUMMARY, {
-        "dataset": drawn.name, "classes": len(drawn.classnames), "method": method,
+        "dataset": drawn.name, "classes": len(drawn.classnames), "method": config.prompts.method,
         "shots": config.shots if learns else 0, "seed": config.seed if learns else 0,
         "model": model.clip.name, "epochs": config.epochs if learns else 0,
-        "train_images": len(drawn.train), **result, "tests": results,
+        "train_images": len(drawn.train), **next(iter(results.values())), "tests": results,
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
-    for name in (STATE, TRANSFER):  # what eval.py has tested was half trained
+    for name in (STATE, TRANSFER):  # TRANSFER has results of the half-trained prompts
         run.path(name).unlink(missing_ok=True)
-    gain = result["accuracy"] - before
+
+
+def print_results(method: str, results: dict[str, dict], seconds: float) -> None:
+    """Print the accuracy on the first subset; on others also the harmonic mean of both."""
+    (_, first), *others = results.items()
+    accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
     print_line(
-        f"{method} accuracy {result['accuracy']:.2f} %, zero-shot {before:.2f} % ({gain:+.2f}), "
+        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}), "
         f"{format_duration(seconds)} min"
     )
-    for name, other in zip(list(results)[1:], others, strict=True):
-        mean = harmonic_mean([result["accuracy"], other["accuracy"]])
+    for name, other in others:
+        mean = harmonic_mean([accuracy, other["accuracy"]])
         print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
             f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
 

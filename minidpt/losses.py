@@ -3,8 +3,7 @@
 Labels are class indices; `NO_LABEL` (-100) marks an image that does not count. Several ranks that
 share a batch pass its `GlobalCounts`: each divides its sum by those, so that the losses of all
 ranks, and their gradients, sum to those of the batch.
-
-Letters of shapes as in `model.py`: B images, of which K of C classes are selected.
+Letters of shapes as in `model.py`.
 """
 
 from __future__ import annotations
@@ -19,20 +18,14 @@ from .support.distributed import NO_LABEL, World
 
 
 class GlobalCounts(NamedTuple):
-    """Counts over a batch on all ranks, scalars.
-
-    images: those with a label. hits: those whose label is among their selected classes.
-    """
+    """Numbers of images with a label, and of those with it among the K classes, on all ranks."""
 
     images: Tensor
     hits: Tensor
 
 
 def global_counts(labels: Tensor, top_classes: Tensor | None, world: World) -> GlobalCounts | None:
-    """Count labels (B,) and hits in top_classes (B, K) over all ranks; None for a single process.
-
-    All ranks must call it. Without top_classes there are no hits.
-    """
+    """Count over all ranks, labels (B,) and top_classes (B, K); None for a single process."""
     if world.size == 1:
         return None
     images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
@@ -56,8 +49,7 @@ def auxiliary_loss(
         mean of CE(logits[image, layer, k], label[image])
         over all image, layer, k with top_classes[image, k] = label[image]
 
-    top_classes: (B, K). With counts: a share. 0 without such a k, where the published code divides
-    by zero.
+    0 if there is none, where the published code divides by zero. With counts, a share.
     """
     hits = top_classes == labels.unsqueeze(1)  # (B, K)
     targets = labels.view(-1, 1, 1).expand(logits.shape[:-1])  # (B, layers, K)

@@ -9,18 +9,12 @@ Letters of shapes, here and in `prompts.py`:
     P  visual prompts of a layer         M  context vectors of a prompt
 
 Layers are counted from 1, as in the paper and in `PromptConfig`. DPT's image side, j being
-`class_aware_from`; VPT's and VLP's have no class-aware prompts, as if j were L + 1:
+`class_aware_from` (in VPT and VLP all layers attend to learned prompts):
 
-    x (B, N, D)
-     │   layers 1 … j−1   attend to x and to P learned prompts
-     ▼
-    x (B, N, D)
-     │   layers j … L     attend to x and to K class-aware prompts, made from x and g
-     ▼                    (layer L computes the class token only)
-    class token (B, D)
-     │   ln_post, proj
-     ▼
-    f (B, E)
+    layers 1 … j−1    x (B, N, D) ──▶ x (B, N, D)            attend to x and P learned prompts
+    layers j … L−1    x (B, N, D) ──▶ x (B, N, D)            attend to x and K class-aware prompts,
+    layer  L          x (B, N, D) ──▶ class token (B, D)         which are made from x and g
+    ln_post, proj     class token ──▶ f (B, E)
 
 The loss (DPT, arXiv 2208.08340, section III). g: text features of the learned context, (C, E); W0:
 those of the template, normalised; f: image features with prompts, (B, E); f0: without any;
@@ -75,8 +69,7 @@ class ModelOutput(NamedTuple):
     image_branch_logits: (B, C), prompted image feature against the template features W0.
     top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first. Where K >= C, all
         of them in index order, unless the frozen features were computed.
-    class_aware_logits: (B, layers, K, C), auxiliary logits of the L − j + 1 class-aware layers, not
-        scaled.
+    class_aware_logits: (B, layers, K, C), auxiliary logits of the layers j to L, not scaled.
     """
 
     logits: Tensor
@@ -91,8 +84,7 @@ class PromptFeatures(NamedTuple):
 
     text_features: (C, E) in fp32: g, not normalised, or W0 where no context is learned.
     normalized_text_features: (C, E), n(g) or W0.
-    prompt_kv: keys and values (P, 2, H, d) of the learned prompts of the layers 1 to j − 1, but the
-        last one's.
+    prompt_kv: keys and values (P, 2, H, d) of each layer's learned prompts, but the last one's.
     """
 
     text_features: Tensor
@@ -183,9 +175,7 @@ class PromptedCLIP(nn.Module):
         return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
-        """Compute the training loss of a batch, a scalar in fp32.
-
-        Of several ranks each returns a share: they, and their gradients, sum to the batch's.
+        """Compute the training loss of a batch, in fp32; with several ranks, a share of it.
 
         Args:
             output: of `forward`.
@@ -241,8 +231,7 @@ class PromptedCLIP(nn.Module):
             prompt_kv: see `PromptFeatures`.
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
         """
-        # Not resblocks[:-1], which torch.export of 2.4 could not trace.
-        *blocks, _ = self.clip.visual.transformer.resblocks
+        *blocks, _ = self.clip.visual.transformer.resblocks  # as in `forward_before_last`
         auxiliary = []  # (B, K, C) of each class-aware layer
         for layer, block in enumerate(blocks, start=1):
             layer_kv = prompt_kv[layer - 1] if layer <= len(prompt_kv) else None
@@ -319,10 +308,7 @@ class PromptedCLIP(nn.Module):
         self.load_prompt_state_dict(from_published(tensors, self.prompt_state_dict(), where))
 
     def published(self, grad: bool = False) -> dict[str, Tensor]:
-        """Return the learned tensors under the names of the published code, as it stores them.
-
-        grad: their gradients instead, zeros where there is none.
-        """
+        """Return the learned tensors, or with `grad` their gradients, under the published names."""
         values = self.prompt_state_dict()
         if grad:
             for name, value in values.items():

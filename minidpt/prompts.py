@@ -1,8 +1,7 @@
 """The three kinds of learned prompts: text context, visual prompts, class-aware visual prompts.
 
 These modules hold parameters and constants made from CLIP, never CLIP itself, which `model.py`
-joins with them. Letters of shapes as in `model.py`; S: rows of all packed prompts. A text prompt is
-the tokens of a class's text, its context the learned part of them.
+joins with them. Letters of shapes as in `model.py`; S: rows of all packed prompts.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
 
 def random_parameter(*shape: int) -> nn.Parameter:
-    """Make a parameter in fp32, drawn from N(0, 0.02²).
-
-    Nothing is drawn on the meta device, where torch would import for long.
-    """
+    """Draw from N(0, 0.02²); not on the meta device, where torch would import for long."""
     parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))  # whatever the default
     return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
 
@@ -135,10 +131,10 @@ def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]
     return [SOT_TOKEN, *body, EOT_TOKEN]
 
 
-def check_length(tokens: Sequence[int], what: str, clip: CLIP) -> None:
-    """Raise ValueError if a prompt has more tokens than CLIP has positions."""
+def check_length(tokens: Sequence[int], texts: str, clip: CLIP) -> None:
+    """Raise ValueError, naming its texts, if a prompt has more tokens than CLIP has positions."""
     if len(tokens) > clip.context_length:
-        got = f"{what} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}"
+        got = f"{texts} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}"
         raise ValueError(f"{got}: shorten the name, or the context or template around it")
 
 
@@ -170,7 +166,7 @@ class VisualPrompts(nn.Module):
         self.prompts = random_parameter(layers, n_prompts, width)
 
     def forward(self, layer: int) -> Tensor | None:
-        """Return the prompts (P, D) of a layer, counted from 1; None where there are none."""
+        """Return the prompts (P, D) of a layer, counted from 1; None if it has none."""
         return self.prompts[layer - 1] if layer <= len(self.prompts) else None
 
 

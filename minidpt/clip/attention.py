@@ -52,8 +52,7 @@ def attention_with_weights(
 def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
     """Compute causal attention of packed prompts: q (S, H, d) and kv (S, 2, H, d) → (S, H, d).
 
-    For each prompt the same as `attention(q, k, v, causal_mask)` of all its tokens: the mask of the
-    layout lets a row attend to the prefix and to the rows of its prompt up to it.
+    Equals `attention(q, k, v, causal_mask)` of each prompt's tokens, prefix and all.
     """
     bins = layout.mask.shape[0]
     prefix = kv[: layout.prefix].expand(bins, -1, -1, -1, -1)  # (b, p, 2, H, d)

@@ -5,8 +5,8 @@ Everything is batch first. Two places go beyond the plain model, both for prompt
 exact: a block can attend to further tokens (prompts) that it does not carry on, and can compute
 only the outputs that are read.
 
-Letters of shapes as in `model.py`: B, N, P, D, H, d, R and E of images; W is the width of the text
-transformer, or of either. n texts; S: rows of packed prompts (`packing.py`).
+Letters of shapes as in `model.py`, W also for the width of either transformer; n and S as in
+`packing.py`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class MLP(nn.Module):
             residual + c_proj(h·σ(1.702h))
 
         As h·σ(1.702h) = silu(1.702h) / 1.702, the two matrix products take the factors along, and
-        the silu alone passes over the wide h. `residual` is added in place to the result, and is
-        not changed.
+        the silu alone passes over the wide h. `residual` is added to the result in place.
         """
         flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (rows, W)
         if self.quick_gelu:
@@ -301,8 +300,8 @@ class CLIP(nn.Module):
         from torch.utils.checkpoint import checkpoint  # here, as torch 2.4 takes 0.4 s for it
 
         features = [
-            checkpoint(self._encode_in_packed_order, x[rows], part, use_reentrant=False)
-            for rows, part in iter_chunks(layout, chunk)
+            checkpoint(self._encode_in_packed_order, x[rows], chunk_layout, use_reentrant=False)
+            for rows, chunk_layout in iter_chunks(layout, chunk)
         ]
         return torch.cat(features)[layout.inverse_order]
 

@@ -144,8 +144,7 @@ def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> lis
 def iter_chunks(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
     """Yield chunks of at most `most` prompts, or one bin: indices of its rows, and its layout.
 
-    The chunks' prompts follow each other in packed order. Each chunk begins with the first bin, in
-    which the prefix is; `ends` has that bin's prompts in the first chunk only.
+    Each chunk begins with the first bin, for its prefix; that bin's prompts are of the first chunk.
     """
     size, device = layout.mask.shape[2], layout.tokens.device
     counts = layout.prompts_per_bin

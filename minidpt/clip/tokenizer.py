@@ -41,7 +41,7 @@ CACHED_WORD_LENGTH = 64  # in characters; with longer words the cache would have
 
 
 class Vocabulary(NamedTuple):
-    """What the ids stand for."""
+    """Tables between bytes, merges and ids."""
 
     byte_ids: list[int]  # byte -> its id inside a word; 256 more at the end of a word
     merges: dict[tuple[int, int], int]  # ids of two neighbours -> id of the token that joins them

@@ -310,11 +310,8 @@ def evaluates_other_data(args: Namespace) -> bool:
 def published_config(args: Namespace) -> RunConfig:
     """Return the options of runs that `published` was given, others with their defaults."""
     options = {"model": args.model or "ViT-B/32"}
-    for name, about in OPTIONS.items():
-        if (
-            "published" in about.eval_commands
-            and not about.is_grid
-            and getattr(args, name) is not None
-        ):
+    names = [name for name, about in OPTIONS.items() if "published" in about.eval_commands]
+    for name in names:
+        if not OPTIONS[name].is_grid and getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return RunConfig.from_dict(options)

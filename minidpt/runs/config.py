@@ -41,8 +41,7 @@ class RunConfig:
     """The settings of one run. Raises as `check_option`.
 
     data: None for the demo's pictures, until they are drawn.
-    epochs, warmup_epochs: None for the published number, until `resolve`; so template, for the data
-        set's. model: None for ViT-B/32, of the demo tiny.
+    epochs, warmup_epochs, template, model: None for the usual ones, until `resolve`.
     """
 
     # fmt: off
@@ -170,10 +169,7 @@ class RunConfig:
         }
 
     def resolve(self, dataset: str, template: str | None) -> RunConfig:
-        """Return the config with a data set's template, and its usual epochs in place of None.
-
-        The data set's template is already the one of `--template`, if that was passed.
-        """
+        """Return the config with this template, and the usual epochs in place of None."""
         epochs, warmup_epochs = self.epochs, self.warmup_epochs
         if epochs is None:
             epochs = default_epochs(self.prompts.method, self.shots, dataset)
@@ -238,7 +234,7 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run finds out beyond its settings, kept with them in config.json.
+    """Facts that a run finds out beyond its settings, kept with them in config.json.
 
     clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of pictures and classes.
     device, precision: those it computes in. quick_gelu: CLIP's activation, said or guessed.

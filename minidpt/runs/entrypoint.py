@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -181,6 +182,11 @@ def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
     if nodes > 1:
         start.insert(1, f"--nnodes={nodes}")
     return [*start, "--no-python", file] if installed else [*start, file]
+
+
+def eval_command(run: Path | str) -> str:
+    """Return the command that tests a run again."""
+    return shlex.join([*relaunch_command("eval"), "test", str(run)])
 
 
 @contextmanager

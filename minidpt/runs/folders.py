@@ -1,4 +1,4 @@
-"""Folders of runs and of sweeps: what lies in them, and who writes to them."""
+"""Folders of runs and of sweeps: their files, and locks against other writers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RunFolder:
         return run
 
     def create(self, config: RunConfig, record: RunRecord) -> None:
-        """Make the folder, without what an interrupted run has left, unless it can be resumed."""
+        """Create the folder; files of an interrupted run go, unless it can be resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.folder)
         if not self.path(STATE).is_file():
@@ -80,7 +80,7 @@ class RunFolder:
     def is_finished(
         self, config: RunConfig, record: RunRecord, fix: str = "pass another --out, or remove it"
     ) -> bool:
-        """Whether the folder holds a run of these settings, and its result.
+        """Whether the folder holds a run of these settings that has its result.
 
         Raises ValueError, which `fix` ends, if it holds another run, a damaged one, or none.
         """
@@ -90,10 +90,17 @@ class RunFolder:
             raise ValueError(f"run folder {self.folder}: expected a run in it, got other files")
         there = [each.result_settings() for each in self.read_config()]
         self._compare(config.result_settings() | record.result_settings(), there[0] | there[1], fix)
+        return self.has_result()
+
+    def has_result(self) -> bool:
+        """Whether summary.json is there; if so, remove the state that a kill just then has left.
+
+        Raises ValueError if it is damaged.
+        """
         if not self.path(SUMMARY).is_file():
             return False
         self.read_json(SUMMARY, tests=dict)  # a damaged one must not cost the state
-        self.path(STATE).unlink(missing_ok=True)  # of a process that was killed just then
+        self.path(STATE).unlink(missing_ok=True)
         return True
 
     def _compare(self, wanted: dict[str, Any], got: dict[str, Any], fix: str) -> None:
@@ -128,11 +135,11 @@ class RunFolder:
         return self.folder / name
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file whole: no half of it is ever there."""
+        """Write a JSON file atomically."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
-        """Write a text file whole."""
+        """Write a text file atomically."""
         with atomic_write(self.path(name)) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
 
@@ -152,7 +159,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether it is a run's: config.json of others, Hugging Face's say, lies in many folders."""
+    """Whether a folder is a run's; Hugging Face's have a config.json, too."""
     try:
         return not is_earlier_version(folder) or (folder / SPLIT).is_file()
     except (OSError, ValueError):
@@ -179,7 +186,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 class OutputFolderExists(FileExistsError):
-    """A folder to write to holds what is not ours to go on with: another name will do."""
+    """An output folder has contents that this run cannot resume: another name will do."""
 
 
 @contextmanager
@@ -189,12 +196,12 @@ def lock_output_folder(
     may_hold: Callable[[set[str]], bool] = lambda contents: False,
     option: str = "--out",
 ) -> Iterator[Path]:
-    """Make a folder, and lock it for the block by a file in it, where the file system has locks.
+    """Create a folder and lock it for the block by a file in it, where the file system has locks.
 
-    may_hold: whether it may have these contents; a new or empty one may be had always. Folders that
-    the block leaves empty go again. Raises ValueError if the folder lies within one of the data
+    may_hold: whether its contents are accepted; a new or empty folder always is. Folders that the
+    block leaves empty are removed. Raises ValueError if the folder lies within one of the data
     folders, or in a sweep that another process writes; OutputFolderExists if it has contents that
-    it may not, BlockingIOError if another process has it.
+    are not accepted, BlockingIOError if another process has locked it.
     """
 
     def check() -> None:
@@ -231,7 +238,7 @@ def is_interrupted(contents: set[str]) -> bool:
 
 @contextmanager
 def lock_numbered_folder(folder: Path, data: list[Path]) -> Iterator[Path]:
-    """Lock this new folder, or with -2, -3, … behind it if that is taken."""
+    """Lock a new folder: this one, or if it is taken this name with -2, -3, … appended."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
     for path in chain([folder], numbered):
         with ExitStack() as lock, suppress(OutputFolderExists, BlockingIOError):
@@ -275,12 +282,13 @@ def check_unlocked(folder: Path) -> None:
 
 
 def check_outside(
-    path: Path, data: Iterable[Path], what: str = "output folder", option: str = "--out"
+    path: Path, data: Iterable[Path], output: str = "output folder", option: str = "--out"
 ) -> None:
     """Raise ValueError if a path to write to lies within one of the data folders."""
     resolved = path.resolve()
     for root in data:
         if root.is_dir() and resolved.is_relative_to(root.resolve()):
             raise ValueError(
-                f"{what} {path}: expected one outside the data folder {root}: pass another {option}"
+                f"{output} {path}: expected one outside the data folder {root}: pass another "
+                f"{option}"
             )

@@ -1,4 +1,4 @@
-"""What a run needs to resume after its last finished epoch: one file that is written whole.
+"""Save and load the state by which a run resumes after its last finished epoch, in one file.
 
 Orders and crops of images are not in it: they follow from the seed and the epoch's number.
 """
@@ -23,10 +23,10 @@ FORMAT = "minidpt state 2"
 
 @dataclass
 class TrainingState:
-    """All that changes from epoch to epoch.
+    """State of a training that changes from epoch to epoch.
 
-    settings: those that decide the result of the run, which are written beside it.
-    epoch: the number of those that are finished; metrics: their lines of metrics.jsonl.
+    settings: those that decide the result of the run, saved to be compared.
+    epoch: number of finished epochs; metrics: their lines of metrics.jsonl.
     """
 
     model: PromptedCLIP
@@ -39,7 +39,7 @@ class TrainingState:
     def save(self, run: RunFolder) -> None:
         """Write metrics.jsonl, then state.pt, which says how many of its lines count, and model.pt.
 
-        Of several processes, which have the same state, the main one does.
+        Only the main process writes; all have the same state.
         """
         if not self.model.world.is_main:
             return
@@ -58,7 +58,7 @@ class TrainingState:
         self.model.save(run.path(MODEL))
 
     def load(self, run: RunFolder) -> None:
-        """Take over what `save` has written; ValueError if it is damaged or of another run."""
+        """Load what `save` has written. Raises ValueError if it is damaged or of another run."""
         path = run.path(STATE)
         try:
             content = read_checkpoint(path)
@@ -112,11 +112,11 @@ class TrainingState:
         self.epoch = epoch
 
     def _generators(self) -> dict[str, Any]:
-        """Return by kind of device the module of torch that has its random numbers."""
+        """Return for each kind of device the torch module with its random generator."""
         device = self.model.clip.device.type
         return {"cpu": torch, device: torch if device == "cpu" else getattr(torch, device)}
 
 
 def on_cpu(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Return those that are there, on the CPU, without gradient."""
+    """Return detached copies on the CPU of the tensors that are not None."""
     return {name: value.detach().cpu() for name, value in tensors.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The runs of a train.py command: planned, made one after the other or dealt out, tabulated.
+"""Plan the runs of a train.py command, make them in turn or deal them out, write their table.
 
 One run, or those of a sweep, share CLIP, data sets and test images.
 """
@@ -37,9 +37,9 @@ from .results import markdown, read_rows, write_tables
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to be made: its settings, its data set, and by name the subsets of the classes.
+    """A run to make: its settings, its data set, and the subsets of the classes by name.
 
-    The first subset is the one to train on. folder: where it goes, once that is locked.
+    The first subset is the one to train on. folder: the run's, once it is locked.
     """
 
     config: RunConfig
@@ -49,15 +49,15 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of the run's folder."""
         return self.config.run_name(self.dataset.name)
 
 
 @dataclass
 class Shared:
-    """What the runs of a command share.
+    """Resources that the runs of a command share.
 
-    clip: on its device, in its precision. records: by data set, what is known of a run before it
+    clip: on its device, in its precision. records: by data set, the `RunRecord` before a run
     begins. images: decoded training images. world: the processes that share a run.
     """
 
@@ -76,14 +76,10 @@ class Shared:
     def eval_sets(self, run: PlannedRun) -> dict[str, EvalSet]:
         """Return the test images of a run by subset of the classes, made once for a data set."""
         if run.dataset is not self._opened[0]:
-            options = {"workers": run.config.workers, "world": self.world}
-            self._opened = (
-                run.dataset,
-                {
-                    subset: EvalSet(dataset.test, self.clip, **options)
-                    for subset, dataset in run.subsets.items()
-                },
-            )
+            options, eval_sets = {"workers": run.config.workers, "world": self.world}, {}
+            for subset, dataset in run.subsets.items():
+                eval_sets[subset] = EvalSet(dataset.test, self.clip, **options)
+            self._opened = run.dataset, eval_sets
         return self._opened[1]
 
 
@@ -91,7 +87,7 @@ RunOnce = Callable[[PlannedRun, Shared], None]
 
 
 def is_finished(folder: str) -> bool:
-    """Whether the run that --resume names has its result, which is printed.
+    """Whether the run that --resume names has its result; of a sweep each run says so itself.
 
     Raises ValueError if there is nothing to resume.
     """
@@ -100,11 +96,7 @@ def is_finished(folder: str) -> bool:
         return False
     if run.path(folders.SUMMARY).is_file():
         folders.check_unlocked(run.folder)  # which removes the lock of a process killed just then
-        run.read_json(folders.SUMMARY, tests=dict)
-        run.path(folders.STATE).unlink(missing_ok=True)
-        command = shlex.join([*entrypoint.relaunch_command("eval"), "test", folder])
-        print_line(f"run {folder} is finished: {command}")
-        return True
+        return run.has_result()
     is_begun = run.path(folders.METRICS).is_file() and run.path(folders.MODEL).is_file()
     if is_begun and not run.path(folders.STATE).is_file():
         got = f"got a run without: {folders.START_OVER_HINT}"
@@ -113,7 +105,10 @@ def is_finished(folder: str) -> bool:
 
 
 def plan_runs(command: TrainCommand) -> list[PlannedRun]:
-    """Open the data sets and return the runs on them; what cannot be drawn is an error now."""
+    """Open the data sets and return the runs on them, data set by data set.
+
+    Raises ValueError if a data set has too few images for the shots.
+    """
     configs = expand_grid(command.options, command.source)
     folder = Path(configs[0].data or draw_demo("runs")).expanduser()
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
@@ -210,12 +205,22 @@ def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -
 
 
 def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
-    """Write the table of a sweep; return 2 if that, or a run, has failed."""
-    no_report = runs[0].config.no_report
-    tabulated = len(failed) == len(runs) or tabulate(sweep, not no_report)
+    """Print and write the table and report of a sweep; return 2 if the table, or a run, failed."""
+    status = 2 if failed else 0
+    if len(failed) < len(runs):
+        try:
+            text = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv"
+        except OSError as error:
+            entrypoint.print_error(error)
+            text, status = markdown(read_rows(sweep)), 2
+        print_line("", *text.splitlines())
+        if not runs[0].config.no_report:
+            with optional_output(sweep):
+                write_report(sweep)
+                print_line(sweep / folders.REPORT)
     if failed:
         entrypoint.print_error(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
-    return 0 if tabulated and not failed else 2
+    return status
 
 
 def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
@@ -236,38 +241,27 @@ def prepare(
     device: torch.device,
     world: World,
 ) -> tuple[list[PlannedRun], CLIP, dict[str, RunRecord]]:
-    """Return the runs that have no result yet in order, CLIP on its device, records by data set.
+    """Return the runs without a result in order, CLIP on its device, and records by data set.
 
-    Runs of other weights, or of other data, are not resumed: that is a ValueError, as is what
-    this CLIP cannot take.
+    Raises ValueError if a run was begun with other weights or other data, or if the prompts of one
+    do not fit this CLIP.
     """
     config = runs[0].config
     clip = load_clip(config)
     precision, reason = choose_precision(config.precision, device)
     where = str(device) if world.size == 1 else device.type
-    records = {
-        name: RunRecord(
-            clip.fingerprint(), dataset.fingerprint(), where, precision, clip.quick_gelu
-        )
-        for name, dataset in {run.dataset.name: run.dataset for run in runs}.items()
-    }
+    records = {}
+    for name, dataset in {run.dataset.name: run.dataset for run in runs}.items():
+        fingerprints = clip.fingerprint(), dataset.fingerprint()
+        records[name] = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
     fix = [folders.START_OVER_HINT] if command.resume else []
-    todo = [
-        run
-        for run in runs
-        if not run.folder.is_finished(run.config, records[run.dataset.name], *fix)
-    ]
+    todo = []
+    for run in runs:
+        if not run.folder.is_finished(run.config, records[run.dataset.name], *fix):
+            todo.append(run)
     if world.size > 1:
         todo.sort(key=dealing_order)
-    if sweep:
-        count, finished = len(runs), len(runs) - len(todo)
-        plural = "s" if count > 1 else ""
-        print_line(f"{count} run{plural} in {sweep}, {finished} of them finished")
-    else:
-        folder = runs[0].folder
-        resumed = "resumed" if folder.path(folders.STATE).is_file() else "begun anew"
-        state = f", {resumed}" if list_contents(folder.folder) else ""
-        print_line(f"run folder {folder.folder}{state}")
+    print_output_folder(sweep, runs, todo)
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
     for (prompts, template), run in kinds.items():
         build_model(clip, run.dataset.classnames[:2], template, prompts)
@@ -280,24 +274,21 @@ def prepare(
     return todo, clip, records
 
 
-def tabulate(sweep: Path, with_report: bool) -> bool:
-    """Print the table of a sweep and write it, and its report; False if it can't be written."""
-    try:
-        text, written = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv", True
-    except OSError as error:
-        entrypoint.print_error(error)
-        text, written = markdown(read_rows(sweep)), False
-    print_line("", *text.splitlines())
-    if with_report:
-        with optional_output(sweep):
-            write_report(sweep)
-            print_line(sweep / folders.REPORT)
-    return written
+def print_output_folder(sweep: Path | None, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
+    """Print where the results go, and what is there already."""
+    if sweep:
+        plural, finished = "s" if len(runs) > 1 else "", len(runs) - len(todo)
+        print_line(f"{len(runs)} run{plural} in {sweep}, {finished} of them finished")
+        return
+    folder = runs[0].folder
+    resumed = "resumed" if folder.path(folders.STATE).is_file() else "begun anew"
+    state = f", {resumed}" if list_contents(folder.folder) else ""
+    print_line(f"run folder {folder.folder}{state}")
 
 
 @contextmanager
 def optional_output(folder: Path) -> Iterator[None]:
-    """Print an error of the block, which writes what is to be looked at: it fails no run."""
+    """Print an error of the block instead of raising it: a report that fails, fails no run."""
     try:
         yield
     except Exception as error:
@@ -307,9 +298,9 @@ def optional_output(folder: Path) -> Iterator[None]:
 
 
 def dealing_order(run: PlannedRun) -> tuple[int, str, int]:
-    """Return the place of a run in the order of dealing out, so that the last end together.
+    """Return the key that sorts the runs to deal out: the longest first, to end together.
 
-    Those on one data set stay together, as its images are read once. A step of a method takes
+    Runs on one data set stay together, as its images are read once. A step of a method takes
     longer than one of those before it in `METHODS`.
     """
     config = run.config
