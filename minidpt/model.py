@@ -243,7 +243,7 @@ class PromptedCLIP(nn.Module):
             x = block(x, layer_kv)
 
         prompts = weights = class_aware_logits = None
-        if self.class_aware:
+        if self.first_class_aware <= len(blocks) + 1:
             prompts, class_logits, weights = self.class_aware[-1](x, class_features)
             class_aware_logits = torch.stack([*auxiliary, class_logits], dim=1).float()
         elif self.visual_prompts is not None:

@@ -35,7 +35,7 @@ MAX_BIN = 64  # rows, unless a prompt is longer: a bin compares each row with al
 
 @dataclass(frozen=True)
 class PackedPrompts:
-    """The layout of n prompts in a matrix of S rows, b bins of T rows each; S = b·T.
+    """Layout of n prompts in a matrix of S rows, b bins of T rows each; S = b·T.
 
     tokens: (S,) the token at each row; 0 in rows that are left over.
     positions: (S,) each row's position in its prompt, from 0.
