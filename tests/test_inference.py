@@ -123,6 +123,17 @@ def test_a_damaged_model_is_refused_and_a_failed_save_replaces_none(tmp_path, mo
     assert path.read_bytes() == sound[:-1000] and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_bit_that_was_flipped_in_a_model_file_is_not_taken(tmp_path):
+    pair, path = Pair(OF_METHOD["vpt"]), tmp_path / "model.pt"
+    pair.model.save(path)
+    prompts = pair.model.visual_prompts.prompts.detach().numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(prompts) + 5] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="model.pt: member 'data/0' has another CRC-32"):
+        minidpt.load_model(path, pair.clip)
+
+
 def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
     ReferencePair(SMALL_CONFIGS["dpt"]).model.save(tmp_path / "model.pt")
     other = minidpt.build_clip(clip_state(WIDE, seed=1))

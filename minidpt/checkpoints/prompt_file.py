@@ -53,7 +53,8 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
     Raises FileNotFoundError if it is missing, ValueError if it is of another kind or version.
     """
-    content = read_checkpoint(path)  # torch.load of 2.4 would run a TorchScript archive
+    # torch.load of 2.4 would run a TorchScript archive
+    content = read_checkpoint(path, verify=True)
     try:
         version = check_fields(content, "content", format=str)["format"]
         if version != FORMAT:

@@ -21,6 +21,7 @@ import mmap
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -73,7 +74,7 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 @single_line_errors
-def read_checkpoint(path: str | PathLike) -> object:
+def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
     """Read what a checkpoint holds: dicts, lists, tuples, tensors, numbers and strings.
 
     Reads TorchScript archives, what `torch.save` has written since PyTorch 1.6, and safetensors.
@@ -82,6 +83,8 @@ def read_checkpoint(path: str | PathLike) -> object:
     Entries are left out whose key is neither a text nor a small integer. Tensors are on the CPU,
     without gradient. Their memory is the file's, mapped: writing into them does not change it, but
     it must not be cut short meanwhile.
+
+    verify: compare the CRC-32 of all that is read of an archive, which `torch.save` writes.
 
     Raises FileNotFoundError if there is no such file, ValueError if it is no checkpoint, is damaged
     or names a function or class that no checkpoint needs (nothing of it is executed).
@@ -92,10 +95,10 @@ def read_checkpoint(path: str | PathLike) -> object:
     with open(path, "rb") as file:
         head = file.read(30)
     try:
-        if head.startswith(b"PK"):
-            return _Archive(path).load()
-        if head[8:9] == b"{":
+        if head[8:9] == b"{":  # first, as the length of the header may look like a zip's "PK"
             return _read_safetensors(path)
+        if head.startswith(b"PK"):
+            return _Archive(path, verify).load()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
@@ -109,7 +112,7 @@ def read_checkpoint(path: str | PathLike) -> object:
 class _Archive:
     """The members of an uncompressed zip file, mapped into memory (copy on write)."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, verify: bool):
         with open(path, "rb") as file:
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             # The list of members, at the end; `zipfile` would read one of any length.
@@ -121,7 +124,7 @@ class _Archive:
             expected = "an archive by torch.save or TorchScript, with one NAME/data.pkl"
             raise ValueError(f"expected {expected}, got {len(pickles)} of these")
         self.storages: dict[str, Tensor] = {}  # bytes
-        self.copied = 0  # bytes
+        self.verify, self.located = verify, 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
             start, size = self.locate("byteorder")
@@ -146,7 +149,13 @@ class _Archive:
         header = max(self.before + info.header_offset, 0)
         if self.memory[header : header + 4] == b"PK\x03\x04":
             start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
-            if start + info.file_size <= len(self.memory):
+            end = start + info.file_size
+            if end <= len(self.memory):
+                self.located += info.file_size
+                if self.located > len(self.memory):
+                    raise ValueError("members lie over one another: the file is damaged")
+                if self.verify and zlib.crc32(memoryview(self.memory)[start:end]) != info.CRC:
+                    raise ValueError(f"member {name!r} has another CRC-32: the file is damaged")
                 return start, info.file_size
         raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
 
@@ -154,9 +163,6 @@ class _Archive:
         """Map the member `NAME/data/key`: a tensor of `length` numbers, without a copy."""
         if key not in self.storages:
             start, size = self.locate(f"data/{key}")
-            self.copied += size if start % 8 else 0  # such were repacked by another tool
-            if self.copied > len(self.memory):
-                raise ValueError("members lie over one another: the file is damaged")
             self.storages[key] = _map_bytes(self.memory, start, size)
         size, needed = len(self.storages[key]), length * dtype.itemsize
         if not 0 <= needed <= size:
@@ -165,7 +171,10 @@ class _Archive:
 
 
 def _map_bytes(memory: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
-    """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype."""
+    """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype.
+
+    Archives that were repacked by another tool are not, nor many safetensors files.
+    """
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
     if start % 8:

@@ -61,7 +61,7 @@ class TrainingState:
         """Load what `save` has written. Raises ValueError if it is damaged or of another run."""
         path = run.path(STATE)
         try:
-            content = read_checkpoint(path)
+            content = read_checkpoint(path, verify=True)
         except ValueError as error:  # its advice is for a checkpoint, which can be had again
             expected = "expected a whole file, got a damaged one"
             raise ValueError(f"{path}: {expected}: {START_OVER_HINT}") from error

@@ -249,6 +249,18 @@ def test_a_file_that_is_something_else_is_named(tmp_path, content, message):
         read_checkpoint(tmp_path / "a.pt")
 
 
+def test_our_own_files_are_refused_with_a_flipped_bit(tmp_path):
+    path = write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), byteorder=b"little")
+    content = path.read_bytes()
+    assert read_checkpoint(path, verify=True)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    for byte in NUMBERS, dumps({"a": Rebuilt()}), b"little":
+        damaged = bytearray(content)
+        damaged[content.index(byte) + len(byte) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="a.pt: member '.*' has another CRC-32"):
+            read_checkpoint(path, verify=True)
+
+
 def test_tensors_whose_copies_were_larger_than_the_file_are_refused(tmp_path):
     base = torch.zeros(10_000)
     torch.save({"a": base, "b": base[:10]}, tmp_path / "a.pt")

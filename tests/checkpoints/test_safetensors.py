@@ -33,6 +33,24 @@ def test_the_content_tells_not_the_name(tmp_path):
     assert len(read_checkpoint(write_safetensors(tmp_path / "pytorch_model.bin", TENSORS))) == 7
 
 
+@pytest.mark.parametrize("length", [0x4B50, 0x4B50 + 2**16, 0x4B50 + 31 * 2**16])
+def test_a_header_as_long_as_a_zips_first_bytes_is_read(length, tmp_path):
+    content = safetensors_bytes({"a": torch.arange(3.0)}, {"__metadata__": {"pad": ""}})
+    end = 8 + int.from_bytes(content[:8], "little")
+    (tmp_path / "a").write_bytes(
+        length.to_bytes(8, "little") + content[8:end].ljust(length) + content[end:]
+    )
+    assert (tmp_path / "a").read_bytes()[:2] == b"PK"
+    assert read_state_dict(tmp_path / "a")["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("magic", [b"PK\3\4", b"PK\5\6", b"PK\7\x08"])
+def test_a_header_longer_than_any_is_refused_as_that(magic, tmp_path):
+    (tmp_path / "a").write_bytes(magic + bytes(4) + b"{}".ljust(99))
+    with pytest.raises(ValueError, match="header of at most 2,097,152 bytes, got"):
+        read_state_dict(tmp_path / "a")
+
+
 def test_numbers_are_mapped_and_writing_into_them_leaves_the_file_alone(tmp_path):
     path = write_safetensors(tmp_path / "a", {"weight": torch.full((1000,), 2.0)})
     before = path.read_bytes()

@@ -283,6 +283,16 @@ def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
     assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": begin it anew")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_state_with_a_flipped_bit_is_damaged(stopped, share):
+    shutil.copytree(stopped, "run")
+    content = bytearray(Path("run/state.pt").read_bytes())
+    content[int(share * len(content))] ^= 1  # among the numbers of prompts and momentum
+    Path("run/state.pt").write_bytes(content)
+    result = run_command("train.py", "--resume", "run")
+    assert_one_line(result, "train.py", "run/state.pt: expected a full_run file", "begin it anew")
+
+
 def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     shutil.copytree(stopped, "run")
     metrics = Path("run/metrics.jsonl")
