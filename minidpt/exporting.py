@@ -58,9 +58,11 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes on the
     model's device, in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for
     ONNX runtimes; both hold a JSON text under the name "minidpt.json", as extra file or as
-    metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1.
+    metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1, and
+    "white_level", what is white in images of more than 8 bits by their kind ("integer", "float").
 
-    Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32.
+    Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32, or if logits
+    are not finite.
     """
     path, clip, size = Path(path), model.clip, model.clip.visual.resolution
     if path.suffix == ".onnx" and clip.dtype != torch.float32:
@@ -69,12 +71,13 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     weights = 4 * sum(weight.numel() for weight in clip.visual.parameters())
     if path.suffix == ".onnx" and weights > MAX_ONNX:
         raise ValueError(f"{path}: expected at most {MAX_ONNX:,} bytes, got {weights:,}: use .pt2")
-    about = json.dumps(
-        {"classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std}
-    )
+    about = {"classnames": model.classnames, "image_size": size, "mean": clip.mean,
+             "std": clip.std, "white_level": model.white_level}  # fmt: skip
+    about = json.dumps(about, allow_nan=False)
     images = torch.zeros(2, 3, size, size, device=clip.device)  # 1 would be taken for fixed
     batch = {0: torch.export.Dim("batch")}
     with torch.autocast(clip.device.type, enabled=False):
+        model.predict(images)  # raises where the program could not
         # A copy, of which nothing learns: what is exported has no gradient.
         classifier = copy.deepcopy(ImageClassifier(model)).requires_grad_(False)
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)

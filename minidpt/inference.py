@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +33,27 @@ class Prediction(NamedTuple):
 Result = list[Prediction] | ValueError | OSError
 
 
+def check_probabilities(probabilities: Tensor, source: str) -> None:
+    """Raise ValueError, which begins with `source`, unless probabilities on the CPU are finite.
+
+    Finite prompts may be so large that logits are not. One NaN or infinity among the logits of an
+    image makes all its probabilities NaN.
+    """
+    if not probabilities.isfinite().all():
+        fix = "train again with lower learning rates, or use --precision fp32"
+        raise ValueError(f"{source}: expected finite logits, got NaN or infinity: {fix}")
+
+
 def top_predictions(
-    probabilities: Tensor, classnames: Sequence[str], top: int
+    probabilities: Tensor, classnames: Sequence[str], top: int, source: str
 ) -> list[list[Prediction]]:
-    """Name the `top` likeliest classes of each image, best first: probabilities (B, C)."""
+    """Name the `top` likeliest classes of each image, best first: probabilities (B, C).
+
+    Raises as `check_probabilities`.
+    """
     values, classes = probabilities.topk(min(top, len(classnames)))
+    values = values.cpu()
+    check_probabilities(values, source)
     rows = zip(classes.tolist(), values.tolist())
     return [[Prediction(classnames[c], p) for c, p in zip(*row)] for row in rows]
 
@@ -47,8 +63,9 @@ def predict_each(
 ) -> Iterator[tuple[ImageSource, Result]]:
     """Predict any number of images in little memory: yields each with its predictions.
 
-    model: a `PromptedCLIP`. With an image that cannot be read comes the error. Threads
-    (`workers` as in `map_ordered`) read ahead while a batch of up to PREDICT_BATCH is computed.
+    model: a `PromptedCLIP`. With an image that cannot be read comes the error, and with all of a
+    batch if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead while a
+    batch of up to PREDICT_BATCH is computed.
     """
     clip = model.clip
 
@@ -64,7 +81,10 @@ def predict_each(
             results = iter(())
             if pixels:
                 stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
-                results = iter(model.predict(clip.normalize(stacked), top))
+                try:
+                    results = iter(model.predict(clip.normalize(stacked), top))
+                except ValueError as error:
+                    results = repeat(error)
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 

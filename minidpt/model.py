@@ -125,6 +125,7 @@ class PromptedCLIP(nn.Module):
         self.template = str(template)
         self.config = config
         self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
+        self.path = "model.pt"  # of the file of its prompts, which errors name
         self.text_prompts = TextPrompts(clip, names, config, world) if config.learns_text else None
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         layers = len(clip.visual.transformer.resblocks)
@@ -266,14 +267,14 @@ class PromptedCLIP(nn.Module):
                 are scaled by the model's `white_level`, which `preprocess` does not know.
 
         Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
-        and ValueError for anything else and for `top` below 1.
+        and ValueError for anything else, for `top` below 1, and for logits that are not finite.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
         if not isinstance(images, Tensor):
             return predict_all(self, images, top)
         logits = self(images.to(self.clip.device), branches=False).logits
-        return top_predictions(logits.softmax(dim=-1), self.classnames, top)
+        return top_predictions(logits.softmax(dim=-1), self.classnames, top, self.path)
 
     def predict_each(
         self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
@@ -331,6 +332,7 @@ class PromptedCLIP(nn.Module):
         config, white = asdict(self.config), dict(self.white_level)
         saved = SavedModel(learned, self.classnames, self.template, config, white, about_clip)
         write_model(path, saved)
+        self.path = os.fspath(path)
 
     def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
         """Return a model of the learned prompts for other classes, ready to predict.
@@ -349,7 +351,7 @@ class PromptedCLIP(nn.Module):
         if not is_same:
             learned = {n: v for n, v in learned.items() if not n.endswith("classifier.weight")}
         model.load_prompt_state_dict(learned)
-        model.white_level = WhiteLevel(self.white_level)
+        model.white_level, model.path = WhiteLevel(self.white_level), self.path
         return model.eval()
 
     def compute_prompt_features(self) -> PromptFeatures:
@@ -470,7 +472,7 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     except (ValueError, TypeError) as error:
         raise ValueError(f"model file {path}: {error}") from error
     model.load_prompt_state_dict(saved.learned)
-    model.white_level = saved.white
+    model.white_level, model.path = saved.white, os.fspath(path)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from helpers.tiny_models import Sizes, clip_state, learned_shapes, learned_tenso
 
 import minidpt
 from minidpt import exporting
+from minidpt.images.decode import WhiteLevel
 from minidpt.images.transforms import CLIP_MEAN, CLIP_STD
 
 SMALL = Sizes(vision_layers=2, text_layers=1)
@@ -30,6 +31,7 @@ ABOUT = {
     "image_size": SMALL.patch * SMALL.grid,
     "mean": list(CLIP_MEAN),
     "std": list(CLIP_STD),
+    "white_level": {"integer": 4095},
 }
 READER = """
 import json, sys, warnings
@@ -50,6 +52,7 @@ def model_of(config: dict, dtype: torch.dtype = torch.float32) -> minidpt.Prompt
     clip = minidpt.build_clip(clip_state(SMALL)).cast(dtype)
     model = minidpt.build_model(clip, NAMES, "a {}.", minidpt.PromptConfig(**config))
     model.load_published(learned_tensors(learned_shapes(SMALL, len(NAMES), config)))
+    model.white_level = WhiteLevel(integer=4095)
     return model.eval()
 
 
@@ -108,6 +111,15 @@ def test_an_onnx_runtime_predicts_as_the_model_for_any_number_of_images(method, 
         assert_near(torch.from_numpy(got), expected[:count], 1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["minidpt.json"]) == ABOUT
+
+
+def test_a_model_whose_logits_are_not_finite_is_not_exported(tmp_path):
+    model = model_of(SMALL_CONFIGS["vpt"])
+    model.visual_prompts.prompts.data.fill_(3e38)
+    model.save(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/model.pt: expected finite logits, got NaN"):
+        minidpt.export(model, tmp_path / "a.pt2")
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 def test_an_unwritable_target_is_refused_in_one_line_beforehand(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def classify(
     """
     total = sum(map(len, batches)) if isinstance(batches, list) else 0
     stdout = stdout or sys.stdout
-    status, closed = 0, None
+    status, closed, message = 0, None, ""
     with ExitStack() as stack:
         outputs = [partial(print_json, stdout) if lines == "-" else print_classes]
         if table:
@@ -57,7 +57,9 @@ def classify(
             failed = isinstance(result, Exception)
             if failed:
                 status = 2
-                print_error(result)
+                if str(result) != message:  # that of a model is the same for all images
+                    print_error(result)
+                message = str(result)
             explained = explain(path) if explain and not failed else None
             for output in list(outputs):
                 try:

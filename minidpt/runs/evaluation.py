@@ -19,6 +19,7 @@ from ..data.batches import Batch, ImageCache, eval_batches, name_all_broken
 from ..data.copies import copies_note
 from ..data.samples import Sample
 from ..images.decode import WhiteLevel
+from ..inference import check_probabilities
 from ..model import PromptedCLIP
 from ..support.distributed import SINGLE, World
 from ..support.progress import task_progress
@@ -148,23 +149,23 @@ class EvalPredictions(NamedTuple):
 
 @torch.no_grad()
 def predict_eval_set(model: PromptedCLIP, eval_set: EvalSet) -> EvalPredictions:
-    """Predict the test images by a model."""
+    """Predict the test images by a model; raises as `check_probabilities`."""
     if not eval_set.shard:
         model.prompt_features()  # for which the other ranks need this one, too
     batches = eval_set.batches(images=model.config.learns_image)
     logits = (model(images, frozen, branches=False).logits for images, frozen in batches)
-    return _likeliest(logits, eval_set.world)
+    return _likeliest(logits, eval_set.world, model.path)
 
 
 @torch.no_grad()
 def zero_shot(model: PromptedCLIP, eval_set: EvalSet) -> EvalPredictions:
-    """Predict the test images by the frozen CLIP with the model's template."""
+    """Predict the test images by the frozen CLIP with the model's template; raises alike."""
     features, batches = model.template_features, eval_set.batches(images=False)
     logits = (model.scaled_cosines(frozen, features) for _, frozen in batches)
-    return _likeliest(logits, eval_set.world)
+    return _likeliest(logits, eval_set.world, f"CLIP {model.clip.name}")
 
 
-def _likeliest(logits: Iterable[Tensor], world: World) -> EvalPredictions:
+def _likeliest(logits: Iterable[Tensor], world: World, source: str) -> EvalPredictions:
     """Return what the logits (B, C) of each rank's shard predict, in the order of all images."""
     best = [(each.argmax(dim=-1), each.softmax(dim=-1).amax(dim=-1)) for each in logits]
     labels, probabilities = map(torch.cat, zip(*best)) if best else torch.empty(2, 0)
@@ -172,6 +173,7 @@ def _likeliest(logits: Iterable[Tensor], world: World) -> EvalPredictions:
     if world.size > 1:
         parts = world.all_gather_object([labels.tolist(), probabilities.tolist()])
         labels, probabilities = (torch.tensor([*chain(*each)]) for each in zip(*parts, strict=True))
+    check_probabilities(probabilities, source)  # at once, as each check waits for the GPU
     return EvalPredictions(labels, probabilities)
 
 

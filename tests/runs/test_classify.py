@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -108,6 +109,30 @@ def test_an_image_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatc
     with pytest.raises(FileNotFoundError, match="gone.png"):
         model.predict([good, "gone.png", "broken.png"])
     assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
+
+
+@pytest.fixture
+def diverged(run) -> Path:
+    """The run, its prompts finite and so large that no logit is."""
+    shutil.copytree(run, "diverged")
+    model = minidpt.load_model(run / "model.pt", minidpt.load(run.parent / "little.pt")[0])
+    model.text_prompts.ctx.data.fill_(3e38)
+    model.save("diverged/model.pt")
+    return Path("diverged")
+
+
+def test_predictions_that_are_not_finite_are_an_error_for_each_image(diverged, run):
+    files = draw_images(2)
+    clip = minidpt.load(run.parent / "little.pt")[0]
+    model = minidpt.load_model(diverged / "model.pt", clip)
+    with pytest.raises(ValueError, match="^diverged/model.pt: expected finite logits"):
+        model.predict(files)
+    assert [type(found) for _, found in model.predict_each(files)] == [ValueError] * 2
+    result = run_command("eval.py", "predict", diverged, *files, "--json", "-")
+    assert_one_line(result, "eval.py", "diverged/model.pt", "finite", "lower")
+    answers = lines(result.out)
+    assert [answer["image"] for answer in answers] == files
+    assert all("diverged/model.pt: expected finite logits" in a["error"] for a in answers)
 
 
 def test_few_images_are_read_ahead_of_those_that_are_classified(model, monkeypatch):

@@ -202,3 +202,15 @@ def test_each_pass_over_images_is_told_to_who_watches(clip, items):
         "test images through zero-shot CLIP of 7": [3, 6, 7],
         "test images of 7": [3, 6, 7],
     }
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_file(clip, items):
+    model, eval_set = build(clip, "vpt"), evaluation.EvalSet(items, clip)
+    model.path = "run/model.pt"
+    model.visual_prompts.prompts.data.fill_(3e38)
+    with pytest.raises(ValueError, match="^run/model.pt: expected finite logits.*lower learning"):
+        evaluation.predict_eval_set(model, eval_set)
+    evaluation.zero_shot(model, eval_set)  # without the prompts
+    model.template_features[1, 0] = torch.inf
+    with pytest.raises(ValueError, match="^CLIP custom: expected finite logits"):
+        evaluation.zero_shot(model, eval_set)

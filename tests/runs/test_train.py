@@ -253,6 +253,20 @@ def test_prompts_that_the_last_step_has_made_nan_are_no_result(inputs, monkeypat
     )  # of the epoch before
 
 
+def test_finite_prompts_whose_logits_are_not_are_no_result(inputs):
+    command = ("--data", inputs.data, "--model", inputs.clip, "--out", "run", *SHORT)
+    last_step = ("--epochs", 2, "--batch-size", 12, "--visual-lr", 1e20, "--text-lr", 1e20)
+    for options in ((*command, *last_step), ("--resume", "run")):
+        result = run_command("train.py", *options)
+        assert_one_line(result, "train.py", "run/model.pt", "finite logits", "lower learning rates")
+        assert not Path("run/summary.json").exists()
+    result = run_command("eval.py", "test", "run")
+    assert_one_line(result, "eval.py", "run/model.pt: expected finite logits")
+    result = run_command("eval.py", "export", "run", "a.pt2")
+    assert_one_line(result, "eval.py", "run/model.pt: expected finite logits")
+    assert not Path("a.pt2").exists()
+
+
 def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
     where = (*inputs.options, "--out", "run")
     command = fork_command(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
