@@ -8,6 +8,8 @@ activation, the width of heads, the colours; what it names that minidpt lacks is
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,9 +69,14 @@ USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj
          "block_type": ("default",), "timm_pool": ("avg",), "timm_proj": ("linear",),
          "hf_proj_type": ("mlp",), "hf_pooler_type": ("mean_pooler",),
          "hf_model_pretrained": (True,)}  # fmt: skip
-# How pictures are resized, where a configuration says it; 3 is Pillow's number of bicubic.
-RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
-            "do_center_crop": True, "do_rescale": True, "do_normalize": True}  # fmt: skip
+# How images are preprocessed, where a configuration says it; 3 is Pillow's number of bicubic.
+# Hugging Face's other "do_…" must be off.
+PREPROCESSING = {
+    "interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
+    "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+    "rescale_factor": 1 / 255, "default_to_square": False, "use_square_size": False,
+}  # fmt: skip
+PROCESSOR_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
 logger = logging.getLogger("minidpt")
 
 
@@ -137,7 +144,8 @@ def translate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Config(NamedTuple):
     """What a configuration says of a CLIP beyond its tensors; None: it does not.
 
-    vision: settings of the image side under open_clip's names, with sizes that tensors must have.
+    sizes: settings of the image side under open_clip's names, and of Hugging Face's preprocessing,
+        by the place that errors name: with sizes that the tensors must have.
     """
 
     path: Path | None = None
@@ -146,33 +154,39 @@ class Config(NamedTuple):
     text_head_width: int | None = None
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
-    vision: Mapping[str, Any] = {}
+    sizes: Mapping[str, Mapping[str, Any]] = {}
 
     def resolve(self, name: str, option: Any) -> Any:
         """Return a setting, `option` where it has none; ValueError if the two differ."""
         setting = getattr(self, name)
         if None not in (setting, option) and setting != option:
-            raise ValueError(f"{self.path} says {name} {setting}, got {option}: leave it out")
+            got = f"{short_repr(option)}: leave it out"
+            raise ValueError(f"{self.path}: expected {name} {setting}, got {got}")
         return option if setting is None else setting
 
     def check_sizes(self, visual: VisionTransformer) -> None:
         """Raise ValueError if the file is the configuration of another model."""
+        patch, side = visual.conv1.kernel_size[0], visual.resolution
         sizes = {
-            "width": visual.proj.shape[0],
-            "layers": len(visual.transformer.resblocks),
-            "patch_size": visual.conv1.kernel_size[0],
-            "image_size": visual.resolution,
+            "width": (visual.proj.shape[0],),
+            "layers": (len(visual.transformer.resblocks),),
+            "patch_size": (patch, [patch, patch]),
+            "image_size": (side, [side, side]),
+            "size": ({"shortest_edge": side}, side),
+            "crop_size": ({"height": side, "width": side}, side),
         }
-        for name, size in sizes.items():
-            if (setting := self.vision.get(name)) not in (None, size, [size, size]):
-                got = f"{self.path} says vision {name} {short_repr(setting)}"
-                raise ValueError(f"{got}, the tensors have {size}: move the file away")
+        for place, settings in self.sizes.items():
+            for name, allowed in sizes.items():
+                if (setting := settings.get(name)) is not None and setting not in allowed:
+                    got = f"{name} {to_single_line(setting, 80)}"
+                    fix = f"the tensors have {allowed[0]}: move the file away"
+                    raise ValueError(f"{place} {got}, {fix}")
 
 
 def weights_in(folder: Path) -> Path:
     """Find the file of weights in a folder, or the index of several; FileNotFoundError if none."""
     for name in WEIGHTS:
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):
             return folder / name
     got = listed(sorted(path.name for path in folder.iterdir()))
     raise FileNotFoundError(f"folder {folder}: expected {', '.join(WEIGHTS)} in it, got {got}")
@@ -199,16 +213,50 @@ def read_config(folder: Path, origin: str) -> Config:
     """Read the configuration in the folder of weights that `origin` named, if there is one.
 
     Raises ValueError if it is damaged, of another kind of model, or names a part that we do not
-    have.
+    have, FileNotFoundError if it is no file: a broken link or a folder, say.
     """
-    is_hugging_face = origin == HUGGING_FACE
+    is_hugging_face, config = origin == HUGGING_FACE, Config()
     path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
-    if not path.is_file():
-        return Config()
-    content = check_fields(read_json(path, str(path)), str(path))
-    config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
-    logger.info(f"{path}: quick_gelu {config.quick_gelu}, mean {config.mean}, std {config.std}")
+    if (content := _read_entries(path)) is not None:
+        config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
+    if is_hugging_face:
+        processor, settings = _image_processor(folder)
+        mean, std = _colours(processor, settings, "image_")
+        if settings:
+            path, sizes = config.path or processor, {**config.sizes, f"{processor} says": settings}
+            config = config._replace(path=path, mean=mean, std=std, sizes=sizes)
+    if config.path:
+        colours = f"mean {config.mean}, std {config.std}"
+        logger.info(f"{config.path}: quick_gelu {config.quick_gelu}, {colours}")
     return config
+
+
+def _read_entries(path: Path) -> dict[str, Any] | None:
+    """Read the entries of a JSON file that are not null; None if nothing is there."""
+    if not os.path.lexists(path):
+        return None
+    return _without_null(check_fields(read_json(path, str(path)), str(path)))
+
+
+def _without_null(entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_null(value) if isinstance(value, dict) else value
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return what preprocesses images, and its file; transformers 5 nests it, others do not.
+
+    Of two files that differ the nested one is taken, as transformers does.
+    """
+    new, old = folder / "processor_config.json", folder / "preprocessor_config.json"
+    processor, settings = _read_entries(new) or {}, _read_entries(old) or {}
+    if "image_processor" in processor or not settings:
+        nested = processor.get("image_processor", processor)
+        return new, check_fields(nested, f"{new}, image_processor")
+    return old, settings
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
@@ -221,7 +269,7 @@ def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     colours = check_fields(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
     head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", text, 512, 8)
     return Config(path, bool(model.get("quick_gelu")), *head_widths,
-                  *_colours(path, colours, ""), vision)  # fmt: skip
+                  *_colours(path, colours, ""), {f"{path} says vision": vision})  # fmt: skip
 
 
 def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
@@ -248,10 +296,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     # 2: what Hugging Face's files said before 2023, meaning the largest id
     if (eos := sides[1].get("eos_token_id")) not in (2, 49407, None):
         raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
-    colours = path.with_name("preprocessor_config.json")
-    settings = read_json(colours, str(colours)) if colours.is_file() else {}
-    mean_std = _colours(colours, check_fields(settings, str(colours)), "image_")
-    return Config(path, acts == {"quick_gelu"}, *head_widths, *mean_std, sides[0])
+    vision = {f"{path} says vision": sides[0]}
+    return Config(path, acts == {"quick_gelu"}, *head_widths, sizes=vision)
 
 
 def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
@@ -270,9 +316,13 @@ def _head_width(where: str, side: Mapping[str, Any], width: int, heads: int) -> 
 
 
 def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
-    """Mean and std; ValueError for what is none, and for another way to resize than ours."""
-    for name, expected in RESIZING.items():
-        if (value := settings.get(name, expected)) != expected:
+    """Return mean and std; ValueError for what is none, and for other preprocessing than ours."""
+    for name, value in settings.items():
+        expected = PREPROCESSING.get(name, False if name.startswith("do_") else value)
+        if name in ("image_processor_type", "feature_extractor_type"):
+            expected = value if value in PROCESSOR_TYPES else PROCESSOR_TYPES[0]
+        is_number = name == "rescale_factor" and type(value) in (int, float)
+        if value != expected and not (is_number and math.isclose(value, expected, rel_tol=1e-5)):
             raise ValueError(f"{path}: {name} {short_repr(value)}, expected {short_repr(expected)}")
     mean_std = []
     for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):

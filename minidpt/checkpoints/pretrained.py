@@ -16,10 +16,16 @@ from pathlib import Path
 
 from torch import device as Device
 
-from ..clip.network import CLIP
+from ..clip.network import CLIP, HEAD_WIDTH
 from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
-from ..support.files import atomic_write, file_lock, single_line_errors, unfinished_files
+from ..support.files import (
+    atomic_write,
+    file_lock,
+    short_repr,
+    single_line_errors,
+    unfinished_files,
+)
 from ..support.progress import task_progress
 from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
@@ -55,14 +61,16 @@ def load(
             open_clip or Hugging Face. A configuration beside such a file is honoured. A known name
             is downloaded (338 MB for ViT-B/32) if no folder holds the file.
         quick_gelu, head_width: see `build_clip`; None: as the configuration says, which they must
-            not contradict, without one True and 64.
+            not contradict, without one True and 64, which those of known names have.
         image_size: pixels a side, see `CLIP.resize_positional_embedding`; None: the checkpoint's.
 
     Returns: the model, with `clip.name` set to the name or to the file's without suffix; and
         Pillow image → tensor (3, R, R).
-    Raises ValueError if the name is unknown or the file is no CLIP with a ViT, FileNotFoundError
-        if the file does not exist or could not be downloaded.
+    Raises ValueError if the name is unknown, an option does not fit, or the file is no CLIP with a
+        ViT, FileNotFoundError if the file does not exist or could not be downloaded.
     """
+    if not isinstance(name_or_path, (str, PathLike)):
+        raise ValueError(f"CLIP: expected a name or a path, got {short_repr(name_or_path)}")
     name = os.fspath(name_or_path)
     known = name in NAMES
     path = find_or_download(name) if known else Path(name).expanduser()
@@ -74,13 +82,15 @@ def load(
         file = weights_in(path) if path.is_dir() else path
         named = read_weights(file)
         weights, origin = find_clip(named)
-        config = Config() if known else read_config(file.parent, origin)
+        about_known = Config(Path(name), quick_gelu=True, head_width=HEAD_WIDTH)
+        config = about_known if known else read_config(file.parent, origin)
         quick_gelu = config.resolve("quick_gelu", quick_gelu)
         head_width = config.resolve("head_width", head_width)
-        clip = build_clip(weights, quick_gelu is not False, head_width, config.text_head_width)
+        is_quick = True if quick_gelu is None else quick_gelu
+        clip = build_clip(weights, is_quick, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
         # Nobody but OpenAI writes this number beside the weights.
-        if quick_gelu is None and not (known or "input_resolution" in named):
+        if quick_gelu is None and "input_resolution" not in named:
             logger.warning(
                 f"{path}: no file says its activation, the quick GELU is used: if it was trained "
                 "with the exact one, pass quick_gelu=False (--no-quick-gelu)"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import numbers
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
+from ..support.files import short_repr
 from ..support.progress import track
 from .attention import (
     MultiheadAttention,
@@ -34,6 +36,11 @@ from .packing import PackedPrompts, iter_chunks, pack
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
 MAX_RESOLUTION = 4096
 logger = logging.getLogger("minidpt")
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is a whole number of Python's or NumPy's; True is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 class TransformerSizes(NamedTuple):
@@ -351,11 +358,13 @@ class CLIP(nn.Module):
         """
         visual = self.visual
         patch, stored = visual.conv1.kernel_size[0], visual.resolution
-        if image_size % patch or not patch <= image_size <= MAX_RESOLUTION:
+        fits = is_integer(image_size) and patch <= image_size <= MAX_RESOLUTION
+        if not fits or image_size % patch:
             expected = f"a multiple of {patch} (the side of a patch) up to {MAX_RESOLUTION}"
-            raise ValueError(f"image size: expected {expected}, got {image_size}")
+            raise ValueError(f"image_size: expected {expected}, got {short_repr(image_size)}")
         if self.image_size is not None:
-            raise ValueError("image size: expected a CLIP as stored, got one that was resized")
+            raise ValueError("image_size: expected a CLIP as stored, got one that was resized")
+        image_size = int(image_size)
         if image_size != stored:
             self.fingerprint()
             cls, patches = visual.positional_embedding.split([1, (stored // patch) ** 2])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..support.files import check_fields, short_repr
-from .network import CLIP, HEAD_WIDTH, MAX_RESOLUTION, TransformerSizes
+from .network import CLIP, HEAD_WIDTH, MAX_RESOLUTION, TransformerSizes, is_integer
 
 VIT_L_WIDTH = 1024  # of wider ones the heads differ: H, g and bigG have 80, 88 and 104
 MAX_LAYERS = 256  # of a side; bigG has 48
@@ -33,15 +34,17 @@ def build_clip(
             in all models up to ViT-L. A wider image side needs `head_width`.
 
     Raises ValueError if the model is not a ViT, or a tensor is missing, unknown, of a wrong shape,
-    or holds something else than finite numbers.
+    or holds something else than finite numbers, or an option is none.
     """
+    if not isinstance(quick_gelu, (bool, np.bool_)):
+        raise ValueError(f"quick_gelu: expected True or False, got {short_repr(quick_gelu)}")
     named = check_fields(dict(state_dict), "state dict")
     weights = {name: value for name, value in named.items() if name not in NOT_WEIGHTS}
     if any(name.startswith("visual.layer1.") for name in weights):
         raise ValueError("this is a ResNet CLIP; expected a ViT such as ViT-B/32: only ViT works")
     with torch.device("meta"):
         sizes = infer_sizes(weights, head_width, text_head_width)
-        clip = CLIP(**sizes, quick_gelu=quick_gelu)
+        clip = CLIP(**sizes, quick_gelu=bool(quick_gelu))
     check_tensors(weights, clip.state_dict(), "not the weights of this model")
     # A copy also of fp32 tensors: the given ones may be a mapped file that somebody overwrites.
     plain = dict(dtype=torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -89,15 +92,17 @@ def transformer_sizes(
 ) -> TransformerSizes:
     """Infer the sizes of the blocks whose tensors' names begin with `prefix` and a number."""
     head_width = HEAD_WIDTH if head_width is None else head_width
-    if not 1 <= head_width <= width or width % head_width:
-        raise ValueError(f"{prefix}: width {width} is no multiple of the {head_width} of its heads")
+    if not is_integer(head_width) or not 1 <= head_width <= width or width % head_width:
+        option = "head_width" if prefix.startswith("visual.") else "text_head_width"
+        expected = f"a whole number that divides the width {width}"
+        raise ValueError(f"{option}: expected {expected}, got {short_repr(head_width)}")
     in_blocks = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     layers = len({name.partition(".")[0] for name in in_blocks})
     if not 1 <= layers <= MAX_LAYERS:
         raise ValueError(f"expected 1 to {MAX_LAYERS} blocks {prefix}0…, got {layers:,}")
     shape = getattr(weights.get(f"{prefix}0.mlp.c_fc.bias"), "shape", ())
     mlp_width = shape[0] if len(shape) == 1 and 1 <= shape[0] <= MAX_LENGTH else 4 * width
-    return TransformerSizes(width, layers, width // head_width, mlp_width)
+    return TransformerSizes(width, layers, width // int(head_width), mlp_width)
 
 
 def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], what: str) -> None:

@@ -7,6 +7,7 @@ import collections
 import datetime
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable
 from pathlib import Path
@@ -266,8 +267,8 @@ def changed(config: dict, where: str, value: object) -> dict:
         ("vision_config.hidden_size", "x", "hidden_size"),
         ("vision_config.hidden_size", 256, "says vision width 256, the tensors have 128"),
         ("vision_config.num_hidden_layers", 9, "says vision layers 9, the tensors have 3"),
-        ("vision_config.image_size", [21, 14], "says vision image_size a list, the tensors"),
-        ("vision_config.image_size", [], "says vision image_size a list, the tensors"),
+        ("vision_config.image_size", [21, 14], r"says vision image_size \[21, 14\], the tensors"),
+        ("vision_config.image_size", [], r"says vision image_size \[\], the tensors have 21"),
         ("text_config", 5, "named entries, got 5"),
     ],
 )
@@ -295,6 +296,26 @@ def test_the_colours_of_a_folder_reach_the_preprocessing_and_training(tmp_path):
     assert clip.std == preprocess.std == (0.5, 1.0, 0.25)
     (folder / "preprocessor_config.json").write_text(json.dumps(colours | {"resample": 2}))
     with pytest.raises(ValueError, match="resample 2, expected 3"):
+        minidpt.load(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("gone", path)])
+@pytest.mark.parametrize("name", ["config", "preprocessor_config", "processor_config", "open_clip"])
+def test_a_configuration_that_cannot_be_read_is_not_passed_over(make, name, tmp_path):
+    if name == "open_clip":
+        folder, name = write_open_clip(tmp_path / "a"), "open_clip_config"
+    else:
+        folder = write_repository(tmp_path / "a")
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    make(folder / f"{name}.json")
+    with pytest.raises(FileNotFoundError, match=f"/{name}.json: expected a file, got a"):
+        minidpt.load(folder)
+
+
+def test_weights_behind_a_broken_link_are_not_passed_over_for_others(tmp_path):
+    folder = write_open_clip(tmp_path / "a")
+    (folder / "open_clip_model.safetensors").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="open_clip_model.safetensors is no file"):
         minidpt.load(folder)
 
 
@@ -337,7 +358,7 @@ def test_a_model_of_two_towers_is_read(tmp_path):
         ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is not supp"),
         ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is not supp"),
         ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is not supp"),
-        ("model_cfg.vision_cfg.head_width", 48, "no multiple of the 48 of its heads"),
+        ("model_cfg.vision_cfg.head_width", 48, "divides the width 128, got 48"),
         ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
         ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
         ("model_cfg.text_cfg", 5, "text_cfg"),
@@ -367,7 +388,7 @@ def test_settings_that_are_off_or_usual_are_none(tmp_path):
 def test_an_argument_that_contradicts_the_configuration_is_refused(option, tmp_path):
     folder = write_open_clip(tmp_path / "a")
     assert not minidpt.load(folder, quick_gelu=False, head_width=32)[0].quick_gelu
-    message = "config.json says (quick_gelu False, got True|head_width 32, got 64): leave it out"
+    message = "config.json: expected (quick_gelu False, got True|head_width 32, got 64): leave it"
     for path in (folder, folder / "open_clip_pytorch_model.bin"):
         with pytest.raises(ValueError, match=message):
             minidpt.load(path, **option)
@@ -400,9 +421,34 @@ def test_a_saved_model_loads_its_clip_at_its_image_size(tmp_path, monkeypatch):
     assert minidpt.load_model(tmp_path / "model.pt").clip.visual.resolution == 14
 
 
-def test_an_image_size_of_no_whole_patches_is_refused_with_the_file(tmp_path):
-    with pytest.raises(ValueError, match="my.pt: image size: expected a multiple of 7"):
+def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
+    with pytest.raises(ValueError, match="my.pt: image_size: expected a multiple of 7"):
         load(STATE, tmp_path, image_size=30)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *(("image_size", value, f"a multiple of 7 .*got {value!r}$")
+          for value in ("64", 28.0, 0, -7, True, 14**9)),
+        *(("head_width", value, f"that divides the width 128, got {value!r}$")
+          for value in ("x", 64.0, 0, -64, True)),
+        *(("quick_gelu", value, f"True or False, got {value!r}$") for value in ("no", 1, 0.0)),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_kind_is_named_with_what_it_is(option, value, message, tmp_path):
+    with pytest.raises(ValueError, match=f"my.pt: {option}: expected .*{message}"):
+        load(STATE, tmp_path, **{option: value})
+
+
+def test_options_of_numpy_are_pythons(tmp_path):
+    options = {"image_size": np.int64(14), "head_width": np.uint8(32), "quick_gelu": np.False_}
+    clip = load(STATE, tmp_path, **options)
+    expected = load(STATE, tmp_path, image_size=14, head_width=32, quick_gelu=False)
+    assert clip.fingerprint() == expected.fingerprint() and type(clip.image_size) is int
+    assert clip.quick_gelu is False
+    with pytest.raises(ValueError, match="CLIP: expected a name or a path, got 5"):
+        minidpt.load(5)
 
 
 @pytest.mark.parametrize("version", ["minidpt 2", "minidpt 12"])

@@ -106,13 +106,20 @@ def test_a_path_gives_its_model_named_after_the_file_and_its_preprocessing(clip_
         assert preprocess(Image.new("RGB", (40, 30))).shape == (3, RESOLUTION, RESOLUTION)
 
 
-def test_a_known_name_is_cached_and_the_activation_is_passed_on(clip_file, home, monkeypatch):
+def test_a_known_name_is_found_and_options_must_not_contradict_it(clip_file, home, monkeypatch):
     put(clip_file, home / "mine")
     monkeypatch.setenv("MINIDPT_WEIGHTS", str(home / "mine"))
-    clip, _ = minidpt.load("ViT-B/32", quick_gelu=False)
-    assert clip.name == "ViT-B/32"
+    for options in ({}, {"quick_gelu": True, "head_width": 64}, {"image_size": 14}):
+        assert minidpt.load("ViT-B/32", **options)[0].name == "ViT-B/32"
+    for name, value, expected in (("quick_gelu", False, True), ("head_width", 32, 64)):
+        message = f"ViT-B/32: expected {name} {expected}, got {value}: leave it out"
+        with pytest.raises(ValueError, match=message):
+            minidpt.load("ViT-B/32", **{name: value})
+
+
+def test_the_activation_is_passed_on(clip_file):
+    clip, images = minidpt.load(clip_file, quick_gelu=False)[0], random_images(WIDE, 2)
     state = {name: value.half() for name, value in clip_state(WIDE).items()}
-    images = random_images(WIDE, 2)
     exact = minidpt.build_clip(state, quick_gelu=False).encode_image(images)
     assert torch.equal(clip.encode_image(images), exact)
     assert not torch.equal(exact, minidpt.build_clip(state).encode_image(images))

@@ -1,0 +1,115 @@
+"""How a folder of Hugging Face says that images are preprocessed: as we do, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from foreign_checkpoints import hugging_face_state, write_safetensors
+from tiny_models import WIDE, clip_state
+
+import minidpt
+from minidpt.images.transforms import CLIP_MEAN
+
+CONFIG = {
+    "model_type": "clip",
+    "vision_config": {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"},
+    "text_config": {"hidden_size": 64, "num_attention_heads": 1, "hidden_act": "gelu"},
+}
+PROCESSOR = {
+    "crop_size": {"height": 21, "width": 21}, "do_center_crop": True, "do_convert_rgb": True,
+    "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5, 0.25, 0.125],
+    "image_processor_type": "CLIPImageProcessor", "image_std": [0.5, 1, 0.25], "resample": 3,
+    "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 21},
+}  # fmt: skip
+MEAN = (0.5, 0.25, 0.125)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    state = {name: value.half() for name, value in clip_state(WIDE).items()}
+    return write_safetensors(tmp_path_factory.mktemp("a") / "a", hugging_face_state(state))
+
+
+def write_repository(folder: Path, weights: Path, **files: dict) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(weights)
+    for name, content in {"config": CONFIG, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "mean"),
+    [
+        ({"processor_config": {"image_processor": PROCESSOR, "processor_class": "x"}}, MEAN),
+        ({"processor_config": PROCESSOR}, MEAN),
+        ({"processor_config": {"image_processor": PROCESSOR},
+          "preprocessor_config": {"image_mean": [9, 9, 9], "size": 5}}, MEAN),
+        ({"processor_config": {"image_processor": None, "image_mean": [9, 9, 9]},
+          "preprocessor_config": PROCESSOR}, MEAN),
+        ({"processor_config": {"image_processor": {}}, "preprocessor_config": PROCESSOR},
+         CLIP_MEAN),
+    ],
+)  # fmt: skip
+def test_preprocessing_is_found_where_transformers_looks(files, mean, weights, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "minidpt")
+    folder = write_repository(tmp_path / "a", weights, **files)
+    for path in (folder, folder / "model.safetensors"):
+        assert minidpt.load(path)[1].mean == minidpt.load(path, image_size=35)[0].mean == mean
+    assert f"config.json: quick_gelu False, mean {mean}" in caplog.text
+    (folder / "config.json").unlink()
+    assert minidpt.load(folder)[0].mean == mean
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict.fromkeys(PROCESSOR),
+        {"size": 21, "crop_size": 21},
+        {"size": {"shortest_edge": 21, "longest_edge": None}, "do_pad": None, "do_reduce": False},
+        {"rescale_factor": 0.0039215689, "use_square_size": False, "do_resize": 1},
+    ],
+)
+def test_preprocessing_that_equals_ours_is_taken_and_null_is_absent(changes, weights, tmp_path):
+    settings = {"image_processor": PROCESSOR | changes}
+    clip, preprocess = minidpt.load(
+        write_repository(tmp_path / "a", weights, processor_config=settings)
+    )
+    expected = MEAN if "image_mean" not in changes else CLIP_MEAN
+    assert clip.mean == preprocess.mean == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("size", {"height": 21, "width": 21}, "says size {'height': 21, 'width': 21}, the tensors"),
+        ("size", {"shortest_edge": 24}, "have {'shortest_edge': 21}"),
+        ("size", {"shortest_edge": 21, "longest_edge": 99}, "says size"),
+        ("size", 24, "says size 24"),
+        ("size", [21, 21], "says size"),
+        ("crop_size", {"height": 21, "width": 14}, "says crop_size"),
+        ("crop_size", 14, "says crop_size 14"),
+        ("do_resize", False, "do_resize False, expected True"),
+        ("do_center_crop", False, "do_center_crop False, expected True"),
+        ("do_convert_rgb", "no", "do_convert_rgb 'no', expected True"),
+        ("do_pad", True, "do_pad True, expected False"),
+        ("default_to_square", True, "default_to_square True, expected False"),
+        ("rescale_factor", 1, "rescale_factor 1, expected 0.0039"),
+        ("rescale_factor", "x", "rescale_factor 'x', expected 0.0039"),
+        ("resample", 0.5, "resample 0.5, expected 3"),
+        ("image_processor_type", "ViTImageProcessor", "'ViTImageProcessor', expected 'CLIPImage"),
+        ("image_mean", 0.5, "three numbers image_mean, got 0.5"),
+    ],
+)
+def test_preprocessing_that_is_not_ours_is_refused_by_name(name, value, message, weights, tmp_path):
+    settings = PROCESSOR | {name: value}
+    nested = write_repository(
+        tmp_path / "a", weights, processor_config={"image_processor": settings}
+    )
+    flat = write_repository(tmp_path / "b", weights, preprocessor_config=settings)
+    for folder, options in ((nested, {}), (flat, {"image_size": 14})):
+        with pytest.raises(ValueError, match=f"processor_config.json.*{message}"):
+            minidpt.load(folder, **options)
