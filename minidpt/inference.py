@@ -51,8 +51,7 @@ def top_predictions(
 
     Raises as `check_probabilities`.
     """
-    values, classes = probabilities.topk(min(top, len(classnames)))
-    values = values.cpu()
+    values, classes = (each.cpu() for each in probabilities.topk(min(top, len(classnames))))
     check_probabilities(values, source)
     rows = zip(classes.tolist(), values.tolist())
     return [[Prediction(classnames[c], p) for c, p in zip(*row)] for row in rows]

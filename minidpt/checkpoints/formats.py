@@ -8,7 +8,6 @@ activation, the width of heads, the colours; what it names that minidpt lacks is
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,11 +71,12 @@ USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj
 # How images are preprocessed, where a configuration says it; 3 is Pillow's number of bicubic.
 # Hugging Face's other "do_…" must be off.
 PREPROCESSING = {
-    "interpolation": "bicubic", "resize_mode": "shortest", "resample": 3, "do_resize": True,
-    "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-    "rescale_factor": 1 / 255, "default_to_square": False, "use_square_size": False,
+    "interpolation": ("bicubic",), "resize_mode": ("shortest",), "resample": (3,),
+    **dict.fromkeys("do_resize do_center_crop do_rescale do_normalize do_convert_rgb".split(),
+                    (True,)),
+    "rescale_factor": (1 / 255,), "default_to_square": (False,), "use_square_size": (False,),
+    "image_processor_type": ("CLIPImageProcessor", "CLIPImageProcessorFast"),
 }  # fmt: skip
-PROCESSOR_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
 logger = logging.getLogger("minidpt")
 
 
@@ -160,8 +160,7 @@ class Config(NamedTuple):
         """Return a setting, `option` where it has none; ValueError if the two differ."""
         setting = getattr(self, name)
         if None not in (setting, option) and setting != option:
-            got = f"{short_repr(option)}: leave it out"
-            raise ValueError(f"{self.path}: expected {name} {setting}, got {got}")
+            raise ValueError(f"{self.path}: expected {name} {setting}, got {option}: leave it out")
         return option if setting is None else setting
 
     def check_sizes(self, visual: VisionTransformer) -> None:
@@ -178,9 +177,8 @@ class Config(NamedTuple):
         for place, settings in self.sizes.items():
             for name, allowed in sizes.items():
                 if (setting := settings.get(name)) is not None and setting not in allowed:
-                    got = f"{name} {to_single_line(setting, 80)}"
-                    fix = f"the tensors have {allowed[0]}: move the file away"
-                    raise ValueError(f"{place} {got}, {fix}")
+                    got = f"{place} {name} {to_single_line(setting, 80)}"
+                    raise ValueError(f"{got}, the tensors have {allowed[0]}: move the file away")
 
 
 def weights_in(folder: Path) -> Path:
@@ -217,46 +215,38 @@ def read_config(folder: Path, origin: str) -> Config:
     """
     is_hugging_face, config = origin == HUGGING_FACE, Config()
     path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
-    if (content := _read_entries(path)) is not None:
-        config = (_hugging_face if is_hugging_face else _open_clip)(path, content)
+    if os.path.lexists(path):
+        config = (_hugging_face if is_hugging_face else _open_clip)(path, _read_entries(path))
     if is_hugging_face:
         processor, settings = _image_processor(folder)
         mean, std = _colours(processor, settings, "image_")
-        if settings:
-            path, sizes = config.path or processor, {**config.sizes, f"{processor} says": settings}
-            config = config._replace(path=path, mean=mean, std=std, sizes=sizes)
-    if config.path:
+        sizes = {**config.sizes, f"{processor} says": settings}
+        config = config._replace(mean=mean, std=std, sizes=sizes)
+    if any(config.sizes.values()):
         colours = f"mean {config.mean}, std {config.std}"
-        logger.info(f"{config.path}: quick_gelu {config.quick_gelu}, {colours}")
+        logger.info(f"{folder}: quick_gelu {config.quick_gelu}, {colours}")
     return config
 
 
-def _read_entries(path: Path) -> dict[str, Any] | None:
-    """Read the entries of a JSON file that are not null; None if nothing is there."""
-    if not os.path.lexists(path):
-        return None
-    return _without_null(check_fields(read_json(path, str(path)), str(path)))
+def _read_entries(path: Path) -> dict[str, Any]:
+    """Read the entries of a JSON file that are not null; none if nothing is there."""
 
+    def without_null(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: without_null(each) for name, each in value.items() if each is not None}
 
-def _without_null(entries: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_null(value) if isinstance(value, dict) else value
-        for name, value in entries.items()
-        if value is not None
-    }
+    content = read_json(path, str(path)) if os.path.lexists(path) else {}
+    return without_null(check_fields(content, str(path)))
 
 
 def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return what preprocesses images, and its file; transformers 5 nests it, others do not.
-
-    Of two files that differ the nested one is taken, as transformers does.
-    """
+    """Return what preprocesses images, and its file; of two the nested one, as transformers 5."""
     new, old = folder / "processor_config.json", folder / "preprocessor_config.json"
-    processor, settings = _read_entries(new) or {}, _read_entries(old) or {}
-    if "image_processor" in processor or not settings:
-        nested = processor.get("image_processor", processor)
-        return new, check_fields(nested, f"{new}, image_processor")
-    return old, settings
+    processor, settings = _read_entries(new), _read_entries(old)
+    if settings and "image_processor" not in processor:
+        return old, settings
+    return new, check_fields(processor.get("image_processor", processor), f"{new}, image_processor")
 
 
 def _open_clip(path: Path, content: dict[str, Any]) -> Config:
@@ -318,12 +308,10 @@ def _head_width(where: str, side: Mapping[str, Any], width: int, heads: int) -> 
 def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
     """Return mean and std; ValueError for what is none, and for other preprocessing than ours."""
     for name, value in settings.items():
-        expected = PREPROCESSING.get(name, False if name.startswith("do_") else value)
-        if name in ("image_processor_type", "feature_extractor_type"):
-            expected = value if value in PROCESSOR_TYPES else PROCESSOR_TYPES[0]
-        is_number = name == "rescale_factor" and type(value) in (int, float)
-        if value != expected and not (is_number and math.isclose(value, expected, rel_tol=1e-5)):
-            raise ValueError(f"{path}: {name} {short_repr(value)}, expected {short_repr(expected)}")
+        allowed = PREPROCESSING.get(name, (False,) if name.startswith("do_") else (value,))
+        if value not in allowed:
+            expected = short_repr(allowed[0])
+            raise ValueError(f"{path}: {name} {short_repr(value)}, expected {expected}")
     mean_std = []
     for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):
         values = settings.get(prefix + name, usual)

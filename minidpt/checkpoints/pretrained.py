@@ -19,13 +19,7 @@ from torch import device as Device
 from ..clip.network import CLIP, HEAD_WIDTH
 from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
-from ..support.files import (
-    atomic_write,
-    file_lock,
-    short_repr,
-    single_line_errors,
-    unfinished_files,
-)
+from ..support.files import atomic_write, file_lock, single_line_errors, unfinished_files
 from ..support.progress import task_progress
 from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
@@ -37,6 +31,7 @@ SHA256 = {
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
 NAMES = (*SHA256, "tiny")  # the small model that this project ships in weights/
+KNOWN = Config(quick_gelu=True, head_width=HEAD_WIDTH)  # what all of these have
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 CACHE = "~/.cache/clip"
 TIMEOUT = 30  # seconds without an answer or a byte
@@ -69,8 +64,6 @@ def load(
     Raises ValueError if the name is unknown, an option does not fit, or the file is no CLIP with a
         ViT, FileNotFoundError if the file does not exist or could not be downloaded.
     """
-    if not isinstance(name_or_path, (str, PathLike)):
-        raise ValueError(f"CLIP: expected a name or a path, got {short_repr(name_or_path)}")
     name = os.fspath(name_or_path)
     known = name in NAMES
     path = find_or_download(name) if known else Path(name).expanduser()
@@ -82,11 +75,10 @@ def load(
         file = weights_in(path) if path.is_dir() else path
         named = read_weights(file)
         weights, origin = find_clip(named)
-        about_known = Config(Path(name), quick_gelu=True, head_width=HEAD_WIDTH)
-        config = about_known if known else read_config(file.parent, origin)
+        config = KNOWN._replace(path=name) if known else read_config(file.parent, origin)
         quick_gelu = config.resolve("quick_gelu", quick_gelu)
         head_width = config.resolve("head_width", head_width)
-        is_quick = True if quick_gelu is None else quick_gelu
+        is_quick = quick_gelu is None or quick_gelu
         clip = build_clip(weights, is_quick, head_width, config.text_head_width)
         config.check_sizes(clip.visual)
         # Nobody but OpenAI writes this number beside the weights.

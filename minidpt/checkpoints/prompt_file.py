@@ -53,8 +53,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
 
     Raises FileNotFoundError if it is missing, ValueError if it is of another kind or version.
     """
-    # torch.load of 2.4 would run a TorchScript archive
-    content = read_checkpoint(path, verify=True)
+    content = read_checkpoint(path, verify=True)  # torch.load of 2.4 would run TorchScript
     try:
         version = check_fields(content, "content", format=str)["format"]
         if version != FORMAT:

@@ -171,10 +171,7 @@ class _Archive:
 
 
 def _map_bytes(memory: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
-    """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype.
-
-    Archives that were repacked by another tool are not, nor many safetensors files.
-    """
+    """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype."""
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
     if start % 8:

@@ -94,8 +94,7 @@ def transformer_sizes(
     head_width = HEAD_WIDTH if head_width is None else head_width
     if not is_integer(head_width) or not 1 <= head_width <= width or width % head_width:
         option = "head_width" if prefix.startswith("visual.") else "text_head_width"
-        expected = f"a whole number that divides the width {width}"
-        raise ValueError(f"{option}: expected {expected}, got {short_repr(head_width)}")
+        raise ValueError(f"{option}: expected a divisor of {width}, got {short_repr(head_width)}")
     in_blocks = (name[len(prefix) :] for name in weights if name.startswith(prefix))
     layers = len({name.partition(".")[0] for name in in_blocks})
     if not 1 <= layers <= MAX_LAYERS:

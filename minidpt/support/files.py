@@ -105,8 +105,7 @@ def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> s
     """
     path = Path(path)
     if not path.is_file():
-        there = "a folder" if path.is_dir() else "a broken link, pipe or device"
-        got = there if os.path.lexists(path) else "none"
+        got = "a folder, broken link or pipe" if os.path.lexists(path) else "none"
         raise FileNotFoundError(f"{where}: expected a file, got {got}")
     if (size := path.stat().st_size) > MAX_TEXT:
         raise ValueError(f"{where}: expected at most {MAX_TEXT:,} bytes, got {size:,}: split it")

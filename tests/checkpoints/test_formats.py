@@ -197,7 +197,7 @@ def test_a_folder_of_hugging_face_is_read_as_its_configuration_says(tmp_path, ca
         clip, preprocess = minidpt.load(path)
         assert torch.equal(features(clip), features(plain(quick_gelu=False)))
         assert clip.name == "clip-vit-tiny" and preprocess.resolution == 21
-        assert "config.json: quick_gelu False, mean" in infos()[-1]
+        assert f"{folder}: quick_gelu False, mean" in infos()[-1]
     assert len(caplog.records) == 2  # no warning: nothing was guessed
 
 
@@ -358,7 +358,7 @@ def test_a_model_of_two_towers_is_read(tmp_path):
         ("model_cfg.text_cfg.no_causal_mask", True, "no_causal_mask True is not supp"),
         ("model_cfg.init_logit_bias", -10, "model_cfg: init_logit_bias -10 is not supp"),
         ("model_cfg.multimodal_cfg", {"width": 5}, "multimodal_cfg a dict is not supp"),
-        ("model_cfg.vision_cfg.head_width", 48, "divides the width 128, got 48"),
+        ("model_cfg.vision_cfg.head_width", 48, "head_width: expected a divisor of 128, got 48"),
         ("model_cfg.vision_cfg.width", 256, "says vision width 256, the tensors have 128"),
         ("model_cfg.text_cfg.heads", 5, "heads that share the width 64, got 5"),
         ("model_cfg.text_cfg", 5, "text_cfg"),
@@ -431,7 +431,7 @@ def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
     [
         *(("image_size", value, f"a multiple of 7 .*got {value!r}$")
           for value in ("64", 28.0, 0, -7, True, 14**9)),
-        *(("head_width", value, f"that divides the width 128, got {value!r}$")
+        *(("head_width", value, f"a divisor of 128, got {value!r}$")
           for value in ("x", 64.0, 0, -64, True)),
         *(("quick_gelu", value, f"True or False, got {value!r}$") for value in ("no", 1, 0.0)),
     ],
@@ -447,8 +447,6 @@ def test_options_of_numpy_are_pythons(tmp_path):
     expected = load(STATE, tmp_path, image_size=14, head_width=32, quick_gelu=False)
     assert clip.fingerprint() == expected.fingerprint() and type(clip.image_size) is int
     assert clip.quick_gelu is False
-    with pytest.raises(ValueError, match="CLIP: expected a name or a path, got 5"):
-        minidpt.load(5)
 
 
 @pytest.mark.parametrize("version", ["minidpt 2", "minidpt 12"])

@@ -117,7 +117,7 @@ def test_configurations_of_its_plain_vits_are_not(open_clip, name, tmp_path):
     torch.save(lively(open_clip.CLIP(**open_clip_config())).state_dict(), tmp_path / "a.pt")
     config = {"model_cfg": open_clip.get_model_config(name)}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the tensors have|that divides the width"):  # sizes
+    with pytest.raises(ValueError, match="the tensors have|a divisor of"):  # sizes
         minidpt.load(tmp_path / "a.pt")
 
 
@@ -165,3 +165,42 @@ def test_siglip_of_transformers_is_refused_by_name(transformers, tmp_path):
     transformers.SiglipModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected model_type .clip., got .siglip."):
         minidpt.load(tmp_path)
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "is_taken"),
+    [
+        ({}, True),
+        ({"do_pad": None, "do_flip_channel_order": False, "default_to_square": False}, True),
+        ({"size": 28, "crop_size": 28}, True),
+        ({"size": {"height": 28, "width": 28}}, False),
+        ({"size": 35}, False),
+        ({"do_center_crop": False, "size": {"height": 28, "width": 28}}, False),
+        ({"do_rescale": False}, False),
+        ({"rescale_factor": 1 / 127.5}, False),
+        ({"resample": 2}, False),
+        ({"do_normalize": False}, False),
+    ],
+)
+def test_images_are_as_transformers_preprocesses_them_or_refused(
+    transformers, changes, is_taken, is_nested, tmp_path
+):
+    hugging_face_model(transformers).save_pretrained(tmp_path)
+    made = transformers.CLIPImageProcessor(size=28, crop_size=28, image_mean=[0.5, 0.4, 0.3])
+    settings = json.loads(made.to_json_string()) | changes
+    if is_nested:
+        (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+        settings = {"image_mean": [0, 0, 0], "size": 28}  # of an earlier version
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    image = Image.effect_noise((60, 40), 80).convert("RGB")
+    read = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
+    expected = torch.as_tensor(read(images=image, return_tensors="pt")["pixel_values"][0])
+    if is_taken:
+        difference = minidpt.load(tmp_path)[1](image) - expected
+        assert difference.abs().max() < 0.02  # a step of 8 bits, as torchvision may round others
+    else:
+        ours = minidpt.images.transforms.Preprocess(28, (0.5, 0.4, 0.3))(image)
+        assert ours.shape != expected.shape or (ours - expected).abs().max() > 0.02
+        with pytest.raises(ValueError, match="processor_config.json"):
+            minidpt.load(tmp_path)

@@ -277,9 +277,9 @@ def test_a_text_side_of_any_width_has_heads_of_64():
 
 @pytest.mark.parametrize("width", [0, -64, 48, 256])
 def test_heads_that_do_not_fill_the_width_are_refused(width):
-    with pytest.raises(ValueError, match=f"^head_width: .* divides the width 128, got {width}$"):
+    with pytest.raises(ValueError, match=f"^head_width: .* a divisor of 128, got {width}$"):
         minidpt.build_clip(clip_state(WIDE), head_width=width)
-    with pytest.raises(ValueError, match=f"^text_head_width: .* the width 64, got {width}$"):
+    with pytest.raises(ValueError, match=f"^text_head_width: .* a divisor of 64, got {width}$"):
         minidpt.build_clip(clip_state(WIDE), text_head_width=width)
 
 

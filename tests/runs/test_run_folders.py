@@ -149,3 +149,11 @@ def test_no_number_helps_where_no_folder_can_be_made(tmp_path):
     with pytest.raises(FileExistsError, match="runs"):
         with runs.lock_numbered_folder(tmp_path / "runs" / "a", []):
             pass
+
+
+def test_no_file_of_json_holds_what_is_no_number(tmp_path):
+    run = runs.RunFolder(tmp_path)
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            run.write_json("a.json", {"words": [["ox", value]]})
+    assert not list(tmp_path.iterdir())
