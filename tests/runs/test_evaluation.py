@@ -210,6 +210,8 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_file(clip, items
     model.visual_prompts.prompts.data.fill_(3e38)
     with pytest.raises(ValueError, match="^run/model.pt: expected finite logits.*lower learning"):
         evaluation.predict_eval_set(model, eval_set)
+    with pytest.raises(ValueError, match="^run/model.pt: expected finite logits"):
+        evaluation.predict_eval_set(model.for_classes(CLASSNAMES[:2]), eval_set)
     evaluation.zero_shot(model, eval_set)  # without the prompts
     model.template_features[1, 0] = torch.inf
     with pytest.raises(ValueError, match="^CLIP custom: expected finite logits"):
