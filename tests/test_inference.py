@@ -134,6 +134,19 @@ def test_a_bit_that_was_flipped_in_a_model_file_is_not_taken(tmp_path):
         minidpt.load_model(path, pair.clip)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "set_crc32_options"), reason="this torch always writes them"
+)
+def test_a_model_file_without_crc_is_read(tmp_path):
+    pair = Pair(OF_METHOD["coop"])
+    torch.serialization.set_crc32_options(False)
+    try:
+        pair.model.save(tmp_path / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    minidpt.load_model(tmp_path / "model.pt", pair.clip)
+
+
 def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
     ReferencePair(SMALL_CONFIGS["dpt"]).model.save(tmp_path / "model.pt")
     other = minidpt.build_clip(clip_state(WIDE, seed=1))
