@@ -114,7 +114,7 @@ def test_an_onnx_runtime_predicts_as_the_model_for_any_number_of_images(method, 
 
 
 def test_a_model_whose_logits_are_not_finite_is_not_exported(tmp_path):
-    model = model_of(SMALL_CONFIGS["vpt"])
+    model = model_of(OF_METHOD["vpt"])
     model.visual_prompts.prompts.data.fill_(3e38)
     model.save(tmp_path / "model.pt")
     with pytest.raises(ValueError, match=f"^{tmp_path}/model.pt: expected finite logits, got NaN"):

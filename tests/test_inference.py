@@ -124,7 +124,7 @@ def test_a_damaged_model_is_refused_and_a_failed_save_replaces_none(tmp_path, mo
 
 
 def test_a_bit_that_was_flipped_in_a_model_file_is_not_taken(tmp_path):
-    pair, path = Pair(OF_METHOD["vpt"]), tmp_path / "model.pt"
+    pair, path = ReferencePair(SMALL_CONFIGS["vpt"]), tmp_path / "model.pt"
     pair.model.save(path)
     prompts = pair.model.visual_prompts.prompts.detach().numpy().tobytes()
     content = bytearray(path.read_bytes())
@@ -138,7 +138,7 @@ def test_a_bit_that_was_flipped_in_a_model_file_is_not_taken(tmp_path):
     not hasattr(torch.serialization, "set_crc32_options"), reason="this torch always writes them"
 )
 def test_a_model_file_without_crc_is_read(tmp_path):
-    pair = Pair(OF_METHOD["coop"])
+    pair = ReferencePair(SMALL_CONFIGS["coop"])
     torch.serialization.set_crc32_options(False)
     try:
         pair.model.save(tmp_path / "model.pt")

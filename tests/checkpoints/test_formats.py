@@ -421,7 +421,7 @@ def test_a_saved_model_loads_its_clip_at_its_image_size(tmp_path, monkeypatch):
     assert minidpt.load_model(tmp_path / "model.pt").clip.visual.resolution == 14
 
 
-def test_an_image_size_of_part_of_a_patch_is_refused_with_the_file(tmp_path):
+def test_an_image_size_of_part_of_a_patch_is_refused(tmp_path):
     with pytest.raises(ValueError, match="my.pt: image_size: expected a multiple of 7"):
         load(STATE, tmp_path, image_size=30)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import torchscript
 from helpers.pickled_archives import (
+    NUMBERS,
     Rebuilt,
     assert_same,
     pickle_tensors,
@@ -250,10 +251,10 @@ def test_a_file_that_is_something_else_is_named(tmp_path, content, message):
 
 
 def test_our_own_files_are_refused_with_a_flipped_bit(tmp_path):
-    path = write_archive(tmp_path / "a.pt", dumps({"a": Rebuilt()}), byteorder=b"little")
+    path = write_archive(tmp_path / "a.pt", pickle_tensors({"a": Rebuilt()}), byteorder=b"little")
     content = path.read_bytes()
     assert read_checkpoint(path, verify=True)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    for byte in NUMBERS, dumps({"a": Rebuilt()}), b"little":
+    for byte in NUMBERS, pickle_tensors({"a": Rebuilt()}), b"little":
         damaged = bytearray(content)
         damaged[content.index(byte) + len(byte) // 2] ^= 1
         path.write_bytes(damaged)

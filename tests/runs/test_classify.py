@@ -127,7 +127,7 @@ def test_predictions_that_are_not_finite_are_an_error_for_each_image(diverged, r
     model = minidpt.load_model(diverged / "model.pt", clip)
     with pytest.raises(ValueError, match="^diverged/model.pt: expected finite logits"):
         model.predict(files)
-    assert [type(found) for _, found in model.predict_each(files)] == [ValueError] * 2
+    assert [type(answer) for _, answer in model.predict_each(files)] == [ValueError] * 2
     result = run_command("eval.py", "predict", diverged, *files, "--json", "-")
     assert_one_line(result, "eval.py", "diverged/model.pt", "finite", "lower")
     answers = lines(result.out)
