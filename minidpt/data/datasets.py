@@ -17,7 +17,7 @@ from ..support.files import gc_disabled, read_json, read_text, single_line_error
 from . import folders as listing
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
-from .samples import SPLITS, Dataset
+from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
 from .splits import read_split
 
 
@@ -43,6 +43,7 @@ def open_dataset(
     seed: int = 1,
     classnames: str | os.PathLike | None = None,
     template: str | None = None,
+    read: ReadOptions = DEFAULT_READ,
 ) -> Dataset:
     """Find out what kind of data set lies at a path, and list its images.
 
@@ -54,7 +55,8 @@ def open_dataset(
     folders. (Without it, these are recognised by the folder's name and their classes together, and
     a part of ImageNet's classes is called as its folder is.) `classnames` is a file that renames
     classes (`read_classnames`), `template` replaces the data set's. Where no split is given, `seed`
-    draws one: it is not the seed of the few-shot draw, so that all runs share a test set.
+    draws one: it is not the seed of the few-shot draw, so that all runs share a test set. `read`
+    decides what such a folder or CSV file leaves open.
 
     Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
     """

@@ -22,6 +22,23 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 SPLITS = ("train", "val", "test")
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How data of the user's own are read, where it cannot be told from them.
+
+    folders_are_classes: every folder is a class, also those called as splits or alike inside.
+    columns: of a CSV file, what each means, such as "image=photo,label=art,split=x".
+    image_root: the folder that a CSV file's paths start from; None for its own.
+    """
+
+    folders_are_classes: bool = False
+    columns: str | None = None
+    image_root: str | None = None
+
+
+DEFAULT_READ = ReadOptions()
+
+
 class Sample(NamedTuple):
     """One image: its file, its class as a number from 0, and as a name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from itertools import product
@@ -22,6 +23,7 @@ from ..checkpoints.pretrained import NAMES
 from ..clip.network import MAX_RESOLUTION
 from ..config import COMMON, METHOD, Option, PromptConfig, check_option, option
 from ..data.layouts import LAYOUTS
+from ..data.samples import ReadOptions
 from ..images.decode import MAX_PIXELS
 from ..support.files import check_fields, short_repr
 from ..training import default_epochs
@@ -83,6 +85,9 @@ class RunConfig:
     classnames: str | None = option(
         None, "file that renames classes, with a line 'folder name' for each", DATA,
         metavar="FILE", is_path=True, eval_commands=TESTS)
+    folders_are_classes: bool = option(
+        False, "every folder in --data is a class, also those called as splits or that hold "
+        "folders of the same names", DATA, eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
@@ -192,6 +197,16 @@ FIELDS: dict[str, Field] = {  # of all options, those of the method in their pla
 }
 OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
 PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
+
+
+def read_options(*settings: RunConfig | Namespace) -> ReadOptions:
+    """Return how a run, or a command line, reads data of the user's own; the last one decides."""
+    values = {}
+    for each in fields(ReadOptions):
+        for options in settings:
+            if (value := getattr(options, each.name, None)) is not None:
+                values[each.name] = value
+    return ReadOptions(**values)
 
 
 def published_settings(method: str, shots: int, dataset: str) -> dict[str, Any]:

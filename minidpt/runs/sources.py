@@ -14,14 +14,14 @@ import torch
 
 from ..data.copies import copies_note
 from ..data.datasets import open_dataset
-from ..data.samples import Dataset, select_classes
+from ..data.samples import Dataset, ReadOptions, select_classes
 from ..data.splits import read_split, split_content
 from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
 from ..support.progress import print_line
 from .command_line import evaluates_other_data
-from .config import AUTO, RunConfig
+from .config import AUTO, RunConfig, read_options
 from .devices import choose_device, choose_precision, load_clip, place
 from .entrypoint import relaunch_command
 from .evaluation import EvalSet
@@ -60,14 +60,21 @@ def other_datasets(
     else:
         names, classnames = [config.dataset], args.classnames or config.classnames
         template = args.template or config.template
-    return [open_subset(data, name, classnames, template, args.classes or "all") for name in names]
+    read = read_options(*([config] if args.data is None else []), args)
+    subset = args.classes or "all"
+    return [open_subset(data, name, classnames, template, subset, read) for name in names]
 
 
 def open_subset(
-    data: str, name: str | None, classnames: str | None, template: str | None, subset: str
+    data: str,
+    name: str | None,
+    classnames: str | None,
+    template: str | None,
+    subset: str,
+    read: ReadOptions,
 ) -> Dataset:
     """Open a data set or a subset of its classes, which its name says."""
-    dataset = open_dataset(data, name, classnames=classnames, template=template)
+    dataset = open_dataset(data, name, classnames=classnames, template=template, read=read)
     dataset = select_classes(dataset, subset)
     return replace(dataset, name=tested_on(dataset.name, subset))
 

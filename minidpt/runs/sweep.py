@@ -27,7 +27,7 @@ from ..support.distributed import PeerLost, World, join_world, world_from_enviro
 from ..support.progress import print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
-from .config import RunConfig, RunRecord, expand_grid
+from .config import RunConfig, RunRecord, expand_grid, read_options
 from .devices import choose_device, choose_precision, load_clip, place
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
@@ -132,7 +132,10 @@ def open_subsets(
     folder: Path, name: str | None, config: RunConfig
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """Open and print a data set; return it, and by name the subsets of classes to test on."""
-    dataset = open_dataset(folder, name, classnames=config.classnames, template=config.template)
+    dataset = open_dataset(
+        folder, name, classnames=config.classnames, template=config.template,
+        read=read_options(config),
+    )  # fmt: skip
     print_line(dataset.source)
     print_notes(dataset.notes)
     subsets = ("base", "new") if config.classes == "base" else (config.classes,)
