@@ -1,4 +1,4 @@
-"""Test images that are training images, too."""
+"""Training images that are test images, or training images of another class, too."""
 
 import hashlib
 import os
@@ -6,25 +6,45 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from .samples import Sample
+
 
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
-    """Name the test images that are, byte for byte, training images, in a line; "" if none is.
+    """Name the test images that are, byte for byte, training images, in a line; "" if none is."""
+    test = list(dict.fromkeys(test))
+    labelled = [*((path, "train") for path in train), *((path, "test") for path in test)]
+    copies = {path for group in _equal_files(labelled) for path, split in group if split == "test"}
+    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
+    return f"{first}{next(path for path in test if path in copies)}" if copies else ""
+
+
+def two_classes_note(samples: Iterable[Sample]) -> str:
+    """Name training images that are, byte for byte, in two classes, in a line; "" if none are."""
+    classnames = {(sample.path, sample.label): sample.classname for sample in samples}
+    groups = _equal_files(classnames)
+    if not groups:
+        return ""
+    first = groups[0][0]
+    other = next(key for key in groups[0] if key[1] != first[1])
+    both = " and ".join(f"{key[0]} of '{classnames[key]}'" for key in (first, other))
+    return f"training images in two classes, byte for byte: {len(groups)}, as {both}"
+
+
+def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str, object]]]:
+    """Group files that are the same, byte for byte, and do not all have the same label.
 
     Only files of the same size are opened, and only those that end alike are read: few. Files
     that are not there, or cannot be opened, are left out.
     """
-    candidates = [list(dict.fromkeys(train)), list(dict.fromkeys(test))]
+    groups = [list(dict.fromkeys(labelled))]
     for read in (os.path.getsize, _end, _digest):
-        keys: list[dict[str, object]] = [{}, {}]
-        for paths, key_of in zip(candidates, keys, strict=True):
-            for path in paths:
+        smaller: dict[tuple[int, object], list[tuple[str, object]]] = {}
+        for number, group in enumerate(groups):
+            for path, label in group:
                 with suppress(OSError):
-                    key_of[path] = read(path)
-        both = set(keys[0].values()) & set(keys[1].values())
-        candidates = [[path for path, key in key_of.items() if key in both] for key_of in keys]
-    copies = candidates[1]
-    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
-    return f"{first}{copies[0]}" if copies else ""
+                    smaller.setdefault((number, read(path)), []).append((path, label))
+        groups = [each for each in smaller.values() if len({label for _, label in each}) > 1]
+    return groups
 
 
 def _end(path: str) -> bytes:

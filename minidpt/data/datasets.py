@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..support.files import gc_disabled, read_json, read_text, single_line_errors
 from . import folders as listing
+from .class_folders import class_folders_by_split, look_through, open_folder, split_folders
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
@@ -72,7 +73,7 @@ def open_dataset(
     if not root.exists():
         raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
     if root.is_dir():
-        return _open_any_folder(root, layout, adapt, seed)
+        return _open_any_folder(root, layout, adapt, seed, read)
     if root.suffix.lower() == ".csv":
         return listing.open_csv(root, adapt(layout or Naming()), seed)
     if root.suffix.lower() == ".json":
@@ -84,7 +85,11 @@ def open_dataset(
 
 
 def _open_any_folder(
-    root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
+    root: Path,
+    layout: Layout | None,
+    adapt: Callable[[Naming], Naming],
+    seed: int,
+    read: ReadOptions,
 ) -> Dataset:
     """Decide what a folder is, and open it; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in listing.sub_folders(root)}
@@ -99,10 +104,10 @@ def _open_any_folder(
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
-        return _open_other(root, adapt, seed)
+        return _open_other(root, adapt, seed, read)
     (location,) = locations
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
-    dataset = _open_location(location, seed)
+    dataset = _open_location(location, seed, read)
     if table.is_file():
         name = location.layout.name
         note = f"{listing.LABELS} is not read, as this is {name}: to read it, pass the file"
@@ -110,19 +115,29 @@ def _open_any_folder(
     return dataset
 
 
-def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dataset:
+def _open_other(
+    root: Path, adapt: Callable[[Naming], Naming], seed: int, read: ReadOptions
+) -> Dataset:
     """Open a folder that is none of the fifteen data sets, even if it is called as one of them."""
     for layout in LAYOUTS:  # its lists without its images?
         if any((root / file).is_file() for file in (layout.split_file, *layout.lists.values())):
             raise incomplete_error(layout, root)
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
-    if alike is None:
-        return listing.open_folder(root, adapt(Naming()), seed)
-    name, note = distinct_name(alike, root, class_names(root))
-    return listing.open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
+    inner, name, notes = look_through(root), root.resolve().name, []
+    if alike:
+        name, *notes = distinct_name(alike, root, class_names(inner))
+
+    def adapt_named(naming: Naming) -> Naming:
+        return adapt(naming if naming.name else replace(naming, name=name))
+
+    if inner != root:
+        dataset = _open_any_folder(inner, None, adapt_named, seed, read)
+    else:
+        dataset = open_folder(root, adapt_named(Naming()), seed, read)
+    return dataset.with_notes(*notes)
 
 
-def _open_location(location: DatasetLocation, seed: int) -> Dataset:
+def _open_location(location: DatasetLocation, seed: int, read: ReadOptions) -> Dataset:
     """List a recognised data set: by its split file, its own lists, or its class folders."""
     layout, folder, images, _ = location
     names = location.file(layout.names)
@@ -145,8 +160,11 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
         dataset = _open_splits(location, seed)
     else:
-        nested = layout.nested and not listing.split_folders(images)
-        dataset = (_open_nested if nested else _open_class_folders)(location, seed)
+        nested = layout.nested and not split_folders(images)
+        if nested:
+            dataset = _open_nested(location, seed)
+        else:
+            dataset = _open_class_folders(location, seed, read)
         if not location.named and not has_markers(layout, folder):
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
             dataset = replace(dataset, source=source)
@@ -191,24 +209,22 @@ def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
             name, note = distinct_name(layout, folder, classes)
             layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
-    dataset = listing.assemble(
-        images, listing.class_folders_by_split(folders, layout), layout, how, seed
-    )
+    dataset = listing.assemble(images, class_folders_by_split(folders, layout), layout, how, seed)
     return dataset.with_notes(*notes, *listing.loose_notes(images, *folders.values()))
 
 
-def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
+def _open_class_folders(location: DatasetLocation, seed: int, read: ReadOptions) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
     inside = {child.name for child in listing.sub_folders(images)}
-    few = len(inside) < 2 and not listing.split_folders(images)
+    few = len(inside) < 2 and not split_folders(images)
     if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
         name, note = distinct_name(usual, folder, class_names(images))
-        return listing.open_folder(images, replace(layout, name=name), seed).with_notes(note)
-    return listing.open_folder(images, layout, seed)
+        return open_folder(images, replace(layout, name=name), seed, read).with_notes(note)
+    return open_folder(images, layout, seed, read)
 
 
 def _open_lists(location: DatasetLocation, seed: int) -> Dataset:
@@ -318,10 +334,7 @@ def looks_like(layout: Layout, folder: Path) -> bool:
 
 def class_names(folder: Path) -> set[str]:
     """Name the class folders in a folder, or in its train/ (test/, val/)."""
-    return {
-        f.name
-        for f in listing.sub_folders(next(iter(listing.split_folders(folder).values()), folder))
-    }
+    return {f.name for f in listing.sub_folders(next(iter(split_folders(folder).values()), folder))}
 
 
 def name_of(folder: Path) -> str:
@@ -348,9 +361,7 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
             got = f"{other.name}: pass --dataset {other.name}"
             raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
     for images in (folder / name for name in (*layout.images, ".")):
-        if images.is_dir() and (
-            listing.split_folders(images) or len(listing.sub_folders(images)) > 1
-        ):
+        if images.is_dir() and (split_folders(images) or len(listing.sub_folders(images)) > 1):
             return DatasetLocation(layout, folder, images)
     raise incomplete_error(layout, folder)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
 from ..support.files import MAX_CLASSES
-from ..support.progress import track
-from .naming import Naming, read_rows
+from .naming import Naming, read_rows, spelled
 from .samples import SPLITS, Dataset, Sample, make_dataset
 
 IMAGE_SUFFIXES = {
@@ -70,6 +69,12 @@ def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
 def sub_folders(folder: Path) -> list[Path]:
     """List the visible folders in a folder, by name."""
     return [folder / name for name in sorted(e.name for e in _visible(folder) if e.is_dir())]
+
+
+def holds_images(folder: str | os.PathLike) -> bool:
+    """Return whether images lie directly in a folder."""
+    suffixes = tuple(image_suffixes())
+    return any(e.name.lower().endswith(suffixes) and e.is_file() for e in _visible(folder))
 
 
 def images_in(folder: str | os.PathLike) -> ImageFiles:
@@ -136,17 +141,6 @@ def in_no_class(loose: list[str]) -> tuple[str, ...]:
     return (f"not read: {images} in no class folder, first {loose[0]}",) if loose else ()
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """Map splits to their folders, in `IN_ORDER`. Raises ValueError for two of a split."""
-    folders: dict[str, Path] = {}
-    for child in sub_folders(folder):
-        split = SPLIT_NAMES.get(child.name.lower())
-        if split and folders.setdefault(split, child) != child:
-            got = f"{folders[split].name}/ and {child.name}/: merge them"
-            raise ValueError(f"data folder {folder}: expected one folder for {split}, got {got}")
-    return {split: folders[split] for split in IN_ORDER if split in folders}
-
-
 def contents(folder: Path) -> str:
     """Describe what lies in a folder, in a few words for an error."""
     names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in _visible(folder))
@@ -187,31 +181,6 @@ def missing_files(paths: Iterable[str]) -> list[str]:
 Splits = dict[str, dict[str, list[str]]]
 
 
-def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
-    """Open the data set of folders train/, val/, test/ of class folders, or of class folders.
-
-    A folder of such a name is never a class. train/ alone is split as class folders are; without
-    train/, the data set is only a test. Raises ValueError (one line: expected, got, what to do).
-    """
-    folders, notes = split_folders(root), []
-    read = [f"{folders[split].name}/" for split in SPLITS if split in folders]
-    others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
-    if folders and others and not any(map(sub_folders, folders.values())):  # bus/, car/, train/
-        got = f"none there and {', '.join(others[:3])} beside (call a class {read[0][:-1]}_)"
-        raise ValueError(f"data folder {root}: expected classes in {', '.join(read)}, got {got}")
-    how = f"folders {', '.join(read)}"
-    if not folders:
-        folders, others, how = {"all": root}, [], f"class folders in {root}"
-    elif list(folders) == ["train"]:
-        folders, how = {"all": folders["train"]}, f"class folders in {read[0]}"
-        notes = [f"no test/ beside {read[0]}: the test is drawn from it"]
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        notes.append(f"read: {', '.join(read)}; not read: {others[0]}{more}")
-    dataset = assemble(root, class_folders_by_split(folders, naming), naming, how, seed)
-    return dataset.with_notes(*notes, *loose_notes(root, *folders.values()))
-
-
 def assemble(
     root: Path, splits: Splits, naming: Naming, how: str, seed: int, keys: list[str] | None = None
 ) -> Dataset:
@@ -237,7 +206,7 @@ def assemble(
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
     elif "test" not in splits and "val" in splits:
         splits = {**splits, "test": splits["val"], "val": {}}
-        how += " (no test/, so val/ is the test set)"
+        how += " (no labelled test, so val is the test set)"
     if not any(splits.get("test", {}).values()):
         raise ValueError(f"data folder {root}: expected images for the test, got none: add some")
 
@@ -246,7 +215,12 @@ def assemble(
     for split, by_class in splits.items():
         for key, files in by_class.items():
             if key not in labels:
-                got = f"'{key}' in {split}: remove it"
+                got = f"'{key}' in {split}"
+                if alike := [other for other in labels if spelled(other) == spelled(key)]:
+                    but = "capitals" if key.lower() == alike[0].lower() else "spelling"
+                    got += f", '{alike[0]}' but for {but}: rename it"
+                else:
+                    got += ": remove it"
                 raise ValueError(f"data in {root}: expected only classes of {first}, got {got}")
             listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
@@ -269,24 +243,6 @@ def _split_by_class(files: dict[str, list[str]], seed: int) -> Splits:
         splits["val"][key] = shuffled[train : train + val]
         splits["test"][key] = shuffled[train + val :]
     return splits
-
-
-def class_folders_by_split(folders: dict[str, Path], naming: Naming) -> Splits:
-    """List the class folders of each split; the first must have two classes, the test one."""
-    least = {"val": 0, "test": 1, next(iter(folders)): 2}
-    return {split: _class_folders(path, naming, least[split]) for split, path in folders.items()}
-
-
-def _class_folders(folder: Path, naming: Naming, at_least: int) -> dict[str, list[str]]:
-    classes = [f for f in sub_folders(folder) if f.name not in naming.dropped]
-    if not classes and at_least:
-        expected = "a folder for each class (or train/ and test/ of such, or labels.csv)"
-        raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
-    if len(classes) < at_least:
-        got = f"only '{classes[0].name}': pass the folder of the classes"
-        raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
-    listed = track(classes, "class folders listed", len(classes))
-    return {class_folder.name: images_in(class_folder) for class_folder in listed}
 
 
 def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:

@@ -30,6 +30,11 @@ def readable(folder_name: str) -> str:
     return " ".join(words.split())
 
 
+def spelled(folder_name: str) -> str:
+    """Return a folder's name without what capitals, - and _ make of it, to compare."""
+    return readable(folder_name.replace("_", " ")).casefold()
+
+
 @functools.cache
 def imagenet_classnames() -> dict[str, str]:
     """Return WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..clip.network import CLIP
 from ..data.batches import Batch, ImageCache, eval_batches, name_all_broken
-from ..data.copies import copies_note
+from ..data.copies import copies_note, two_classes_note
 from ..data.samples import Sample
 from ..images.decode import WhiteLevel
 from ..inference import check_probabilities
@@ -129,8 +129,9 @@ def read_images(
     if images is not None:
         paths = [sample.path for sample in train_set]
         test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.samples]
-        if world.is_main and (note := copies_note(paths, test_paths)):
-            notes.append(note)
+        if world.is_main:
+            copies = copies_note(paths, test_paths), two_classes_note(train_set)
+            notes += filter(None, copies)
         images.fill(world.shard(paths), workers, world.shard(test_paths), world)
         model.white_level = white_level = images.white_level
     for eval_set in eval_sets:

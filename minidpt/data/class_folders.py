@@ -1,0 +1,256 @@
+"""Folders of classes: as they are, in train/ and test/, or each with its own train/ and test/.
+
+open_folder: folders of splits or of classes -> files of each split and class -> assemble -> Dataset
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain, combinations
+from pathlib import Path
+
+from ..support.progress import track
+from .folders import (
+    IN_ORDER,
+    SPLIT_NAMES,
+    Splits,
+    assemble,
+    contents,
+    holds_images,
+    images_in,
+    loose_notes,
+    sub_folders,
+)
+from .naming import Naming, spelled
+from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
+
+_SPLITS = {**SPLIT_NAMES, "eval": "test", "evaluation": "test"}  # these where there is no test/
+# A word of a folder's name: a split's, or one that says no more than "folder", or both: trainset
+_WORD = re.compile(
+    rf"({'|'.join(_SPLITS)}|)"
+    "((?:data)?(?:sets?|images?|imgs?|pictures?|pics?|photos?|files?|folders?|samples?|splits?)?)"
+)
+_AS_CLASSES = "if these are the classes, pass --folders-are-classes"
+
+
+def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the split that a folder's name tells, and its other words: seg_train -> train, (seg,).
+
+    Words such as set and images, and numbers, do not count. None for a name that tells no split, or
+    two.
+    """
+    splits, rest = [], []
+    for word in filter(None, re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)):
+        match = _WORD.fullmatch(word.lower())
+        if match and match[1]:
+            splits.append(_SPLITS[match[1]])
+        elif not match:
+            rest.append(word.lower())
+    return (splits[0], tuple(rest)) if len(splits) == 1 else None
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Map splits to their folders, in `IN_ORDER`; nothing if the folders tell no splits.
+
+    train/, val/ and test/ are splits, whatever lies beside them. Other folders are if one is for
+    training, another is not, and their names differ in these words only (seg_train/, seg_test/) or
+    they hold folders of the same names. Raises ValueError for two of a split.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
+    for child in sub_folders(folder):
+        if named := split_of(child.name):
+            groups.setdefault(named[1], []).append((named[0], child))
+    if any(child.name.lower() in _SPLITS for _, child in groups.get((), [])):
+        members = groups[()]
+    else:
+        pairs = [group for group in groups.values() if _has_pair(dict(group))]
+        members = list(chain(*(pairs or groups.values())))
+        alike = pairs or len(find_alike(child for _, child in members)[0]) == len(members)
+        if not (alike and _has_pair(dict(members))):
+            return {}
+    folders = {}
+    for split in IN_ORDER:
+        children = sorted((child for name, child in members if name == split), key=_rank)
+        if len(children) > 1 and _rank(children[0]) == _rank(children[1]):
+            got = f"{children[0].name}/ and {children[1].name}/: merge them; {_AS_CLASSES}"
+            raise ValueError(f"data folder {folder}: expected one folder for {split}, got {got}")
+        if children:
+            folders[split] = children[0]
+    return folders
+
+
+def _has_pair(splits: dict[str, Path]) -> bool:
+    return "train" in splits and len(splits) > 1
+
+
+def _rank(folder: Path) -> tuple[bool, bool]:
+    """Order the folders of a split: test/, eval/, test_images/, eval_images/."""
+    name = folder.name.lower()
+    return name not in _SPLITS, "eval" in name
+
+
+def look_through(folder: Path, split: str | None = None) -> Path:
+    """Return the folder of several folders that lies alone in a folder, if one does; else itself.
+
+    The folder of a split is not looked through, except in a folder of the same `split`.
+    """
+    inner = folder
+    for _ in range(10):  # links may lead in circles
+        children = [] if holds_images(inner) else sub_folders(inner)
+        if not children:
+            break
+        if len(children) > 1 or _SPLITS.get(children[0].name.lower(), split) != split:
+            return inner
+        inner = children[0]
+    return folder
+
+
+def find_alike(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
+    """Find folders that hold two or more folders of the same names: return the names of both.
+
+    Those that hold an image are left out, a folder alone in one is looked through.
+    """
+    names = {}
+    for folder in folders:
+        inner = () if holds_images(folder) else sub_folders(look_through(folder))
+        names[folder] = {each.name.casefold(): f"{each.name}/" for each in inner}
+    counts = Counter(chain(*names.values()))
+    common = {path: {name for name in names[path] if counts[name] > 1} for path in names}
+    for path, other in combinations([path for path in common if len(common[path]) > 1], 2):
+        if len(shared := common[path] & common[other]) > 1:
+            alike = [f"{each.name}/" for each in common if len(common[each] & shared) > 1]
+            return alike, sorted(names[path][name] for name in shared)
+    return [], []
+
+
+def open_folder(root: Path, naming: Naming, seed: int, read: ReadOptions = DEFAULT_READ) -> Dataset:
+    """Open the data set of folders train/, val/, test/ of class folders, or of class folders.
+
+    A folder of a split is never a class, see `split_folders`. train/ alone is split as class
+    folders are; without train/, the data set is only a test. Class folders may each hold train/
+    and test/. Raises ValueError (one line: expected, got, what to do), also for folders that look
+    like variants of a data set, not like its classes.
+    """
+    folders = {} if read.folders_are_classes else split_folders(root)
+    if folders:
+        return _open_split_folders(root, folders, naming, seed)
+    classes, splits, notes = class_folders(root, naming, 2), {}, []
+    if not read.folders_are_classes and not (splits := _list_splits_in(root, classes)):
+        notes = check_are_classes(root, classes)
+    how = f"class folders in {root}"
+    if splits:
+        how = f"{', '.join(f'{split}/' for split in SPLITS if split in splits)} in the {how}"
+    dataset = assemble(root, splits or {"all": list_images(classes)}, naming, how, seed)
+    return dataset.with_notes(*notes, *loose_notes(root))
+
+
+def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, seed: int) -> Dataset:
+    """Open folders of splits; beside train/, those without images of its classes are left out."""
+    others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
+    names = {split: f"{folders[split].name}/" for split in SPLITS if split in folders}
+    if not any(map(sub_folders, folders.values())) and (others or len(names) > 1):  # bus/, train/
+        expected = f"classes in {', '.join(names.values())}"
+        got = f"none there, beside {shorten(others)}" if others else "none there"
+        raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
+    splits, notes = _list_splits(folders, naming)
+    read = [names[split] for split in names if split in splits]
+    for split in (split for split in names if split not in splits):
+        verb = "tested" if split == "test" else "read"
+        got = f"which has no images in folders of the classes ({contents(folders[split])})"
+        notes.append(f"not {verb}: {names[split]}, {got}")
+    loose = loose_notes(root, *map(folders.get, splits))
+    how = f"folders {', '.join(read)}"
+    if list(splits) == ["train"]:
+        splits, how = {"all": splits["train"]}, f"class folders in {read[0]}"
+        test = "labelled test/" if "test" in names else "test/"
+        notes.insert(0, f"no {test} beside {read[0]}: the test is drawn from it")
+    if others:
+        notes.append(f"read: {', '.join(read)}; not read: {shorten(others, 1)}")
+    return assemble(root, splits, naming, how, seed).with_notes(*notes, *loose)
+
+
+def _list_splits(folders: dict[str, Path], naming: Naming) -> tuple[Splits, list[str]]:
+    """List the images of splits that have any in folders of the first one's classes; and notes."""
+    first, *others = folders
+    folder = look_through(folders[first], first)
+    classes = class_folders(folder, naming, 2)
+    notes = check_are_classes(folder, classes)
+    splits, known = {first: list_images(classes)}, {spelled(path.name) for path in classes}
+    for split in others:
+        classes = class_folders(folders[split], naming, 0)
+        if known.isdisjoint(spelled(path.name) for path in classes):
+            classes = class_folders(look_through(folders[split], split), naming, 0)
+        files = list_images(classes)
+        is_known = len(classes) > 1 or not known.isdisjoint(map(spelled, files))
+        if is_known and any(files.values()):  # not test/unknown/
+            splits[split] = files
+    return splits, notes
+
+
+def _list_splits_in(root: Path, classes: list[Path]) -> Splits:
+    """List the images of class folders that each hold train/ and test/; {} if they do not."""
+    inside = {}
+    for path in classes:
+        inside[path.name] = {} if holds_images(path) else split_folders(look_through(path))
+    trains = [folders["train"] for folders in inside.values() if "train" in folders]
+    is_split = len(trains) > 1 and any("train" in f and len(f) > 1 for f in inside.values())
+    if not is_split or find_alike(trains)[0]:
+        return {}
+    if lacking := [f"{name}/" for name, folders in inside.items() if "train" not in folders]:
+        expected = "train/ in each class folder, as in others"
+        got = f"none in {shorten(lacking)}: {_AS_CLASSES}"
+        raise ValueError(f"data folder {root}: expected {expected}, got {got}")
+    splits: Splits = {}
+    for name, folders in track(inside.items(), "class folders listed", len(inside)):
+        for split, path in folders.items():
+            splits.setdefault(split, {})[name] = images_in(path)
+    return {split: splits[split] for split in IN_ORDER if split in splits}
+
+
+def check_are_classes(root: Path, classes: list[Path]) -> list[str]:
+    """Raise ValueError if class folders hold folders of the same names, so may be no classes.
+
+    If one holds images, they are classes, and the others are noted.
+    """
+    alike, shared = find_alike(classes)
+    if not alike:
+        return []
+    got = f"{shorten(alike)}, which share {shorten(shared)}"
+    if any(map(holds_images, classes)):
+        return [f"taken for classes: {got}"]
+    fix = f"{_AS_CLASSES}, else pass one of them"
+    raise ValueError(f"data folder {root}: expected class folders, got {got}: {fix}")
+
+
+def class_folders_by_split(folders: dict[str, Path], naming: Naming) -> Splits:
+    """List the class folders of each split; the first must have two classes, the test one."""
+    least = {"val": 0, "test": 1, next(iter(folders)): 2}
+    return {
+        split: list_images(class_folders(path, naming, least[split]))
+        for split, path in folders.items()
+    }
+
+
+def class_folders(folder: Path, naming: Naming, at_least: int) -> list[Path]:
+    """Return the folders of classes in a folder. Raises ValueError for less than `at_least`."""
+    classes = [f for f in sub_folders(folder) if f.name not in naming.dropped]
+    if not classes and at_least:
+        expected = "a folder for each class (or train/ and test/ of such, or labels.csv)"
+        raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
+    if len(classes) < at_least:
+        got = f"only '{classes[0].name}': pass the folder of the classes"
+        raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
+    return classes
+
+
+def list_images(classes: list[Path]) -> dict[str, list[str]]:
+    """List the images in class folders, by the names of these."""
+    return {
+        path.name: images_in(path) for path in track(classes, "class folders listed", len(classes))
+    }
+
+
+def shorten(names: list[str], count: int = 3) -> str:
+    """Join the first names, and say how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
