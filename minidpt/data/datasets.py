@@ -128,7 +128,8 @@ def _open_other(
         name, *notes = distinct_name(alike, root, class_names(inner))
 
     def adapt_named(naming: Naming) -> Naming:
-        return adapt(naming if naming.name else replace(naming, name=name))
+        adapted = adapt(naming)
+        return adapted if adapted.name else replace(adapted, name=name)
 
     if inner != root:
         dataset = _open_any_folder(inner, None, adapt_named, seed, read)
