@@ -4,9 +4,8 @@ open_folder: folders of splits or of classes -> files of each split and class ->
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 
 from ..support.progress import track
@@ -21,8 +20,9 @@ from .folders import (
     loose_notes,
     sub_folders,
 )
-from .naming import Naming, spelled
-from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
+from .layouts import plain
+from .naming import Naming
+from .samples import SPLITS, Dataset
 
 _SPLITS = {**SPLIT_NAMES, "eval": "test", "evaluation": "test"}  # these where there is no test/
 # A word of a folder's name: a split's, or one that says no more than "folder", or both: trainset
@@ -56,31 +56,23 @@ def split_folders(folder: Path) -> dict[str, Path]:
     training, another is not, and their names differ in these words only (seg_train/, seg_test/) or
     they hold folders of the same names. Raises ValueError for two of a split.
     """
-    groups: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
-    for child in sub_folders(folder):
-        if named := split_of(child.name):
-            groups.setdefault(named[1], []).append((named[0], child))
-    if any(child.name.lower() in _SPLITS for _, child in groups.get((), [])):
-        members = groups[()]
-    else:
-        pairs = [group for group in groups.values() if _has_pair(dict(group))]
-        members = list(chain(*(pairs or groups.values())))
-        alike = pairs or len(find_alike(child for _, child in members)[0]) == len(members)
-        if not (alike and _has_pair(dict(members))):
-            return {}
+    named = {child: split_of(child.name) for child in sub_folders(folder)}
+    named = {child: split for child, split in named.items() if split}
+    if any(child.name.lower() in _SPLITS for child in named):
+        named = {child: split for child, split in named.items() if not split[1]}
+    elif "train" not in (splits := dict(named.values())) or len(splits) < 2:
+        return {}
+    elif len(find_alike(named)[0]) < len(named) == len({rest for _, rest in named.values()}):
+        return {}
     folders = {}
     for split in IN_ORDER:
-        children = sorted((child for name, child in members if name == split), key=_rank)
+        children = sorted((child for child in named if named[child][0] == split), key=_rank)
         if len(children) > 1 and _rank(children[0]) == _rank(children[1]):
             got = f"{children[0].name}/ and {children[1].name}/: merge them; {_AS_CLASSES}"
             raise ValueError(f"data folder {folder}: expected one folder for {split}, got {got}")
         if children:
             folders[split] = children[0]
     return folders
-
-
-def _has_pair(splits: dict[str, Path]) -> bool:
-    return "train" in splits and len(splits) > 1
 
 
 def _rank(folder: Path) -> tuple[bool, bool]:
@@ -113,17 +105,15 @@ def find_alike(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
     names = {}
     for folder in folders:
         inner = () if holds_images(folder) else sub_folders(look_through(folder))
-        names[folder] = {each.name.casefold(): f"{each.name}/" for each in inner}
-    counts = Counter(chain(*names.values()))
-    common = {path: {name for name in names[path] if counts[name] > 1} for path in names}
-    for path, other in combinations([path for path in common if len(common[path]) > 1], 2):
-        if len(shared := common[path] & common[other]) > 1:
-            alike = [f"{each.name}/" for each in common if len(common[each] & shared) > 1]
-            return alike, sorted(names[path][name] for name in shared)
+        names[folder] = {each.name.casefold(): each.name for each in inner}
+    for path, other in combinations([path for path in names if len(names[path]) > 1], 2):
+        if len(shared := names[path].keys() & names[other].keys()) > 1:
+            alike = [each.name for each in names if len(names[each].keys() & shared) > 1]
+            return alike, sorted(map(names[path].get, shared))
     return [], []
 
 
-def open_folder(root: Path, naming: Naming, seed: int, read: ReadOptions = DEFAULT_READ) -> Dataset:
+def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     """Open the data set of folders train/, val/, test/ of class folders, or of class folders.
 
     A folder of a split is never a class, see `split_folders`. train/ alone is split as class
@@ -131,24 +121,24 @@ def open_folder(root: Path, naming: Naming, seed: int, read: ReadOptions = DEFAU
     and test/. Raises ValueError (one line: expected, got, what to do), also for folders that look
     like variants of a data set, not like its classes.
     """
-    folders = {} if read.folders_are_classes else split_folders(root)
+    folders = {} if naming.read.folders_are_classes else split_folders(root)
     if folders:
         return _open_split_folders(root, folders, naming, seed)
     classes, splits, notes = class_folders(root, naming, 2), {}, []
-    if not read.folders_are_classes and not (splits := _list_splits_in(root, classes)):
+    if not naming.read.folders_are_classes and not (splits := _list_splits_in(classes)):
         notes = check_are_classes(root, classes)
     how = f"class folders in {root}"
     if splits:
-        how = f"{', '.join(f'{split}/' for split in SPLITS if split in splits)} in the {how}"
+        how = f"{shorten([split for split in SPLITS if split in splits])} in the {how}"
     dataset = assemble(root, splits or {"all": list_images(classes)}, naming, how, seed)
     return dataset.with_notes(*notes, *loose_notes(root))
 
 
 def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, seed: int) -> Dataset:
     """Open folders of splits; beside train/, those without images of its classes are left out."""
-    others = [f"{f.name}/" for f in sub_folders(root) if f not in folders.values()]
+    others = [f.name for f in sub_folders(root) if f not in folders.values()]
     names = {split: f"{folders[split].name}/" for split in SPLITS if split in folders}
-    if not any(map(sub_folders, folders.values())) and (others or len(names) > 1):  # bus/, train/
+    if not any(map(sub_folders, folders.values())):  # bus/, train/
         expected = f"classes in {', '.join(names.values())}"
         got = f"none there, beside {shorten(others)}" if others else "none there"
         raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
@@ -175,31 +165,27 @@ def _list_splits(folders: dict[str, Path], naming: Naming) -> tuple[Splits, list
     folder = look_through(folders[first], first)
     classes = class_folders(folder, naming, 2)
     notes = check_are_classes(folder, classes)
-    splits, known = {first: list_images(classes)}, {spelled(path.name) for path in classes}
+    splits, known = {first: list_images(classes)}, {plain(path.name) for path in classes}
     for split in others:
         classes = class_folders(folders[split], naming, 0)
-        if known.isdisjoint(spelled(path.name) for path in classes):
+        if known.isdisjoint(plain(path.name) for path in classes):
             classes = class_folders(look_through(folders[split], split), naming, 0)
         files = list_images(classes)
-        is_known = len(classes) > 1 or not known.isdisjoint(map(spelled, files))
+        is_known = len(classes) > 1 or not known.isdisjoint(map(plain, files))
         if is_known and any(files.values()):  # not test/unknown/
             splits[split] = files
     return splits, notes
 
 
-def _list_splits_in(root: Path, classes: list[Path]) -> Splits:
-    """List the images of class folders that each hold train/ and test/; {} if they do not."""
+def _list_splits_in(classes: list[Path]) -> Splits:
+    """List the images of class folders that all hold train/, and test/ or val/; else nothing."""
     inside = {}
     for path in classes:
         inside[path.name] = {} if holds_images(path) else split_folders(look_through(path))
     trains = [folders["train"] for folders in inside.values() if "train" in folders]
-    is_split = len(trains) > 1 and any("train" in f and len(f) > 1 for f in inside.values())
+    is_split = len(trains) == len(inside) and any(len(folders) > 1 for folders in inside.values())
     if not is_split or find_alike(trains)[0]:
         return {}
-    if lacking := [f"{name}/" for name, folders in inside.items() if "train" not in folders]:
-        expected = "train/ in each class folder, as in others"
-        got = f"none in {shorten(lacking)}: {_AS_CLASSES}"
-        raise ValueError(f"data folder {root}: expected {expected}, got {got}")
     splits: Splits = {}
     for name, folders in track(inside.items(), "class folders listed", len(inside)):
         for split, path in folders.items():
@@ -210,13 +196,13 @@ def _list_splits_in(root: Path, classes: list[Path]) -> Splits:
 def check_are_classes(root: Path, classes: list[Path]) -> list[str]:
     """Raise ValueError if class folders hold folders of the same names, so may be no classes.
 
-    If one holds images, they are classes, and the others are noted.
+    Return a note if they probably are, as another one holds images.
     """
     alike, shared = find_alike(classes)
     if not alike:
         return []
     got = f"{shorten(alike)}, which share {shorten(shared)}"
-    if any(map(holds_images, classes)):
+    if any(map(holds_images, classes)) and not any(map(split_of, shared)):
         return [f"taken for classes: {got}"]
     fix = f"{_AS_CLASSES}, else pass one of them"
     raise ValueError(f"data folder {root}: expected class folders, got {got}: {fix}")
@@ -251,6 +237,6 @@ def list_images(classes: list[Path]) -> dict[str, list[str]]:
 
 
 def shorten(names: list[str], count: int = 3) -> str:
-    """Join the first names, and say how many more there are."""
+    """Name the first of some folders, and say how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(f"{name}/" for name in names[:count]) + more

@@ -65,7 +65,7 @@ def open_dataset(
     layout = layout_of(dataset) if dataset is not None else None
     if template is not None and template.count("{}") != 1:
         raise ValueError(f"template: expected one {{}} for the class name, got '{template}'")
-    changes = {} if template is None else {"template": template}
+    changes = {"read": read} if template is None else {"read": read, "template": template}
     if classnames is not None:
         changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes
@@ -73,7 +73,7 @@ def open_dataset(
     if not root.exists():
         raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
     if root.is_dir():
-        return _open_any_folder(root, layout, adapt, seed, read)
+        return _open_any_folder(root, layout, adapt, seed)
     if root.suffix.lower() == ".csv":
         return listing.open_csv(root, adapt(layout or Naming()), seed)
     if root.suffix.lower() == ".json":
@@ -85,11 +85,7 @@ def open_dataset(
 
 
 def _open_any_folder(
-    root: Path,
-    layout: Layout | None,
-    adapt: Callable[[Naming], Naming],
-    seed: int,
-    read: ReadOptions,
+    root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
 ) -> Dataset:
     """Decide what a folder is, and open it; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in listing.sub_folders(root)}
@@ -104,10 +100,10 @@ def _open_any_folder(
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
-        return _open_other(root, adapt, seed, read)
+        return _open_other(root, adapt, seed)
     (location,) = locations
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
-    dataset = _open_location(location, seed, read)
+    dataset = _open_location(location, seed)
     if table.is_file():
         name = location.layout.name
         note = f"{listing.LABELS} is not read, as this is {name}: to read it, pass the file"
@@ -115,30 +111,21 @@ def _open_any_folder(
     return dataset
 
 
-def _open_other(
-    root: Path, adapt: Callable[[Naming], Naming], seed: int, read: ReadOptions
-) -> Dataset:
+def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dataset:
     """Open a folder that is none of the fifteen data sets, even if it is called as one of them."""
     for layout in LAYOUTS:  # its lists without its images?
         if any((root / file).is_file() for file in (layout.split_file, *layout.lists.values())):
             raise incomplete_error(layout, root)
+    if (inner := look_through(root)) != root:
+        return _open_any_folder(inner, None, adapt, seed)
     alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
-    inner, name, notes = look_through(root), root.resolve().name, []
-    if alike:
-        name, *notes = distinct_name(alike, root, class_names(inner))
-
-    def adapt_named(naming: Naming) -> Naming:
-        adapted = adapt(naming)
-        return adapted if adapted.name else replace(adapted, name=name)
-
-    if inner != root:
-        dataset = _open_any_folder(inner, None, adapt_named, seed, read)
-    else:
-        dataset = open_folder(root, adapt_named(Naming()), seed, read)
-    return dataset.with_notes(*notes)
+    if alike is None:
+        return open_folder(root, adapt(Naming()), seed)
+    name, note = distinct_name(alike, root, class_names(root))
+    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
 
 
-def _open_location(location: DatasetLocation, seed: int, read: ReadOptions) -> Dataset:
+def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     """List a recognised data set: by its split file, its own lists, or its class folders."""
     layout, folder, images, _ = location
     names = location.file(layout.names)
@@ -162,10 +149,7 @@ def _open_location(location: DatasetLocation, seed: int, read: ReadOptions) -> D
         dataset = _open_splits(location, seed)
     else:
         nested = layout.nested and not split_folders(images)
-        if nested:
-            dataset = _open_nested(location, seed)
-        else:
-            dataset = _open_class_folders(location, seed, read)
+        dataset = (_open_nested if nested else _open_class_folders)(location, seed)
         if not location.named and not has_markers(layout, folder):
             source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
             dataset = replace(dataset, source=source)
@@ -214,7 +198,7 @@ def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
     return dataset.with_notes(*notes, *listing.loose_notes(images, *folders.values()))
 
 
-def _open_class_folders(location: DatasetLocation, seed: int, read: ReadOptions) -> Dataset:
+def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
     inside = {child.name for child in listing.sub_folders(images)}
@@ -224,8 +208,8 @@ def _open_class_folders(location: DatasetLocation, seed: int, read: ReadOptions)
     usual = layout_of(layout.name)
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
         name, note = distinct_name(usual, folder, class_names(images))
-        return open_folder(images, replace(layout, name=name), seed, read).with_notes(note)
-    return open_folder(images, layout, seed, read)
+        return open_folder(images, replace(layout, name=name), seed).with_notes(note)
+    return open_folder(images, layout, seed)
 
 
 def _open_lists(location: DatasetLocation, seed: int) -> Dataset:

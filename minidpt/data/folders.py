@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
 from ..support.files import MAX_CLASSES
-from .naming import Naming, read_rows, spelled
+from .layouts import plain
+from .naming import Naming, read_rows
 from .samples import SPLITS, Dataset, Sample, make_dataset
 
 IMAGE_SUFFIXES = {
@@ -216,12 +217,9 @@ def assemble(
         for key, files in by_class.items():
             if key not in labels:
                 got = f"'{key}' in {split}"
-                if alike := [other for other in labels if spelled(other) == spelled(key)]:
-                    but = "capitals" if key.lower() == alike[0].lower() else "spelling"
-                    got += f", '{alike[0]}' but for {but}: rename it"
-                else:
-                    got += ": remove it"
-                raise ValueError(f"data in {root}: expected only classes of {first}, got {got}")
+                alike = [other for other in labels if plain(other) == plain(key)]
+                got += f", '{alike[0]}' but for capitals, - or _: rename" if alike else ": remove"
+                raise ValueError(f"data in {root}: expected only classes of {first}, got {got} it")
             listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name = naming.name or root.resolve().name
     classnames = list(names.values())

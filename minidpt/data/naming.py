@@ -13,7 +13,7 @@ from pathlib import Path
 import regex
 
 from ..support import files
-from .samples import DEFAULT_TEMPLATE, Dataset
+from .samples import DEFAULT_READ, DEFAULT_TEMPLATE, Dataset, ReadOptions
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -28,11 +28,6 @@ def readable(folder_name: str) -> str:
     words = regex.sub(r"(?<=\p{L}{2})-(?=\p{L}{2})", " ", name)
     words = regex.sub(r"(?<=\p{Ll}{2})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll}{2})", " ", words)
     return " ".join(words.split())
-
-
-def spelled(folder_name: str) -> str:
-    """Return a folder's name without what capitals, - and _ make of it, to compare."""
-    return readable(folder_name.replace("_", " ")).casefold()
 
 
 @functools.cache
@@ -87,6 +82,7 @@ class Naming:
     renames_file: str = ""  # where the caller has them
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
+    read: ReadOptions = DEFAULT_READ  # the caller's
 
     def ordered(self, keys: Collection[str]) -> list[str]:
         """Sort folders or labels in the order of labels: as numbers if all of them are numbers."""

@@ -87,7 +87,7 @@ class RunConfig:
         metavar="FILE", is_path=True, eval_commands=TESTS)
     folders_are_classes: bool = option(
         False, "every folder in --data is a class, also those called as splits or that hold "
-        "folders of the same names", DATA, eval_commands=TESTS)
+        "folders of the same names", DATA, decides_result=False, eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
@@ -201,12 +201,9 @@ PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
 
 def read_options(*settings: RunConfig | Namespace) -> ReadOptions:
     """Return how a run, or a command line, reads data of the user's own; the last one decides."""
-    values = {}
-    for each in fields(ReadOptions):
-        for options in settings:
-            if (value := getattr(options, each.name, None)) is not None:
-                values[each.name] = value
-    return ReadOptions(**values)
+    names = [each.name for each in fields(ReadOptions)]
+    values = [(name, getattr(each, name, None)) for each in settings for name in names]
+    return ReadOptions(**{name: value for name, value in values if value is not None})
 
 
 def published_settings(method: str, shots: int, dataset: str) -> dict[str, Any]:

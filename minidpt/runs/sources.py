@@ -9,12 +9,13 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..data.copies import copies_note
 from ..data.datasets import open_dataset
-from ..data.samples import Dataset, ReadOptions, select_classes
+from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
 from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
@@ -61,21 +62,13 @@ def other_datasets(
         names, classnames = [config.dataset], args.classnames or config.classnames
         template = args.template or config.template
     read = read_options(*([config] if args.data is None else []), args)
-    subset = args.classes or "all"
-    return [open_subset(data, name, classnames, template, subset, read) for name in names]
+    options = {"classnames": classnames, "template": template, "read": read}
+    return [open_subset(data, name, args.classes or "all", **options) for name in names]
 
 
-def open_subset(
-    data: str,
-    name: str | None,
-    classnames: str | None,
-    template: str | None,
-    subset: str,
-    read: ReadOptions,
-) -> Dataset:
+def open_subset(data: str, name: str | None, subset: str, **options: Any) -> Dataset:
     """Open a data set or a subset of its classes, which its name says."""
-    dataset = open_dataset(data, name, classnames=classnames, template=template, read=read)
-    dataset = select_classes(dataset, subset)
+    dataset = select_classes(open_dataset(data, name, **options), subset)
     return replace(dataset, name=tested_on(dataset.name, subset))
 
 

@@ -132,10 +132,8 @@ def open_subsets(
     folder: Path, name: str | None, config: RunConfig
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """Open and print a data set; return it, and by name the subsets of classes to test on."""
-    dataset = open_dataset(
-        folder, name, classnames=config.classnames, template=config.template,
-        read=read_options(config),
-    )  # fmt: skip
+    options = {"classnames": config.classnames, "template": config.template}
+    dataset = open_dataset(folder, name, **options, read=read_options(config))
     print_line(dataset.source)
     print_notes(dataset.notes)
     subsets = ("base", "new") if config.classes == "base" else (config.classes,)

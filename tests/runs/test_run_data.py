@@ -158,6 +158,35 @@ def test_copies_and_images_that_are_not_read_are_said(trained, inputs, tmp_path)
     assert f"note: {folder / 'gnu'}: {unread}" in result.out
 
 
+def test_an_image_in_two_classes_is_said(inputs, tmp_path):
+    folder = shutil.copytree(inputs.data, tmp_path / "data")
+    gnu, owl = (next((folder / name).iterdir()) for name in ("gnu", "owl"))
+    for path in folder.glob("*/*"):
+        if path.parent.name in ("gnu", "owl"):
+            shutil.copy(gnu, path)
+    options = ["--model", inputs.clip, *SHORT, "--epochs", 0]
+    result = run_command("train.py", "--data", folder, *options, "--out", "run")
+    assert result.status == 0
+    (note,) = (line for line in result.out.splitlines() if "in two classes" in line)
+    assert note.startswith(f"note: training images in two classes, byte for byte: 1, as {folder}")
+    assert " of 'gnu' and " in note and note.endswith(" of 'owl'") and owl.parent.name == "owl"
+
+
+def test_a_run_keeps_that_folders_are_classes(inputs, tmp_path):
+    for variant in ("color", "grayscale"):
+        shutil.copytree(inputs.data, tmp_path / "data" / variant)
+    options = ["--data", tmp_path / "data", "--model", inputs.clip, "--method", "zeroshot"]
+    result = run_command("train.py", *options, "--out", "run")
+    assert_one_line(result, "train.py", "color/, grayscale/, which share", "--folders-are-classes")
+    assert run_command("train.py", *options, "--folders-are-classes", "--out", "run").status == 0
+    assert read_summary("run")["classes"] == 2
+    assert run_command("train.py", "--config", "run/config.json", "--out", "again").status == 0
+    assert read_summary("again")["accuracy"] == read_summary("run")["accuracy"]
+    other = ["eval.py", "test", "run", "--data", tmp_path / "data"]
+    assert_one_line(run_command(*other), "eval.py", "color/, grayscale/, which share")
+    assert run_command(*other, "--folders-are-classes").status == 0
+
+
 def test_images_of_more_than_max_pixels_are_refused(trained, inputs):
     options = [*inputs.options, "--out", "run", *SHORT]
     result = run_command("train.py", *options, "--max-pixels", 620)
