@@ -24,7 +24,8 @@ from .layouts import plain
 from .naming import Naming
 from .samples import SPLITS, Dataset
 
-_SPLITS = {**SPLIT_NAMES, "eval": "test", "evaluation": "test"}  # these where there is no test/
+_IF_MISSING = {"eval": "test", "evaluation": "test", "trainval": "train"}  # without test/, train/
+_SPLITS = {**SPLIT_NAMES, **_IF_MISSING}
 # A word of a folder's name: a split's, or one that says no more than "folder", or both: trainset
 _WORD = re.compile(
     rf"({'|'.join(_SPLITS)}|)"
@@ -68,7 +69,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     for split in IN_ORDER:
         children = sorted((child for child in named if named[child][0] == split), key=_rank)
         if len(children) > 1 and _rank(children[0]) == _rank(children[1]):
-            got = f"{children[0].name}/ and {children[1].name}/: merge them; {_AS_CLASSES}"
+            got = f"{children[0].name}/ and {children[1].name}/: merge or rename them"
             raise ValueError(f"data folder {folder}: expected one folder for {split}, got {got}")
         if children:
             folders[split] = children[0]
@@ -78,7 +79,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def _rank(folder: Path) -> tuple[bool, bool]:
     """Order the folders of a split: test/, eval/, test_images/, eval_images/."""
     name = folder.name.lower()
-    return name not in _SPLITS, "eval" in name
+    return name not in _SPLITS, any(word in name for word in _IF_MISSING)
 
 
 def look_through(folder: Path, split: str | None = None) -> Path:
@@ -121,16 +122,22 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     and test/. Raises ValueError (one line: expected, got, what to do), also for folders that look
     like variants of a data set, not like its classes.
     """
-    folders = {} if naming.read.folders_are_classes else split_folders(root)
-    if folders:
+    folders = split_folders(root)
+    if any(map(sub_folders, folders.values())):
         return _open_split_folders(root, folders, naming, seed)
-    classes, splits, notes = class_folders(root, naming, 2), {}, []
-    if not naming.read.folders_are_classes and not (splits := _list_splits_in(classes)):
-        notes = check_are_classes(root, classes)
-    how = f"class folders in {root}"
-    if splits:
+    if folders and not naming.read.folders_are_classes:  # bus/, car/, train/
+        expected = (
+            f"classes in {shorten([folders[split].name for split in SPLITS if split in folders])}"
+        )
+        others = [f.name for f in sub_folders(root) if f not in folders.values()]
+        got = f"none there, beside {shorten(others)}" if others else "none there"
+        raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
+    classes, how = class_folders(root, naming, 2), f"class folders in {root}"
+    if splits := _list_splits_in(classes):
         how = f"{shorten([split for split in SPLITS if split in splits])} in the {how}"
-    dataset = assemble(root, splits or {"all": list_images(classes)}, naming, how, seed)
+        return assemble(root, splits, naming, how, seed).with_notes(*loose_notes(root))
+    notes = check_are_classes(root, classes, naming)
+    dataset = assemble(root, {"all": list_images(classes)}, naming, how, seed)
     return dataset.with_notes(*notes, *loose_notes(root))
 
 
@@ -138,10 +145,6 @@ def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, se
     """Open folders of splits; beside train/, those without images of its classes are left out."""
     others = [f.name for f in sub_folders(root) if f not in folders.values()]
     names = {split: f"{folders[split].name}/" for split in SPLITS if split in folders}
-    if not any(map(sub_folders, folders.values())):  # bus/, train/
-        expected = f"classes in {', '.join(names.values())}"
-        got = f"none there, beside {shorten(others)}" if others else "none there"
-        raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
     splits, notes = _list_splits(folders, naming)
     read = [names[split] for split in names if split in splits]
     for split in (split for split in names if split not in splits):
@@ -164,7 +167,7 @@ def _list_splits(folders: dict[str, Path], naming: Naming) -> tuple[Splits, list
     first, *others = folders
     folder = look_through(folders[first], first)
     classes = class_folders(folder, naming, 2)
-    notes = check_are_classes(folder, classes)
+    notes = check_are_classes(folder, classes, naming)
     splits, known = {first: list_images(classes)}, {plain(path.name) for path in classes}
     for split in others:
         classes = class_folders(folders[split], naming, 0)
@@ -193,13 +196,13 @@ def _list_splits_in(classes: list[Path]) -> Splits:
     return {split: splits[split] for split in IN_ORDER if split in splits}
 
 
-def check_are_classes(root: Path, classes: list[Path]) -> list[str]:
+def check_are_classes(root: Path, classes: list[Path], naming: Naming) -> list[str]:
     """Raise ValueError if class folders hold folders of the same names, so may be no classes.
 
     Return a note if they probably are, as another one holds images.
     """
     alike, shared = find_alike(classes)
-    if not alike:
+    if naming.read.folders_are_classes or not alike:
         return []
     got = f"{shorten(alike)}, which share {shorten(shared)}"
     if any(map(holds_images, classes)) and not any(map(split_of, shared)):

@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 class ReadOptions:
     """How data of the user's own are read, where it cannot be told from them.
 
-    folders_are_classes: every folder is a class, also those called as splits or alike inside.
+    folders_are_classes: so are those that hold folders of the same names, or are called train/.
     columns: of a CSV file, what each means, such as "image=photo,label=art,split=x".
     image_root: the folder that a CSV file's paths start from; None for its own.
     """

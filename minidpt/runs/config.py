@@ -86,8 +86,8 @@ class RunConfig:
         None, "file that renames classes, with a line 'folder name' for each", DATA,
         metavar="FILE", is_path=True, eval_commands=TESTS)
     folders_are_classes: bool = option(
-        False, "every folder in --data is a class, also those called as splits or that hold "
-        "folders of the same names", DATA, decides_result=False, eval_commands=TESTS)
+        False, "folders of images that hold folders of the same names are classes, not variants "
+        "of a data set", DATA, decides_result=False, eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
