@@ -61,10 +61,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
     named = {child: split for child, split in named.items() if split}
     if any(child.name.lower() in _SPLITS for child in named):
         named = {child: split for child, split in named.items() if not split[1]}
-    elif "train" not in (splits := dict(named.values())) or len(splits) < 2:
-        return {}
-    elif len(find_alike(named)[0]) < len(named) == len({rest for _, rest in named.values()}):
-        return {}
+    else:
+        splits, rests = ({each[n] for each in named.values()} for n in (0, 1))
+        if "train" not in splits or len(splits) < 2:
+            return {}
+        if len(rests) == len(named) and len(find_alike(named)[0]) < len(named):
+            return {}
     folders = {}
     for split in IN_ORDER:
         children = sorted((child for child in named if named[child][0] == split), key=_rank)
@@ -126,15 +128,13 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     if any(map(sub_folders, folders.values())):
         return _open_split_folders(root, folders, naming, seed)
     if folders and not naming.read.folders_are_classes:  # bus/, car/, train/
-        expected = (
-            f"classes in {shorten([folders[split].name for split in SPLITS if split in folders])}"
-        )
+        expected = f"classes in {shorten([path.name for path in folders.values()])}"
         others = [f.name for f in sub_folders(root) if f not in folders.values()]
         got = f"none there, beside {shorten(others)}" if others else "none there"
         raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
     classes, how = class_folders(root, naming, 2), f"class folders in {root}"
     if splits := _list_splits_in(classes):
-        how = f"{shorten([split for split in SPLITS if split in splits])} in the {how}"
+        how = f"{shorten(list(splits))} in the {how}"
         return assemble(root, splits, naming, how, seed).with_notes(*loose_notes(root))
     notes = check_are_classes(root, classes, naming)
     dataset = assemble(root, {"all": list_images(classes)}, naming, how, seed)
@@ -234,9 +234,7 @@ def class_folders(folder: Path, naming: Naming, at_least: int) -> list[Path]:
 
 def list_images(classes: list[Path]) -> dict[str, list[str]]:
     """List the images in class folders, by the names of these."""
-    return {
-        path.name: images_in(path) for path in track(classes, "class folders listed", len(classes))
-    }
+    return {f.name: images_in(f) for f in track(classes, "class folders listed", len(classes))}
 
 
 def shorten(names: list[str], count: int = 3) -> str:

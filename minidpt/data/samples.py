@@ -26,7 +26,8 @@ SPLITS = ("train", "val", "test")
 class ReadOptions:
     """How data of the user's own are read, where it cannot be told from them.
 
-    folders_are_classes: so are those that hold folders of the same names, or are called train/.
+    folders_are_classes: those that hold folders of the same names are classes, not variants of a
+        data set; train/ and test/ are, too, if they hold no folders.
     columns: of a CSV file, what each means, such as "image=photo,label=art,split=x".
     image_root: the folder that a CSV file's paths start from; None for its own.
     """
