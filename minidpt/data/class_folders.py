@@ -185,9 +185,10 @@ def _list_splits_in(classes: list[Path]) -> Splits:
     inside = {}
     for path in classes:
         inside[path.name] = {} if holds_images(path) else split_folders(look_through(path))
-    trains = [folders["train"] for folders in inside.values() if "train" in folders]
-    is_split = len(trains) == len(inside) and any(len(folders) > 1 for folders in inside.values())
-    if not is_split or find_alike(trains)[0]:
+        if "train" not in inside[path.name]:
+            return {}
+    trains = [folders["train"] for folders in inside.values()]  # none with variants of a data set
+    if max(map(len, inside.values())) == 1 or find_alike(trains)[0]:
         return {}
     splits: Splits = {}
     for name, folders in track(inside.items(), "class folders listed", len(inside)):

@@ -46,7 +46,7 @@ def error_of(root: Path, *options) -> str:
         ("seg_train", "train", ["seg"]),
         ("training_set", "train", []),
         ("TRAIN_DATA", "train", []),
-        ("trainImages", "train", []),
+        ("SegTrainImages", "train", ["seg"]),
         ("TestSet", "test", []),
         ("testset", "test", []),
         ("imgs-train", "train", []),
