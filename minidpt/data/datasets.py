@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..support.files import gc_disabled, read_json, read_text, single_line_errors
 from . import folders as listing
+from . import labels_csv
 from .class_folders import class_folders_by_split, look_through, open_folder, split_folders
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
@@ -75,7 +76,7 @@ def open_dataset(
     if root.is_dir():
         return _open_any_folder(root, layout, adapt, seed)
     if root.suffix.lower() == ".csv":
-        return listing.open_csv(root, adapt(layout or Naming()), seed)
+        return labels_csv.open_csv(root, adapt(layout or Naming()), seed)
     if root.suffix.lower() == ".json":
         split = read_split(root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
@@ -94,9 +95,9 @@ def _open_any_folder(
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
         raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
-    table = root / listing.LABELS
-    if table.is_file() and not locations and (layout is None or listing.lists_images(table)):
-        return listing.open_csv(table, adapt(layout or Naming()), seed)
+    table = root / labels_csv.LABELS
+    if table.is_file() and not locations and (layout is None or labels_csv.lists_images(table)):
+        return labels_csv.open_csv(table, adapt(layout or Naming()), seed)
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
@@ -106,7 +107,7 @@ def _open_any_folder(
     dataset = _open_location(location, seed)
     if table.is_file():
         name = location.layout.name
-        note = f"{listing.LABELS} is not read, as this is {name}: to read it, pass the file"
+        note = f"{labels_csv.LABELS} is not read, as this is {name}: to read it, pass the file"
         dataset = dataset.with_notes(note)
     return dataset
 
@@ -247,8 +248,8 @@ def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
                 expected = "an image and its class"
                 raise ValueError(f"{where}, line {number}: expected {expected}, got '{line}'")
             files.setdefault(key, []).append(os.path.join(location.images, file))
-    if missing := listing.missing_files(chain(*files.values())):
-        got = listing.describe_missing(missing)
+    if missing := labels_csv.missing_files(chain(*files.values())):
+        got = labels_csv.describe_missing(missing)
         raise FileNotFoundError(f"{where}: expected all its images in {location.images}, got {got}")
     return files
 

@@ -1,21 +1,18 @@
-"""What lies in a folder: images, folders of classes, train/ val/ test/ of them, a CSV file.
+"""What lies in a folder: images, folders of classes, train/ val/ test/ of them.
 
 files of each split and class (`Splits`), what classes are called (`Naming`) -> assemble -> Dataset
 """
 
 import os
 import random
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from itertools import chain, islice, repeat
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
-from ..support.files import MAX_CLASSES
 from .layouts import plain
-from .naming import Naming, read_rows
+from .naming import Naming
 from .samples import SPLITS, Dataset, Sample, make_dataset
 
 IMAGE_SUFFIXES = {
@@ -28,7 +25,6 @@ SPLIT_NAMES = {  # what a folder, or a cell of a CSV file, calls a split
     **dict.fromkeys(("test", "testing"), "test"),
 }
 IN_ORDER = ("all", "train", "test", "val")  # the first that is there has all classes
-MANY = 1000  # missing files are enough to know of
 _OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python, in lower case; no
     # words that a class may be called by, such as Windows XP's RECYCLER
     *("@eadir", "@recycle", "@tmp", "@synoresource", "@sharebin", "#recycle", "#snapshot"),
@@ -38,12 +34,6 @@ _OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python,
 UNREAD_SUFFIXES = {  # of images in formats that are not read
     *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".psd", ".svg", ".eps", ".ico", ".tga", ".dcm"),
     *(".exr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef"),
-}
-LABELS = "labels.csv"  # in a folder: lists its images
-_COLUMNS = {  # what a column means, by its name: letters and digits only, no s at the end
-    "path": {"path", "file", "filename", "filepath", "image", "imagename", "imagepath", "img"},
-    "label": {"label", "lbl", "class", "classname", "category"},
-    "split": {"split", "part", "subset", "set"},
 }
 
 
@@ -149,35 +139,6 @@ def contents(folder: Path) -> str:
     return ", ".join(names[:6]) + more if names else "no folder and no file"
 
 
-def describe_missing(missing: list[str]) -> str:
-    """Say how many files are missing, and the first of them."""
-    more = " or more" if len(missing) == MANY else ""
-    there = " (which is no regular file)" if os.path.lexists(missing[0]) else ""
-    return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
-
-
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """List those of the paths that are no regular files, nor links to one; at most `MANY`.
-
-    Folders with many of them are listed: on a network disk much faster than to ask for each.
-    """
-    by_folder: dict[str, list[str]] = {}
-    for path in paths:
-        by_folder.setdefault(os.path.dirname(path), []).append(path)
-    missing: list[str] = []
-    for folder, asked in by_folder.items():
-        if len(asked) > 20 and os.path.isdir(folder):
-            wanted = set(map(os.path.basename, asked))
-            with os.scandir(folder) as entries:
-                there = {e.name for e in entries if e.name in wanted and e.is_file()}
-            asked = [path for path in asked if os.path.basename(path) not in there]
-        others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
-        missing += islice(others, MANY - len(missing))
-        if len(missing) == MANY:
-            break
-    return missing
-
-
 # split ("all": to be split by class) -> class, as its folder or label is called -> its files
 Splits = dict[str, dict[str, list[str]]]
 
@@ -241,76 +202,3 @@ def _split_by_class(files: dict[str, list[str]], seed: int) -> Splits:
         splits["val"][key] = shuffled[train : train + val]
         splits["test"][key] = shuffled[train + val :]
     return splits
-
-
-def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
-    """Open the data set of a CSV file of `path,label[,split]`; paths start from its folder.
-
-    Its `root` is the innermost folder around the images: the file may lie anywhere.
-    A header may name these columns in any order, among others. Without one, the first row must
-    begin with an image file. The split is train, val or test; without one, it is drawn. Raises
-    ValueError or FileNotFoundError with the line's number.
-    """
-    where = f"labels {path}"
-    start = os.path.join(os.path.abspath(path.parent), "")
-    columns, width, rows, notes = _read_table(path, where)
-    at_path, at_label, at_split = map(columns.get, _COLUMNS)
-    needed = 1 + max(columns.values())
-    splits: Splits = {}
-    lines: dict[str, int] = {}  # image -> line
-    for line, row in rows:
-        complete = len(row) == width or len(row) >= needed and not any(row[width:])
-        split = "all" if at_split is None else complete and SPLIT_NAMES.get(row[at_split].lower())
-        if not (complete and row[at_path] and row[at_label] and split):
-            expected = "path, label" if at_split is None else "path, label, train, val or test"
-            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
-            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
-        file = os.path.join(start, row[at_path])
-        if lines.setdefault(file, line) != line:
-            got = f"{row[at_path]} again (line {lines[file]})"
-            raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
-        splits.setdefault(split, {}).setdefault(row[at_label], []).append(file)
-    labels = set(chain(*splits.values()))
-    if not 2 <= len(labels) <= MAX_CLASSES:
-        raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {len(labels)}")
-    if missing := missing_files(lines):
-        line, got = lines[missing[0]], describe_missing(missing)
-        raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: mend the path")
-    splits = {split: splits[split] for split in IN_ORDER if split in splits}
-    named = path.resolve().parent.name if path.name == LABELS else path.stem
-    naming = replace(naming, name=naming.name or named)
-    root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
-    return assemble(root, splits, naming, path.name, seed).with_notes(*notes)
-
-
-def lists_images(path: Path) -> bool:
-    """Return whether a CSV file has the columns that `open_csv` reads; others lie in data sets."""
-    try:
-        return bool(_read_table(path, ""))
-    except ValueError:
-        return False
-
-
-# path, label and split -> their columns; how many columns there are; rows by line; notes
-_Table = tuple[dict[str, int], int, Iterator[tuple[int, list[str]]], list[str]]
-
-
-def _read_table(path: Path, where: str) -> _Table:
-    """Decide what the columns mean: by the header, or by the first row where that is none."""
-    rows = read_rows(path, where)
-    line, first = next(rows, (1, []))
-    columns: dict[str, int] = {}
-    notes = []
-    for number, cell in enumerate(first):
-        word = re.sub(r"[\W_]", "", cell.lower())
-        for name, words in _COLUMNS.items():
-            if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
-                taken = first[columns[name]]
-                notes.append(f"the {name} is read from the column '{taken}', not from '{cell}'")
-    if "path" in columns and "label" in columns:
-        return columns, len(first), rows, notes
-    if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
-        columns = dict(zip(_COLUMNS, range(len(first))))
-        return columns, len(first), chain([(line, first)], rows), []
-    got = ",".join(first) or "an empty file"
-    raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")

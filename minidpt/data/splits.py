@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support import files
-from .folders import describe_missing, missing_files
+from .labels_csv import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
 _DESCRIBED = ("name", "root", "template", "classnames", "drawn")  # of a Dataset, noted

@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from ..data.folders import describe_missing, missing_files
+from ..data.labels_csv import describe_missing, missing_files
 from ..data.samples import SPLITS
 from ..data.splits import split_content
 from ..support.files import atomic_write, check_fields, file_lock, read_json, unfinished_files

@@ -10,7 +10,7 @@ import pytest
 from helpers.image_folders import all_samples, draw_class_folders, relative_paths
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.folders import missing_files
+from minidpt.data.labels_csv import missing_files
 from minidpt.data.samples import Dataset, Sample, few_shot
 from minidpt.data.splits import read_split, split_content, write_split
 
