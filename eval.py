@@ -123,8 +123,9 @@ def evaluate_runs(args: Namespace) -> None:
     configs = [run.read_config()[0] for run in runs]
     tests = sources.eval_datasets(args, runs, configs)
     check_new_files(args, chain.from_iterable(folders_of(dataset) for dataset, _ in tests))
-    learned_from = [sources.train_images(run, args.image_root) for run in runs]
     is_other = evaluates_other_data(args)
+    moved = None if is_other else args.image_root
+    learned_from = [sources.train_images(run, moved) for run in runs]
     if is_other:
         for run in runs:
             noted_tests(run)

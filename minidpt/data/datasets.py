@@ -50,8 +50,8 @@ def open_dataset(
     """Find out what kind of data set lies at a path, and list its images.
 
     `path` is a folder: of one of the fifteen data sets, of its images, or the one above; or with
-    a labels.csv, with train/, val/, test/ of class folders, or with class folders. Or it is a CSV
-    file of `path,label[,split]`, or a split file of `write_split`.
+    a labels.csv or metadata.csv, with train/, val/, test/ of class folders, or with class folders.
+    Or it is a CSV file of `path,label[,split]`, or a split file of `write_split`.
 
     `dataset` names one of the fifteen: `path` may then hold several, or its images in plain class
     folders. (Without it, these are recognised by the folder's name and their classes together, and
@@ -78,7 +78,7 @@ def open_dataset(
     if root.suffix.lower() == ".csv":
         return labels_csv.open_csv(root, adapt(layout or Naming()), seed)
     if root.suffix.lower() == ".json":
-        split = read_split(root)
+        split = read_split(root, read.image_root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
     raise ValueError(
         f"data folder {root}: expected a folder, got a file that is no .csv or split.json"
@@ -95,9 +95,15 @@ def _open_any_folder(
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
         raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
-    table = root / labels_csv.LABELS
-    if table.is_file() and not locations and (layout is None or labels_csv.lists_images(table)):
+    table = labels_csv.find_table(root)
+    if table and not locations and (layout is None or labels_csv.lists_images(table)):
         return labels_csv.open_csv(table, adapt(layout or Naming()), seed)
+    read = adapt(Naming()).read
+    if (read.columns, read.image_root) != (None, None):
+        got = f"{listing.contents(root)}: pass it, or the folder of the images, as --data"
+        raise ValueError(
+            f"data folder {root}: expected a CSV file for --columns or --image-root, got {got}"
+        )
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
@@ -105,9 +111,9 @@ def _open_any_folder(
     (location,) = locations
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
     dataset = _open_location(location, seed)
-    if table.is_file():
+    if table:
         name = location.layout.name
-        note = f"{labels_csv.LABELS} is not read, as this is {name}: to read it, pass the file"
+        note = f"{table.name} is not read, as this is {name}: to read it, pass the file"
         dataset = dataset.with_notes(note)
     return dataset
 

@@ -1,27 +1,36 @@
-"""A CSV file of images, and which of the files that a list names are missing.
+"""A CSV file of images: what its columns mean, and which files of a list are missing.
 
 columns by the header or the first row -> files of each split and label -> folders.assemble
 """
 
+import functools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from ..support.files import MAX_CLASSES
-from .folders import IMAGE_SUFFIXES, IN_ORDER, SPLIT_NAMES, Splits, assemble
+from ..support.files import MAX_CLASSES, MAX_PICTURES, short_repr, to_single_line
+from . import folders
+from .class_folders import split_folders
+from .folders import IMAGE_SUFFIXES, SPLIT_NAMES, Splits
 from .naming import Naming, read_rows
 from .samples import Dataset
 
 MANY = 1000  # missing files are enough to know of
-LABELS = "labels.csv"  # in a folder: lists its images
+LABELS, METADATA = "labels.csv", "metadata.csv"  # in a folder: list its images
 _COLUMNS = {  # what a column means, by its name: letters and digits only, no s at the end
     "path": {"path", "file", "filename", "filepath", "image", "imagename", "imagepath", "img"},
     "label": {"label", "lbl", "class", "classname", "category"},
     "split": {"split", "part", "subset", "set"},
 }
+_IDS = {"id", "imageid", "imgid", "fileid"}  # the path, if no other column is
+_SPLIT_WORDS = {**SPLIT_NAMES, "trainval": "train", "privatetest": "test"}
+_OTHER_TESTS = ("eval", "evaluation", "holdout", "publictest")  # val, beside a test
+_LIST = re.compile(r"""[\[{](|.*["',\d].*)[\]}]""", re.DOTALL)  # of JSON, or Python
+_WHOLE = re.compile(r"(-?\d+)(\.0*)?")  # pandas writes 1.0 in a column with gaps
 
 
 def describe_missing(missing: list[str]) -> str:
@@ -31,8 +40,8 @@ def describe_missing(missing: list[str]) -> str:
     return f"{len(missing)}{more} missing, the first {missing[0]}{there}"
 
 
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """List those of the paths that are no regular files, nor links to one; at most `MANY`.
+def missing_files(paths: Iterable[str], most: int = MANY) -> list[str]:
+    """List those of the paths that are no regular files, nor links to one; at most `most`.
 
     Folders with many of them are listed: on a network disk much faster than to ask for each.
     """
@@ -47,50 +56,152 @@ def missing_files(paths: Iterable[str]) -> list[str]:
                 there = {e.name for e in entries if e.name in wanted and e.is_file()}
             asked = [path for path in asked if os.path.basename(path) not in there]
         others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
-        missing += islice(others, MANY - len(missing))
-        if len(missing) == MANY:
+        missing += islice(others, most - len(missing))
+        if len(missing) == most:
             break
     return missing
 
 
-def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
-    """Open the data set of a CSV file of `path,label[,split]`; paths start from its folder.
+def find_table(folder: Path) -> Path | None:
+    """Find labels.csv in a folder, or metadata.csv if no class folders or splits are beside it."""
+    labels, metadata = folder / LABELS, folder / METADATA
+    if labels.is_file() or not metadata.is_file():
+        return labels if labels.is_file() else None
+    is_flat = len(folders.sub_folders(folder)) < 2 and not split_folders(folder)
+    return metadata if is_flat and lists_images(metadata) else None
 
-    Its `root` is the innermost folder around the images: the file may lie anywhere.
-    A header may name these columns in any order, among others. Without one, the first row must
-    begin with an image file. The split is train, val or test; without one, it is drawn. Raises
-    ValueError or FileNotFoundError with the line's number.
+
+def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
+    """Open the data set of a CSV file of `path,label[,split]`.
+
+    Paths start from its folder, or from `read.image_root`, and may lack their ending. `root` of the
+    data set is the innermost folder around the images: the file may lie anywhere.
+    A header may name these columns in any order, among others, or `read.columns` does. Without one,
+    the first row must begin with an image file. The split is train, val or test; without one, it is
+    drawn. Raises ValueError or FileNotFoundError with the line's number.
     """
-    where = f"labels {path}"
-    start = os.path.join(os.path.abspath(path.parent), "")
-    columns, width, rows, notes = _read_table(path, where)
+    where, read = f"labels {path}", naming.read
+    start = os.path.join(os.path.abspath(read.image_root or path.parent), "")
+    columns, header, rows = _read_table(path, where, read.columns)
+    if "split" not in columns:
+        columns |= _find_split(path, where, columns, header)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
-    needed = 1 + max(columns.values())
-    splits: Splits = {}
+    groups: Splits = {}  # by the cell of the split's column
     lines: dict[str, int] = {}  # image -> line
-    for line, row in rows:
-        complete = len(row) == width or len(row) >= needed and not any(row[width:])
-        split = "all" if at_split is None else complete and SPLIT_NAMES.get(row[at_split].lower())
-        if not (complete and row[at_path] and row[at_label] and split):
-            expected = "path, label" if at_split is None else "path, label, train, val or test"
-            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
-            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
+    for line, row in _check_rows(where, columns, len(header), rows):
         file = os.path.join(start, row[at_path])
         if lines.setdefault(file, line) != line:
             got = f"{row[at_path]} again (line {lines[file]})"
             raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
-        splits.setdefault(split, {}).setdefault(row[at_label], []).append(file)
-    labels = set(chain(*splits.values()))
-    if not 2 <= len(labels) <= MAX_CLASSES:
-        raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {len(labels)}")
-    if missing := missing_files(lines):
-        line, got = lines[missing[0]], describe_missing(missing)
-        raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: mend the path")
-    splits = {split: splits[split] for split in IN_ORDER if split in splits}
-    named = path.resolve().parent.name if path.name == LABELS else path.stem
-    naming = replace(naming, name=naming.name or named)
-    root = Path(os.path.commonpath(list(map(os.path.dirname, map(os.path.abspath, lines)))))
-    return assemble(root, splits, naming, path.name, seed).with_notes(*notes)
+        cell = "all" if at_split is None else row[at_split]
+        groups.setdefault(cell, {}).setdefault(row[at_label], []).append(file)
+    splits_of = {"all": "all"} if at_split is None else _splits_of(header[at_split], groups)
+    for cell in (cell for cell in groups if cell not in splits_of):
+        line = lines[next(iter(groups[cell].values()))[0]]
+        got = (
+            f"'{cell}' in the column '{header[at_split]}': rename it, or pass --columns split=NAME"
+        )
+        raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}")
+    names, notes = _name_labels(where, groups, lines)
+    files, missing = _respell(lines)
+    if missing:
+        got = f"{describe_missing(missing[:MANY])}: {_propose_fix(missing[0], start, path.parent)}"
+        raise FileNotFoundError(f"{where}, line {lines[missing[0]]}: expected images, got {got}")
+    splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
+    for cell, by_label in groups.items():
+        for label, spelled in by_label.items():
+            of_class = splits[splits_of[cell]].setdefault(names[label], [])
+            of_class += (files.get(file, file) for file in spelled)
+    is_usual = path.name in (LABELS, METADATA)
+    name = naming.name or (path.resolve().parent.name if is_usual else path.stem)
+    around = {os.path.dirname(os.path.abspath(files.get(file, file))) for file in lines}
+    root = Path(os.path.commonpath(around))
+    dataset = folders.assemble(root, splits, replace(naming, name=name), path.name, seed)
+    return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
+
+
+def _check_rows(
+    where: str, columns: dict[str, int], width: int, rows: Iterable[tuple[int, list[str]]]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows, with their lines. Raises ValueError for one without all its cells."""
+    needed = 1 + max(columns.values())
+    for line, row in rows:
+        complete = len(row) == width or len(row) >= needed and not any(row[width:])
+        if not complete or not all(row[column] for column in columns.values()):
+            expected = "path, label, train, val or test" if "split" in columns else "path, label"
+            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
+        yield line, row
+
+
+def _name_labels(
+    where: str, groups: Splits, lines: dict[str, int]
+) -> tuple[dict[str, str], list[str]]:
+    """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
+    counts: Counter[str] = Counter()
+    for label, files in chain.from_iterable(by_label.items() for by_label in groups.values()):
+        counts[label] += len(files)
+        if _LIST.fullmatch(label):
+            got = f"the list {label}: leave one label"
+            raise ValueError(f"{where}, line {lines[files[0]]}: expected a label, got {got}")
+    numbers = list(map(_WHOLE.fullmatch, counts))
+    names = {label: number[1] if all(numbers) else label for label, number in zip(counts, numbers)}
+    if not 2 <= (count := len(set(names.values()))) <= MAX_CLASSES:
+        raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {count}")
+    parts = {label: set(re.split(r"\s*[|;,]\s*", label)) - {""} for label in counts}
+    uses = Counter(chain.from_iterable(parts.values()))
+    composed = ", ".join(
+        f"'{label}' ({counts[label]} images)"
+        for label in counts
+        if len(parts[label]) > 1 and any(uses[part] > 1 for part in parts[label])
+    )
+    note = f"labels composed of others are classes of their own: {to_single_line(composed, 300)}"
+    return names, [note] if composed else []
+
+
+def _respell(paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Find missing images with "/" for "\\", and with the ending that alone fits.
+
+    Returns their files by path, and the paths that have none.
+    """
+    missing, list_images = missing_files(paths, MAX_PICTURES), functools.cache(_list_images)
+    found = {}
+    for path in missing:
+        folder, name = os.path.split(path.replace("\\", "/"))
+        fits = list_images(folder).get(name, [])
+        if len(fits) == 1:
+            found[path] = fits[0]
+    return found, [path for path in missing if path not in found]
+
+
+def _list_images(folder: str) -> dict[str, list[str]]:
+    """Map names of images, with their ending and without, to the files in a folder."""
+    files: dict[str, list[str]] = {}
+    if os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                for name in {entry.name, _without_ending(entry.name)} if entry.is_file() else ():
+                    files.setdefault(name, []).append(entry.path)
+    return files
+
+
+def _without_ending(name: str) -> str:
+    """Return the name of an image without its ending, any other as it is."""
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in IMAGE_SUFFIXES else name
+
+
+def _propose_fix(missing: str, start: str, folder: Path) -> str:
+    """Say where a missing image lies in or below a folder."""
+    beside, name = os.path.split(missing.removeprefix(start).replace("\\", "/"))
+    for place, _, files in islice(os.walk(folder), 10 * MANY):
+        for file in files:
+            if name in (file, _without_ending(file)):
+                root = os.path.join(place, "").removesuffix(os.path.join(beside, ""))
+                return (
+                    f"there is {os.path.join(place, file)}: mend the path (or --image-root {root})"
+                )
+    return "mend the path"
 
 
 def lists_images(path: Path) -> bool:
@@ -101,26 +212,95 @@ def lists_images(path: Path) -> bool:
         return False
 
 
-# path, label and split -> their columns; how many columns there are; rows by line; notes
-_Table = tuple[dict[str, int], int, Iterator[tuple[int, list[str]]], list[str]]
+# path, label and split -> their columns; the header, or empty names; rows by line
+_Table = tuple[dict[str, int], list[str], Iterator[tuple[int, list[str]]]]
 
 
-def _read_table(path: Path, where: str) -> _Table:
-    """Decide what the columns mean: by the header, or by the first row where that is none."""
+def _read_table(path: Path, where: str, by_hand: str | None = None) -> _Table:
+    """Decide what the columns mean: by hand, by the header, or by a first row that is none."""
     rows = read_rows(path, where)
-    line, first = next(rows, (1, []))
+    line, header = next(rows, (1, []))
     columns: dict[str, int] = {}
-    notes = []
-    for number, cell in enumerate(first):
-        word = re.sub(r"[\W_]", "", cell.lower())
-        for name, words in _COLUMNS.items():
-            if {word, word.removesuffix("s")} & words and columns.setdefault(name, number) < number:
-                taken = first[columns[name]]
-                notes.append(f"the {name} is read from the column '{taken}', not from '{cell}'")
+    for pair in [] if by_hand is None else by_hand.split(","):
+        key, _, name = pair.partition("=")
+        if not (meaning := _meaning(key)) or name not in header:
+            expected = "image, label or split = a column's name"
+            got = f"{short_repr(pair)}, columns {','.join(header)}"
+            raise ValueError(f"{where}: --columns: expected {expected}, got {got}")
+        columns[meaning] = header.index(name)
+    for number, name in enumerate(header):
+        if (meaning := _meaning(name)) and number not in columns.values():
+            columns.setdefault(meaning, number)
+    ids = [number for number, name in enumerate(header) if _word(name) in _IDS]
+    columns |= {"path": ids[0]} if ids and "path" not in columns else {}
     if "path" in columns and "label" in columns:
-        return columns, len(first), rows, notes
-    if len(first) in (2, 3) and os.path.splitext(first[0])[1].lower() in IMAGE_SUFFIXES:
-        columns = dict(zip(_COLUMNS, range(len(first))))
-        return columns, len(first), chain([(line, first)], rows), []
-    got = ",".join(first) or "an empty file"
+        return columns, header, rows
+    if len(header) in (2, 3) and _without_ending(header[0]) != header[0]:
+        columns = dict(zip(_COLUMNS, range(len(header))))
+        return columns, [""] * len(header), chain([(line, header)], rows)
+    got = f"{','.join(header) or 'an empty file'}: name others by --columns"
     raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")
+
+
+def _word(text: str) -> str:
+    """Return the letters and digits of a word, of a number those before ".0"."""
+    return re.sub(r"\.0*$|[\W_]", "", text.lower())
+
+
+def _meaning(name: str) -> str | None:
+    """Return what a column means by its name: path, label, split, or None."""
+    spellings = {_word(name), _word(name).removesuffix("s")}
+    return next((meaning for meaning, words in _COLUMNS.items() if spellings & words), None)
+
+
+def _find_split(
+    path: Path, where: str, columns: dict[str, int], header: list[str]
+) -> dict[str, int]:
+    """Find the column, of any other name, whose cells name training and another split."""
+    cells: dict[int, set[str]] = {
+        number: set()
+        for number, name in enumerate(header)
+        if name and number not in columns.values() and "fold" not in _word(name)
+    }
+    for _, row in islice(read_rows(path, where), 1, None) if cells else ():
+        for number in [number for number in cells if number < len(row)]:
+            cells[number].add(row[number])
+            if len(cells[number]) > 20:  # no few words for splits
+                del cells[number]
+        if not cells:
+            break
+    splits = [n for n in cells if {"train"} < set(_splits_of(header[n], cells[n]).values())]
+    if len(splits) > 1:
+        got = " and ".join(header[number] for number in splits)
+        fix = f"pass --columns split={header[splits[0]]}"
+        raise ValueError(f"{where}: expected one column of train and test, got {got}: {fix}")
+    return dict(zip(("split",), splits))
+
+
+def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
+    """Map cells of a column to the splits that they name, numbers only by the column's name."""
+    words, numbers = {cell: _word(cell).removesuffix("set") for cell in cells}, {}
+    split = SPLIT_NAMES.get(_word(column).removeprefix("is").removesuffix("image"))
+    if _word(column) == "partition":  # as in CelebA
+        numbers = {"0": "train", "1": "val", "2": "test"}
+    elif split and _word(column).startswith("is"):
+        numbers = dict.fromkeys(("0", "false", "no"), "test" if split == "train" else "train")
+        numbers |= dict.fromkeys(("1", "true", "yes"), split)
+    has_test = "test" in map(_SPLIT_WORDS.get, words.values())
+    known = _SPLIT_WORDS | dict.fromkeys(_OTHER_TESTS, "val" if has_test else "test")
+    if numbers.keys() >= set(words.values()):
+        known = numbers
+    return {cell: known[word] for cell, word in words.items() if word in known}
+
+
+def _column_notes(
+    columns: dict[str, int], header: list[str], splits_of: dict[str, str]
+) -> Iterator[str]:
+    """Note the columns that are not read, and how a split is read from one of another name."""
+    names = {number: name for number, name in enumerate(header) if name}
+    if unread := [name for number, name in names.items() if number not in columns.values()]:
+        yield f"columns not read: {to_single_line(', '.join(unread), 200)}"
+    name = names.get(columns.get("split"))
+    if name and _meaning(name) != "split":
+        cells = ", ".join(f"{cell} is {split}" for cell, split in splits_of.items())
+        yield f"the split is read from the column '{name}': {cells}"

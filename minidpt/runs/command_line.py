@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import Field
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..checkpoints.pretrained import NAMES
 from ..config import COMMON, KINDS, check_option
+from ..data.samples import ReadOptions
 from ..support.files import short_repr, to_single_line
 from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
 from .folders import CONFIG, SWEEP, is_sweep, read_options
@@ -139,10 +140,10 @@ def parse_train_command(text: str) -> TrainCommand:
     options = vars(parser.parse_args())
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
     source = parser.prog
-    for name in ("model", "classnames"):  # eval.py may be called from elsewhere
-        path = Path(options.get(name, "")).expanduser()
-        if name in options and options[name] not in NAMES and path.exists():
-            options[name] = str(path.resolve())
+    for name in (name for name in options if OPTIONS[name].is_path and name != "data"):
+        path = Path(options[name]).expanduser()
+        if options[name] not in NAMES and path.exists():
+            options[name] = str(path.resolve())  # eval.py may be called from elsewhere
     if resume and config:
         parser.error("--config: expected another run's without --resume, which has its own")
     if resume and out:
@@ -198,7 +199,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
 # fmt: off
 COMMANDS = {  # what it takes, what it does, its arguments beside the options of runs
     "test": ("RUN ...", "test runs on their own test images, or on other data",
-             ("runs", "--image-root", "--per-class", "--csv")),
+             ("runs", "--per-class", "--csv")),
     "predict": ("RUN IMAGE ...", "classify images",
                 ("run", "images", "--top", "--csv", "--json", "--attention-maps")),
     "table": ("DIR", "print and write the table of all runs in a folder", ("folder",)),
@@ -238,7 +239,9 @@ OF_RUN = {  # what options of runs say where a run has its own
 CHANGES = {
     "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN,
     "test": {**OF_RUN, "data": {"help": "other data to test on, given as to train.py"},
-             "classes": {"help": "classes to test on"}},
+             "classes": {"help": "classes to test on"},
+             "image_root": {"help": "folder of the run's images, if it has moved; with --data "
+                            "the folder that the paths in a CSV file start from"}},
     "published": {"data": {"required": True, "help": "the data set to test on"}},
 }
 # fmt: on
@@ -276,9 +279,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
             parser.error("--csv: expected one run and one --dataset, got more")
     if args.command == "test":
         is_other = evaluates_other_data(args)
-        if args.image_root and is_other:
-            parser.error("--image-root: expected for the run's own test; elsewhere pass --data")
-        for name in ("classnames", "template"):
+        of_other = {"classnames", "template", *(each.name for each in fields(ReadOptions))}
+        for name in sorted(of_other - {"image_root"}):
             if getattr(args, name) and not is_other:
                 parser.error(f"{flag(name)}: expected with --data, --dataset or --classes: the "
                              "run's own test has the run's")  # fmt: skip

@@ -88,6 +88,12 @@ class RunConfig:
     folders_are_classes: bool = option(
         False, "folders of images that hold folders of the same names are classes, not variants "
         "of a data set", DATA, decides_result=False, eval_commands=TESTS)
+    columns: str | None = option(
+        None, "of a CSV file, by hand: image=NAME,label=NAME,split=NAME", DATA,
+        decides_result=False, eval_commands=TESTS)
+    image_root: str | None = option(
+        None, "folder that the paths in a CSV file or split.json start from", DATA,
+        metavar="DIR", is_path=True, decides_result=False, resume_may_change=True, eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
