@@ -3,7 +3,6 @@
 columns by the header or the first row -> files of each split and label -> folders.assemble
 """
 
-import functools
 import os
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ _COLUMNS = {  # what a column means, by its name: letters and digits only, no s 
 }
 _IDS = {"id", "imageid", "imgid", "fileid"}  # the path, if no other column is
 _SPLIT_WORDS = {**SPLIT_NAMES, "trainval": "train", "privatetest": "test"}
-_OTHER_TESTS = ("eval", "evaluation", "holdout", "publictest")  # val, beside a test
+_OTHER_TESTS = ("eval", "evaluation", "holdout", "heldout", "publictest")  # val, beside a test
 _LIST = re.compile(r"""[\[{](|.*["',\d].*)[\]}]""", re.DOTALL)  # of JSON, or Python
 _WHOLE = re.compile(r"(-?\d+)(\.0*)?")  # pandas writes 1.0 in a column with gaps
 
@@ -84,7 +83,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     start = os.path.join(os.path.abspath(read.image_root or path.parent), "")
     columns, header, rows = _read_table(path, where, read.columns)
     if "split" not in columns:
-        columns |= _find_split(path, where, columns, header)
+        columns |= _find_split(path, columns, header)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
     groups: Splits = {}  # by the cell of the split's column
     lines: dict[str, int] = {}  # image -> line
@@ -98,9 +97,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     splits_of = {"all": "all"} if at_split is None else _splits_of(header[at_split], groups)
     for cell in (cell for cell in groups if cell not in splits_of):
         line = lines[next(iter(groups[cell].values()))[0]]
-        got = (
-            f"'{cell}' in the column '{header[at_split]}': rename it, or pass --columns split=NAME"
-        )
+        got = f"'{cell}' in the column '{header[at_split]}': rename it, or name another (--columns)"
         raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}")
     names, notes = _name_labels(where, groups, lines)
     files, missing = _respell(lines)
@@ -164,25 +161,15 @@ def _respell(paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
     Returns their files by path, and the paths that have none.
     """
-    missing, list_images = missing_files(paths, MAX_PICTURES), functools.cache(_list_images)
-    found = {}
-    for path in missing:
-        folder, name = os.path.split(path.replace("\\", "/"))
-        fits = list_images(folder).get(name, [])
-        if len(fits) == 1:
-            found[path] = fits[0]
-    return found, [path for path in missing if path not in found]
-
-
-def _list_images(folder: str) -> dict[str, list[str]]:
-    """Map names of images, with their ending and without, to the files in a folder."""
+    slashed = {path: path.replace("\\", "/") for path in missing_files(paths, MAX_PICTURES)}
     files: dict[str, list[str]] = {}
-    if os.path.isdir(folder):
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                for name in {entry.name, _without_ending(entry.name)} if entry.is_file() else ():
-                    files.setdefault(name, []).append(entry.path)
-    return files
+    for folder in filter(os.path.isdir, set(map(os.path.dirname, slashed.values()))):
+        for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
+            for path in {entry.path, _without_ending(entry.path)}:
+                files.setdefault(path, []).append(entry.path)
+    fits = {path: files.get(name, ()) for path, name in slashed.items()}
+    found = {path: files[0] for path, files in fits.items() if len(files) == 1}
+    return found, [path for path in slashed if path not in found]
 
 
 def _without_ending(name: str) -> str:
@@ -196,11 +183,11 @@ def _propose_fix(missing: str, start: str, folder: Path) -> str:
     beside, name = os.path.split(missing.removeprefix(start).replace("\\", "/"))
     for place, _, files in islice(os.walk(folder), 10 * MANY):
         for file in files:
-            if name in (file, _without_ending(file)):
+            if _without_ending(file) == _without_ending(name):
                 root = os.path.join(place, "").removesuffix(os.path.join(beside, ""))
-                return (
-                    f"there is {os.path.join(place, file)}: mend the path (or --image-root {root})"
-                )
+                is_root = os.path.join(root, beside, "") == os.path.join(place, "")
+                option = f" or pass --image-root {root or '.'}" if is_root else ""
+                return f"there is {os.path.join(place, file)}: mend the path{option}"
     return "mend the path"
 
 
@@ -222,7 +209,7 @@ def _read_table(path: Path, where: str, by_hand: str | None = None) -> _Table:
     line, header = next(rows, (1, []))
     columns: dict[str, int] = {}
     for pair in [] if by_hand is None else by_hand.split(","):
-        key, _, name = pair.partition("=")
+        key, _, name = map(str.strip, pair.partition("="))
         if not (meaning := _meaning(key)) or name not in header:
             expected = "image, label or split = a column's name"
             got = f"{short_repr(pair)}, columns {','.join(header)}"
@@ -238,7 +225,8 @@ def _read_table(path: Path, where: str, by_hand: str | None = None) -> _Table:
     if len(header) in (2, 3) and _without_ending(header[0]) != header[0]:
         columns = dict(zip(_COLUMNS, range(len(header))))
         return columns, [""] * len(header), chain([(line, header)], rows)
-    got = f"{','.join(header) or 'an empty file'}: name others by --columns"
+    fix = "name others by --columns image=NAME,label=NAME"
+    got = f"{','.join(header) or 'an empty file'}: {fix}"
     raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")
 
 
@@ -253,10 +241,9 @@ def _meaning(name: str) -> str | None:
     return next((meaning for meaning, words in _COLUMNS.items() if spellings & words), None)
 
 
-def _find_split(
-    path: Path, where: str, columns: dict[str, int], header: list[str]
-) -> dict[str, int]:
+def _find_split(path: Path, columns: dict[str, int], header: list[str]) -> dict[str, int]:
     """Find the column, of any other name, whose cells name training and another split."""
+    where = f"labels {path}"
     cells: dict[int, set[str]] = {
         number: set()
         for number, name in enumerate(header)
@@ -279,7 +266,7 @@ def _find_split(
 
 def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
     """Map cells of a column to the splits that they name, numbers only by the column's name."""
-    words, numbers = {cell: _word(cell).removesuffix("set") for cell in cells}, {}
+    words, numbers = {cell: re.sub("(set|data|split)$", "", _word(cell)) for cell in cells}, {}
     split = SPLIT_NAMES.get(_word(column).removeprefix("is").removesuffix("image"))
     if _word(column) == "partition":  # as in CelebA
         numbers = {"0": "train", "1": "val", "2": "test"}

@@ -256,7 +256,7 @@ def test_missing_images_that_lie_below_are_proposed(tmp_path, text):
     path = moved(tmp_path, text, "tables/all/in" if "in/" in text else "tables/all")
     with pytest.raises(FileNotFoundError, match="8 missing, the first .*there is") as error:
         open_dataset(path)
-    root = str(error.value).partition("--image-root ")[2].rstrip(")")
+    root = str(error.value).partition("--image-root ")[2]
     assert Path(root) == path.parent / "all"
     assert sum(sizes(open_dataset(path, read=ReadOptions(image_root=root)))) == 8
 

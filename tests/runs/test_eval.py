@@ -114,6 +114,25 @@ def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, t
     assert f"dpt accuracy {read_summary('run')['accuracy']:.2f} %" in result.out
 
 
+def test_a_run_keeps_the_columns_and_the_image_root_of_its_csv(tmp_path, inputs, monkeypatch):
+    images = shutil.copytree(inputs.data, tmp_path / "images")
+    rows = [f"{path.parent.name},{path.relative_to(images)}" for path in images.glob("*/*.png")]
+    Path("l.csv").write_text("\n".join(["art,foto", *rows]))
+    columns = ("--columns", "image=foto,label=art")
+    train(RunInputs(Path("l.csv"), inputs.clip), "run", *columns, "--image-root", "images",
+          "--method", "zeroshot")  # fmt: skip
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    again = run_command("eval.py", "test", "../run", "--classes", "all")
+    accuracy = f"accuracy {read_summary('../run')['accuracy']:.2f} %"
+    assert (again.status, again.err) == (0, "") and accuracy in again.out
+    shutil.move(images, "new")
+    other = ("--data", "../l.csv", *columns, "--image-root", "new")
+    assert accuracy in run_command("eval.py", "test", "../run", *other).out
+    result = run_command("eval.py", "test", "../run", *columns)
+    assert_one_line(result, "eval.py", "--columns", "expected with --data")
+
+
 def test_eval_exports_the_model_of_a_run_into_a_new_file(trained, monkeypatch):
     def export(model, path):  # what it writes: `test_exporting`
         assert torch.equal(model.text_prompts.ctx, read_prompts(trained)["text_prompts.ctx"])
