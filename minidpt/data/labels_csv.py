@@ -186,7 +186,8 @@ def _propose_fix(missing: str, start: str, folder: Path) -> str:
             if _without_ending(file) == _without_ending(name):
                 root = os.path.join(place, "").removesuffix(os.path.join(beside, ""))
                 is_root = os.path.join(root, beside, "") == os.path.join(place, "")
-                option = f" or pass --image-root {root or '.'}" if is_root else ""
+                is_other = os.path.join(os.path.abspath(root), "") != start
+                option = f" or pass --image-root {root or '.'}" if is_root and is_other else ""
                 return f"there is {os.path.join(place, file)}: mend the path{option}"
     return "mend the path"
 
