@@ -99,7 +99,7 @@ def _open_any_folder(
     if table and not locations and (layout is None or labels_csv.lists_images(table)):
         return labels_csv.open_csv(table, adapt(layout or Naming()), seed)
     read = adapt(Naming()).read
-    if (read.columns, read.image_root) != (None, None):
+    if read.columns is not None or read.image_root is not None:
         got = f"{listing.contents(root)}: pass it, or the folder of the images, as --data"
         raise ValueError(
             f"data folder {root}: expected a CSV file for --columns or --image-root, got {got}"

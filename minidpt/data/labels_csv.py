@@ -63,19 +63,19 @@ def missing_files(paths: Iterable[str], most: int = MANY) -> list[str]:
 
 def find_table(folder: Path) -> Path | None:
     """Find labels.csv in a folder, or metadata.csv if no class folders or splits are beside it."""
-    labels, metadata = folder / LABELS, folder / METADATA
-    if labels.is_file() or not metadata.is_file():
-        return labels if labels.is_file() else None
-    is_flat = len(folders.sub_folders(folder)) < 2 and not split_folders(folder)
-    return metadata if is_flat and lists_images(metadata) else None
+    if (table := folder / LABELS).is_file():
+        return table
+    table = folder / METADATA
+    has_classes = len(folders.sub_folders(folder)) > 1 or split_folders(folder)
+    return table if table.is_file() and not has_classes and lists_images(table) else None
 
 
 def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     """Open the data set of a CSV file of `path,label[,split]`.
 
-    Paths start from its folder, or from `read.image_root`, and may lack their ending. `root` of the
-    data set is the innermost folder around the images: the file may lie anywhere.
-    A header may name these columns in any order, among others, or `read.columns` does. Without one,
+    Paths start from its folder, or `naming.read.image_root`, and may lack their ending. The `root`
+    of the data set is the innermost folder around the images: the file may lie anywhere.
+    A header may name these columns in any order, among others, or `naming.read.columns` does; else
     the first row must begin with an image file. The split is train, val or test; without one, it is
     drawn. Raises ValueError or FileNotFoundError with the line's number.
     """
@@ -85,9 +85,15 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     if "split" not in columns:
         columns |= _find_split(path, columns, header)
     at_path, at_label, at_split = map(columns.get, _COLUMNS)
+    width, needed = len(header), 1 + max(columns.values())
     groups: Splits = {}  # by the cell of the split's column
     lines: dict[str, int] = {}  # image -> line
-    for line, row in _check_rows(where, columns, len(header), rows):
+    for line, row in rows:
+        complete = len(row) == width or len(row) >= needed and not any(row[width:])
+        if not complete or not all(row[column] for column in columns.values()):
+            expected = "path, label" if at_split is None else "path, label, train, val or test"
+            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
+            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
         file = os.path.join(start, row[at_path])
         if lines.setdefault(file, line) != line:
             got = f"{row[at_path]} again (line {lines[file]})"
@@ -100,10 +106,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         got = f"'{cell}' in the column '{header[at_split]}': rename it, or name another (--columns)"
         raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}")
     names, notes = _name_labels(where, groups, lines)
-    files, missing = _respell(lines)
-    if missing:
-        got = f"{describe_missing(missing[:MANY])}: {_propose_fix(missing[0], start, path.parent)}"
-        raise FileNotFoundError(f"{where}, line {lines[missing[0]]}: expected images, got {got}")
+    files = _find_images(where, lines, path.parent)
     splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
     for cell, by_label in groups.items():
         for label, spelled in by_label.items():
@@ -117,23 +120,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
 
 
-def _check_rows(
-    where: str, columns: dict[str, int], width: int, rows: Iterable[tuple[int, list[str]]]
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows, with their lines. Raises ValueError for one without all its cells."""
-    needed = 1 + max(columns.values())
-    for line, row in rows:
-        complete = len(row) == width or len(row) >= needed and not any(row[width:])
-        if not complete or not all(row[column] for column in columns.values()):
-            expected = "path, label, train, val or test" if "split" in columns else "path, label"
-            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
-            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
-        yield line, row
-
-
-def _name_labels(
-    where: str, groups: Splits, lines: dict[str, int]
-) -> tuple[dict[str, str], list[str]]:
+def _name_labels(where: str, groups: Splits, lines: dict[str, int]) -> tuple[dict, list[str]]:
     """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
     counts: Counter[str] = Counter()
     for label, files in chain.from_iterable(by_label.items() for by_label in groups.values()):
@@ -156,40 +143,36 @@ def _name_labels(
     return names, [note] if composed else []
 
 
-def _respell(paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Find missing images with "/" for "\\", and with the ending that alone fits.
+def _find_images(where: str, lines: dict[str, int], folder: Path) -> dict[str, str]:
+    """Map missing images to their files: with "/" for "\\", or with the ending that alone fits.
 
-    Returns their files by path, and the paths that have none.
+    lines: of all images. Raises FileNotFoundError for those that still miss, with where in or below
+    `folder` there is one of that name.
     """
-    slashed = {path: path.replace("\\", "/") for path in missing_files(paths, MAX_PICTURES)}
+    slashed = {path: path.replace("\\", "/") for path in missing_files(lines, MAX_PICTURES)}
     files: dict[str, list[str]] = {}
-    for folder in filter(os.path.isdir, set(map(os.path.dirname, slashed.values()))):
-        for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
+    for parent in filter(os.path.isdir, set(map(os.path.dirname, slashed.values()))):
+        for entry in filter(os.DirEntry.is_file, os.scandir(parent)):
             for path in {entry.path, _without_ending(entry.path)}:
                 files.setdefault(path, []).append(entry.path)
     fits = {path: files.get(name, ()) for path, name in slashed.items()}
-    found = {path: files[0] for path, files in fits.items() if len(files) == 1}
-    return found, [path for path in slashed if path not in found]
+    if missing := [path for path, files in fits.items() if len(files) != 1]:
+        got, fix = describe_missing(missing[:MANY]), "mend the path"
+        name = _without_ending(os.path.basename(slashed[missing[0]]))
+        for parent, _, names in islice(os.walk(folder), 10 * MANY):
+            if alike := [each for each in names if _without_ending(each) == name]:
+                fix = f"there is {os.path.join(parent, alike[0])}: mend the path or --image-root"
+                break
+        raise FileNotFoundError(
+            f"{where}, line {lines[missing[0]]}: expected images, got {got}: {fix}"
+        )
+    return {path: files[0] for path, files in fits.items()}
 
 
 def _without_ending(name: str) -> str:
     """Return the name of an image without its ending, any other as it is."""
     stem, ending = os.path.splitext(name)
     return stem if ending.lower() in IMAGE_SUFFIXES else name
-
-
-def _propose_fix(missing: str, start: str, folder: Path) -> str:
-    """Say where a missing image lies in or below a folder."""
-    beside, name = os.path.split(missing.removeprefix(start).replace("\\", "/"))
-    for place, _, files in islice(os.walk(folder), 10 * MANY):
-        for file in files:
-            if _without_ending(file) == _without_ending(name):
-                root = os.path.join(place, "").removesuffix(os.path.join(beside, ""))
-                is_root = os.path.join(root, beside, "") == os.path.join(place, "")
-                is_other = os.path.join(os.path.abspath(root), "") != start
-                option = f" or pass --image-root {root or '.'}" if is_root and is_other else ""
-                return f"there is {os.path.join(place, file)}: mend the path{option}"
-    return "mend the path"
 
 
 def lists_images(path: Path) -> bool:
@@ -244,14 +227,10 @@ def _meaning(name: str) -> str | None:
 
 def _find_split(path: Path, columns: dict[str, int], header: list[str]) -> dict[str, int]:
     """Find the column, of any other name, whose cells name training and another split."""
-    where = f"labels {path}"
-    cells: dict[int, set[str]] = {
-        number: set()
-        for number, name in enumerate(header)
-        if name and number not in columns.values() and "fold" not in _word(name)
-    }
+    where, others = f"labels {path}", set(range(len(header))) - {*columns.values()}
+    cells = {n: set() for n in others if header[n] and "fold" not in _word(header[n])}
     for _, row in islice(read_rows(path, where), 1, None) if cells else ():
-        for number in [number for number in cells if number < len(row)]:
+        for number in cells.keys() & range(len(row)):
             cells[number].add(row[number])
             if len(cells[number]) > 20:  # no few words for splits
                 del cells[number]
@@ -281,9 +260,7 @@ def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
     return {cell: known[word] for cell, word in words.items() if word in known}
 
 
-def _column_notes(
-    columns: dict[str, int], header: list[str], splits_of: dict[str, str]
-) -> Iterator[str]:
+def _column_notes(columns: dict, header: list[str], splits_of: dict[str, str]) -> Iterator[str]:
     """Note the columns that are not read, and how a split is read from one of another name."""
     names = {number: name for number, name in enumerate(header) if name}
     if unread := [name for number, name in names.items() if number not in columns.values()]:
