@@ -103,8 +103,9 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     splits_of = {"all": "all"} if at_split is None else _splits_of(header[at_split], groups)
     for cell in (cell for cell in groups if cell not in splits_of):
         line = lines[next(iter(groups[cell].values()))[0]]
-        got = f"'{cell}' in the column '{header[at_split]}': rename it, or name another (--columns)"
-        raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}")
+        got = f"'{cell}' in the column '{header[at_split]}'"
+        fix = "mend it, rename the column, or name another by --columns split=NAME"
+        raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}: {fix}")
     names, notes = _name_labels(where, groups, lines)
     files = _find_images(where, lines, path.parent)
     splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
