@@ -93,7 +93,8 @@ class RunConfig:
         decides_result=False, eval_commands=TESTS)
     image_root: str | None = option(
         None, "folder that the paths in a CSV file or split.json start from", DATA,
-        metavar="DIR", is_path=True, decides_result=False, resume_may_change=True, eval_commands=TESTS)
+        metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
+        eval_commands=TESTS)
     workers: int | None = option(
         None, "threads that read images (default: one for each processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
