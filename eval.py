@@ -148,7 +148,9 @@ def evaluate_runs(args: Namespace) -> None:
             print_notes(f"{name}{note}" for note in notes)
             if is_other:
                 name = f"{run.folder} on {dataset.name}: "
-                model = model.for_classes(dataset.classnames, dataset.template)
+                model = model.for_classes(
+                    dataset.classnames, dataset.template, dataset.allow_duplicates
+                )
             accuracies = evaluate_model(name, model, eval_set, where, args)
             if is_other and world.is_main:
                 record_cross_dataset(run, dataset, precision, *accuracies)
@@ -160,7 +162,7 @@ def evaluate_published(args: Namespace) -> None:
     tensors = read_published(args.folder)
     device = devices.choose_device(args.device)
     config = published_config(args)
-    datasets = sources.other_datasets(args, config, sources.open_subset)
+    datasets = sources.other_datasets(args, config)
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip = devices.load_clip(config)
     precision, _ = devices.choose_precision(config.precision, device)
@@ -177,7 +179,10 @@ def evaluate_published(args: Namespace) -> None:
                 f"published {args.folder}: its prompts belong to {classes} classes, "
                 f"{dataset.name} has {len(dataset.classnames)}: test it on the data of its training"
             )
-        model = build_model(clip, dataset.classnames, dataset.template, prompts).eval()
+        model = build_model(
+            clip, dataset.classnames, dataset.template, prompts,
+            allow_duplicates=dataset.allow_duplicates,
+        ).eval()  # fmt: skip
         model.load_published(tensors)
         eval_set = EvalSet(dataset.test, clip, workers=args.workers)
         print_notes(read_images(model, [eval_set]))

@@ -68,8 +68,10 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     drawn = draw_train_set(planned)
     torch.manual_seed(config.seed)
     model = build_model(
-        shared.clip, drawn.classnames, config.template, config.prompts, shared.world
-    )
+        shared.clip, drawn.classnames, config.template, config.prompts, shared.world,
+        drawn.allow_duplicates,
+    )  # fmt: skip
+    model.class_keys = drawn.class_keys
     if config.class_chunk is not None:
         model.class_chunk = config.class_chunk or None  # 0: all classes at once
     if learned := model.learned_parameters():

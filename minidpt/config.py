@@ -125,7 +125,7 @@ class PromptConfig:
         10, "classes selected for the class-aware prompts of an image", METHOD,
         bounds=(1, 10**6), read_by="class-aware", eval_commands=("published",))
     alpha: float = option(
-        0.3, "weight of the auxiliary loss of the class-aware prompts", "optimisation",
+        0.3, "weight of the auxiliary loss of DPT", "optimisation",
         bounds=(0, 1e30), read_by="class-aware")
     # fmt: on
 

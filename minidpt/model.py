@@ -122,6 +122,8 @@ class PromptedCLIP(nn.Module):
         names = canonical_names(classnames)
         self.clip, self.world = clip, world
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
+        self.class_keys: list[str] | None = None  # of the data set that was trained on
+        self.allow_duplicates = False  # of class names
         self.template = str(template)
         self.config = config
         self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
@@ -330,26 +332,41 @@ class PromptedCLIP(nn.Module):
             "image_size": self.clip.image_size,
         }
         config, white = asdict(self.config), dict(self.white_level)
-        saved = SavedModel(learned, self.classnames, self.template, config, white, about_clip)
+        saved = SavedModel(
+            learned, self.classnames, self.template, config, white, about_clip,
+            self.class_keys, self.allow_duplicates,
+        )  # fmt: skip
         write_model(path, saved)
         self.path = os.fspath(path)
 
-    def for_classes(self, classnames: Sequence[str], template: str | None = None) -> PromptedCLIP:
+    def for_classes(
+        self,
+        classnames: Sequence[str],
+        template: str | None = None,
+        allow_duplicates: bool | None = None,
+    ) -> PromptedCLIP:
         """Return a model of the learned prompts for other classes, ready to predict.
 
         For base-to-new and cross-data-set tests. CLIP is shared. The auxiliary classifier of
-        class-aware prompts, which only training needs, starts anew. `template` None is this
-        model's. Raises ValueError if contexts were learned class by class.
+        class-aware prompts, which only training needs, starts anew. `template` and
+        `allow_duplicates` None are this model's. Contexts that were learned class by class (csc)
+        serve their own classes, or some of them; else that is a ValueError.
         """
-        is_same = canonical_names(classnames) == canonical_names(self.classnames)
-        if self.config.csc and self.config.learns_text and not is_same:
-            raise ValueError("csc: the contexts belong to this model's classes: train without csc")
+        names, known = canonical_names(classnames), canonical_names(self.classnames)
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            template = template or self.template
-            model = build_model(self.clip, classnames, template, self.config, self.world)
+            model = build_model(
+                self.clip, classnames, template or self.template, self.config, self.world,
+                self.allow_duplicates if allow_duplicates is None else allow_duplicates,
+            )  # fmt: skip
         learned = self.prompt_state_dict()
-        if not is_same:
+        if names != known:
             learned = {n: v for n, v in learned.items() if not n.endswith("classifier.weight")}
+            if self.config.csc and self.config.learns_text:
+                if others := [name for name in names if name not in known]:
+                    got = f"'{others[0]}': train without csc"
+                    raise ValueError(f"csc: expected this model's classes, got {got}")
+                numbers = [known.index(name) for name in names]
+                learned["text_prompts.ctx"] = self.text_prompts.ctx[numbers]
         model.load_prompt_state_dict(learned)
         model.white_level, model.path = WhiteLevel(self.white_level), self.path
         return model.eval()
@@ -394,6 +411,17 @@ def canonical_names(classnames: Sequence[str]) -> list[str]:
     return [canonical_classname(name, "class names") for name in classnames]
 
 
+def check_distinct(classnames: Sequence[str]) -> None:
+    """Raise ValueError if CLIP reads two class names as one."""
+    numbers: dict[tuple[int, ...], int] = {}  # token ids -> class
+    for number, name in enumerate(canonical_names(classnames)):
+        other = numbers.setdefault(tuple(encode(name)), number)
+        if other != number:
+            got = f"'{classnames[other]}' and '{classnames[number]}' (classes {other} and {number})"
+            fix = "rename or merge them, or pass allow_duplicates=True"
+            raise ValueError(f"class names: expected different ones, got {got}: {fix}")
+
+
 @torch.no_grad()
 def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
     """Compute W0, the normalised text features (C, E) of the template with canonical names."""
@@ -427,6 +455,7 @@ def build_model(
     template: str,
     config: PromptConfig | None = None,
     world: World = SINGLE,
+    allow_duplicates: bool = False,
 ) -> PromptedCLIP:
     """Build a model to train, its prompts at their initial values, on CLIP's device.
 
@@ -437,9 +466,10 @@ def build_model(
         config: None for DPT as in the paper.
         world: the processes that share it, see `support/distributed.py`; all of them build it
             with the same seed, and call it at the same time, each with its images.
+        allow_duplicates: take classes of one name, as ImageNet has; they get the same logits.
 
-    Raises ValueError if there are fewer than two classes, `{}` is missing, a name is empty or too
-    long, or the config does not fit this CLIP.
+    Raises ValueError if there are fewer than two classes, or two of one name as CLIP reads it,
+    `{}` is missing, a name is empty or too long, or the config does not fit this CLIP.
     """
     if isinstance(classnames, str) or not isinstance(classnames, Sequence | np.ndarray):
         raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
@@ -449,7 +479,11 @@ def build_model(
     if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
         expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
         raise ValueError(f"template {short_repr(template)}: expected {expected}")
-    return PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
+    if not allow_duplicates:
+        check_distinct(classnames)
+    model = PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)
+    model.allow_duplicates = allow_duplicates
+    return model
 
 
 @single_line_errors
@@ -468,11 +502,15 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
         expected = parameters_on_meta(clip, len(saved.classnames), config)
         check_tensors(saved.learned, expected, "learned prompts")
         with torch.random.fork_rng(devices=[]):  # the initial prompts are not used
-            model = build_model(clip, saved.classnames, saved.template, config)
+            model = build_model(
+                clip, saved.classnames, saved.template, config,
+                allow_duplicates=saved.allow_duplicates,
+            )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise ValueError(f"model file {path}: {error}") from error
     model.load_prompt_state_dict(saved.learned)
-    model.white_level, model.path = saved.white, os.fspath(path)
+    model.white_level, model.class_keys = saved.white, saved.class_keys
+    model.path = os.fspath(path)
     return model.eval()
 
 

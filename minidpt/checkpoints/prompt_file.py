@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..images.decode import WhiteLevel, check_white_level
-from ..support.files import atomic_write, check_fields, short_repr
+from ..support.files import atomic_write, check_class_keys, check_fields, short_repr
 from .reader import read_checkpoint
 
 FORMAT = "minidpt 3"  # 1 and 2: of 0.1 and 0.2
@@ -25,6 +25,7 @@ class SavedModel(NamedTuple):
     white: of images of more than 8 bits, see `images/decode.py`.
     clip: name, quick_gelu and fingerprint of the CLIP that it was learned on, and image_size, if
         its positional embeddings were resized for that (`CLIP.resize_positional_embedding`).
+    class_keys, allow_duplicates: of a `Dataset`.
     """
 
     learned: dict[str, Tensor]
@@ -33,6 +34,8 @@ class SavedModel(NamedTuple):
     config: dict[str, Any]
     white: WhiteLevel | None
     clip: dict[str, Any]
+    class_keys: list[str] | None = None
+    allow_duplicates: bool = False
 
 
 def write_model(path: str | os.PathLike, saved: SavedModel) -> None:
@@ -59,7 +62,8 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         if version != FORMAT:
             fix = "train again, or use the version of minidpt that wrote it"
             raise ValueError(f"expected format '{FORMAT}', got {short_repr(version)}: {fix}")
-        check_fields(content, "content", classnames=list, template=str)
+        kinds = {"class_keys": list | None, "allow_duplicates": bool | None}
+        check_fields(content, "content", classnames=list, template=str, **kinds)
         return SavedModel(
             check_fields(content.get("learned"), "learned"),
             content["classnames"],
@@ -67,6 +71,8 @@ def read_model(path: str | os.PathLike) -> SavedModel:
             check_fields(content.get("config"), "config"),
             check_white_level(content.get("white")),
             check_fields(content.get("clip"), "clip", **CLIP_FIELDS),
+            check_class_keys(content.get("class_keys"), len(content["classnames"]), "content"),
+            bool(content.get("allow_duplicates")),
         )
     except ValueError as error:
         raise ValueError(f"model file {path}: {error}") from error

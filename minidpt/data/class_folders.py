@@ -132,7 +132,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
         others = [f.name for f in sub_folders(root) if f not in folders.values()]
         got = f"none there, beside {shorten(others)}" if others else "none there"
         raise ValueError(f"data folder {root}: expected {expected}, got {got}: {_AS_CLASSES}")
-    classes, how = class_folders(root, naming, 2), f"class folders in {root}"
+    classes, how = class_folders(root, naming, naming.least_classes), f"class folders in {root}"
     if splits := _list_splits_in(classes):
         how = f"{shorten(list(splits))} in the {how}"
         return assemble(root, splits, naming, how, seed).with_notes(*loose_notes(root))
@@ -156,7 +156,8 @@ def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, se
     if list(splits) == ["train"]:
         splits, how = {"all": splits["train"]}, f"class folders in {read[0]}"
         test = "labelled test/" if "test" in names else "test/"
-        notes.insert(0, f"no {test} beside {read[0]}: the test is drawn from it")
+        drawn = "the test is drawn from it" if naming.draws_split else "it is the test"
+        notes.insert(0, f"no {test} beside {read[0]}: {drawn}")
     if others:
         notes.append(f"read: {', '.join(read)}; not read: {shorten(others, 1)}")
     return assemble(root, splits, naming, how, seed).with_notes(*notes, *loose)
@@ -166,7 +167,7 @@ def _list_splits(folders: dict[str, Path], naming: Naming) -> tuple[Splits, list
     """List the images of splits that have any in folders of the first one's classes; and notes."""
     first, *others = folders
     folder = look_through(folders[first], first)
-    classes = class_folders(folder, naming, 2)
+    classes = class_folders(folder, naming, naming.least_classes)
     notes = check_are_classes(folder, classes, naming)
     splits, known = {first: list_images(classes)}, {plain(path.name) for path in classes}
     for split in others:
@@ -214,7 +215,7 @@ def check_are_classes(root: Path, classes: list[Path], naming: Naming) -> list[s
 
 def class_folders_by_split(folders: dict[str, Path], naming: Naming) -> Splits:
     """List the class folders of each split; the first must have two classes, the test one."""
-    least = {"val": 0, "test": 1, next(iter(folders)): 2}
+    least = {"val": 0, "test": 1, next(iter(folders)): naming.least_classes}
     return {
         split: list_images(class_folders(path, naming, least[split]))
         for split, path in folders.items()

@@ -11,11 +11,17 @@ from .samples import Sample
 
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     """Name the test images that are, byte for byte, training images, in a line; "" if none is."""
+    copies = find_copies(train, test)
+    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
+    return f"{first}{copies[0]}" if copies else ""
+
+
+def find_copies(train: Iterable[str], test: Iterable[str]) -> list[str]:
+    """List the test images that are, byte for byte, training images."""
     test = list(dict.fromkeys(test))
     labelled = [*((path, "train") for path in train), *((path, "test") for path in test)]
     copies = {path for group in _equal_files(labelled) for path, split in group if split == "test"}
-    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
-    return f"{first}{next(path for path in test if path in copies)}" if copies else ""
+    return [path for path in test if path in copies]
 
 
 def two_classes_note(samples: Iterable[Sample]) -> str:

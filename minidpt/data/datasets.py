@@ -46,6 +46,8 @@ def open_dataset(
     classnames: str | os.PathLike | None = None,
     template: str | None = None,
     read: ReadOptions = DEFAULT_READ,
+    draw_split: bool = True,
+    least_classes: int = 2,
 ) -> Dataset:
     """Find out what kind of data set lies at a path, and list its images.
 
@@ -57,8 +59,9 @@ def open_dataset(
     folders. (Without it, these are recognised by the folder's name and their classes together, and
     a part of ImageNet's classes is called as its folder is.) `classnames` is a file that renames
     classes (`read_classnames`), `template` replaces the data set's. Where no split is given, `seed`
-    draws one: it is not the seed of the few-shot draw, so that all runs share a test set. `read`
-    decides what such a folder or CSV file leaves open.
+    draws one: it is not the seed of the few-shot draw, so that all runs share a test set. Without
+    `draw_split` all images are the test then. `read` decides what such a folder or CSV file leaves
+    open.
 
     Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
     """
@@ -66,7 +69,8 @@ def open_dataset(
     layout = layout_of(dataset) if dataset is not None else None
     if template is not None and template.count("{}") != 1:
         raise ValueError(f"template: expected one {{}} for the class name, got '{template}'")
-    changes = {"read": read} if template is None else {"read": read, "template": template}
+    changes = {"read": read, "draws_split": draw_split, "least_classes": least_classes}
+    changes |= {} if template is None else {"template": template}
     if classnames is not None:
         changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes
@@ -148,7 +152,9 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     location = location._replace(layout=layout)
 
     if layout.has_split_file and (file := location.file(layout.split_file)):
-        dataset = _rename_classes(read_split(file, images, layout.name), layout)
+        dataset = read_split(file, images, layout.name)
+        is_ambiguous = len(set(dataset.classnames)) < len(dataset.classnames)
+        dataset = _rename_classes(replace(dataset, allow_duplicates=is_ambiguous), layout)
         return _compare_with_published(dataset, layout)
     if layout.lists and all(map(location.file, layout.lists.values())):
         dataset = _open_lists(location, seed)
@@ -170,11 +176,7 @@ def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
     """Give the data set of a split file the naming's template, and its renamed classes."""
     renamed = {**naming.renamed, **naming.renames}
     names = [renamed.get(name, name) for name in dataset.classnames]
-    splits = {split: getattr(dataset, split) for split in SPLITS}
-    for split, samples in splits.items():
-        splits[split] = [sample._replace(classname=names[sample.label]) for sample in samples]
-    changed = replace(dataset, classnames=names, template=naming.template, **splits)
-    return naming.credit(changed, dataset.classnames)
+    return naming.credit(dataset.renamed(names, naming.template), dataset.classnames)
 
 
 def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:

@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -149,9 +150,9 @@ def assemble(
     """Make a Dataset of the files of each split and class.
 
     `keys` are the classes in the order of labels (None: sorted; those of the first split count).
-    "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`. Without "test", "val" is
-    the test; without "train", it is a test set only. Every class must have an image in the first
-    split.
+    "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`, or is the test. Without
+    "test", "val" is the test; without "train", it is a test set only. Every class must have an
+    image in the first split.
     """
     first = next(iter(splits))
     keys = keys or naming.ordered(splits[first])
@@ -163,9 +164,11 @@ def assemble(
         fix = "; ".join([*unread_notes(unread), "add some or remove the class"])
         got = f"none for '{empty[0]}' ({len(empty)} such); {fix}"
         raise ValueError(f"data folder {root}: expected images of every class, got {got}")
-    if "all" in splits:
+    if is_split_drawn := "all" in splits and naming.draws_split:
         splits = _split_by_class({key: splits["all"][key] for key in keys}, seed)
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
+    elif "all" in splits:
+        splits, how = {"test": splits["all"]}, f"{how}, no split file: all of them are the test"
     elif "test" not in splits and "val" in splits:
         splits = {**splits, "test": splits["val"], "val": {}}
         how += " (no labelled test, so val is the test set)"
@@ -185,6 +188,10 @@ def assemble(
     name = naming.name or root.resolve().name
     classnames = list(names.values())
     dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
+    dataset = replace(
+        dataset, class_keys=list(names), is_split_drawn=is_split_drawn,
+        allow_duplicates=len(set(map(str.casefold, classnames))) < len(classnames),
+    )  # fmt: skip
     return naming.credit(dataset, keys)
 
 

@@ -106,7 +106,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         got = f"'{cell}' in the column '{header[at_split]}'"
         fix = "mend it, rename the column, or name another by --columns split=NAME"
         raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}: {fix}")
-    names, notes = _name_labels(where, groups, lines)
+    names, notes = _name_labels(where, groups, lines, naming.least_classes)
     files = _find_images(where, lines, path.parent)
     splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
     for cell, by_label in groups.items():
@@ -121,7 +121,9 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
 
 
-def _name_labels(where: str, groups: Splits, lines: dict[str, int]) -> tuple[dict, list[str]]:
+def _name_labels(
+    where: str, groups: Splits, lines: dict[str, int], least: int
+) -> tuple[dict, list[str]]:
     """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
     counts: Counter[str] = Counter()
     for label, files in chain.from_iterable(by_label.items() for by_label in groups.values()):
@@ -131,8 +133,8 @@ def _name_labels(where: str, groups: Splits, lines: dict[str, int]) -> tuple[dic
             raise ValueError(f"{where}, line {lines[files[0]]}: expected a label, got {got}")
     numbers = list(map(_WHOLE.fullmatch, counts))
     names = {label: number[1] if all(numbers) else label for label, number in zip(counts, numbers)}
-    if not 2 <= (count := len(set(names.values()))) <= MAX_CLASSES:
-        raise ValueError(f"{where}: expected 2 to {MAX_CLASSES:,} labels, got {count}")
+    if not least <= (count := len(set(names.values()))) <= MAX_CLASSES:
+        raise ValueError(f"{where}: expected {least} to {MAX_CLASSES:,} labels, got {count}")
     parts = {label: set(re.split(r"\s*[|;,]\s*", label)) - {""} for label in counts}
     uses = Counter(chain.from_iterable(parts.values()))
     composed = ", ".join(

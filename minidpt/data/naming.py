@@ -30,6 +30,31 @@ def readable(folder_name: str) -> str:
     return " ".join(words.split())
 
 
+def comparable(name: str) -> str:
+    """Reduce a folder, label or class name to lower-case words: Sea_Horse -> sea horse."""
+    return " ".join(readable(name).replace("_", " ").casefold().split())
+
+
+def match_classes(dataset: Dataset, keys: list[str], names: list[str]) -> list[int | None]:
+    """Return for each class of a data set its number among others with these keys and names.
+
+    By the key, also in another spelling, then by the name; None for a class that is none of them.
+    """
+    class_keys = dataset.class_keys or dataset.classnames
+    matches: list[int | None] = [None] * len(class_keys)
+    for ours, theirs, form in (
+        (class_keys, keys, str), (class_keys, keys, comparable),
+        (dataset.classnames, names, comparable),
+    ):  # fmt: skip
+        numbers: dict[str, list[int]] = {}
+        for number in sorted(set(range(len(theirs))).difference(matches)):
+            numbers.setdefault(form(theirs[number]), []).append(number)
+        for label, text in enumerate(ours):
+            if matches[label] is None and (same := numbers.get(form(text))):
+                matches[label] = same.pop(0)
+    return matches
+
+
 @functools.cache
 def imagenet_classnames() -> dict[str, str]:
     """Return WordNet id -> name of ImageNet's 1000 classes, as curated for CLIP; sorted by id."""
@@ -83,6 +108,8 @@ class Naming:
     dropped: Collection[str] = ()  # folders that are no class
     sort: Callable[[str], str] = str  # labels are in this order of folders or labels
     read: ReadOptions = DEFAULT_READ  # the caller's
+    least_classes: int = 2  # of a data set's first split
+    draws_split: bool = True  # where there is none; else all images are the test
 
     def ordered(self, keys: Collection[str]) -> list[str]:
         """Sort folders or labels in the order of labels: as numbers if all of them are numbers."""
@@ -93,12 +120,13 @@ class Naming:
     def classnames(self, where: Path, keys: list[str]) -> tuple[dict[str, str], list[str]]:
         """Name folders or labels; return the names, and notes on those that two classes share.
 
-        Two folders that differ only in spelling are a mistake; that two classes have the same name
-        in a list happens, even in ImageNet's.
+        Two folders that differ only in spelling are a mistake, as is a second name of the caller's;
+        that two classes have the same name in a published list happens, even in ImageNet's.
         """
-        renamed = {**self.renamed, **self.renames}
+        published = dict(self.renamed)
         if any(map(_WORDNET_ID.fullmatch, keys)):
-            renamed = {**imagenet_classnames(), **renamed}
+            published = {**imagenet_classnames(), **published}
+        renamed = {**published, **self.renames}
         names, keys_of, notes = {}, {}, []
         for key in keys:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
@@ -109,10 +137,13 @@ class Naming:
             )
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
-            if other != key and key in renamed and other in renamed:
+            both = [published.get(each, f"/{each}").casefold() for each in (key, other)]
+            if other != key and both[0] == both[1]:
                 notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
             elif other != key:
                 got = f"'{other}' and '{key}': rename or merge them"
+                if self.renames:
+                    got = f"'{name}' for {got} ({self.renames_file})"
                 raise ValueError(f"data folder {where}: expected different class names, got {got}")
         if all(map(str.isdecimal, names.values())):
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")

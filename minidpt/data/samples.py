@@ -56,6 +56,9 @@ class Dataset:
     the folder that all paths lie in, `source` one line that says what was recognised from which
     files, `notes` lines that the user should see (classes with few images, for example). `drawn`:
     (shots, seed) of the draw that train and val come from, if they do; `subset`: of the classes.
+    `class_keys[label]` is what the files call a class, its folder or label; None for `classnames`.
+    `is_split_drawn`: the data set had no split. `allow_duplicates`: a published list has classes
+    of one name.
     """
 
     name: str
@@ -69,10 +72,21 @@ class Dataset:
     notes: tuple[str, ...] = ()
     drawn: tuple[int, int] | None = None
     subset: str = "all"
+    class_keys: list[str] | None = None
+    is_split_drawn: bool = False
+    allow_duplicates: bool = False
 
     def with_notes(self, *notes: str) -> "Dataset":
         """Return the same data set with more notes."""
         return replace(self, notes=(*self.notes, *notes))
+
+    def renamed(self, classnames: list[str], template: str) -> "Dataset":
+        """Return the same data set with these class names and this template."""
+        listed = {
+            split: [s._replace(classname=classnames[s.label]) for s in getattr(self, split)]
+            for split in SPLITS
+        }
+        return replace(self, classnames=classnames, template=template, **listed)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the class names and each split's paths below `root`, and labels."""
@@ -174,7 +188,7 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
         got = f"a split with the {dataset.subset} ones: pass --classes all"
         raise ValueError(f"{dataset.name}: expected all classes of a data set, got {got}")
     labels = choices[which]
-    if len(labels) < 2:
+    if which != "all" and len(labels) < 2:
         got = f"{len(labels)} of {count}: use a data set of at least 4 classes"
         raise ValueError(f"{dataset.name}: expected at least 2 {which} classes, got {got}")
     listed = {
@@ -187,6 +201,9 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     }
     counts = "/".join(str(len(samples)) for samples in listed.values())
     source = f"{dataset.source}; {which}: {len(labels)} classes, {counts} images"
-    classnames = dataset.classnames[labels.start : labels.stop]
-    subset = dataset.subset if which == "all" else which
-    return replace(dataset, classnames=classnames, **listed, source=source, subset=subset)
+    numbers = slice(labels.start, labels.stop)
+    return replace(
+        dataset, classnames=dataset.classnames[numbers], **listed, source=source,
+        subset=dataset.subset if which == "all" else which,
+        class_keys=dataset.class_keys and dataset.class_keys[numbers],
+    )  # fmt: skip

@@ -12,15 +12,16 @@ from ..support import files
 from .labels_csv import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
-_DESCRIBED = ("name", "root", "template", "classnames", "drawn")  # of a Dataset, noted
+# Of a Dataset, noted.
+_DESCRIBED = ("name", "root", "template", "classnames", "drawn", "class_keys", "allow_duplicates")
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Write the three lists as JSON, in the split format that few-shot research uses.
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
-    "root", "template" and "classnames" beside them, "drawn" and "part" (`Dataset`); one image a
-    line. Replaces the file at once; that it lies outside the data set's folders is the caller's.
+    "root", "template" and "classnames" beside them, and more of a `Dataset`; one image a line.
+    Replaces the file at once; that it lies outside the data set's folders is the caller's.
     """
     described = {name: getattr(dataset, name) for name in _DESCRIBED}
     described["part"] = dataset.subset
@@ -40,11 +41,12 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     """Read a split file, ours or a published one; types and labels are checked.
 
     "train", "val", "test": lists, perhaps empty, of [path, label, class name]; "classnames" by
-    label; perhaps "name", "root", "template", "drawn". Raises FileNotFoundError or ValueError.
+    label; perhaps more of what `write_split` writes. Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
     kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
-    kinds |= dict.fromkeys(("classnames", "drawn", *SPLITS), list | None)
+    kinds |= dict.fromkeys(("classnames", "drawn", "class_keys", *SPLITS), list | None)
+    kinds["allow_duplicates"] = bool | None
     most = 5 * files.MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = files.check_fields(files.read_json(path, where, most), where, **kinds)
     content |= {split: content.get(split) or [] for split in SPLITS}
@@ -68,6 +70,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
     for number, name in enumerate(names):  # which keeps its "_", as in the published results
         files.validate_name(name, f"{where}, class {number}")
+    files.check_class_keys(content.get("class_keys"), count, where)
     return {**content, "classnames": names}
 
 
@@ -105,4 +108,8 @@ def read_split(
     template = content.get("template") or DEFAULT_TEMPLATE
     dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
     drawn = tuple(content.get("drawn") or ()) or None
-    return replace(dataset, drawn=drawn, subset=content.get("part") or "all")
+    return replace(
+        dataset, drawn=drawn, subset=content.get("part") or "all",
+        class_keys=content.get("class_keys") or list(classnames),
+        allow_duplicates=bool(content.get("allow_duplicates")),
+    )  # fmt: skip

@@ -132,7 +132,7 @@ def parse_train_command(text: str) -> TrainCommand:
     parser.add_run_options()
     add = parser.group(COMMON).add_argument
     add("--out", type=path_option, metavar="DIR",
-        help="new folder for the run or the sweep (default: one in runs/)")  # fmt: skip
+        help="new folder for a run or sweep (default: in runs/)")  # fmt: skip
     add("--resume", type=path_option, metavar="DIR",
         help="resume the interrupted run or sweep in this folder, with its settings")  # fmt: skip
     add("--config", type=path_option, metavar="FILE",
@@ -199,7 +199,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
 # fmt: off
 COMMANDS = {  # what it takes, what it does, its arguments beside the options of runs
     "test": ("RUN ...", "test runs on their own test images, or on other data",
-             ("runs", "--per-class", "--csv")),
+             ("runs", "--per-class", "--csv", "--among-all")),
     "predict": ("RUN IMAGE ...", "classify images",
                 ("run", "images", "--top", "--csv", "--json", "--attention-maps")),
     "table": ("DIR", "print and write the table of all runs in a folder", ("folder",)),
@@ -221,6 +221,8 @@ ARGUMENTS = {
     "folders": PATH | dict(nargs="+", metavar="DIR", help="folder of a run, or of several runs"),
     "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
     "--image-root": PATH | dict(metavar="DIR", help="folder of the run's images, if it has moved"),
+    "--among-all": dict(action="store_true", help="tell the images apart among all of the run's "
+        "classes, also if the data have only some of them"),
     "--per-class": dict(action="store_true",
         help="also print the accuracy of each class and what it is mistaken for"),
     "--top": dict(type=int, default=5, metavar="N", help="classes of each image (default: 5)"),
@@ -279,8 +281,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
             parser.error("--csv: expected one run and one --dataset, got more")
     if args.command == "test":
         is_other = evaluates_other_data(args)
-        of_other = {"classnames", "template", *(each.name for each in fields(ReadOptions))}
-        for name in sorted(of_other - {"image_root"}):
+        of_other = {each.name for each in fields(ReadOptions)} - {"image_root"}
+        for name in sorted(of_other | {"classnames", "template", "among_all"}):
             if getattr(args, name) and not is_other:
                 parser.error(f"{flag(name)}: expected with --data, --dataset or --classes: the "
                              "run's own test has the run's")  # fmt: skip

@@ -58,7 +58,7 @@ class RunConfig:
         16, "training images per class", COMMON, bounds=(1, 10**6), read_by="training",
         is_grid=True)
     seed: int = option(
-        1, "seed of the few-shot draw and of the training", COMMON, bounds=(0, 2**63 - 1),
+        1, "seed of the few-shot draw and training", COMMON, bounds=(0, 2**63 - 1),
         read_by="training", is_grid=True)
     model: str | None = option(
         None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint (default: ViT-B/32, for "
@@ -83,24 +83,24 @@ class RunConfig:
         "all", "base: train on the first half of the classes and test on both halves", DATA,
         choices=("all", "base", "new"), eval_commands=("test",))
     classnames: str | None = option(
-        None, "file that renames classes, with a line 'folder name' for each", DATA,
+        None, "file with a line 'folder name' for each renamed class", DATA,
         metavar="FILE", is_path=True, eval_commands=TESTS)
     folders_are_classes: bool = option(
         False, "folders of images that hold folders of the same names are classes, not variants "
         "of a data set", DATA, decides_result=False, eval_commands=TESTS)
     columns: str | None = option(
-        None, "of a CSV file, by hand: image=NAME,label=NAME,split=NAME", DATA,
+        None, "columns of a CSV: image=NAME,label=NAME,split=NAME", DATA,
         decides_result=False, eval_commands=TESTS)
     image_root: str | None = option(
-        None, "folder that the paths in a CSV file or split.json start from", DATA,
+        None, "start of the paths in a CSV file or split.json", DATA,
         metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
         eval_commands=TESTS)
     workers: int | None = option(
-        None, "threads that read images (default: one for each processor)", DATA,
+        None, "threads that read images (default: one a processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
         eval_commands=(*TESTS, "predict"))
     max_pixels: int = option(
-        MAX_PIXELS, "pixels of the largest image that is read", DATA,
+        MAX_PIXELS, "pixels of the largest image", DATA,
         bounds=(1, 10**12), decides_result=False, eval_commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
         None, "activation of the checkpoint, where it does not say: OpenAI's need the quick GELU, "
@@ -130,8 +130,8 @@ class RunConfig:
         OPTIMISATION,
         bounds=(0, 10**6), read_by="image")
     precision: str | None = option(
-        None, "precision of the frozen CLIP (default: on a CPU fp32, on a GPU bf16 if it has it, "
-        "else fp16); auto: on a CPU bf16 if it has it", OPTIMISATION,
+        None, "precision of the frozen CLIP (default: fp32 on a CPU, bf16 or fp16 on a GPU); auto "
+        "takes bf16 on a CPU that computes in it", OPTIMISATION,
         choices=(*PRECISIONS, AUTO), decides_result=False, eval_commands=ON_A_DEVICE)
     class_chunk: int | None = option(
         None, "encode N classes at a time, and again in the backward pass, which saves memory "

@@ -9,12 +9,14 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..data.copies import copies_note
+from ..checkpoints.prompt_file import SavedModel, read_model
+from ..data.copies import copies_note, find_copies
 from ..data.datasets import open_dataset
+from ..data.layouts import LAYOUTS
+from ..data.naming import comparable, match_classes, read_classnames
 from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
 from ..demo.demo import is_demo
@@ -29,12 +31,14 @@ from .evaluation import EvalSet
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
 from .results import tested_on
 
+KNOWN = {layout.name for layout in LAYOUTS}  # data sets with names and a template of their own
+
 
 def eval_datasets(
     args: Namespace, runs: list[RunFolder], configs: list[RunConfig]
 ) -> list[tuple[Dataset, list[int]]]:
     """Return the data sets to test on, each with the numbers of the runs to test on it."""
-    tests, open_once = {}, functools.cache(open_subset)
+    tests, open_once = {}, functools.cache(open_dataset)
     for number, (run, config) in enumerate(zip(runs, configs)):
         if not evaluates_other_data(args):
             datasets = [read_split(run.path(SPLIT), args.image_root)]
@@ -44,17 +48,23 @@ def eval_datasets(
                 "the demo's drawings"
             )
         else:
-            datasets = other_datasets(args, config, open_once)
+            datasets = other_datasets(args, config, open_once, run)
         for dataset in datasets:
-            key = dataset.name, dataset.template, *dataset.classnames, *dataset.test
+            key = dataset.name, dataset.template, *dataset.notes, *dataset.classnames, *dataset.test
             tests.setdefault(key, (dataset, []))[1].append(number)
     return list(tests.values())
 
 
 def other_datasets(
-    args: Namespace, config: RunConfig, open_subset: Callable[..., Dataset]
+    args: Namespace,
+    config: RunConfig,
+    open_dataset: Callable[..., Dataset] = open_dataset,
+    run: RunFolder | None = None,
 ) -> list[Dataset]:
-    """Open what the command line names, completed by what a run was trained on."""
+    """Open what the command line names, completed by what a run was trained on.
+
+    A subset of the classes has a name that says so. run: to adapt them to, if there is one.
+    """
     data = args.data or config.data
     if args.data is not None or args.dataset:
         names, classnames, template = args.dataset or [None], args.classnames, args.template
@@ -62,14 +72,96 @@ def other_datasets(
         names, classnames = [config.dataset], args.classnames or config.classnames
         template = args.template or config.template
     read = read_options(*([config] if args.data is None else []), args)
-    options = {"classnames": classnames, "template": template, "read": read}
-    return [open_subset(data, name, args.classes or "all", **options) for name in names]
+    subset, datasets = args.classes or "all", []
+    for name in names:
+        reopen = functools.partial(
+            open_dataset, data, name, classnames=classnames, template=template, read=read,
+            least_classes=1 if args.among_all else 2,
+        )  # fmt: skip
+        dataset, saved = reopen(), run and read_model(run.path(MODEL))
+        if run and args.data is not None and dataset.name not in KNOWN:
+            dataset = adapt_to_run(dataset, reopen, run, saved, args)
+        dataset = select_classes(dataset, subset)
+        dataset = replace(dataset, name=tested_on(dataset.name, subset))
+        datasets.append(compare_classes(dataset, saved, args.among_all) if run else dataset)
+    return datasets
 
 
-def open_subset(data: str, name: str | None, subset: str, **options: Any) -> Dataset:
-    """Open a data set or a subset of its classes, which its name says."""
-    dataset = select_classes(open_dataset(data, name, **options), subset)
-    return replace(dataset, name=tested_on(dataset.name, subset))
+def adapt_to_run(
+    dataset: Dataset,
+    reopen: Callable[..., Dataset],
+    run: RunFolder,
+    saved: SavedModel,
+    args: Namespace,
+) -> Dataset:
+    """Name the classes of a user's own data as the run does, where they are the run's.
+
+    Other data than the run's, if they have no split, are tested whole, without the images that the
+    run was trained on.
+    """
+    config, record = run.read_config()
+    known = dict(zip(saved.class_keys or saved.classnames, saved.classnames))
+    if config.classnames and os.path.isfile(config.classnames):  # also of the new classes
+        known |= read_classnames(config.classnames) | known
+    matches = match_classes(dataset, list(known), list(known.values()))
+    names = [
+        name if number is None else list(known.values())[number]
+        for name, number in zip(dataset.classnames, matches)
+    ]
+    fingerprint = replace(dataset, classnames=names).fingerprint()
+    if dataset.is_split_drawn and fingerprint != record.data_fingerprint:
+        dataset = leave_out_trained(reopen(draw_split=False), train_images(run, None))
+    count = len(matches) - matches.count(None)
+    if count < min(len(saved.classnames), len(matches) / 2):  # a few are alike by chance
+        return dataset
+    overrides = read_classnames(args.classnames).values() if args.classnames else ()
+    pairs = [(old, old if old in overrides else new) for old, new in zip(dataset.classnames, names)]
+    template = dataset.template if args.template else saved.template
+    renamed = sum(comparable(old) != comparable(new) for old, new in pairs)
+    kept = [f"the names of {renamed}"] if renamed else []
+    kept += [f"the template '{template}'"] if template != dataset.template else []
+    dataset = dataset.renamed([new for _, new in pairs], template)
+    if not kept:
+        return dataset
+    note = f"{count} of {len(names)} classes are the run's, and so are {' and '.join(kept)}"
+    return dataset.with_notes(f"{note} (else --classnames, --template)")
+
+
+def leave_out_trained(dataset: Dataset, learned_from: set[str]) -> Dataset:
+    """Leave out test images that a run was trained on, and copies of them; a note counts them."""
+    trained = set(find_copies(learned_from, [sample.path for sample in dataset.test]))
+    if not trained:
+        return dataset
+    test = [sample for sample in dataset.test if sample.path not in trained]
+    note = f"left out: {len(trained)} of {len(dataset.test)} images, which the run was trained on"
+    if not test:
+        raise ValueError(f"{dataset.name}: expected images new to the run, got none; {note}")
+    return replace(dataset, test=test).with_notes(note)
+
+
+def compare_classes(dataset: Dataset, saved: SavedModel, among_all: bool | None) -> Dataset:
+    """Note if the classes are some of the run's; `among_all` takes all of these to tell apart.
+
+    Raises ValueError then for a class that is none of the run's.
+    """
+    classnames = list(saved.classnames)
+    matches = match_classes(dataset, saved.class_keys or classnames, classnames)
+    if among_all and None in matches:
+        got = f"'{dataset.classnames[matches.index(None)]}': remove it, or leave the option out"
+        raise ValueError(f"--among-all: expected classes of the run in {dataset.name}, got {got}")
+    if None in matches or len(matches) == len(classnames):
+        return dataset
+    few = f"{len(matches)} of the run's {len(classnames)} classes, told apart among"
+    if not among_all:
+        return dataset.with_notes(f"{few} these {len(matches)} (all of them: --among-all)")
+    for name, number in zip(dataset.classnames, matches):
+        classnames[number] = name
+    test = [sample._replace(label=matches[sample.label]) for sample in dataset.test]
+    return replace(
+        dataset, name=f"{dataset.name}, among {len(classnames)} classes", classnames=classnames,
+        class_keys=saved.class_keys, train=[], val=[], test=test,
+        allow_duplicates=saved.allow_duplicates,
+    ).with_notes(f"{few} all {len(classnames)}")  # fmt: skip
 
 
 def data_folders(run: RunFolder) -> list[Path]:

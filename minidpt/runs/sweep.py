@@ -265,7 +265,7 @@ def prepare(
     print_output_folder(sweep, runs, todo)
     kinds = {(run.config.prompts, run.config.template): run for run in runs}
     for (prompts, template), run in kinds.items():
-        build_model(clip, run.dataset.classnames[:2], template, prompts)
+        build_model(clip, run.dataset.classnames[:2], template, prompts, allow_duplicates=True)
     if todo:
         clip = place(clip, device, precision)
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")

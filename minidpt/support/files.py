@@ -192,6 +192,14 @@ def canonical_classname(name: object, where: str) -> str:
     return " ".join(validate_name(name, where).replace("_", " ").split())
 
 
+def check_class_keys(keys: list | None, count: int, where: str) -> list[str] | None:
+    """Return what the files of a data set call its classes; ValueError unless a text for each."""
+    if keys is not None and (len(keys) != count or not all(type(key) is str for key in keys)):
+        got = short_repr(keys)
+        raise ValueError(f"{where}: expected class_keys, a text for each of {count}, got {got}")
+    return keys
+
+
 def escape_formula(value: object) -> object:
     """Return a value for a CSV file: before a text that a spreadsheet would compute stands a '."""
     if not isinstance(value, str):

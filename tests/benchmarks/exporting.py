@@ -89,7 +89,7 @@ def main() -> None:
     clip, _ = minidpt.load(args.model)
     side = clip.visual.resolution
     images = torch.randn(7, 3, side, side, generator=torch.Generator().manual_seed(0))
-    names = list(imagenet_classnames().values())[: args.classes]
+    names = list(dict.fromkeys(imagenet_classnames().values()))[: args.classes]
     onnx = importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime")
     print(f"{clip.name}, {len(names)} classes, torch {torch.__version__}, seconds\n")
     print("| method | file | MB | written in | import | read | first | later | difference |")

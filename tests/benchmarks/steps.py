@@ -57,7 +57,7 @@ PARTS = ("train", "test", "text", "image")
 
 def classnames(count: int) -> list[str]:
     """Evenly spread over ImageNet's: 4.2 tokens of their own, with stop and EOT, on average."""
-    names = list(imagenet_classnames().values())
+    names = [*dict.fromkeys(imagenet_classnames().values()), "guided missile", "dark glasses"]
     return [names[i * len(names) // count] for i in range(count)]
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from image_folders import draw, draw_classes
+from helpers.image_folders import draw_class_folders, draw_image
 
 from minidpt.data.class_folders import split_of
 from minidpt.data.datasets import open_dataset
@@ -18,7 +18,7 @@ AS_CLASSES = ReadOptions(folders_are_classes=True)
 def draw_in(root: Path, *folders: str) -> Path:
     """The same classes in each of the folders."""
     for folder in folders:
-        draw_classes(root / folder, COUNTS)
+        draw_class_folders(root / folder, COUNTS)
     return root
 
 
@@ -118,8 +118,8 @@ def test_a_second_test_and_others_beside_are_not_read(tmp_path, folders, test, u
 
 def test_folders_of_predictions_and_files_beside_a_split_do_not_matter(tmp_path):
     draw_in(tmp_path, "seg_train", "seg_test")
-    draw(tmp_path / "seg_pred" / "a.png")
-    draw(tmp_path / "seg_train" / "loose.png")
+    draw_image(tmp_path / "seg_pred" / "a.png")
+    draw_image(tmp_path / "seg_train" / "loose.png")
     (tmp_path / "train.csv").write_text("id,x\n")
     dataset = open_dataset(tmp_path)
     assert sizes(dataset) == [9, 0, 9]
@@ -144,14 +144,14 @@ def test_two_folders_for_training_are_an_error(tmp_path, folders):
     [("train_station", "testudo", "owl"), ("train_station", "test_tube"), ("trainer", "tester")],
 )
 def test_classes_called_a_little_like_splits_stay_classes(tmp_path, names):
-    draw_classes(tmp_path, dict.fromkeys(names, 4))
+    draw_class_folders(tmp_path, dict.fromkeys(names, 4))
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == sorted(name.replace("_", " ") for name in names)
     assert dataset.notes == ()
 
 
 def test_flat_folders_called_as_splits_are_no_classes(tmp_path):
-    draw_classes(tmp_path, {"train_images": 5, "test_images": 5})
+    draw_class_folders(tmp_path, {"train_images": 5, "test_images": 5})
     expected = "expected classes in train_images/, test_images/, got none there: if these are the"
     assert expected in error_of(tmp_path)
     dataset = open_dataset(tmp_path, read=AS_CLASSES)
@@ -192,20 +192,20 @@ def test_folders_are_classes_where_the_caller_says_so(tmp_path):
     for root in (tmp_path / "variants", tmp_path):  # which is looked through
         dataset = open_dataset(root, read=AS_CLASSES)
         assert dataset.classnames == ["color", "grayscale"] and sum(sizes(dataset)) == 18
-    draw_classes(tmp_path / "vehicles", {"bus": 4, "car": 4, "train": 4})
+    draw_class_folders(tmp_path / "vehicles", {"bus": 4, "car": 4, "train": 4})
     dataset = open_dataset(tmp_path / "vehicles", read=AS_CLASSES)
     assert dataset.classnames == ["bus", "car", "train"] and dataset.notes == ()
 
 
 def test_capitals_do_not_hide_what_variants_share(tmp_path):
-    draw_classes(tmp_path / "a", {"Bird": 3, "coin": 3, "x": 3})
-    draw_classes(tmp_path / "b", {"bird": 3, "Coin": 3, "y": 3})
+    draw_class_folders(tmp_path / "a", {"Bird": 3, "coin": 3, "x": 3})
+    draw_class_folders(tmp_path / "b", {"bird": 3, "Coin": 3, "y": 3})
     assert "a/, b/, which share Bird/, coin/" in error_of(tmp_path)
 
 
 def test_a_class_that_holds_images_makes_the_others_classes(tmp_path):
     draw_in(tmp_path, "color", "grayscale")
-    draw(tmp_path / "owl" / "a.png")
+    draw_image(tmp_path / "owl" / "a.png")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["color", "grayscale", "owl"]
     note = "taken for classes: color/, grayscale/, which share bird/, coin/, flower/"
@@ -224,7 +224,7 @@ def test_a_class_that_holds_images_makes_the_others_classes(tmp_path):
 def test_classes_that_share_one_folder_name_stay_classes(tmp_path, folders):
     for folder in folders:
         for number in range(3):
-            draw(tmp_path / folder / f"{number}.png")
+            draw_image(tmp_path / folder / f"{number}.png")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "coin"] and dataset.notes == ()
     assert sum(sizes(dataset)) == 3 * len(folders)
@@ -236,16 +236,16 @@ def test_classes_that_share_one_folder_name_stay_classes(tmp_path, folders):
 )
 def test_train_and_test_in_each_class_are_the_split(tmp_path, train, val, test):
     for name, counts in {"bird": (4, 1, 3), "coin": (2, 0, 5)}.items():
-        for part, count in zip((train, val, test), counts, strict=True):
+        for folder, count in zip((train, val, test), counts, strict=True):
             for number in range(count):
-                draw(tmp_path / name / part / f"{number}.png")
+                draw_image(tmp_path / name / folder / f"{number}.png")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "coin"] and sizes(dataset) == [6, 1, 8]
     assert [sample.label for sample in dataset.test] == [0, 0, 0, 1, 1, 1, 1, 1]
-    for split, part in ((dataset.train, train), (dataset.val, val), (dataset.test, test)):
-        assert {Path(sample.path).parent.name for sample in split} == {part}
+    for split, folder in ((dataset.train, train), (dataset.val, val), (dataset.test, test)):
+        assert {Path(sample.path).parent.name for sample in split} == {folder}
     assert f"train/, test/, val/ in the class folders in {tmp_path}" in dataset.source
-    draw(tmp_path / "owl" / "a.png")
+    draw_image(tmp_path / "owl" / "a.png")
     shared = ", ".join(sorted(f"{name}/" for name in (train, test)))
     assert f"got bird/, coin/, which share {shared}: if these are" in error_of(tmp_path)
     assert sum(sizes(open_dataset(tmp_path, read=AS_CLASSES))) == 16
@@ -279,7 +279,7 @@ def test_a_folder_alone_in_a_folder_is_looked_through(tmp_path, folders, counts,
 
 
 def test_what_lies_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
-    draw_classes(tmp_path / "a" / "b" / "EuroSAT_RGB", {"AnnualCrop": 4, "Forest": 4})
+    draw_class_folders(tmp_path / "a" / "b" / "EuroSAT_RGB", {"AnnualCrop": 4, "Forest": 4})
     assert open_dataset(tmp_path / "a").name == "EuroSAT"
     draw_in(tmp_path / "c" / "d", "x", "y")
     (tmp_path / "c" / "d" / "labels.csv").write_text(
@@ -289,10 +289,10 @@ def test_what_lies_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
 
 
 def test_one_class_and_circles_are_not_looked_through(tmp_path):
-    draw(tmp_path / "one" / "owl" / "a.png")
+    draw_image(tmp_path / "one" / "owl" / "a.png")
     assert "at least 2 class folders, got only 'owl'" in error_of(tmp_path / "one")
-    draw_classes(tmp_path / "two" / "owl", {"more": 1, "others": 1})
-    draw(tmp_path / "two" / "owl" / "a.png")
+    draw_class_folders(tmp_path / "two" / "owl", {"more": 1, "others": 1})
+    draw_image(tmp_path / "two" / "owl" / "a.png")
     assert "at least 2 class folders, got only 'owl'" in error_of(tmp_path / "two")
     (tmp_path / "circle").mkdir()
     (tmp_path / "circle" / "on").symlink_to(tmp_path / "circle")
@@ -301,7 +301,7 @@ def test_one_class_and_circles_are_not_looked_through(tmp_path):
 
 def test_the_only_class_of_a_test_is_not_looked_through(tmp_path):
     draw_in(tmp_path, "train")
-    draw_classes(tmp_path / "test" / "bird", {"left": 2, "right": 1})
+    draw_class_folders(tmp_path / "test" / "bird", {"left": 2, "right": 1})
     dataset = open_dataset(tmp_path)
     assert [sample.classname for sample in dataset.test] == ["bird"] * 3
 
@@ -315,7 +315,7 @@ def test_a_test_without_labels_is_named_and_another_one_taken(tmp_path, files, t
     path = draw_in(tmp_path, train) / test / files.format(test=test)
     (path if path.suffix == "" else path.parent).mkdir(parents=True)
     if path.suffix:
-        draw(path)
+        draw_image(path)
     drawn = open_dataset(tmp_path)
     assert drawn.classnames == ["bird", "coin", "flower"] and sizes(drawn) == [5, 1, 3]
     contents = re.sub("/.*", "/", files.format(test=test)) or "no folder and no file"

@@ -163,7 +163,7 @@ def test_data_sets_of_one_name_are_kept_apart(images, clip):
     noted = json.loads(Path("run/transfer.json").read_text())
     assert list(noted) == [f"{images.name}, tested in {other.resolve()}"]
     (test,) = noted.values()
-    assert (test["tested"], test["test_images"]) == (f"{images.name} in {other.resolve()}", 2)
+    assert (test["tested"], test["test_images"]) == (f"{images.name} in {other.resolve()}", 8)
     rows = read_csv(run_checked("eval.py", "table", "run").out and "run/table.csv")
     same_data = [row for row in rows if row["tested"] == images.name]
     assert len(rows) == 2 and float(same_data[0]["accuracy"]) == read_summary("run")["accuracy"]
@@ -255,6 +255,7 @@ def test_test_images_that_were_trained_on_are_counted(images, clip):
 
 def test_notes_about_other_data_are_printed(images, clip):
     train(RunInputs(images, clip), "run", "--epochs", 1)
-    other = draw_class_folders(Path("other"), {"ant": 4, "bee": 1})
-    out = run_checked("eval.py", "test", "run", "--data", other).out
+    draw_class_folders(Path("other/train"), {"ant": 4, "bee": 1})
+    draw_class_folders(Path("other/test"), {"ant": 4})
+    out = run_checked("eval.py", "test", "run", "--data", "other").out
     assert "note: class 'bee' has no test image\n" in out
