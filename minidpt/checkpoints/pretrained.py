@@ -19,7 +19,7 @@ from torch import device as Device
 from ..clip.network import CLIP, HEAD_WIDTH
 from ..clip.state_dict import build_clip
 from ..images.transforms import Preprocess
-from ..support.files import atomic_write, file_lock, single_line_errors, unfinished_files
+from ..support.files import atomic_write, file_lock, single_line_errors
 from ..support.progress import task_progress
 from .formats import WEIGHTS, Config, find_clip, read_config, read_weights, weights_in
 
@@ -153,8 +153,6 @@ def download(url: str, target: Path, sha256: str) -> None:
     with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process was faster
             return
-        for part in unfinished_files(target.parent, [target.name]):
-            part.unlink(missing_ok=True)
         with (
             atomic_write(target) as part,
             urllib.request.urlopen(url, timeout=TIMEOUT) as response,

@@ -14,7 +14,7 @@ from typing import Any
 from ..data.labels_csv import describe_missing, missing_files
 from ..data.samples import SPLITS
 from ..data.splits import split_content
-from ..support.files import atomic_write, check_fields, file_lock, read_json, unfinished_files
+from ..support.files import atomic_write, check_fields, file_lock, read_json
 from .config import FIELDS, RunConfig, RunRecord, flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -24,6 +24,7 @@ PREDICTIONS, WORDS, REPORT = "predictions.csv", "words.json", "report.html"
 RUN_FILES = (SUMMARY, METRICS, MODEL, STATE, SPLIT, PREDICTIONS, WORDS, REPORT, TRANSFER,
              TRANSFER_LOCK, CONFIG)  # fmt: skip
 SWEEP_FILES = (SWEEP, "table.md", "table.csv", REPORT)
+UNFINISHED = tuple(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)  # of killed processes
 RECORD = "record"  # beside the options in config.json
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end"
@@ -174,15 +175,14 @@ def is_earlier_version(folder: Path) -> bool:
 def list_contents(folder: Path) -> set[str]:
     """List the contents of a folder, if there is one, without what killed processes have left."""
     if folder.is_dir():
-        unfinished = {path.name for path in unfinished_files(folder, RUN_FILES + SWEEP_FILES)}
-        return set(os.listdir(folder)) - {LOCK, TRANSFER_LOCK} - unfinished
+        return set(os.listdir(folder)) - {LOCK, TRANSFER_LOCK, *UNFINISHED}
     return {folder.name} if os.path.lexists(folder) else set()
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes have left in a locked folder while they wrote its files."""
-    for path in unfinished_files(folder, RUN_FILES + SWEEP_FILES):
-        path.unlink(missing_ok=True)
+    for name in UNFINISHED:
+        (folder / name).unlink(missing_ok=True)
 
 
 class OutputFolderExists(FileExistsError):

@@ -226,8 +226,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     It is on the disk before, so that also after a power cut one of the two is whole. If the block
     raises, also when interrupted, what was there stays and the new file goes; of a process that was
-    killed it stays (`unfinished_files`). Raises FileExistsError if `path` is a folder, a device or
-    a pipe.
+    killed it stays. Raises FileExistsError if `path` is a folder, a device or a pipe.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -246,17 +245,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _create_unfinished(path: Path) -> Path:
-    """Create an empty file beside `path`; one of that name that is there already is not touched."""
+    """Create the empty file `path`.part, or `path`-2.part, … : what is there is not touched."""
     for number in count(1):
-        unfinished = path.with_name(f"{path.name}-{number}.part")
+        suffix = f"-{number}.part" if number > 1 else ".part"
         with suppress(FileExistsError):
-            open(unfinished, "xb").close()
+            (unfinished := path.with_name(path.name + suffix)).touch(exist_ok=False)
             return unfinished
-
-
-def unfinished_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """List the files that killed processes have left while they wrote files of these names."""
-    return [path for name in names for path in folder.glob(f"{name}-[0-9]*.part")]
 
 
 def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterable]) -> None:

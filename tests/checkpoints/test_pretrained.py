@@ -246,7 +246,6 @@ def test_a_cut_download_leaves_nothing_and_is_begun_anew(server, home, monkeypat
     assert not list(target.parent.iterdir())
 
     server.cut = None
-    target.with_name("ViT-B-16.pt-1.part").write_bytes(b"of a process that was killed")
     other = target.with_name("ViT-B-16.pt.part")
     other.write_bytes(b"of another program")
     assert pretrained.find_or_download("ViT-B/16") == target

@@ -248,7 +248,7 @@ def test_after_a_kill_before_any_file_is_whole_the_same_command_finishes(forks):
     with_features = "model.pt"  # once training has ended
     begun = ["config.json", "split.json", *epoch, *epoch, with_features]
     begun += ["predictions.csv", "words.json", "summary.json"]
-    begun = [f"out/{name}-1.part" for name in begun]
+    begun = [f"out/{name}.part" for name in begun]
     assert parts == begun
     for _, again, there in outcomes["run"]:
         assert (again, there) == (0, [f"out/{name}" for name in RUN])
@@ -363,11 +363,11 @@ def test_a_stopped_run_without_a_state_restarts_with_the_same_settings_only(opti
     assert read_summary("run")["epochs"] == 2
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model.pt", "split.json", "data.json-1.part"])
+@pytest.mark.parametrize("name", ["notes.txt", "model.pt", "split.json", "data.json.part"])
 def test_files_that_are_not_what_a_kill_leaves_are_refused(options, name):
     Path("run").mkdir()
     Path("run", name).write_text("mine")
-    Path("run/config.json-1.part").write_text("{")
+    Path("run/config.json.part").write_text("{")
     result = run_command("train.py", *options, "--out", "run")
     assert_one_line(result, "train.py", "run", "other files", "another --out")
-    assert sorted(os.listdir("run")) == sorted([name, "config.json-1.part"])
+    assert sorted(os.listdir("run")) == sorted([name, "config.json.part"])

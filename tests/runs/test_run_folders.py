@@ -87,7 +87,7 @@ def test_an_output_folder_with_other_contents_is_refused_unchanged(trained, inpu
 
 def test_writing_touches_nothing_of_the_name_of_its_unfinished_file(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / "a-1.part").symlink_to(tmp_path / "precious")
+    (tmp_path / "a.part").symlink_to(tmp_path / "precious")
     os.link(tmp_path / "precious", tmp_path / "a-2.part")
     os.mkfifo(tmp_path / "a-3.part")
     with files.atomic_write(tmp_path / "a") as unfinished:
@@ -95,17 +95,17 @@ def test_writing_touches_nothing_of_the_name_of_its_unfinished_file(tmp_path):
         unfinished.write_text("new")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
-    assert sorted(os.listdir(tmp_path)) == ["a", "a-1.part", "a-2.part", "a-3.part", "precious"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "a-2.part", "a-3.part", "a.part", "precious"]
 
 
 def test_what_a_killed_process_left_unfinished_is_removed_from_a_run(tmp_path):
     run = runs.RunFolder(tmp_path / "run")
     run.create(*SETTINGS)
-    for name in ("model.pt-1.part", "config.json-12.part"):
+    for name in ("model.pt.part", "config.json.part"):
         run.path(name).write_bytes(b"half")
-    run.path("notes-1.part").write_bytes(b"mine")
+    run.path("notes.part").write_bytes(b"mine")
     run.create(*SETTINGS)
-    assert sorted(os.listdir(run.folder)) == ["config.json", "notes-1.part"]
+    assert sorted(os.listdir(run.folder)) == ["config.json", "notes.part"]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
