@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 from minidpt.data.batches import Batch, train_batches
+from minidpt.data.copies import file_digest
 from minidpt.data.samples import Dataset, few_shot, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
@@ -150,7 +151,8 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     settings = config.result_settings() | record.result_settings()
-    state = TrainingState(model.train(), optimizer, scaler, settings)
+    digests = {sample.path: file_digest(sample.path) for sample in train_set.train}
+    state = TrainingState(model.train(), optimizer, scaler, settings, digests)
     if run.path(STATE).is_file():
         state.load(run)
         print_line(f"resuming after epoch {state.epoch} of {config.epochs}")

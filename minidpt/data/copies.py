@@ -53,6 +53,11 @@ def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str,
     return groups
 
 
+def file_digest(path: str) -> str:
+    """Return the size of a file in bytes and the SHA-256 of its content."""
+    return f"{os.path.getsize(path)} {_digest(path).hex()}"
+
+
 def _end(path: str) -> bytes:
     with open(path, "rb") as file:
         file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)

@@ -6,6 +6,7 @@ Orders and crops of images are not in it: they follow from the seed and the epoc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ from ..model import PromptedCLIP
 from ..support.files import check_fields, read_text, short_repr
 from .folders import METRICS, MODEL, START_OVER_HINT, STATE, RunFolder
 
-FORMAT = "minidpt state 2"
+FORMAT = "minidpt state 3"
 
 
 @dataclass
 class TrainingState:
     """State of a training that changes from epoch to epoch.
 
-    settings: those that decide the result of the run, saved to be compared.
+    settings: those that decide the result of the run, saved to be compared, as are
+    images: the files of the training images and their digests.
     epoch: number of finished epochs; metrics: their lines of metrics.jsonl.
     """
 
@@ -33,6 +35,7 @@ class TrainingState:
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
     settings: dict[str, Any]
+    images: dict[str, str]
     epoch: int = 0
     metrics: str = ""
 
@@ -49,6 +52,7 @@ class TrainingState:
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
             "settings": self.settings,
+            "images": list(self.images.values()),
             "epoch": self.epoch,
             "learned": on_cpu(learned),
             "momentum": on_cpu(momentum),
@@ -80,11 +84,15 @@ class TrainingState:
         if content["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {short_repr(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-        check_fields(content, "content", epoch=int, settings=dict, **kinds)
+        check_fields(content, "content", epoch=int, settings=dict, images=list, **kinds)
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
                 got = f"one with {name} {short_repr(there)}"
                 raise ValueError(f"expected {name} {short_repr(value)}, got {got}")
+        for (path, digest), there in zip_longest(self.images.items(), content["images"]):
+            if digest != there:
+                got = f"another {path}: put it back"
+                raise ValueError(f"expected the training images that it began with, got {got}")
         epoch, epochs = content["epoch"], self.settings["epochs"]
         learned = self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:

@@ -283,6 +283,21 @@ def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
     assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": begin it anew")
 
 
+def test_an_image_that_has_changed_since_is_named(command, full_run, monkeypatch, tmp_path):
+    data = shutil.copytree(command[command.index("--data") + 1], tmp_path / "data")
+    moved = (*command, "--data", data)
+    assert interrupt(monkeypatch, (*moved, "--out", "run")).status == 143
+    image, *_ = json.loads(Path("run/split.json").read_text())["train"][1]
+    before = (data / image).read_bytes()
+    other = next(path for path in data.glob("*/*") if path.read_bytes() != before)
+    shutil.copy(other, data / image)
+    result = run_command("train.py", "--resume", "run")
+    assert_one_line(result, "train.py", "run/state.pt", f"another {data / image}: put it back")
+    (data / image).write_bytes(before)
+    assert run_command("train.py", "--resume", "run").status == 0
+    assert outcome("run")[0] == outcome(full_run)[0]
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 def test_a_state_with_a_flipped_bit_is_damaged(stopped, share):
     shutil.copytree(stopped, "run")
@@ -290,7 +305,7 @@ def test_a_state_with_a_flipped_bit_is_damaged(stopped, share):
     content[int(share * len(content))] ^= 1  # among the numbers of prompts and momentum
     Path("run/state.pt").write_bytes(content)
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt: expected a full_run file", "begin it anew")
+    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", "begin it anew")
 
 
 def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
@@ -334,7 +349,8 @@ def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     write_checkpoint("run/state.pt", {**content, "momentum": {}, "scaler": scaler.state_dict()})
     settings = config.result_settings() | record.result_settings()
-    state = TrainingState(model, optimizer, scaler, settings)
+    images = dict(enumerate(content["images"]))
+    state = TrainingState(model, optimizer, scaler, settings, images)
     state.load(RunFolder("run"))
     assert state.epoch == 3 and not optimizer.state
 
