@@ -37,14 +37,14 @@ class ImageClassifier(PromptedCLIP):
         features = model.prompt_features()
         self.register_buffer("template_features", model.template_features)
         self.register_buffer("features", features.text_features)
-        self.register_buffer("classifier", features.normalized_text_features)
+        self.register_buffer("normalized_features", features.normalized_text_features)
         prompt_kv = torch.stack(features.prompt_kv) if features.prompt_kv else None
         self.register_buffer("prompt_kv", prompt_kv)  # (layers, P, 2, H, d)
 
     def prompt_features(self) -> PromptFeatures:
         """Return constants."""
         prompt_kv = [] if self.prompt_kv is None else list(self.prompt_kv)
-        return PromptFeatures(self.features, self.classifier, prompt_kv)
+        return PromptFeatures(self.features, self.normalized_features, prompt_kv)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map preprocessed images (B, 3, R, R) to probabilities (B, C) in fp32."""
@@ -83,21 +83,16 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
         content = io.BytesIO()
         if path.suffix == ".onnx":
-            content.write(onnx_program(program, about))
+            names = dict(input_names=["images"], output_names=["probabilities"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of torch's own code
+                onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+            onnx.model.metadata_props[ABOUT] = about
+            content.write(onnx.model_proto.SerializeToString())
         else:
             torch.export.save(program, content, extra_files={ABOUT: about})
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(content.getbuffer())
-
-
-def onnx_program(program: torch.export.ExportedProgram, about: str) -> bytes:
-    """Return the content of an .onnx file."""
-    names = dict(input_names=["images"], output_names=["probabilities"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, of torch's own code
-        onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    onnx.model.metadata_props[ABOUT] = about
-    return onnx.model_proto.SerializeToString()
 
 
 def check_target(path: str | os.PathLike) -> None:

@@ -133,8 +133,8 @@ def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]
 
 def check_length(tokens: Sequence[int], texts: str, clip: CLIP) -> None:
     """Raise ValueError, naming its texts, if a prompt has more tokens than CLIP has positions."""
-    if len(tokens) > clip.context_length:
-        got = f"{texts} make a prompt of {len(tokens)} tokens, CLIP takes {clip.context_length}"
+    if len(tokens) > (longest := len(clip.positional_embedding)):
+        got = f"{texts} make a prompt of {len(tokens)} tokens, CLIP takes {longest}"
         raise ValueError(f"{got}: shorten the name, or the context or template around it")
 
 
@@ -143,8 +143,8 @@ def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[st
 
     Euclidean, as in CoOp's Table 4. A token that ends within a word has a "-" behind it.
     """
-    embeddings = clip.token_embedding.weight.float()
-    distances, tokens = torch.cdist(ctx.float(), embeddings).topk(count, largest=False)
+    ctx, embeddings = (each.cpu().double() for each in (ctx, clip.token_embedding.weight))
+    distances, tokens = torch.cdist(ctx, embeddings).topk(count, largest=False)
 
     def spell(token: int) -> str:
         text = decode([token])

@@ -25,12 +25,7 @@ from torch.nn import functional as F
 from ..images.transforms import CLIP_MEAN, CLIP_STD, normalize
 from ..support.files import short_repr
 from ..support.progress import track
-from .attention import (
-    MultiheadAttention,
-    attention,
-    attention_with_weights,
-    packed_attention,
-)
+from .attention import MultiheadAttention, attention, attention_with_weights, packed_attention
 from .packing import PackedPrompts, iter_chunks, pack
 
 HEAD_WIDTH = 64  # of CLIP's text sides, and of its ViTs up to L
@@ -227,7 +222,6 @@ class CLIP(nn.Module):
 
     Parameters are frozen (`requires_grad` False) and uninitialised; `build_clip` fills them.
 
-    name: what it is called.
     mean, std: of the colours of its images, on the scale 0..1.
     image_size: of its images after `resize_positional_embedding`; None: as stored.
     """
@@ -267,11 +261,6 @@ class CLIP(nn.Module):
     def device(self) -> torch.device:
         """Return where the weights are."""
         return self.logit_scale.device
-
-    @property
-    def context_length(self) -> int:
-        """Return the tokens of a text, 77 in every published model."""
-        return self.positional_embedding.shape[0]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Normalize 8-bit pixels (..., 3, R, R) by its mean and std, see `transforms.normalize`."""

@@ -56,5 +56,5 @@ def map_ordered(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # also when the consumer stops early: the generator is closed at its yield
+    finally:
         executor.shutdown(wait=True, cancel_futures=True)

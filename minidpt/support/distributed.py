@@ -154,7 +154,7 @@ class _AllGather(torch.autograd.Function):
 
 
 class PeerLost(ConnectionError):
-    """Another process has ended. how_to_resume: the command that resumes the run, if known."""
+    """Another process has ended."""
 
     how_to_resume = ""  # the command that resumes what was begun, if known
 

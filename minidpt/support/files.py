@@ -233,15 +233,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise FileExistsError(f"{path}: expected a file to replace, got a folder, device or pipe")
     with explain_full_disk(path):
         unfinished = _create_unfinished(path)
-    try:
-        with explain_full_disk(path):
+        try:
             yield unfinished
             with open(unfinished, "r+b") as file:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _create_unfinished(path: Path) -> Path:

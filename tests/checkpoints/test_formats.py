@@ -15,7 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.foreign_checkpoints import hugging_face_state, write_safetensors
+from helpers.foreign_checkpoints import (
+    HUGGING_FACE_CONFIG,
+    hugging_face_state,
+    write_hugging_face_folder,
+    write_safetensors,
+)
 from helpers.tiny_models import WIDE, clip_state, random_images
 from torch import Tensor
 
@@ -23,13 +28,6 @@ import minidpt
 from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.checkpoints.unpickler import AttributeBag
 
-HUGGING_FACE_CONFIG = {
-    "model_type": "clip",
-    "vision_config": {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3,
-                      "image_size": 21, "patch_size": 7, "hidden_act": "gelu"},
-    "text_config": {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 3,
-                    "hidden_act": "gelu", "eos_token_id": 2},
-}  # fmt: skip
 OPEN_CLIP_CONFIG = {
     "model_cfg": {
         "embed_dim": 37,
@@ -141,16 +139,19 @@ def test_a_tensor_that_no_plain_vit_has_is_refused_by_name(name, tmp_path):
         load({"model": prefixed("module.", STATE | {name: torch.ones(2)})}, tmp_path)
 
 
-def test_two_clips_in_a_file_are_refused_and_both_places_named(tmp_path):
-    state = {name: value for name, value in STATE.items() if "visual.conv1" in name}
-    content = {"model": state, "ema": {"module": {k: v.clone() for k, v in state.items()}}}
-    with pytest.raises(ValueError, match="one CLIP, got several, under model., ema.module.:"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"model": STATE, "ema": {"module": clip_state(WIDE)}},
+            "got several, under model., ema.module.:",
+        ),
+        ({"bert": {"a": torch.ones(1), "b": torch.ones(1)}}, r"of a CLIP.*, got bert\.a, bert\.b$"),
+    ],
+)
+def test_a_file_of_no_clip_or_of_two_is_refused_by_what_is_there(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         load(content, tmp_path)
-
-
-def test_a_file_of_something_else_shows_names_that_are_there(tmp_path):
-    with pytest.raises(ValueError, match=r"tensors of a CLIP.*, got bert\.a, bert\.b$"):
-        load({"bert": {"a": torch.ones(1), "b": torch.ones(1)}}, tmp_path)
 
 
 # ---- beside the weights
@@ -183,16 +184,8 @@ def test_what_a_trainer_keeps_beside_the_weights_is_inert(options, tmp_path):
 # ---- Hugging Face
 
 
-def write_repository(folder: Path, config: dict | None = None, **files: dict) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_safetensors(folder / "model.safetensors", hugging_face_state(STATE))
-    for name, content in {"config": config or HUGGING_FACE_CONFIG, **files}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
 def test_a_folder_of_hugging_face_is_read_as_its_configuration_says(tmp_path, caplog, infos):
-    folder = write_repository(tmp_path / "clip-vit-tiny")
+    folder = write_hugging_face_folder(tmp_path / "clip-vit-tiny", STATE)
     for path in (folder, folder / "model.safetensors"):
         clip, preprocess = minidpt.load(path)
         assert torch.equal(features(clip), features(plain(quick_gelu=False)))
@@ -273,7 +266,9 @@ def changed(config: dict, where: str, value: object) -> dict:
     ],
 )
 def test_a_configuration_of_another_model_is_refused(where, value, message, tmp_path):
-    folder = write_repository(tmp_path / "a", changed(HUGGING_FACE_CONFIG, where, value))
+    folder = write_hugging_face_folder(
+        tmp_path / "a", STATE, config=changed(HUGGING_FACE_CONFIG, where, value)
+    )
     with pytest.raises(ValueError, match=message):
         minidpt.load(folder)
 
@@ -283,20 +278,13 @@ def test_the_old_entries_of_a_configuration_go_before_the_others(tmp_path):
     old = HUGGING_FACE_CONFIG | {"text_config": {}, "vision_config": {"hidden_act": "swish"}}
     old |= {f"{side}_config_dict": HUGGING_FACE_CONFIG[f"{side}_config"]
             for side in ("text", "vision")}  # fmt: skip
-    assert not minidpt.load(write_repository(tmp_path / "a", old))[0].quick_gelu
+    assert not minidpt.load(write_hugging_face_folder(tmp_path / "a", STATE, config=old))[
+        0
+    ].quick_gelu
     null = HUGGING_FACE_CONFIG | {"text_config_dict": None, "vision_config_dict": None}
-    assert not minidpt.load(write_repository(tmp_path / "a", null))[0].quick_gelu
-
-
-def test_the_colours_of_a_folder_reach_the_preprocessing_and_training(tmp_path):
-    colours = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 1, 0.25], "resample": 3}
-    folder = write_repository(tmp_path / "a", preprocessor_config=colours)
-    clip, preprocess = minidpt.load(folder)
-    assert clip.mean == preprocess.mean == (0.5, 0.25, 0.125)
-    assert clip.std == preprocess.std == (0.5, 1.0, 0.25)
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours | {"resample": 2}))
-    with pytest.raises(ValueError, match="resample 2, expected 3"):
-        minidpt.load(folder)
+    assert not minidpt.load(write_hugging_face_folder(tmp_path / "a", STATE, config=null))[
+        0
+    ].quick_gelu
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("gone", path)])
@@ -305,7 +293,7 @@ def test_a_configuration_that_cannot_be_read_is_not_passed_over(make, name, tmp_
     if name == "open_clip":
         folder, name = write_open_clip(tmp_path / "a"), "open_clip_config"
     else:
-        folder = write_repository(tmp_path / "a")
+        folder = write_hugging_face_folder(tmp_path / "a", STATE)
     (folder / f"{name}.json").unlink(missing_ok=True)
     make(folder / f"{name}.json")
     with pytest.raises(FileNotFoundError, match=f"/{name}.json: expected a file, got a"):
@@ -377,10 +365,13 @@ def test_what_a_configuration_asks_for_beyond_a_plain_vit_is_refused(
 
 
 def test_settings_that_are_off_or_usual_are_none(tmp_path):
-    off = changed(OPEN_CLIP_CONFIG, "model_cfg.vision_cfg.ls_init_value", None)
-    off = changed(off, "model_cfg.vision_cfg.attentional_pool", False)
-    off = changed(off, "model_cfg.text_cfg.pool_type", "argmax")
-    off = changed(off, "model_cfg.vision_cfg.norm_kwargs", {})
+    off = changed(OPEN_CLIP_CONFIG, "model_cfg.text_cfg.pool_type", "argmax")
+    for name, value in {
+        "ls_init_value": None,
+        "attentional_pool": False,
+        "norm_kwargs": {},
+    }.items():
+        off = changed(off, f"model_cfg.vision_cfg.{name}", value)
     assert not minidpt.load(write_open_clip(tmp_path / "a", off))[0].quick_gelu
 
 
@@ -421,16 +412,11 @@ def test_a_saved_model_loads_its_clip_at_its_image_size(tmp_path, monkeypatch):
     assert minidpt.load_model(tmp_path / "model.pt").clip.visual.resolution == 14
 
 
-def test_an_image_size_of_part_of_a_patch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="my.pt: image_size: expected a multiple of 7"):
-        load(STATE, tmp_path, image_size=30)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         *(("image_size", value, f"a multiple of 7 .*got {value!r}$")
-          for value in ("64", 28.0, 0, -7, True, 14**9)),
+          for value in ("64", 28.0, 0, -7, 30, True, 14**9)),
         *(("head_width", value, f"a divisor of 128, got {value!r}$")
           for value in ("x", 64.0, 0, -64, True)),
         *(("quick_gelu", value, f"True or False, got {value!r}$") for value in ("no", 1, 0.0)),
@@ -447,11 +433,3 @@ def test_options_of_numpy_are_pythons(tmp_path):
     expected = load(STATE, tmp_path, image_size=14, head_width=32, quick_gelu=False)
     assert clip.fingerprint() == expected.fingerprint() and type(clip.image_size) is int
     assert clip.quick_gelu is False
-
-
-@pytest.mark.parametrize("version", ["minidpt 2", "minidpt 12"])
-def test_a_model_file_of_another_version_is_refused_as_that(version, tmp_path):
-    torch.save({"format": version, "more": 1}, tmp_path / "model.pt")
-    message = f"model file .*model.pt: expected format 'minidpt 3', got '{version}': train again"
-    with pytest.raises(ValueError, match=message):
-        minidpt.load_model(tmp_path / "model.pt")

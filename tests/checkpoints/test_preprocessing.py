@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
 
 import pytest
-from foreign_checkpoints import hugging_face_state, write_safetensors
-from tiny_models import WIDE, clip_state
+from helpers.foreign_checkpoints import write_hugging_face_folder
+from helpers.tiny_models import WIDE, clip_state
 
 import minidpt
-from minidpt.images.transforms import CLIP_MEAN
+from minidpt.images.transforms import CLIP_MEAN, CLIP_STD
 
-CONFIG = {
-    "model_type": "clip",
-    "vision_config": {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"},
-    "text_config": {"hidden_size": 64, "num_attention_heads": 1, "hidden_act": "gelu"},
-}
+STATE = {name: value.half() for name, value in clip_state(WIDE).items()}
 PROCESSOR = {
     "crop_size": {"height": 21, "width": 21}, "do_center_crop": True, "do_convert_rgb": True,
     "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5, 0.25, 0.125],
@@ -25,20 +19,6 @@ PROCESSOR = {
     "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 21},
 }  # fmt: skip
 MEAN = (0.5, 0.25, 0.125)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    state = {name: value.half() for name, value in clip_state(WIDE).items()}
-    return write_safetensors(tmp_path_factory.mktemp("a") / "a", hugging_face_state(state))
-
-
-def write_repository(folder: Path, weights: Path, **files: dict) -> Path:
-    folder.mkdir()
-    (folder / "model.safetensors").symlink_to(weights)
-    for name, content in {"config": CONFIG, **files}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -54,9 +34,9 @@ def write_repository(folder: Path, weights: Path, **files: dict) -> Path:
          CLIP_MEAN),
     ],
 )  # fmt: skip
-def test_preprocessing_is_found_where_transformers_looks(files, mean, weights, tmp_path, caplog):
+def test_preprocessing_is_found_where_transformers_looks(files, mean, tmp_path, caplog):
     caplog.set_level(logging.INFO, "minidpt")
-    folder = write_repository(tmp_path / "a", weights, **files)
+    folder = write_hugging_face_folder(tmp_path / "a", STATE, **files)
     for path in (folder, folder / "model.safetensors"):
         assert minidpt.load(path)[1].mean == minidpt.load(path, image_size=35)[0].mean == mean
     assert f"{folder}: quick_gelu False, mean {mean}" in caplog.text
@@ -73,13 +53,14 @@ def test_preprocessing_is_found_where_transformers_looks(files, mean, weights, t
         {"use_square_size": False, "do_resize": 1},
     ],
 )
-def test_preprocessing_that_equals_ours_is_taken_and_null_is_absent(changes, weights, tmp_path):
+def test_preprocessing_that_equals_ours_is_taken_and_null_is_absent(changes, tmp_path):
     settings = {"image_processor": PROCESSOR | changes}
     clip, preprocess = minidpt.load(
-        write_repository(tmp_path / "a", weights, processor_config=settings)
+        write_hugging_face_folder(tmp_path / "a", STATE, processor_config=settings)
     )
-    expected = MEAN if "image_mean" not in changes else CLIP_MEAN
-    assert clip.mean == preprocess.mean == expected
+    is_ours = "image_mean" in changes  # null
+    assert clip.mean == preprocess.mean == (CLIP_MEAN if is_ours else MEAN)
+    assert clip.std == preprocess.std == (CLIP_STD if is_ours else (0.5, 1.0, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -104,12 +85,12 @@ def test_preprocessing_that_equals_ours_is_taken_and_null_is_absent(changes, wei
         ("image_mean", 0.5, "three numbers image_mean, got 0.5"),
     ],
 )
-def test_preprocessing_that_is_not_ours_is_refused_by_name(name, value, message, weights, tmp_path):
+def test_preprocessing_that_is_not_ours_is_refused_by_name(name, value, message, tmp_path):
     settings = PROCESSOR | {name: value}
-    nested = write_repository(
-        tmp_path / "a", weights, processor_config={"image_processor": settings}
+    nested = write_hugging_face_folder(
+        tmp_path / "a", STATE, processor_config={"image_processor": settings}
     )
-    flat = write_repository(tmp_path / "b", weights, preprocessor_config=settings)
+    flat = write_hugging_face_folder(tmp_path / "b", STATE, preprocessor_config=settings)
     for folder, options in ((nested, {}), (flat, {"image_size": 14})):
         with pytest.raises(ValueError, match=f"processor_config.json.*{message}"):
             minidpt.load(folder, **options)

@@ -117,14 +117,6 @@ def test_a_known_name_is_found_and_options_must_not_contradict_it(clip_file, hom
             minidpt.load("ViT-B/32", **{name: value})
 
 
-def test_the_activation_is_passed_on(clip_file):
-    clip, images = minidpt.load(clip_file, quick_gelu=False)[0], random_images(WIDE, 2)
-    state = {name: value.half() for name, value in clip_state(WIDE).items()}
-    exact = minidpt.build_clip(state, quick_gelu=False).encode_image(images)
-    assert torch.equal(clip.encode_image(images), exact)
-    assert not torch.equal(exact, minidpt.build_clip(state).encode_image(images))
-
-
 def test_the_model_is_moved_to_the_device(clip_file):
     clip, _ = minidpt.load(clip_file, device="meta")
     assert {value.device.type for value in clip.parameters()} == {"meta"}
@@ -203,27 +195,6 @@ def test_a_damaged_file_under_a_known_name_is_to_be_downloaded_again(clip_file, 
         minidpt.load("ViT-B/32")
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"visual.layer1.0.conv1.weight": torch.ones(1)}, "ResNet .* only ViT"),
-        ({"visual.proj": None, "ln_final.bias": None}, "missing ln_final.bias, visual.proj"),
-        ({"visual.extra": torch.ones(1)}, "unknown visual.extra"),
-        ({"ln_final.bias": torch.ones(3)}, r"ln_final.bias is \(3,\), expected \(64,\)"),
-        (
-            {"visual.conv1.weight": None},
-            "tensors of a CLIP.*, got visual.class_embedding, visual.p",
-        ),
-    ],
-    ids=["resnet", "missing", "unknown", "shape", "no-clip"],
-)
-def test_weights_of_another_model_are_refused_with_the_file_and_the_names(home, change, message):
-    state = {name: value.half() for name, value in clip_state(WIDE).items()} | change
-    torch.save({k: v for k, v in state.items() if v is not None}, home / "other.pt")
-    with pytest.raises(ValueError, match=f"other.pt: .*{message}"):
-        minidpt.load(home / "other.pt")
-
-
 # ---- download
 
 
@@ -283,9 +254,6 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(server, home):
     with pytest.raises(OSError, match=f"expected {expected}, got 100,651 of .*another SHA-256"):
         pretrained.download(server.url, home / "a.pt", expected)
     assert not list(home.glob("a.pt*"))
-    server.content = CONTENT
-    pretrained.download(server.url, home / "a.pt", expected)
-    assert (home / "a.pt").read_bytes() == CONTENT
 
 
 def test_a_missing_file_on_the_server_says_what_to_do(server, home):
@@ -296,22 +264,20 @@ def test_a_missing_file_on_the_server_says_what_to_do(server, home):
 
 
 @pytest.mark.parametrize(
-    "name, address",  # openai/CLIP, clip/clip.py
+    "name, file, sha256",  # openai/CLIP, clip/clip.py
     [
-        (
-            "ViT-B/32",
-            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
-        ),
-        (
-            "ViT-L/14@336px",
-            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
-        ),
+        ("ViT-B/32", "ViT-B-32.pt",
+         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        ("ViT-L/14@336px", "ViT-L-14-336px.pt",
+         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
     ],
-)
-def test_offline_the_address_and_the_place_of_the_file_are_said(home, monkeypatch, name, address):
+)  # fmt: skip
+def test_offline_the_address_and_the_place_of_the_file_are_said(
+    home, monkeypatch, name, file, sha256
+):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens: refused at once
-    url = f"https://openaipublic.azureedge.net/clip/models/{address}"
-    cached = home / "home/.cache/clip" / Path(address).name
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
+    cached = home / "home/.cache/clip" / file
     with pytest.raises(FileNotFoundError) as error:
         minidpt.load(name)
     assert "refused" in str(error.value) and "\n" not in str(error.value)

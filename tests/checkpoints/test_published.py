@@ -123,16 +123,6 @@ def test_the_latest_epoch_is_taken_by_its_number(tmp_path):
         minidpt.read_published(tmp_path, epoch=50)
 
 
-def test_what_was_read_outlives_the_files_and_does_not_change_them(tmp_path):
-    learned = learned_of("coop")
-    file = save_published(tmp_path, learned, 50) / "prompt_learner" / "model.pth.tar-50"
-    before, model = file.read_bytes(), new_model("coop")
-    model.load_published(minidpt.read_published(tmp_path))
-    with torch.no_grad():
-        model.text_prompts.ctx.add_(1)
-    assert file.read_bytes() == before
-
-
 def test_a_folder_without_any_part_is_refused_and_says_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match="prompt_learner/"):
         minidpt.read_published(tmp_path / "nowhere")

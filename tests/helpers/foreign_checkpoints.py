@@ -13,9 +13,18 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", to
           torch.bool: "BOOL", torch.float64: "F64"}  # fmt: skip
 
 
+HUGGING_FACE_CONFIG = {  # of `tiny_models.WIDE`, with the exact GELU
+    "model_type": "clip",
+    "vision_config": {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3,
+                      "image_size": 21, "patch_size": 7, "hidden_act": "gelu"},
+    "text_config": {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 3,
+                    "hidden_act": "gelu", "eos_token_id": 2},
+}  # fmt: skip
+
+
 def safetensors_bytes(tensors: Tensors, header: dict | None = None) -> bytes:
     """Return a safetensors file; `header` replaces entries of its header (None: removes)."""
-    entries, numbers = {"__metadata__": {"format": "pt"}}, b""
+    entries, numbers = {"__metadata__": {"format": "pt"}}, bytearray()
     for name, value in tensors.items():
         data = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         span = [len(numbers), len(numbers) + len(data)]
@@ -32,6 +41,15 @@ def write_safetensors(path: Path, tensors: Tensors) -> Path:
     """Write a safetensors file, and return its path."""
     path.write_bytes(safetensors_bytes(tensors))
     return path
+
+
+def write_hugging_face_folder(folder: Path, state: Tensors, **configs: dict) -> Path:
+    """Write a folder of weights, and configurations by their files' names."""
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", hugging_face_state(state))
+    for name, content in {"config": HUGGING_FACE_CONFIG, **configs}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
 
 
 def hugging_face_state(state: Tensors) -> Tensors:
