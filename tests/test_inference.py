@@ -177,6 +177,7 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
     ("entry", "value", "message"),
     [
         ("format", ["minidpt 1"], "'format' .*got a list"),
+        ("format", "minidpt 2", "expected format 'minidpt 3', got 'minidpt 2': train again"),
         ("format", "minidpt 99\n" + "x" * 10**6, "got 'minidpt 99.nx"),
         ("learned", 5, "learned: expected named entries, got 5"),
         ("learned", {5: torch.zeros(1), "x": torch.zeros(1)}, "learned: expected named entries"),

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         ({"method": "cocoop"}, "cocoop.*zeroshot, coop, vpt, vlp, dpt"),
         ({"class_token_position": "start"}, "start.*end, middle, front"),
         ({"class_aware_from": 4}, "1 to 3"),
+        ({"method": "vpt", "visual_layers": 4}, "visual_layers: expected 1 to 3 .* got 4"),
         ({"class_aware_from": 0}, "class_aware_from.*0"),
         ({"n_ctx": 0}, "n_ctx.*0"),
         ({"top_k": 0}, "top_k.*0"),
@@ -62,11 +63,6 @@ def test_an_option_that_is_no_number_is_refused_by_name(option):
     (name,) = option
     with pytest.raises(TypeError, match=f"^{name}: expected a (whole )?number, got "):
         minidpt.PromptConfig(**option)
-
-
-def test_more_prompted_layers_than_the_model_has_are_refused():
-    with pytest.raises(ValueError, match="visual_layers: expected 1 to 3 .* got 4"):
-        ReferencePair({**SMALL_CONFIGS["vpt"], "visual_layers": 4})
 
 
 def test_one_class_or_a_template_without_braces_is_refused():

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from helpers import reference
 from helpers.reference_pair import TEMPLATE, UNEQUAL_NAMES
 from helpers.tiny_models import DEEP, WIDE, clip_state
 from torch import Tensor
@@ -201,11 +200,3 @@ def test_fresh_prompts_are_drawn_as_the_paper_says():
             bound = 1 / math.sqrt(inputs)
             assert 0.9 * bound < value.abs().max() <= bound, name
             assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
-
-
-def test_a_context_from_a_phrase_starts_as_its_words_embeddings():
-    config = minidpt.PromptConfig(method="coop", ctx_init="a photo of a", n_ctx=16)
-    clip = minidpt.build_clip(clip_state(WIDE))
-    published = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).published()
-    phrase = reference.initial_context(clip_state(WIDE), "a photo of a", minidpt.tokenize)
-    assert torch.equal(published[reference.CONTEXT], phrase)

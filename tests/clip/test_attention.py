@@ -116,25 +116,6 @@ def test_weights_are_shares_and_no_query_looks_at_a_later_token(
         assert (weights[..., i, seen:] == 0).all()
 
 
-@pytest.mark.parametrize("explicit", [False, True])
-def test_numbers_worked_out_by_hand(explicit):
-    # d = 4, so a score is half the product. The last query scores ln 3 with the first key and 0
-    # with the others: shares 3/5, 1/5, 1/5. The query before is 0: equal shares.
-    q = torch.tensor([[0.0, 0, 0, 0], [2, 0, 0, 0]])
-    k = torch.tensor([[math.log(3), 0, 0, 0], [0, 1, 0, 0], [0, 0, 7, 0]])
-    v = torch.tensor([[10.0, 0], [0, 20], [5, 40]])
-
-    def run(causal: bool) -> Tensor:
-        if explicit:
-            return attention_with_weights(q, k, v, mask_of(q, k, causal))[0]
-        return attention(q, k, v, mask_of(q, k, causal))
-
-    expected = torch.tensor([[5.0, 20], [7, 12]])
-    torch.testing.assert_close(run(False), expected, rtol=1e-6, atol=0)
-    expected = torch.tensor([[5.0, 10], [7, 12]])  # the first of the two does not see the last key
-    torch.testing.assert_close(run(True), expected, rtol=1e-6, atol=0)
-
-
 def test_a_scale_takes_the_place_of_the_root_of_the_width():
     q, k, v = random_inputs(3, 11, 5, 5)
     expected = attention(q * 0.7 * math.sqrt(5), k, v)

@@ -214,23 +214,12 @@ def clip() -> minidpt.CLIP:
     return minidpt.build_clip(clip_state(WIDE))
 
 
-def test_a_texts_feature_does_not_depend_on_the_order_of_the_texts(clip):
-    tokens, order = minidpt.tokenize(TEXTS), [5, 2, 0, 4, 3, 1]
-    assert_close(clip.encode_text(tokens[order]), clip.encode_text(tokens)[order])
-
-
-def test_a_texts_feature_does_not_depend_on_the_texts_beside_it(clip):
-    tokens = minidpt.tokenize(TEXTS)
-    together = clip.encode_text(tokens)
-    for chosen in ([0], [3], [2, 5], [0, 1], [0, 4, 1], [3, 1]):  # prefixes of 1 to 6 tokens
-        assert_close(clip.encode_text(tokens[chosen]), together[chosen], f"texts {chosen}")
-
-
 def test_packed_text_features_are_those_of_each_text_s_77_tokens(clip):
     texts = [*TEXTS, "ox " * 75, "U.S. mail co."]  # one fills all places
     tokens, state = minidpt.tokenize(texts), to_double(clip_state(WIDE))
     expected = torch.cat([reference.encode_text(state, row[None]) for row in tokens])
-    assert_close(clip.encode_text(tokens), expected)
+    for rows in ([*range(len(texts))], [0], [2, 5], [0, 4, 1], [3, 1]):  # prefixes of 1 to 6 tokens
+        assert_close(clip.encode_text(tokens[rows]), expected[rows], f"texts {rows}")
 
 
 def test_what_stands_behind_eot_does_not_matter(clip):

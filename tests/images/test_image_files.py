@@ -44,12 +44,6 @@ def test_file_formats(tmp_path, name, within):
     assert_shows(saved(tmp_path, flag(), name), RED, BLUE, within)
 
 
-def test_palette(tmp_path):
-    image = flag().quantize(2)
-    assert image.mode == "P"
-    assert_shows(saved(tmp_path, image), RED, BLUE)
-
-
 def test_palette_with_a_see_through_colour(tmp_path):
     image = flag().quantize(2)
     see_through = image.getpixel((27, 8))
@@ -63,20 +57,6 @@ def test_cmyk_jpeg(tmp_path):
     image = Image.new("CMYK", (32, 16), (0, 255, 255, 0))  # magenta and yellow ink: red
     image.paste((255, 255, 0, 0), (16, 0, 32, 16))
     assert_shows(saved(tmp_path, image, "a.jpg", quality=95), RED, BLUE, within=6)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
-def test_16_bit_grey(tmp_path, name):
-    values = np.zeros((16, 32), np.uint16)
-    values[:, :16] = 65535 // 4
-    values[:, 16:] = 65535
-    assert_shows(saved(tmp_path, Image.fromarray(values), name), (64, 64, 64), WHITE)
-
-
-def test_16_bit_grey_with_a_see_through_value(tmp_path):
-    values = np.full((16, 32), 30000, np.uint16)
-    values[:, 16:] = 0
-    assert_shows(saved(tmp_path, Image.fromarray(values), transparency=0), (117,) * 3, WHITE)
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -95,13 +75,6 @@ def test_16_bit_colour(tmp_path, alpha):
     assert_shows(shown, (255, 128, 0), WHITE if alpha else (0, 64, 255), within=1)
 
 
-@pytest.mark.parametrize("largest", [1.0, 255.0])
-def test_floating_point_grey(tmp_path, largest):
-    values = np.full((16, 32), 0.2 * largest, np.float32)
-    values[:, 16:] = largest
-    assert_shows(saved(tmp_path, Image.fromarray(values), "a.tiff"), (51, 51, 51), WHITE)
-
-
 def test_alpha_lies_over_white(tmp_path):
     image = flag().convert("RGBA")
     image.paste((0, 0, 0, 51), (16, 0, 32, 16))  # black at 20 % over white: 80 % grey
@@ -109,12 +82,6 @@ def test_alpha_lies_over_white(tmp_path):
     grey = Image.new("LA", (32, 16), (0, 255))
     grey.paste((0, 0), (16, 0, 32, 16))
     assert_shows(saved(tmp_path, grey, "b.png"), (0, 0, 0), WHITE)
-
-
-def test_black_and_white(tmp_path):
-    image = Image.new("1", (32, 16), 0)
-    image.paste(1, (16, 0, 32, 16))
-    assert_shows(saved(tmp_path, image), (0, 0, 0), WHITE)
 
 
 # What a camera stores of an upright image u for each EXIF orientation; the standard says which
