@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
         (["ox", 5], "a class's name, up to 500 bytes, .* got 5"),
         (["ox", "x" * 1001], "up to 500 bytes, .* got 'xxx"),
         (["ox", " _"], "a class's name, .* got ' _'"),
+        (["ox"], "2 to 25,000 class names, got 1"),
         (["ox"] * 25_001, "2 to 25,000 class names, got 25,001"),
     ],
 )
@@ -147,13 +148,6 @@ def test_a_model_file_without_crc_is_read(tmp_path):
     minidpt.load_model(tmp_path / "model.pt", pair.clip)
 
 
-def test_a_model_saved_with_one_clip_is_refused_with_another(tmp_path):
-    ReferencePair(SMALL_CONFIGS["dpt"]).model.save(tmp_path / "model.pt")
-    other = minidpt.build_clip(clip_state(WIDE, seed=1))
-    with pytest.raises(ValueError, match="CLIP"):
-        minidpt.load_model(tmp_path / "model.pt", clip=other)
-
-
 @pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], {"format": "other 1"}, "text"])
 def test_a_file_of_another_kind_is_no_model(content, tmp_path):
     torch.save(content, tmp_path / "model.pt")
@@ -257,24 +251,23 @@ def test_class_aware_prompts_in_all_layers_load_with_or_without_visual_tensor():
     pair.assert_agree(pair.images(), make_labels(pair, 4))
 
 
-@pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "nan", "integer", "none"])
+FAULTS = {
+    "missing": lambda tensors, name: tensors.pop(name),
+    "unknown": lambda tensors, name: tensors.update({f"{name}.other": tensors[name]}),
+    "shape": lambda tensors, name: tensors.update({name: tensors[name][..., :-1]}),
+    "nan": lambda tensors, name: tensors[name].view(-1)[-1].fill_(torch.nan),
+    "integer": lambda tensors, name: tensors.update({name: tensors[name].long()}),
+    "none": lambda tensors, name: tensors.update({name: None}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @every_learning_method
 def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method, fault):
     pair = ReferencePair(SMALL_CONFIGS[method])
     for name in pair.learned:
         tensors = {key: value + 1 for key, value in pair.learned.items()}
-        if fault == "missing":
-            del tensors[name]
-        elif fault == "unknown":
-            tensors[name + ".other"] = tensors[name]
-        elif fault == "nan":
-            tensors[name].view(-1)[-1] = torch.nan
-        elif fault == "integer":
-            tensors[name] = tensors[name].long()
-        elif fault == "none":
-            tensors[name] = None
-        else:
-            tensors[name] = tensors[name][..., :-1]
+        FAULTS[fault](tensors, name)
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             pair.model.load_published(tensors)
     for name, value in pair.learned.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -63,13 +61,6 @@ def test_an_option_that_is_no_number_is_refused_by_name(option):
     (name,) = option
     with pytest.raises(TypeError, match=f"^{name}: expected a (whole )?number, got "):
         minidpt.PromptConfig(**option)
-
-
-def test_one_class_or_a_template_without_braces_is_refused():
-    with pytest.raises(ValueError, match="2 to 25,000 class"):
-        ReferencePair(SMALL_CONFIGS["coop"], classnames=["ox"])
-    with pytest.raises(ValueError, match="{}"):
-        ReferencePair(SMALL_CONFIGS["coop"], template="a photo")
 
 
 def test_an_underscore_in_a_class_name_is_read_as_a_space():
@@ -190,18 +181,6 @@ def change_by_optimizer(pair: ReferencePair) -> None:
     optimizer.step()
 
 
-def change_by_optimizer_in_eval_mode(pair: ReferencePair) -> None:
-    change_by_optimizer(pair)
-    pair.model.eval()
-    with torch.no_grad():
-        pair.model(pair.images())
-    change_by_optimizer(pair)
-
-
-def change_by_loading(pair: ReferencePair) -> None:
-    pair.model.load_published({name: value.flip(0) for name, value in pair.learned.items()})
-
-
 def change_in_place(pair: ReferencePair) -> None:
     with torch.no_grad():
         for parameter in pair.model.parameters():
@@ -209,22 +188,7 @@ def change_in_place(pair: ReferencePair) -> None:
                 parameter.mul_(-1)
 
 
-def change_by_state_dict(pair: ReferencePair) -> None:
-    state = pair.model.state_dict()
-    names = {name for name, value in pair.model.named_parameters() if value.requires_grad}
-    pair.model.load_state_dict({k: v.flip(0) if k in names else v for k, v in state.items()})
-
-
-CHANGES = [
-    change_by_optimizer,
-    change_by_optimizer_in_eval_mode,
-    change_by_loading,
-    change_in_place,
-    change_by_state_dict,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [change_by_optimizer, change_in_place])
 @every_learning_method
 def test_evaluation_follows_a_change_of_the_learned_tensors(method, change):
     pair = ReferencePair(SMALL_CONFIGS[method])
@@ -254,17 +218,6 @@ def test_evaluation_mode_gives_gradients_where_they_are_asked_for(method):
     pair.model.loss(pair.model(pair.images()), labels, guidance=True).backward()
     expected = {name: value.double() for name, value in pair.model.published(grad=True).items()}
     assert_relative(in_evaluation, expected)
-
-
-def test_a_copy_does_not_share_what_evaluation_keeps():
-    pair = ReferencePair(SMALL_CONFIGS["dpt"])
-    with torch.no_grad():
-        before = pair.model.eval()(pair.images()).logits
-        other = copy.deepcopy(pair.model)
-        other.load_published({name: value.flip(0) for name, value in pair.learned.items()})
-        changed = other(pair.images()).logits
-        assert (changed - before).abs().max() > 1e-3
-        assert torch.equal(pair.model(pair.images()).logits, before)
 
 
 @pytest.mark.parametrize("how", ["a fused step", "writing into its data"])

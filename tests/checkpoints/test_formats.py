@@ -149,7 +149,7 @@ def test_a_tensor_that_no_plain_vit_has_is_refused_by_name(name, tmp_path):
         ({"bert": {"a": torch.ones(1), "b": torch.ones(1)}}, r"of a CLIP.*, got bert\.a, bert\.b$"),
     ],
 )
-def test_a_file_of_no_clip_or_of_two_is_refused_by_what_is_there(content, message, tmp_path):
+def test_a_file_of_no_clip_or_two_is_refused_by_its_names(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load(content, tmp_path)
 

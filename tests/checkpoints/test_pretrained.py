@@ -51,9 +51,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         server.requests.append(self.path)
-        if server.status != 200:
-            self.send_error(server.status)
-            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(server.content)))
         self.end_headers()
@@ -70,7 +67,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """A server on this machine that stands for OpenAI's: `server.url` and its faults."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.requests, server.stalled = CONTENT, [], threading.Event()
-    server.status, server.cut, server.stall = 200, None, 0
+    server.cut, server.stall = None, 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(pretrained, "BASE_URL", server.url)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -188,13 +185,6 @@ def test_the_missing_tiny_model_is_not_looked_for_in_the_network(server):
     assert not server.requests
 
 
-def test_a_damaged_file_under_a_known_name_is_to_be_downloaded_again(clip_file, home):
-    path = put(clip_file, home / "home/.cache/clip")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=f"{path}: cut short.*: copy or download it again"):
-        minidpt.load("ViT-B/32")
-
-
 # ---- download
 
 
@@ -254,13 +244,6 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(server, home):
     with pytest.raises(OSError, match=f"expected {expected}, got 100,651 of .*another SHA-256"):
         pretrained.download(server.url, home / "a.pt", expected)
     assert not list(home.glob("a.pt*"))
-
-
-def test_a_missing_file_on_the_server_says_what_to_do(server, home):
-    server.status = 404
-    target = home / "home/.cache/clip/ViT-L-14.pt"
-    with pytest.raises(FileNotFoundError, match=f"404.*put {server.url}/.* at {target} or into"):
-        minidpt.load("ViT-L/14")
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,6 @@ CONFIGS = {
     "dpt": {"method": "dpt", "n_ctx": 3, "n_visual": 2, "top_k": 2, "class_aware_from": 2},
     "csc": {"method": "coop", "n_ctx": 3, "csc": True},
 }
-PARTS = {
-    "coop": {"prompt_learner"},
-    "csc": {"prompt_learner"},
-    "vpt": {"image_encoder.transformer.ctx_learner"},
-    "vlp": {"prompt_learner", "image_encoder.transformer.ctx_learner"},
-    "dpt": {
-        "prompt_learner",
-        "image_encoder.transformer.ctx_learner",
-        "image_encoder.transformer.extractor",
-    },
-}
 every_config = pytest.mark.parametrize("kind", CONFIGS)
 
 
@@ -94,7 +83,6 @@ def new_model(kind: str) -> minidpt.PromptedCLIP:
 def test_a_published_run_is_read_into_a_model_and_computes_as_published(kind, tmp_path):
     learned = {name: value.half() for name, value in learned_of(kind).items()}
     tensors = minidpt.read_published(save_published(tmp_path, learned, epoch=50))
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == PARTS[kind]
     model = new_model(kind)
     model.load_published(tensors)
     for name, value in model.published().items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import zipfile
 from pathlib import Path
@@ -139,25 +138,6 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="a.pt: cut short.*copy or download it again"):
             read_state_dict(path)
-
-
-def test_any_damage_is_read_or_refused_and_nothing_else_happens(tmp_path):
-    path = tmp_path / "a.pt"
-    content = {"state_dict": small_state(), "other": [1, "x"]}
-    torch.save(content, path)
-    sound, generator, refused = path.read_bytes(), random.Random(0), 0
-    for _ in range(400):
-        damaged = bytearray(sound)
-        for _ in range(generator.randint(1, 4)):
-            damaged[generator.randrange(len(sound))] = generator.randrange(256)
-        path.write_bytes(damaged)
-        try:
-            for value in read_state_dict(path).values():
-                value.float().sum()  # touches its memory
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-            refused += 1
-    assert 50 < refused < 400
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import zipfile
 from pathlib import Path
 
 import ftfy
-import numpy as np
 import pytest
 import torch
 
@@ -107,13 +106,6 @@ def count_lookups(monkeypatch):
         return merges.lookups - before
 
     return count
-
-
-def test_golden_tokens_are_reproduced():
-    texts = json.loads((HERE / "golden/clip_forward.json").read_text("utf-8"))["texts"]
-    with np.load(HERE / "golden/clip_forward.npz") as golden:
-        expected = golden["tokens"]
-    np.testing.assert_array_equal(tokenize(texts).numpy(), expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

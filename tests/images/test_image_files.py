@@ -59,18 +59,27 @@ def test_cmyk_jpeg(tmp_path):
     assert_shows(saved(tmp_path, image, "a.jpg", quality=95), RED, BLUE, within=6)
 
 
+def png_of(*chunks: tuple[bytes, bytes], rows=b"\0\0", header=(1, 1, 8, 0)) -> bytes:
+    """A PNG, by default of one black pixel, with more chunks before its rows.
+
+    header: width, height, bits of a colour, kind of colours.
+    """
+    ends = [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in [(b"IHDR", struct.pack(">IIBB3x", *header)), *chunks, *ends]:
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    return content
+
+
 @pytest.mark.parametrize("alpha", [False, True])
 def test_16_bit_colour(tmp_path, alpha):
     # Pillow cannot write it: a PNG by hand, its values in big-endian pairs of bytes
     left, right = [0xFFFF, 0x8080, 0], [0, 0x4040, 0xFFFF]
     pixels = [left + [0xFFFF] * alpha] * 16 + [right + [0] * alpha] * 16  # the right is see-through
     row = b"\0" + np.array(pixels, ">u2").tobytes()
-    header = struct.pack(">IIBBBBB", 32, 16, 16, 6 if alpha else 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, body in [(b"IHDR", header), (b"IDAT", zlib.compress(row * 16)), (b"IEND", b"")]:
-        content += struct.pack(">I", len(body)) + name + body
-        content += struct.pack(">I", zlib.crc32(name + body))
-    (tmp_path / "a.png").write_bytes(content)
+    header = (32, 16, 16, 6 if alpha else 2)
+    (tmp_path / "a.png").write_bytes(png_of(rows=row * 16, header=header))
     shown = decode.open_image(tmp_path / "a.png")
     assert_shows(shown, (255, 128, 0), WHITE if alpha else (0, 64, 255), within=1)
 
@@ -267,17 +276,6 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lacking)
     with pytest.raises(ValueError, match="a.png: out of memory"):
         decode.open_image(tmp_path / "a.png")
-
-
-def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of one black pixel with more chunks before it."""
-    pixel = zlib.compress(b"\0\0")
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, body in [(b"IHDR", header), *chunks, (b"IDAT", pixel), (b"IEND", b"")]:
-        content += struct.pack(">I", len(body)) + name + body
-        content += struct.pack(">I", zlib.crc32(name + body))
-    return content
 
 
 @pytest.mark.parametrize(
