@@ -167,8 +167,8 @@ class Config(NamedTuple):
         """Raise ValueError if the file is the configuration of another model."""
         patch, side = visual.conv1.kernel_size[0], visual.resolution
         sizes = {
-            "width": (visual.proj.shape[0],),
-            "layers": (len(visual.transformer.resblocks),),
+            **dict.fromkeys(("width", "hidden_size"), (visual.proj.shape[0],)),
+            **dict.fromkeys(("layers", "num_hidden_layers"), (len(visual.transformer.resblocks),)),
             "patch_size": (patch, [patch, patch]),
             "image_size": (side, [side, side]),
             "size": ({"shortest_edge": side}, side),
@@ -257,7 +257,8 @@ def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
         _refuse_foreign(f"{path}, {name}", check_fields(settings, f"{path}, {name}", **numbers))
     colours = check_fields(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
-    head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", text, 512, 8)
+    width, heads = text.get("width") or 512, text.get("heads") or 8
+    head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", width, heads)
     return Config(path, bool(model.get("quick_gelu")), *head_widths,
                   *_colours(path, colours, ""), {f"{path} says vision": vision})  # fmt: skip
 
@@ -274,10 +275,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
                             hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
             raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
-        for size in ("hidden_size width", "num_hidden_layers layers", "num_attention_heads heads"):
-            theirs, ours = size.split()
-            side[ours] = side.get(theirs)
-        head_widths.append(_head_width(where, side, width, heads))
+        width, heads = side.get("hidden_size") or width, side.get("num_attention_heads") or heads
+        head_widths.append(_head_width(where, width, heads))
         sides.append(side)
     acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
     if acts not in ({"quick_gelu"}, {"gelu"}):
@@ -298,8 +297,7 @@ def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {name} {short_repr(value)} is not supported")
 
 
-def _head_width(where: str, side: Mapping[str, Any], width: int, heads: int) -> int:
-    width, heads = side.get("width") or width, side.get("heads") or heads
+def _head_width(where: str, width: int, heads: int) -> int:
     if not 1 <= heads <= width or width % heads:
         raise ValueError(f"{where}: expected heads that share the width {width}, got {heads}")
     return width // heads

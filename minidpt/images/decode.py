@@ -73,20 +73,25 @@ class WhiteLevel(dict[str, float]):
             with _white_level_lock:
                 self.max_values[kind] = max(largest, self.max_values.get(kind, largest))
             white = _least((65535, 2**31 - 1) if kind == "integer" else LEVELS[kind], largest)
-        return _to_8_bits(image, white)
+        grey, transparent = Image.new("L", image.size), image.info.get("transparency")
+        for top, values in _blocks(image):
+            if isinstance(transparent, int):  # PNG: pixels of just this value are see-through
+                values[values == transparent] = white
+            values = (values.clip(0, white) * (255 / white)).round()
+            grey.paste(Image.fromarray(values.astype(np.uint8)), (0, top))
+        return grey
 
     def settle(self, world: World = SINGLE) -> bool:
         """Choose the levels of the kinds that were read and have none yet, the same on all ranks.
 
         Returns whether there were some: what was read must be converted again, then.
         """
-        settled = False
         for max_values in world.all_gather_object(self.max_values):
             for kind, value in max_values.items():
                 self.max_values[kind] = max(value, self.max_values.get(kind, value))
-        for kind in self.max_values.keys() - self.keys():
-            self[kind], settled = _least(LEVELS[kind], self.max_values[kind]), True
-        return settled
+        kinds = self.max_values.keys() - self.keys()
+        self.update({kind: _least(LEVELS[kind], self.max_values[kind]) for kind in kinds})
+        return bool(kinds)
 
     def notes(self) -> list[str]:
         """Describe the levels in a line, if there are some."""
@@ -114,16 +119,6 @@ def _blocks(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
     for top in range(0, image.height, rows):
         block = image.crop((0, top, image.width, min(top + rows, image.height)))
         yield top, np.nan_to_num(np.asarray(block).astype(np.float64), copy=False)
-
-
-def _to_8_bits(image: Image.Image, white: float) -> Image.Image:
-    grey, transparent = Image.new("L", image.size), image.info.get("transparency")
-    for top, values in _blocks(image):
-        if isinstance(transparent, int):  # PNG: pixels of just this value are see-through
-            values[values == transparent] = white
-        values = (values.clip(0, white) * (255 / white)).round()
-        grey.paste(Image.fromarray(values.astype(np.uint8)), (0, top))
-    return grey
 
 
 def set_max_pixels(max_pixels: int) -> None:
