@@ -36,16 +36,13 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def attention_with_weights(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Compute softmax(q·kᵀ / √d + mask)·v step by step, and its weights.
+def attention_with_weights(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute softmax(q·kᵀ / √d)·v step by step, and its weights.
 
     q, k, v: (..., Q, d), (..., A, d) and (..., A, d_v).
     Returns: the result (..., Q, d_v) and the weights (..., Q, A), whose rows sum to 1.
     """
-    scores = (1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)  # (..., Q, A)
-    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    weights = ((1 / math.sqrt(q.shape[-1])) * q @ k.transpose(-2, -1)).softmax(dim=-1)
     return weights @ v, weights
 
 

@@ -144,8 +144,7 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
     Pillow image. white_level: of a run; None: the image's own.
 
     Raises FileNotFoundError if there is no such file, and a ValueError that names the file if it is
-    damaged, cut short, not an image or too large. Pillow's warnings about odd metadata are left to
-    the caller: silencing them here would change the filters of other threads.
+    damaged, cut short, not an image or too large.
     """
     if isinstance(source, Image.Image):
         source.load()  # before EXIF is asked: only then has Pillow turned TIFF files itself

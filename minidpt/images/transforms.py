@@ -82,17 +82,15 @@ def resized_crop(image: Image.Image, box: Box, resolution: int) -> Image.Image:
     return image.crop(box).resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
-def random_resized_crop_box(
-    width: int, height: int, generator: random.Random, scale: tuple[float, float] = (0.08, 1.0)
-) -> Box:
+def random_resized_crop_box(width: int, height: int, generator: random.Random) -> Box:
     """Draw the crop of torchvision's RandomResizedCrop.
 
-    Its area is uniform in `scale` (of the image's area), its width / height log-uniform from 3:4 to
+    Its area is uniform from 8 % of the image's to all, its width / height log-uniform from 3:4 to
     4:3. Ten tries to draw one that fits into the image, then the largest central crop of such a
     shape (Szegedy et al., "Going deeper with convolutions", section 6).
     """
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(0.08, 1)
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
