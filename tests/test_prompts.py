@@ -12,7 +12,7 @@ from torch import Tensor
 
 import minidpt
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
-from minidpt.prompts import ClassAwarePrompts, TextPrompts, VisualPrompts, prompt_tokens
+from minidpt.prompts import ClassAwarePrompts, TextPrompts, nearest_words, prompt_tokens
 
 NAMES = ["ox", "boeing 747-400", "red fox"]
 
@@ -124,16 +124,13 @@ def test_text_prompts_are_in_fp32_also_for_a_clip_in_lower_precision():
         assert prompts.ctx.dtype == prompts().dtype == torch.float32
 
 
+def test_distances_of_words_do_not_overflow(clip):
+    ((_, nearest), *_) = nearest_words(torch.full((1, 64), 3e38), clip)[0]
+    assert nearest == pytest.approx(8 * 3e38, rel=1e-6)
+
+
 def test_nothing_but_the_context_is_stored(clip):
     assert text_prompts(clip).state_dict().keys() == {"ctx"}
-
-
-def test_layers_beyond_the_last_with_visual_prompts_have_none():
-    prompts = VisualPrompts(layers=2, n_prompts=3, width=5)
-    assert [name for name, _ in prompts.named_parameters()] == ["prompts"]
-    assert torch.equal(prompts(1), prompts.prompts[0])
-    assert torch.equal(prompts(2), prompts.prompts[1])
-    assert prompts(3) is None
 
 
 def class_aware(x: Tensor) -> tuple[ClassAwarePrompts, Tensor]:

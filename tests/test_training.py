@@ -24,11 +24,8 @@ from minidpt import training
 )
 def test_default_epochs_are_the_published_ones(method, by_shots):
     assert {shots: training.default_epochs(method, shots) for shots in by_shots} == by_shots
-
-
-def test_on_imagenet_coop_has_the_published_50_epochs():
-    assert [training.default_epochs("coop", shots, "ImageNet") for shots in (1, 4, 16)] == [50] * 3
-    assert training.default_epochs("dpt", 16, "ImageNet") == 100
+    on_imagenet = {shots: 50 for shots in by_shots} if method == "coop" else by_shots
+    assert on_imagenet == {n: training.default_epochs(method, n, "ImageNet") for n in by_shots}
 
 
 def test_a_loss_or_a_prompt_that_is_not_finite_is_an_error():

@@ -58,7 +58,7 @@ class ReferencePair:
         self.classnames = classnames
         self.clip = shared_clip(sizes)
         self.model = minidpt.build_model(
-            self.clip, classnames, template, minidpt.PromptConfig(**config)
+            self.clip, classnames, template, minidpt.PromptConfig(**config), allow_duplicates=True
         )
         self.learned = learned_tensors(learned_shapes(sizes, len(classnames), config))
         self.model.load_published(self.learned)
@@ -82,16 +82,6 @@ class ReferencePair:
             **options,
         )
 
-    def reference_loss(self, outputs, labels: Tensor, guidance: bool) -> Tensor:
-        """Compute the reference's loss of its own outputs; labels (B,)."""
-        return reference.losses(
-            outputs,
-            labels,
-            method=self.config["method"],
-            guidance=guidance,
-            alpha=self.config.get("alpha", 0.3),
-        ).total
-
     def assert_agree(self, images: Tensor, labels: Tensor) -> None:
         """Assert equal outputs in training and evaluation; losses and gradients in both stages."""
         learned = to_double(self.learned, requires_grad=True)
@@ -104,7 +94,10 @@ class ReferencePair:
         assert_outputs_close(outputs, expected)
         for guidance in (False, True):
             loss = self.model.loss(outputs, labels, guidance=guidance)
-            expected_loss = self.reference_loss(expected, labels, guidance)
+            expected_loss = reference.losses(
+                expected, labels, method=self.config["method"], guidance=guidance,
+                alpha=self.config.get("alpha", 0.3),
+            ).total  # fmt: skip
             assert_close(loss, expected_loss, f"loss with guidance={guidance}")
             if learned:
                 self.model.zero_grad()
@@ -146,12 +139,8 @@ def make_labels(pair: ReferencePair, count: int) -> Tensor:
     return torch.arange(count) * 2 % len(pair.classnames)
 
 
-def compute_logits(
-    config: dict, learned: dict[str, Tensor] | None = None, count: int = 4
-) -> Tensor:
-    """Compute logits (count, C) in evaluation, with `learned` or the pair's own tensors."""
+def compute_logits(config: dict) -> Tensor:
+    """Compute logits (4, C) in evaluation, with the pair's own tensors."""
     model = ReferencePair(config).model.eval()
-    if learned is not None:
-        model.load_published(learned)
     with torch.no_grad():
-        return model(random_images(WIDE, count)).logits
+        return model(random_images(WIDE, 4)).logits
