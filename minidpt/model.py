@@ -331,12 +331,10 @@ class PromptedCLIP(nn.Module):
             "fingerprint": self.clip.fingerprint(),
             "image_size": self.clip.image_size,
         }
-        config, white = asdict(self.config), dict(self.white_level)
-        saved = SavedModel(
-            learned, self.classnames, self.template, config, white, about_clip,
-            self.class_keys, self.allow_duplicates,
-        )  # fmt: skip
-        write_model(path, saved)
+        write_model(path, SavedModel(
+            learned, self.classnames, self.template, asdict(self.config), dict(self.white_level),
+            about_clip, self.class_keys, self.allow_duplicates,
+        ))  # fmt: skip
         self.path = os.fspath(path)
 
     def for_classes(

@@ -102,8 +102,7 @@ def _clean(text: str) -> str:
 
     ftfy undoes mojibake, typographic quotes and full-width letters. Numeric references are cut to
     eight digits without leading zeros first, which changes no result (all longer ones are U+FFFD):
-    Python reads no integer of more than 4300 digits, so that OpenAI's tokenizer raises there. It
-    also joins whitespace, which is left out: no word has any.
+    Python reads no integer of more than 4300 digits, so that OpenAI's tokenizer raises there.
     """
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.lower()  # there is nothing to repair, and ftfy takes long to say so
