@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..support.files import gc_disabled, read_json, read_text, single_line_errors
 from . import folders as listing
 from . import labels_csv
-from .class_folders import class_folders_by_split, look_through, open_folder, split_folders
+from .class_folders import class_folders, list_images, look_through, open_folder, split_folders
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
@@ -163,9 +163,6 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     else:
         nested = layout.nested and not split_folders(images)
         dataset = (_open_nested if nested else _open_class_folders)(location, seed)
-        if not location.named and not has_markers(layout, folder):
-            source = f"{dataset.source}, recognised by the name of {name_of(folder)}/"
-            dataset = replace(dataset, source=source)
     if names:
         those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
@@ -203,7 +200,8 @@ def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
             name, note = distinct_name(layout, folder, classes)
             layout, notes = replace(layout, name=name), [note]
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
-    dataset = listing.assemble(images, class_folders_by_split(folders, layout), layout, how, seed)
+    splits = {split: list_images(class_folders(f, layout)) for split, f in folders.items()}
+    dataset = listing.assemble(images, splits, layout, how, seed)
     return dataset.with_notes(*notes, *listing.loose_notes(images, *folders.values()))
 
 

@@ -7,7 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -32,7 +32,8 @@ _OF_SYSTEMS = {  # folders of network disks, of Windows, macOS, Unix and Python,
     *("$recycle.bin", "system volume information", "found.000", "lost+found", "__macosx"),
     *("network trash folder", "~snapshot", "__pycache__"),
 }
-UNREAD_SUFFIXES = {  # of images in formats that are not read
+_UNREAD = {  # suffixes of images in formats that are not read, or not by every Pillow
+    *IMAGE_SUFFIXES,
     *(".heics", ".heifs", ".avifs", ".jp2", ".j2k", ".psd", ".svg", ".eps", ".ico", ".tga", ".dcm"),
     *(".exr", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef"),
 }
@@ -50,33 +51,50 @@ class ImageFiles(list[str]):
     unread: Counter[str]
 
 
-def _visible(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
-    """Scan a folder without what is hidden, and folders that systems make for themselves."""
+FOLDER, IMAGE, LINK = "folder", "image", "link"  # kinds of `scan`; the last leads nowhere
+
+
+def scan(folder: str | os.PathLike) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, path and kind of all but what is hidden or made by systems for themselves.
+
+    Kinds: FOLDER, IMAGE, LINK (called as an image, but broken or circular), of images that are not
+    read their suffix or "without ending", of all else "".
+    """
+    suffixes = image_suffixes()
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS:
-                yield entry
+                yield entry.name, entry.path, _kind(entry, suffixes)
+
+
+def _kind(entry: os.DirEntry, suffixes: set[str]) -> str:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    with suppress(OSError):  # a link that leads to itself
+        if entry.is_dir():
+            return FOLDER
+        if entry.is_file():
+            if suffix in suffixes:
+                return IMAGE
+            return suffix if suffix in _UNREAD else "" if suffix else "without ending"
+    return LINK if suffix in suffixes and entry.is_symlink() else ""
 
 
 def sub_folders(folder: Path) -> list[Path]:
     """List the visible folders in a folder, by name."""
-    return [folder / name for name in sorted(e.name for e in _visible(folder) if e.is_dir())]
+    return [folder / name for name in sorted(n for n, _, kind in scan(folder) if kind == FOLDER)]
 
 
 def holds_images(folder: str | os.PathLike) -> bool:
     """Return whether images lie directly in a folder."""
-    suffixes = tuple(image_suffixes())
-    return any(e.name.lower().endswith(suffixes) and e.is_file() for e in _visible(folder))
+    return any(kind == IMAGE for _, _, kind in scan(folder))
 
 
 def images_in(folder: str | os.PathLike) -> ImageFiles:
     """List the image files in a folder and its sub-folders, sorted; hidden ones are left out.
 
     Links to folders are followed, but never to a folder that was seen or that contains this one.
-    The system is asked about folders and links only, not about each file: a million files take
-    seconds. Raises FileNotFoundError for a link to nothing.
+    Raises FileNotFoundError for a link to nothing.
     """
-    suffixes = tuple(image_suffixes())
     seen = set(map(str, Path(folder).resolve().parents))
     files, waiting = ImageFiles(), [os.fspath(folder)]
     files.unread = Counter()
@@ -85,45 +103,31 @@ def images_in(folder: str | os.PathLike) -> ImageFiles:
         if (identity := os.path.realpath(current)) in seen:
             continue
         seen.add(identity)
-        for entry in _visible(current):
-            if entry.is_dir():
-                waiting.append(entry.path)
-            elif not entry.name.lower().endswith(suffixes):
-                if kind := _unread_kind(entry):
-                    files.unread[kind] += 1
-            elif entry.is_file():
-                files.append(entry.path)
-            elif entry.is_symlink():
-                raise FileNotFoundError(f"image {entry.path}: expected a file, got a broken link")
+        for _, path, kind in scan(current):
+            if kind == FOLDER:
+                waiting.append(path)
+            elif kind == IMAGE:
+                files.append(path)
+            elif kind == LINK:
+                raise FileNotFoundError(f"image {path}: expected a file, got a broken link")
+            elif kind:
+                files.unread[kind] += 1
     files.sort()
     return files
 
 
-def _unread_kind(entry: os.DirEntry) -> str:
-    """Return the suffix of a file that is an unread image, or "without ending"; else nothing."""
-    suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in UNREAD_SUFFIXES or suffix in IMAGE_SUFFIXES:
-        return suffix
-    return "" if suffix or not entry.is_file() else "without ending"
-
-
 def unread_notes(unread: Counter[str]) -> list[str]:
     """Note how many images are not read, of which kinds, if there are any."""
-    kinds = sorted(unread.items(), key=lambda kind: (-kind[1], kind))
-    named = ", ".join(f"{count} {what}" for what, count in kinds)
+    named = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
     return [f"not read: {named} (convert or rename images)"] if named else []
 
 
 def loose_notes(*folders: Path) -> tuple[str, ...]:
     """Note the images beside class folders in `folders`, the data folder first."""
-    suffixes, loose = tuple(image_suffixes()), []
+    loose = []
     for folder in dict.fromkeys(folders):
-        loose += sorted(
-            os.path.relpath(entry.path, folders[0])
-            for entry in _visible(folder)
-            if entry.is_file()
-            if entry.name.lower().endswith(suffixes) or _unread_kind(entry)
-        )
+        paths = (path for _, path, kind in scan(folder) if kind not in ("", FOLDER, LINK))
+        loose += sorted(os.path.relpath(path, folders[0]) for path in paths)
     return in_no_class(loose)
 
 
@@ -135,9 +139,14 @@ def in_no_class(loose: list[str]) -> tuple[str, ...]:
 
 def contents(folder: Path) -> str:
     """Describe what lies in a folder, in a few words for an error."""
-    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in _visible(folder))
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "no folder and no file"
+    names = sorted(f"{name}/" if kind == FOLDER else name for name, _, kind in scan(folder))
+    return shorten(names, 6) or "no folder and no file"
+
+
+def shorten(names: list[str], count: int = 3) -> str:
+    """Join the first of some names, and say how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 # split ("all": to be split by class) -> class, as its folder or label is called -> its files
@@ -149,10 +158,9 @@ def assemble(
 ) -> Dataset:
     """Make a Dataset of the files of each split and class.
 
-    `keys` are the classes in the order of labels (None: sorted; those of the first split count).
-    "all" is split by class, 50 % train, 20 % val, 30 % test, with `seed`, or is the test. Without
-    "test", "val" is the test; without "train", it is a test set only. Every class must have an
-    image in the first split.
+    `keys` are the classes in the order of labels (None: those of the first split, sorted), each
+    with an image in the first split. "all" is split by class with `seed`, or is the test. Without
+    "test", "val" is the test; without "train", it is a test set only.
     """
     first = next(iter(splits))
     keys = keys or naming.ordered(splits[first])
@@ -185,11 +193,10 @@ def assemble(
                 got += f", '{alike[0]}' but for capitals, - or _: rename" if alike else ": remove"
                 raise ValueError(f"data in {root}: expected only classes of {first}, got {got} it")
             listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
-    name = naming.name or root.resolve().name
-    classnames = list(names.values())
-    dataset = make_dataset(name, root, classnames, naming.template, listed, how, notes)
-    dataset = replace(
-        dataset, class_keys=list(names), is_split_drawn=is_split_drawn,
+    name, classnames = naming.name or root.resolve().name, list(names.values())
+    dataset = make_dataset(
+        name, root, classnames, listed, how, template=naming.template, notes=tuple(notes),
+        class_keys=list(names), is_split_drawn=is_split_drawn,
         allow_duplicates=len(set(map(str.casefold, classnames))) < len(classnames),
     )  # fmt: skip
     return naming.credit(dataset, keys)

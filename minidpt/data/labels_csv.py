@@ -5,13 +5,15 @@ columns by the header or the first row -> files of each split and label -> folde
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, filterfalse, islice
 from pathlib import Path
 
-from ..support.files import MAX_CLASSES, MAX_PICTURES, short_repr, to_single_line
+from ..support.files import MAX_CLASSES, MAX_PICTURES, short_repr
 from . import folders
 from .class_folders import split_folders
 from .folders import IMAGE_SUFFIXES, SPLIT_NAMES, Splits
@@ -40,24 +42,17 @@ def describe_missing(missing: list[str]) -> str:
 
 
 def missing_files(paths: Iterable[str], most: int = MANY) -> list[str]:
-    """List those of the paths that are no regular files, nor links to one; at most `most`.
-
-    Folders with many of them are listed: on a network disk much faster than to ask for each.
-    """
+    """List those of the paths that are no regular files, nor links to one; at most `most`."""
     by_folder: dict[str, list[str]] = {}
-    for path in paths:
+    for path in dict.fromkeys(paths):
         by_folder.setdefault(os.path.dirname(path), []).append(path)
     missing: list[str] = []
     for folder, asked in by_folder.items():
-        if len(asked) > 20 and os.path.isdir(folder):
-            wanted = set(map(os.path.basename, asked))
+        if len(asked) > 20 and os.path.isdir(folder):  # on a network disk faster than to ask
             with os.scandir(folder) as entries:
-                there = {e.name for e in entries if e.name in wanted and e.is_file()}
-            asked = [path for path in asked if os.path.basename(path) not in there]
-        others = (path for path in dict.fromkeys(asked) if not os.path.isfile(path))
-        missing += islice(others, most - len(missing))
-        if len(missing) == most:
-            break
+                there = {e.path for e in entries if e.is_file(follow_symlinks=False)}
+            asked = [path for path in asked if path not in there]
+        missing += islice(filterfalse(os.path.isfile, asked), most - len(missing))
     return missing
 
 
@@ -71,93 +66,94 @@ def find_table(folder: Path) -> Path | None:
 
 
 def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
-    """Open the data set of a CSV file of `path,label[,split]`.
+    """Open the data set of a CSV file of `path,label[,split]`; the columns by `_read_table`.
 
     Paths start from its folder, or `naming.read.image_root`, and may lack their ending. The `root`
-    of the data set is the innermost folder around the images: the file may lie anywhere.
-    A header may name these columns in any order, among others, or `naming.read.columns` does; else
-    the first row must begin with an image file. The split is train, val or test; without one, it is
-    drawn. Raises ValueError or FileNotFoundError with the line's number.
+    of the data set is the innermost folder around the images. Raises ValueError or
+    FileNotFoundError with the line's number.
     """
     where, read = f"labels {path}", naming.read
-    start = os.path.join(os.path.abspath(read.image_root or path.parent), "")
     columns, header, rows = _read_table(path, where, read.columns)
     if "split" not in columns:
         columns |= _find_split(path, columns, header)
-    at_path, at_label, at_split = map(columns.get, _COLUMNS)
-    width, needed = len(header), 1 + max(columns.values())
-    groups: Splits = {}  # by the cell of the split's column
-    lines: dict[str, int] = {}  # image -> line
+    entries: _Entries = {}
     for line, row in rows:
-        complete = len(row) == width or len(row) >= needed and not any(row[width:])
-        if not complete or not all(row[column] for column in columns.values()):
-            expected = "path, label" if at_split is None else "path, label, train, val or test"
-            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
-            raise ValueError(f"{where}, line {line}: expected {expected}, got {got}")
-        file = os.path.join(start, row[at_path])
-        if lines.setdefault(file, line) != line:
-            got = f"{row[at_path]} again (line {lines[file]})"
+        _check_row(f"{where}, line {line}", row, columns, len(header))
+        name, label, cell = (row[columns[key]] if key in columns else "all" for key in _COLUMNS)
+        file = os.path.join(os.path.abspath(read.image_root or path.parent), name)
+        if file in entries:
+            got = f"{name} again (line {entries[file][0]})"
             raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
-        cell = "all" if at_split is None else row[at_split]
-        groups.setdefault(cell, {}).setdefault(row[at_label], []).append(file)
-    splits_of = {"all": "all"} if at_split is None else _splits_of(header[at_split], groups)
-    for cell in (cell for cell in groups if cell not in splits_of):
-        line = lines[next(iter(groups[cell].values()))[0]]
-        got = f"'{cell}' in the column '{header[at_split]}'"
-        fix = "mend it, rename the column, or name another by --columns split=NAME"
-        raise ValueError(f"{where}, line {line}: expected train, val or test, got {got}: {fix}")
-    names, notes = _name_labels(where, groups, lines, naming.least_classes)
-    files = _find_images(where, lines, path.parent)
+        entries[file] = line, sys.intern(label), sys.intern(cell)
+    splits_of = {"all": "all"}
+    if "split" in columns:
+        column = header[columns["split"]]
+        splits_of = _splits_of(column, dict.fromkeys(cell for _, _, cell in entries.values()))
+        for line, _, cell in entries.values():
+            if cell not in splits_of:
+                got = f"'{cell}' in the column '{column}'"
+                fix = "mend it, or name another column by --columns split=NAME"
+                where = f"{where}, line {line}"
+                raise ValueError(f"{where}: expected train, val or test, got {got}: {fix}")
+    names, notes = _name_labels(where, entries, naming.least_classes)
+    moved = _find_images(where, entries, path.parent)
     splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
-    for cell, by_label in groups.items():
-        for label, spelled in by_label.items():
-            of_class = splits[splits_of[cell]].setdefault(names[label], [])
-            of_class += (files.get(file, file) for file in spelled)
+    for file, (_, label, cell) in entries.items():
+        files = splits[splits_of[cell]].setdefault(names[label], [])
+        files.append(moved.get(file, file))
     is_usual = path.name in (LABELS, METADATA)
     name = naming.name or (path.resolve().parent.name if is_usual else path.stem)
-    around = {os.path.dirname(os.path.abspath(files.get(file, file))) for file in lines}
-    root = Path(os.path.commonpath(around))
+    root = Path(os.path.commonpath({os.path.dirname(moved.get(file, file)) for file in entries}))
     dataset = folders.assemble(root, splits, replace(naming, name=name), path.name, seed)
     return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
 
 
-def _name_labels(
-    where: str, groups: Splits, lines: dict[str, int], least: int
-) -> tuple[dict, list[str]]:
+_Entries = dict[str, tuple[int, str, str]]  # image -> line, label, cell of the split's column
+
+
+def _check_row(where: str, row: list[str], columns: dict[str, int], width: int) -> None:
+    """Raise ValueError for a row that lacks a cell that is read, or has more than the header."""
+    complete = len(row) == width or len(row) > max(columns.values()) and not any(row[width:])
+    if not complete or not all(row[column] for column in columns.values()):
+        expected = "path, label, train, val or test" if "split" in columns else "path, label"
+        got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
+        raise ValueError(f"{where}: expected {expected}, got {got}")
+
+
+def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, str], list[str]]:
     """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
-    counts: Counter[str] = Counter()
-    for label, files in chain.from_iterable(by_label.items() for by_label in groups.values()):
-        counts[label] += len(files)
+    counts = Counter(label for _, label, _ in entries.values())
+    for line, label, _ in entries.values():
         if _LIST.fullmatch(label):
             got = f"the list {label}: leave one label"
-            raise ValueError(f"{where}, line {lines[files[0]]}: expected a label, got {got}")
+            raise ValueError(f"{where}, line {line}: expected a label, got {got}")
     numbers = list(map(_WHOLE.fullmatch, counts))
     names = {label: number[1] if all(numbers) else label for label, number in zip(counts, numbers)}
     if not least <= (count := len(set(names.values()))) <= MAX_CLASSES:
         raise ValueError(f"{where}: expected {least} to {MAX_CLASSES:,} labels, got {count}")
     parts = {label: set(re.split(r"\s*[|;,]\s*", label)) - {""} for label in counts}
     uses = Counter(chain.from_iterable(parts.values()))
-    composed = ", ".join(
+    composed = [
         f"'{label}' ({counts[label]} images)"
         for label in counts
         if len(parts[label]) > 1 and any(uses[part] > 1 for part in parts[label])
-    )
-    note = f"labels composed of others are classes of their own: {to_single_line(composed, 300)}"
+    ]
+    note = f"labels composed of others are classes of their own: {folders.shorten(composed)}"
     return names, [note] if composed else []
 
 
-def _find_images(where: str, lines: dict[str, int], folder: Path) -> dict[str, str]:
+def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
     """Map missing images to their files: with "/" for "\\", or with the ending that alone fits.
 
-    lines: of all images. Raises FileNotFoundError for those that still miss, with where in or below
-    `folder` there is one of that name.
+    Raises FileNotFoundError for those that still miss, with where in or below `folder` there is
+    one of that name.
     """
-    slashed = {path: path.replace("\\", "/") for path in missing_files(lines, MAX_PICTURES)}
+    slashed = {path: path.replace("\\", "/") for path in missing_files(entries, MAX_PICTURES)}
     files: dict[str, list[str]] = {}
     for parent in filter(os.path.isdir, set(map(os.path.dirname, slashed.values()))):
-        for entry in filter(os.DirEntry.is_file, os.scandir(parent)):
-            for path in {entry.path, _without_ending(entry.path)}:
-                files.setdefault(path, []).append(entry.path)
+        for _, path, kind in folders.scan(parent):
+            for name in {path, _without_ending(path)} if kind == folders.IMAGE else ():
+                files.setdefault(name, []).append(path)
     fits = {path: files.get(name, ()) for path, name in slashed.items()}
     if missing := [path for path, files in fits.items() if len(files) != 1]:
         got, fix = describe_missing(missing[:MANY]), "mend the path"
@@ -166,9 +162,8 @@ def _find_images(where: str, lines: dict[str, int], folder: Path) -> dict[str, s
             if alike := [each for each in names if _without_ending(each) == name]:
                 fix = f"there is {os.path.join(parent, alike[0])}: mend the path or --image-root"
                 break
-        raise FileNotFoundError(
-            f"{where}, line {lines[missing[0]]}: expected images, got {got}: {fix}"
-        )
+        line = entries[missing[0]][0]
+        raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: {fix}")
     return {path: files[0] for path, files in fits.items()}
 
 
@@ -180,18 +175,18 @@ def _without_ending(name: str) -> str:
 
 def lists_images(path: Path) -> bool:
     """Return whether a CSV file has the columns that `open_csv` reads; others lie in data sets."""
-    try:
+    with suppress(ValueError):
         return bool(_read_table(path, ""))
-    except ValueError:
-        return False
+    return False
 
 
-# path, label and split -> their columns; the header, or empty names; rows by line
-_Table = tuple[dict[str, int], list[str], Iterator[tuple[int, list[str]]]]
+def _read_table(
+    path: Path, where: str, by_hand: str | None = None
+) -> tuple[dict[str, int], list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the columns by their meaning, the header, and the rows by line.
 
-
-def _read_table(path: Path, where: str, by_hand: str | None = None) -> _Table:
-    """Decide what the columns mean: by hand, by the header, or by a first row that is none."""
+    Columns are named by hand, by the header, or by a first row that begins with an image.
+    """
     rows = read_rows(path, where)
     line, header = next(rows, (1, []))
     columns: dict[str, int] = {}
@@ -225,7 +220,7 @@ def _word(text: str) -> str:
 def _meaning(name: str) -> str | None:
     """Return what a column means by its name: path, label, split, or None."""
     spellings = {_word(name), _word(name).removesuffix("s")}
-    return next((meaning for meaning, words in _COLUMNS.items() if spellings & words), None)
+    return next((key for key, words in _COLUMNS.items() if spellings & words), None)
 
 
 def _find_split(path: Path, columns: dict[str, int], header: list[str]) -> dict[str, int]:
@@ -235,10 +230,7 @@ def _find_split(path: Path, columns: dict[str, int], header: list[str]) -> dict[
     for _, row in islice(read_rows(path, where), 1, None) if cells else ():
         for number in cells.keys() & range(len(row)):
             cells[number].add(row[number])
-            if len(cells[number]) > 20:  # no few words for splits
-                del cells[number]
-        if not cells:
-            break
+        cells = {n: words for n, words in cells.items() if len(words) <= 20}  # few are splits
     splits = [n for n in cells if {"train"} < set(_splits_of(header[n], cells[n]).values())]
     if len(splits) > 1:
         got = " and ".join(header[number] for number in splits)
@@ -265,10 +257,9 @@ def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
 
 def _column_notes(columns: dict, header: list[str], splits_of: dict[str, str]) -> Iterator[str]:
     """Note the columns that are not read, and how a split is read from one of another name."""
-    names = {number: name for number, name in enumerate(header) if name}
-    if unread := [name for number, name in names.items() if number not in columns.values()]:
-        yield f"columns not read: {to_single_line(', '.join(unread), 200)}"
-    name = names.get(columns.get("split"))
+    if unread := [n for i, n in enumerate(header) if n and i not in columns.values()]:
+        yield f"columns not read: {folders.shorten(unread, 20)}"
+    name = header[columns["split"]] if "split" in columns else ""
     if name and _meaning(name) != "split":
         cells = ", ".join(f"{cell} is {split}" for cell, split in splits_of.items())
         yield f"the split is read from the column '{name}': {cells}"

@@ -11,10 +11,9 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..support.files import validate_name
 
@@ -26,8 +25,7 @@ SPLITS = ("train", "val", "test")
 class ReadOptions:
     """How data of the user's own are read, where it cannot be told from them.
 
-    folders_are_classes: those that hold folders of the same names are classes, not variants of a
-        data set; train/ and test/ are, too, if they hold no folders.
+    folders_are_classes: also those that hold folders of the same names, or are called train.
     columns: of a CSV file, what each means, such as "image=photo,label=art,split=x".
     image_root: the folder that a CSV file's paths start from; None for its own.
     """
@@ -113,13 +111,7 @@ class Dataset:
 
 
 def make_dataset(
-    name: str,
-    root: Path,
-    classnames: list[str],
-    template: str,
-    listed: dict[str, list[Sample]],
-    how: str,
-    notes: Iterable[str] = (),
+    name: str, root: Path, classnames: list[str], listed: dict[str, list], how: str, **fields: Any
 ) -> Dataset:
     """Build a Dataset and describe it in its line `source`; `how`: from which files.
 
@@ -132,17 +124,17 @@ def make_dataset(
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     tested = {sample.label for sample in listed["test"]}
     untested = [n for label, n in enumerate(classnames) if label not in tested]
-    notes = (*notes, *(f"class '{classname}' has no test image" for classname in untested))
-    return Dataset(name, root, classnames, template, **listed, source=source, notes=notes)
+    dataset = Dataset(name, root, classnames, **listed, source=source, **fields)
+    return dataset.with_notes(*(f"class '{name}' has no test image" for name in untested))
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
     """Draw `shots` training images of each class, min(shots, 4) of val; the test set stays.
 
     The published draw, image for image (CoOp's protocol): one generator, classes in the order
-    of their first image, first train, then val. A class with fewer images gives all it has,
-    and a line in `notes` says so. What this very draw has left (a run's split file) stays as it is,
-    in its order. Raises ValueError for less than one shot, and for a data set that is only a test.
+    of their first image, first train, then val. A class with fewer images gives all it has, with a
+    note. What this very draw has left (a run's split file) stays as it is. Raises ValueError for
+    less than one shot, and for a data set that is only a test.
     """
     if shots < 1:
         raise ValueError(f"shots: expected at least 1, got {shots}")
@@ -153,13 +145,12 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
         train = _draw(train, shots, generator)
         val = _draw(val, min(shots, 4), generator)
     counts = Counter(sample.label for sample in train)
-    notes = tuple(
+    notes = (
         f"class '{name}' has {counts[label]} images, {shots} shots wanted: using {counts[label]}"
         for label, name in enumerate(dataset.classnames)
         if counts[label] < shots
     )
-    notes = dataset.notes + notes
-    return replace(dataset, train=train, val=val, notes=notes, drawn=(shots, seed))
+    return replace(dataset, train=train, val=val, drawn=(shots, seed)).with_notes(*notes)
 
 
 def _draw(samples: list[Sample], count: int, generator: random.Random) -> list[Sample]:

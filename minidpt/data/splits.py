@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,9 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
         for row in content[split]:
             good = type(row) is list and list(map(type, row)) == [str, int, str]
             if not good or named.setdefault(row[1], row[2]) != row[2]:
-                got = (
-                    ", ".join(map(files.short_repr, row[:4]))
-                    if type(row) is list
-                    else files.short_repr(row)
-                )
-                raise ValueError(f"{expected}, one name for each label, got [{got}] in {split}")
+                cells = row[:4] if type(row) is list else [row]
+                got = f"[{', '.join(map(files.short_repr, cells))}] in {split}"
+                raise ValueError(f"{expected}, one name for each label, got {got}")
     names = content.get("classnames") or [named.get(label) for label in range(len(named))]
     count = len(names)
     wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
@@ -90,8 +86,7 @@ def read_split(
     counts = Counter(classnames).items()
     notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
-        got = "none" if noted is None else f"{noted}, not there"
-        got += " (--image-root)"
+        got = f"{noted}, not there (--image-root)"
         raise FileNotFoundError(f"split file {path}: expected its image folder, got {got}")
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}
@@ -105,11 +100,10 @@ def read_split(
         got = f"{describe_missing(missing)}: name their folder (eval.py: --image-root)"
         raise FileNotFoundError(f"split file {path}: expected all its images in {root}, got {got}")
     name = name or content.get("name") or path.stem
-    template = content.get("template") or DEFAULT_TEMPLATE
-    dataset = make_dataset(name, Path(root), classnames, template, listed, path.name, notes)
-    drawn = tuple(content.get("drawn") or ()) or None
-    return replace(
-        dataset, drawn=drawn, subset=content.get("part") or "all",
+    return make_dataset(
+        name, Path(root), classnames, listed, path.name, notes=tuple(notes),
+        template=content.get("template") or DEFAULT_TEMPLATE,
+        drawn=tuple(content.get("drawn") or ()) or None, subset=content.get("part") or "all",
         class_keys=content.get("class_keys") or list(classnames),
         allow_duplicates=bool(content.get("allow_duplicates")),
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_plain_class_folders_are_recognised_by_their_folders_name(tmp_path, name
     assert open_dataset(tmp_path) == dataset
     named = open_dataset(folder, name)
     assert named.test == dataset.test
-    assert dataset.source == f"{named.source}, recognised by the name of {folder.name}/"
+    assert dataset.source == named.source
     assert open_dataset(folder.rename(tmp_path / "mine")).name == "mine"
 
 

@@ -5,20 +5,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.image_folders import draw_class_folders, draw_image
+from helpers.image_folders import draw_class_folders, draw_image, read_error
 
 from minidpt.data.class_folders import split_of
 from minidpt.data.datasets import open_dataset
 from minidpt.data.samples import ReadOptions
 
-COUNTS = {"bird": 4, "coin": 3, "flower": 2}
+NAMES = ["bird", "coin", "flower"]
 AS_CLASSES = ReadOptions(folders_are_classes=True)
+ASK = ": if these are the classes, pass --folders-are-classes"
 
 
 def draw_in(root: Path, *folders: str) -> Path:
-    """The same classes in each of the folders."""
+    """The same classes, of 4, 3 and 2 images, in each of the folders."""
     for folder in folders:
-        draw_class_folders(root / folder, COUNTS)
+        draw_class_folders(root / folder, {"bird": 4, "coin": 3, "flower": 2})
     return root
 
 
@@ -26,190 +27,123 @@ def sizes(dataset) -> list[int]:
     return [len(dataset.train), len(dataset.val), len(dataset.test)]
 
 
-def folders_of(samples, root: Path) -> set[str]:
-    return {Path(sample.path).relative_to(root).parts[0] for sample in samples}
-
-
-def error_of(root: Path, *options) -> str:
-    with pytest.raises(ValueError) as raised:
-        open_dataset(root, *options)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
-# ---- names of splits
-
-
-@pytest.mark.parametrize(
-    ("name", "split", "rest"),
-    [
-        ("seg_train", "train", ["seg"]),
-        ("training_set", "train", []),
-        ("TRAIN_DATA", "train", []),
-        ("SegTrainImages", "train", ["seg"]),
-        ("TestSet", "test", []),
-        ("testset", "test", []),
-        ("imgs-train", "train", []),
-        ("val2017", "val", []),
-        ("DIV2K_valid_HR", "val", ["div", "k", "hr"]),
-        ("猫 test", "test", ["猫"]),
-        ("my evaluation images", "test", ["my"]),
-        ("train_station", "train", ["station"]),
-    ],
-)
-def test_a_folder_name_tells_a_split_and_the_rest(name, split, rest):
-    assert split_of(name) == (split, tuple(rest))
-
-
-@pytest.mark.parametrize("name", ["testudo", "trainer", "strain", "train_test", "images", "1", "_"])
-def test_other_folder_names_tell_no_split(name):
-    assert split_of(name) is None
-
-
-@pytest.mark.parametrize(
-    ("train", "test"),
-    [
-        ("seg_train", "seg_test"),
-        ("training_set", "test_set"),
-        ("train_images", "test_images"),
-        ("Train_Data", "TESTING"),
-        ("imgs_train", "test-set"),
-        ("trainset", "testset"),
-        ("train", "test_set"),
-        ("cats-and-dogs-train", "Cats And Dogs Validation"),
-        ("train2017", "val2017"),
-        ("train", "eval"),
-        ("trainval", "test"),
-        ("Training", "Evaluation"),
-        ("train_old", "test_new"),  # told by their folders
-    ],
-)
-def test_train_like_beside_test_like_folders_are_the_split(tmp_path, train, test):
-    dataset = open_dataset(draw_in(tmp_path, train, test))
-    assert dataset.classnames == ["bird", "coin", "flower"] and dataset.notes == ()
-    assert sizes(dataset) == [9, 0, 9]
-    assert folders_of(dataset.train, tmp_path) == {train}
-    assert folders_of(dataset.test, tmp_path) == {test}
-    assert f"folders {train}/, {test}/" in dataset.source
-
-
-@pytest.mark.parametrize("names", [("x_train", "x_valid", "x_test"), ("train", "dev_set", "test")])
-def test_three_folders_are_train_val_and_test(tmp_path, names):
-    dataset = open_dataset(draw_in(tmp_path, *names))
+def folders_of(dataset) -> list[set[str]]:
+    """The first folders of the paths in train, val and test."""
     splits = dataset.train, dataset.val, dataset.test
-    assert [folders_of(split, tmp_path) for split in splits] == [{name} for name in names]
+    return [{Path(s.path).relative_to(dataset.root).parts[0] for s in each} for each in splits]
+
+
+def error_of(root: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        open_dataset(root)
+    return read_error(error, root)
 
 
 @pytest.mark.parametrize(
-    ("folders", "test", "unread"),
+    ("name", "expected"),
     [
-        (("train", "eval", "test"), "test", "eval/"),
-        (("train", "test", "test_images"), "test", "test_images/"),
-        (("train", "trainval", "test"), "test", "trainval/"),
-        (("train_set", "test_set", "evaluation_set"), "test_set", "evaluation_set/"),
-        (("seg_train", "seg_test", "seg_pred"), "seg_test", "seg_pred/"),
+        ("seg_train", ("train", ("seg",))),
+        ("TRAIN_DATA", ("train", ())),
+        ("SegTrainImages", ("train", ("seg",))),
+        ("testset", ("test", ())),
+        ("val2017", ("val", ())),
+        ("DIV2K_valid_HR", ("val", ("div", "k", "hr"))),
+        ("猫 test", ("test", ("猫",))),
+        ("my evaluation images", ("test", ("my",))),
+        *((name, None) for name in ("testudo", "trainer", "strain", "train_test", "images", "1")),
     ],
 )
-def test_a_second_test_and_others_beside_are_not_read(tmp_path, folders, test, unread):
-    dataset = open_dataset(draw_in(tmp_path, *folders))
-    assert sizes(dataset) == [9, 0, 9] and folders_of(dataset.test, tmp_path) == {test}
-    assert dataset.notes == (f"read: {folders[0]}/, {test}/; not read: {unread}",)
-
-
-def test_folders_of_predictions_and_files_beside_a_split_do_not_matter(tmp_path):
-    draw_in(tmp_path, "seg_train", "seg_test")
-    draw_image(tmp_path / "seg_pred" / "a.png")
-    draw_image(tmp_path / "seg_train" / "loose.png")
-    (tmp_path / "train.csv").write_text("id,x\n")
-    dataset = open_dataset(tmp_path)
-    assert sizes(dataset) == [9, 0, 9]
-    assert dataset.notes[0] == "read: seg_train/, seg_test/; not read: seg_pred/"
-    assert dataset.notes[1].startswith("not read: 1 image in no class folder, first seg_train")
-
-
-@pytest.mark.parametrize("folders", [["cat_train", "cat_test", "dog_train"], ["train1", "train2"]])
-def test_two_folders_for_training_are_an_error(tmp_path, folders):
-    draw_in(tmp_path, *folders, "dog_test")
-    if folders[0] == "train1":
-        (tmp_path / "dog_test").rename(tmp_path / "test")
-    error = error_of(tmp_path)
-    first, other = (name for name in folders if "train" in name)
-    assert (
-        f"expected one folder for train, got {first}/ and {other}/: merge or rename them" in error
-    )
+def test_a_folder_name_tells_a_split_and_the_rest(name, expected):
+    assert split_of(name) == expected
 
 
 @pytest.mark.parametrize(
-    "names",
-    [("train_station", "testudo", "owl"), ("train_station", "test_tube"), ("trainer", "tester")],
+    ("train", "val", "test", "unread"),
+    [
+        ("seg_train", "", "seg_test", ""),
+        ("training_set", "", "test_set", ""),
+        ("train_images", "", "test_images", ""),
+        ("Train_Data", "", "TESTING", ""),
+        ("trainset", "", "test-set", ""),
+        ("train", "", "test_set", ""),
+        ("cats-and-dogs-train", "", "Cats And Dogs Validation", ""),
+        ("train2017", "", "val2017", ""),
+        ("trainval", "", "eval", ""),
+        ("train_old", "", "test_new", ""),  # told by their folders
+        ("x_train", "x_valid", "x_test", ""),
+        ("train", "dev_set", "test", ""),
+        ("train", "", "test", "eval"),
+        ("train", "", "test", "test_images"),
+        ("train", "", "test", "trainval"),
+        ("train_set", "", "test_set", "evaluation_set"),
+        ("seg_train", "", "seg_test", "seg_pred"),
+    ],
 )
-def test_classes_called_a_little_like_splits_stay_classes(tmp_path, names):
-    draw_class_folders(tmp_path, dict.fromkeys(names, 4))
-    dataset = open_dataset(tmp_path)
-    assert dataset.classnames == sorted(name.replace("_", " ") for name in names)
-    assert dataset.notes == ()
-
-
-def test_flat_folders_called_as_splits_are_no_classes(tmp_path):
-    draw_class_folders(tmp_path, {"train_images": 5, "test_images": 5})
-    expected = "expected classes in train_images/, test_images/, got none there: if these are the"
-    assert expected in error_of(tmp_path)
-    dataset = open_dataset(tmp_path, read=AS_CLASSES)
-    assert dataset.classnames == ["test images", "train images"]
-
-
-# ---- variants, and classes that hold folders
+def test_train_like_beside_test_like_folders_are_the_split(tmp_path, train, val, test, unread):
+    dataset = open_dataset(draw_in(tmp_path, *filter(None, (train, val, test, unread))))
+    assert dataset.classnames == NAMES and sizes(dataset) == [9, 9 * bool(val), 9]
+    assert folders_of(dataset) == [{train}, set(filter(None, [val])), {test}]
+    read = ", ".join(f"{name}/" for name in (train, val, test) if name)
+    assert f"folders {read}" in dataset.source
+    assert dataset.notes == ((f"read: {read}; not read: {unread}/",) if unread else ())
 
 
 @pytest.mark.parametrize(
     "folders",
+    [("cat_train", "dog_train", "cat_test", "dog_test"), ("train1", "train2", "test")],
+)
+def test_two_folders_for_training_are_an_error(tmp_path, folders):
+    expected = f"expected one folder for train, got {folders[0]}/ and {folders[1]}/: merge or ren"
+    assert expected in error_of(draw_in(tmp_path, *folders))
+
+
+@pytest.mark.parametrize(
+    "names", [("owl", "testudo", "train_station"), ("test_tube", "train_station")]
+)
+def test_classes_called_a_little_like_splits_stay_classes(tmp_path, names):
+    dataset = open_dataset(draw_class_folders(tmp_path, dict.fromkeys(names, 4)))
+    assert dataset.classnames == [name.replace("_", " ") for name in names]
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize("names", [("test_images", "train_images"), ("bus", "car", "train")])
+def test_splits_without_classes_are_classes_only_by_the_option(tmp_path, names):
+    draw_class_folders(tmp_path, dict.fromkeys(names, 4))
+    splits = "train_images/, test_images/" if "bus" not in names else "train/"
+    contents = ", ".join(f"{name}/" for name in names)
+    assert f"expected classes in {splits}, got none there ({contents}){ASK}" in error_of(tmp_path)
+    dataset = open_dataset(tmp_path, read=AS_CLASSES)
+    assert dataset.classnames == [name.replace("_", " ") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("folders", "variants", "shared"),
     [
-        ("fold1", "fold2"),
-        ("color", "grayscale", "segmented"),
-        ("site_A", "site_B"),
-        ("2019", "2020", "2021", "2022"),
-        ("fold1/train", "fold1/test", "fold2/train", "fold2/test"),
-        ("train/color", "train/grayscale", "test/color", "test/grayscale"),
-        ("color/color", "grayscale/images"),  # each alone
+        (("fold1", "fold2"), "fold1/, fold2/", NAMES),
+        (("color", "gray", "segmented"), "color/, gray/, segmented/", NAMES),
+        (("2019", "2020", "2021", "2022"), "2019/, 2020/, 2021/ and 1 more", NAMES),
+        (("a/train", "a/test", "b/train", "b/test"), "a/, b/", ["test", "train"]),
+        (("train/color", "train/gray", "test/color", "test/gray"), "color/, gray/", NAMES),
+        (("color/color", "gray/images"), "color/, gray/", NAMES),  # each alone
     ],
 )
-def test_variants_of_the_same_classes_are_asked_about(tmp_path, folders):
-    error = error_of(draw_in(tmp_path, *folders))
-    named = sorted({Path(name).parts[0] for name in folders})
-    if named == ["test", "train"]:
-        named = ["color", "grayscale"]
-    assert "expected class folders, got " + "/, ".join(named[:3]) + "/" in error
-    shared = "test/, train/" if "fold1/test" in folders else "bird/, coin/, flower/"
-    assert f", which share {shared}: if these are the classes, pass --folders-are-classes" in error
-
-
-def test_folders_are_classes_where_the_caller_says_so(tmp_path):
-    draw_in(tmp_path / "variants", "color", "grayscale")
-    draw_in(tmp_path / "parts", "train/a", "train/b", "test/a", "test/b")
-    dataset = open_dataset(tmp_path / "parts", read=AS_CLASSES)
-    assert dataset.classnames == ["a", "b"] and sizes(dataset) == [18, 0, 18]
-    shutil.rmtree(tmp_path / "parts")
-    for root in (tmp_path / "variants", tmp_path):  # which is looked through
-        dataset = open_dataset(root, read=AS_CLASSES)
-        assert dataset.classnames == ["color", "grayscale"] and sum(sizes(dataset)) == 18
-    draw_class_folders(tmp_path / "vehicles", {"bus": 4, "car": 4, "train": 4})
-    dataset = open_dataset(tmp_path / "vehicles", read=AS_CLASSES)
-    assert dataset.classnames == ["bus", "car", "train"] and dataset.notes == ()
+def test_variants_of_the_same_classes_are_asked_about(tmp_path, folders, variants, shared):
+    with pytest.raises(ValueError) as error:
+        open_dataset(draw_in(tmp_path, *folders))
+    shared = ", ".join(f"{name}/" for name in shared)
+    expected = f"expected class folders, got {variants}, which share {shared}{ASK}"
+    assert expected in read_error(error, tmp_path)
+    classes = (
+        ["color", "gray"] if folders[0] == "train/color" else {f.split("/")[0] for f in folders}
+    )
+    dataset = open_dataset(tmp_path, read=AS_CLASSES)
+    assert dataset.classnames == sorted(classes) and sum(sizes(dataset)) == 9 * len(folders)
 
 
 def test_capitals_do_not_hide_what_variants_share(tmp_path):
     draw_class_folders(tmp_path / "a", {"Bird": 3, "coin": 3, "x": 3})
     draw_class_folders(tmp_path / "b", {"bird": 3, "Coin": 3, "y": 3})
     assert "a/, b/, which share Bird/, coin/" in error_of(tmp_path)
-
-
-def test_a_class_that_holds_images_makes_the_others_classes(tmp_path):
-    draw_in(tmp_path, "color", "grayscale")
-    draw_image(tmp_path / "owl" / "a.png")
-    dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["color", "grayscale", "owl"]
-    note = "taken for classes: color/, grayscale/, which share bird/, coin/, flower/"
-    assert note in dataset.notes
 
 
 @pytest.mark.parametrize(
@@ -219,39 +153,37 @@ def test_a_class_that_holds_images_makes_the_others_classes(tmp_path):
         ("bird/a", "bird/b", "coin/b", "coin/c"),
         ("bird/train", "coin/train"),
         ("bird/x/y/z", "coin"),
+        ("bird/a", "bird/b", "coin/a", "coin/b", "owl"),  # which makes the others classes
     ],
 )
-def test_classes_that_share_one_folder_name_stay_classes(tmp_path, folders):
+def test_classes_that_hold_folders_stay_classes(tmp_path, folders):
     for folder in folders:
         for number in range(3):
             draw_image(tmp_path / folder / f"{number}.png")
     dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["bird", "coin"] and dataset.notes == ()
-    assert sum(sizes(dataset)) == 3 * len(folders)
+    assert dataset.classnames == sorted({folder.split("/")[0] for folder in folders})
+    assert dataset.notes == () and sum(sizes(dataset)) == 3 * len(folders)
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"),
+    "names",
     [("train", "val", "test"), ("Training", "Dev", "Testing"), ("x_train", "x_val", "x_test")],
 )
-def test_train_and_test_in_each_class_are_the_split(tmp_path, train, val, test):
+def test_train_and_test_in_each_class_are_the_split(tmp_path, names):
     for name, counts in {"bird": (4, 1, 3), "coin": (2, 0, 5)}.items():
-        for folder, count in zip((train, val, test), counts, strict=True):
+        for folder, count in zip(names, counts, strict=True):
             for number in range(count):
                 draw_image(tmp_path / name / folder / f"{number}.png")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "coin"] and sizes(dataset) == [6, 1, 8]
     assert [sample.label for sample in dataset.test] == [0, 0, 0, 1, 1, 1, 1, 1]
-    for split, folder in ((dataset.train, train), (dataset.val, val), (dataset.test, test)):
+    for split, folder in zip((dataset.train, dataset.val, dataset.test), names, strict=True):
         assert {Path(sample.path).parent.name for sample in split} == {folder}
     assert f"train/, test/, val/ in the class folders in {tmp_path}" in dataset.source
     draw_image(tmp_path / "owl" / "a.png")
-    shared = ", ".join(sorted(f"{name}/" for name in (train, test)))
-    assert f"got bird/, coin/, which share {shared}: if these are" in error_of(tmp_path)
+    shared = f"{min(names[::2])}/, {max(names[::2])}/"
+    assert f"got bird/, coin/, which share {shared}{ASK}" in error_of(tmp_path)
     assert sum(sizes(open_dataset(tmp_path, read=AS_CLASSES))) == 16
-
-
-# ---- folders alone in a folder
 
 
 @pytest.mark.parametrize(
@@ -259,7 +191,6 @@ def test_train_and_test_in_each_class_are_the_split(tmp_path, train, val, test):
     [
         (("seg_train/seg_train", "seg_test/seg_test"), [9, 0, 9], "mine"),
         (("dataset/seg_train/seg_train", "dataset/seg_test"), [9, 0, 9], "dataset"),
-        (("data/train", "data/test"), [9, 0, 9], "data"),
         (("train/train", "test/Test/images"), [9, 0, 9], "mine"),
         (("a/b/c/train",), [5, 1, 3], "c"),
         (("a/b",), [5, 1, 3], "b"),
@@ -270,57 +201,44 @@ def test_a_folder_alone_in_a_folder_is_looked_through(tmp_path, folders, counts,
     (root / "README.txt").write_text("about")
     (root / "__MACOSX" / "x").mkdir(parents=True)
     dataset = open_dataset(root)
-    assert dataset.classnames == ["bird", "coin", "flower"] and dataset.name in (
-        *folders[0].split("/"),
-        "mine",
-    )
-    assert sizes(dataset) == counts
-    assert [note for note in dataset.notes if "drawn" not in note] == []
+    assert dataset.classnames == NAMES and dataset.name == name and sizes(dataset) == counts
+    assert [note for note in dataset.notes if not note.startswith("no labelled test/")] == []
 
 
-def test_what_lies_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
+def test_a_folder_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
     draw_class_folders(tmp_path / "a" / "b" / "EuroSAT_RGB", {"AnnualCrop": 4, "Forest": 4})
     assert open_dataset(tmp_path / "a").name == "EuroSAT"
-    draw_in(tmp_path / "c" / "d", "x", "y")
-    (tmp_path / "c" / "d" / "labels.csv").write_text(
-        "x/bird/image_0001.png,owl\ny/bird/image_0002.png,ox\ny/bird/image_0003.png,ox\n"
-    )
+    rows = "x/bird/image_0001.png,owl\ny/bird/image_0002.png,ox\ny/bird/image_0003.png,ox\n"
+    (draw_in(tmp_path / "c" / "d", "x", "y") / "labels.csv").write_text(rows)
     assert open_dataset(tmp_path / "c").classnames == ["owl", "ox"]
 
 
 def test_one_class_and_circles_are_not_looked_through(tmp_path):
-    draw_image(tmp_path / "one" / "owl" / "a.png")
-    assert "at least 2 class folders, got only 'owl'" in error_of(tmp_path / "one")
     draw_class_folders(tmp_path / "two" / "owl", {"more": 1, "others": 1})
     draw_image(tmp_path / "two" / "owl" / "a.png")
     assert "at least 2 class folders, got only 'owl'" in error_of(tmp_path / "two")
     (tmp_path / "circle").mkdir()
     (tmp_path / "circle" / "on").symlink_to(tmp_path / "circle")
     assert "got only 'on'" in error_of(tmp_path / "circle")
-
-
-def test_the_only_class_of_a_test_is_not_looked_through(tmp_path):
-    draw_in(tmp_path, "train")
-    draw_class_folders(tmp_path / "test" / "bird", {"left": 2, "right": 1})
-    dataset = open_dataset(tmp_path)
+    draw_in(tmp_path / "splits", "train")
+    draw_class_folders(tmp_path / "splits" / "test" / "bird", {"left": 2, "right": 1})
+    dataset = open_dataset(tmp_path / "splits")
     assert [sample.classname for sample in dataset.test] == ["bird"] * 3
-
-
-# ---- a test without labels
 
 
 @pytest.mark.parametrize("files", ["a.png", "unknown/a.png", "{test}/a.png", "", "bird/"])
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("training_set", "test_set")])
 def test_a_test_without_labels_is_named_and_another_one_taken(tmp_path, files, train, test):
     path = draw_in(tmp_path, train) / test / files.format(test=test)
-    (path if path.suffix == "" else path.parent).mkdir(parents=True)
+    (path.parent if path.suffix else path).mkdir(parents=True)
     if path.suffix:
         draw_image(path)
     drawn = open_dataset(tmp_path)
-    assert drawn.classnames == ["bird", "coin", "flower"] and sizes(drawn) == [5, 1, 3]
+    assert drawn.classnames == NAMES and sizes(drawn) == [5, 1, 3]
     contents = re.sub("/.*", "/", files.format(test=test)) or "no folder and no file"
     note = f"not tested: {test}/, which has no images in folders of the classes ({contents})"
-    assert drawn.notes == (f"no labelled test/ beside {train}/: the test is drawn from it", note)
+    first = f"no labelled test/ beside {train}/: the test is taken from it"
+    assert drawn.notes == (first, note)
     draw_in(tmp_path, "val" if test == "test" else "validation_set")
     dataset = open_dataset(tmp_path)
     assert sizes(dataset) == [9, 0, 9] and dataset.notes == (note,)
