@@ -73,6 +73,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     FileNotFoundError with the line's number.
     """
     where, read = f"labels {path}", naming.read
+    if read.folders_are_classes:
+        raise ValueError(f"{where}: expected a folder for --folders-are-classes, got a CSV file")
     columns, header, rows = _read_table(path, where, read.columns)
     if "split" not in columns:
         columns |= _find_split(path, columns, header)

@@ -6,30 +6,24 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.image_folders import all_samples, draw_class_folders
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.samples import Dataset, ReadOptions
+from minidpt.data.samples import ReadOptions
 from minidpt.data.splits import write_split
 
 LETTERS = "abcdefgh"
 
 
-def table(folder: Path, header: str, cells: list[str] | None = None, name: str = "l.csv") -> Path:
-    """Write a CSV file of a.png to h.png, of the labels owl and cat, beside them.
-
-    The cells of further columns go round; None for none.
-    """
-    rows = []
+def table(folder: Path, header: str, cells=("",), labels=("owl", "owl", "cat", "cat")):
+    """Write l.csv of a.png to h.png beside them; labels and cells of further columns go round."""
+    rows = [header]
     for number, letter in enumerate(LETTERS):
         (folder / f"{letter}.png").touch()
-        more = [] if cells is None else [cells[number % len(cells)]]
-        rows.append(",".join([f"{letter}.png", ("owl", "owl", "cat", "cat")[number % 4], *more]))
-    (folder / name).write_text("\n".join([header, *rows]))
-    return folder / name
-
-
-def sizes(dataset: Dataset) -> tuple[int, int, int]:
-    return len(dataset.train), len(dataset.val), len(dataset.test)
+        label = f'"{labels[number % len(labels)]}"'
+        rows.append(",".join([f"{letter}.png", label, cells[number % len(cells)]]))
+    (folder / "l.csv").write_text("\n".join(rows))
+    return folder / "l.csv"
 
 
 def letters(samples: list) -> str:
@@ -74,7 +68,7 @@ def test_words_for_splits_are_the_split_under_any_name(tmp_path, column, cells, 
         ("is_test", ["0", "0"]),
         ("phase", ["train", "train"]),
         ("phase", ["val", "test"]),
-        ("comment", ["sharp", "dim"]),
+        ("image_id", ["1", "2"]),  # beside a column of paths
     ],
 )
 def test_a_column_that_is_no_split_is_named_as_unread(tmp_path, column, cells):
@@ -83,20 +77,16 @@ def test_a_column_that_is_no_split_is_named_as_unread(tmp_path, column, cells):
     assert "drawn 50/20/30 %" in dataset.source
 
 
-def test_a_known_name_wins_over_words_in_another_column(tmp_path):
-    path = table(tmp_path, "path,label,phase,split", ["train,test", "test,train"])
-    dataset = open_dataset(path)
+def test_of_two_columns_of_splits_the_named_one_is_read(tmp_path):
+    cells = ["train,test", "test,train"]
+    dataset = open_dataset(table(tmp_path, "path,label,phase,split", cells))
     assert (letters(dataset.train), letters(dataset.test)) == ("bdfh", "aceg")
     assert dataset.notes == ("columns not read: phase",)
-
-
-def test_two_columns_of_splits_are_refused_until_one_is_named(tmp_path):
-    path = table(tmp_path, "path,label,phase,usage", ["train,test", "test,train"])
+    path = table(tmp_path, "path,label,phase,usage", cells)
     with pytest.raises(ValueError, match="got phase and usage: pass --columns split=phase"):
         open_dataset(path)
     dataset = open_dataset(path, read=ReadOptions(columns="split=usage"))
-    assert letters(dataset.train) == "bdfh"
-    assert dataset.notes[0] == "columns not read: phase"
+    assert letters(dataset.train) == "bdfh" and dataset.notes[0] == "columns not read: phase"
 
 
 @pytest.mark.parametrize(
@@ -110,14 +100,9 @@ def test_a_cell_that_names_no_split_is_an_error_with_its_line(tmp_path, column, 
 
 
 def test_columns_are_named_by_hand(tmp_path):
-    header = "label,Art,image,foto,x"
-    rows = [f"1,{'owl' if n % 2 else 'cat'},q,{c}.png,test" for n, c in enumerate(LETTERS)]
-    table(tmp_path, "path,label")
-    rows = [row.replace("test", "train") if n < 4 else row for n, row in enumerate(rows)]
-    (tmp_path / "l.csv").write_text("\n".join([header, *rows]))
-    read = ReadOptions(columns="image=foto,label=Art,split=x")
-    dataset = open_dataset(tmp_path / "l.csv", read=read)
-    assert dataset.classnames == ["cat", "owl"] and letters(dataset.train) == "abcd"
+    path = table(tmp_path, "foto,Art,x,label,image", ["train,1,q", "test,2,q"])
+    dataset = open_dataset(path, read=ReadOptions(columns="image=foto,label=Art,split=x"))
+    assert dataset.classnames == ["cat", "owl"] and letters(dataset.train) == "aceg"
     assert dataset.notes[0] == "columns not read: label, image"
 
 
@@ -138,59 +123,57 @@ def test_columns_by_hand_that_are_none_are_refused(tmp_path, columns, got):
         open_dataset(path, read=ReadOptions(columns=columns))
 
 
-@pytest.mark.parametrize("options", [{"columns": "image=path"}, {"image_root": "x"}])
-def test_options_of_a_csv_are_refused_for_folders(tmp_path, options):
-    for name in ("owl", "cat"):
-        (tmp_path / name).mkdir()
-        table(tmp_path / name, "x").unlink()
-    with pytest.raises(ValueError, match="expected a CSV file for --columns or --image-root, got"):
-        open_dataset(tmp_path, read=ReadOptions(**options))
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"columns": "image=path"}, "expected a CSV file for --columns or --image-root, got cat/"),
+        ({"image_root": "x"}, "expected a CSV file for --columns or --image-root, got cat/"),
+        ({"folders_are_classes": True}, "expected a folder for --folders-are-classes, got a CSV"),
+    ],
+)
+def test_options_that_are_not_for_such_data_are_refused(tmp_path, options, expected):
+    draw_class_folders(tmp_path, {"cat": 2, "owl": 2})
+    data = table(tmp_path, "path,label") if "folders_are_classes" in options else tmp_path
+    with pytest.raises(ValueError, match=expected):
+        open_dataset(data, read=ReadOptions(**options))
 
 
 # ---- labels
-
-
-def labelled(folder: Path, labels: list[str]) -> Path:
-    path = table(folder, "path,label")
-    rows = [f'{c}.png,"{labels[n % len(labels)]}"' for n, c in enumerate(LETTERS)]
-    path.write_text("\n".join(["path,label", *rows]))
-    return path
 
 
 @pytest.mark.parametrize("label", ['[""bird"",""x""]', "['bird', 'x']", "[1]", "[]", '{""a"": 1}'])
 def test_a_list_of_labels_in_a_cell_is_an_error(tmp_path, label):
     got = f"line 3: expected a label, got the list {label}".replace('""', '"')
     with pytest.raises(ValueError) as error:
-        open_dataset(labelled(tmp_path, ["bird", label]))
+        open_dataset(table(tmp_path, "path,label", labels=["bird", label]))
     assert got in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "composed"),
     [
-        ["bird", "bird|animal"],
-        ["bird", "animal; bird"],
-        ["bird", "bird, big"],
-        ["cat|animal", "bird|animal"],
+        (["bird", "bird|animal"], True),
+        (["bird", "animal; bird"], True),
+        (["bird", "bird, big"], True),
+        (["cat|animal", "bird|animal"], True),
+        (["crane, bird", "machine"], False),
+        (["[UNK]", "cat/dog", "red fox"], False),
     ],
 )
-def test_labels_composed_of_others_are_quoted_with_their_count(tmp_path, labels):
-    (note,) = open_dataset(labelled(tmp_path, labels)).notes
-    assert note.startswith("labels composed of others are classes of their own: '")
-    assert f"'{labels[1]}' (4 images)" in note
+def test_labels_composed_of_others_are_quoted_with_their_count(tmp_path, labels, composed):
+    notes = open_dataset(table(tmp_path, "path,label", labels=labels)).notes
+    assert len(notes) == composed
+    if composed:
+        assert notes[0].startswith("labels composed of others are classes of their own: '")
+        assert f"'{labels[1]}' (4 images)" in notes[0]
 
 
-@pytest.mark.parametrize("labels", [["crane, bird", "crane"], ["[UNK]", "cat/dog", "red fox"]])
-def test_labels_with_a_comma_or_brackets_are_names(tmp_path, labels):
-    labels = ["crane, bird", "machine"] if labels[-1] == "crane" else labels
-    assert open_dataset(labelled(tmp_path, labels)).notes == ()
-
-
-def test_whole_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path):
-    dataset = open_dataset(labelled(tmp_path, ["0.0", "1.0", "10", "1"]))
-    assert dataset.classnames == ["0", "1", "10"]
-    (tmp_path / "2").mkdir()
-    assert open_dataset(labelled(tmp_path / "2", ["1.0", "1.5"])).classnames == ["1.0", "1.5"]
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [(["0.0", "1.0", "10", "1"], ["0", "1", "10"]), (["1.0", "1.5"], ["1.0", "1.5"])],
+)
+def test_integers_that_pandas_wrote_as_floats_are_integers(tmp_path, labels, names):
+    assert open_dataset(table(tmp_path, "path,label", labels=labels)).classnames == names
 
 
 # ---- files
@@ -215,7 +198,7 @@ IDS = ROWS.replace("path", "image_id").replace(".png", "")
 def test_images_elsewhere_are_read_from_the_image_root(tmp_path, text):
     path = moved(tmp_path, text)
     dataset = open_dataset(path, read=ReadOptions(image_root=str(tmp_path / "images")))
-    assert dataset.root == tmp_path / "images" and sum(sizes(dataset)) == 8
+    assert dataset.root == tmp_path / "images" and len(all_samples(dataset)) == 8
     write_split(dataset, tmp_path / "split.json")
     shutil.move(tmp_path / "images", tmp_path / "new")
     again = open_dataset(tmp_path / "split.json", read=ReadOptions(image_root=tmp_path / "new"))
@@ -235,12 +218,6 @@ def test_an_ending_is_supplied_if_it_alone_fits(tmp_path):
         open_dataset(path)
 
 
-def test_an_id_is_the_path_only_where_no_other_column_is(tmp_path):
-    path = table(tmp_path, "path,label,image_id", ["1", "2"])
-    dataset = open_dataset(path)
-    assert dataset.notes == ("columns not read: image_id",) and sum(sizes(dataset)) == 8
-
-
 def test_paths_of_windows_are_found(tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     table(tmp_path / "x" / "y", "path,label")
@@ -248,7 +225,7 @@ def test_paths_of_windows_are_found(tmp_path):
         text = ROWS.replace("\n", "\nx\\y\\").replace(".png", end)
         (tmp_path / "l.csv").write_text(text.rpartition("x")[0])
         dataset = open_dataset(tmp_path / "l.csv")
-        assert dataset.root == tmp_path / "x" / "y" and sum(sizes(dataset)) == 8
+        assert dataset.root == tmp_path / "x" / "y" and len(all_samples(dataset)) == 8
 
 
 @pytest.mark.parametrize("text", [ROWS, IDS, ROWS.replace("\n", "\nin/").rsplit("in/", 1)[0]])
@@ -259,19 +236,18 @@ def test_missing_images_that_lie_below_are_proposed(tmp_path, text):
     first = path.parent / "all" / ("in" if "in/" in text else "") / "a.png"
     assert f"there is {first}: mend the path or --image-root" in str(error.value)
     read = ReadOptions(image_root=str(path.parent / "all"))
-    assert sum(sizes(open_dataset(path, read=read))) == 8
+    assert len(all_samples(open_dataset(path, read=read))) == 8
 
 
 def test_metadata_csv_is_read_beside_images_without_class_folders(tmp_path):
-    dataset = open_dataset(table(tmp_path, "file_name,label", name="metadata.csv").parent)
+    path = table(tmp_path, "file_name,label").rename(tmp_path / "metadata.csv")
+    dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "owl"] and dataset.name == tmp_path.name
     for name in ("ox", "gnu"):
         (tmp_path / name).mkdir()
         table(tmp_path / name, "")
     assert open_dataset(tmp_path).classnames == ["gnu", "ox"]
-
-
-def test_metadata_csv_without_labels_is_no_list(tmp_path):
-    table(tmp_path, "file_name,caption", name="metadata.csv")
-    with pytest.raises(ValueError, match="expected a folder for each class"):
+    shutil.rmtree(tmp_path / "ox")
+    path.write_text("file_name,caption\na.png,an owl\n")  # no list of labels
+    with pytest.raises(ValueError, match="at least 2 class folders, got only 'gnu'"):
         open_dataset(tmp_path)
