@@ -69,6 +69,8 @@ def test_words_for_splits_are_the_split_under_any_name(tmp_path, column, cells, 
         ("phase", ["train", "train"]),
         ("phase", ["val", "test"]),
         ("image_id", ["1", "2"]),  # beside a column of paths
+        ("filename", ["1", "2"]),
+        ("class", ["1", "2"]),
     ],
 )
 def test_a_column_that_is_no_split_is_named_as_unread(tmp_path, column, cells):

@@ -42,12 +42,18 @@ def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
         read_split(tmp_path / "split.json", tmp_path / "moved")
 
 
-def test_missing_files_are_found_among_few_and_among_many(tmp_path):
+def test_missing_files_are_found_among_few_and_among_many(tmp_path, monkeypatch):
     draw_class_folders(tmp_path, {"a": 25})
     there = sorted(map(str, (tmp_path / "a").iterdir()))
-    gone = [str(tmp_path / "a" / "none.png"), str(tmp_path / "b" / "none.png")]
-    assert missing_files(there + gone) == gone == missing_files(gone)
-    assert missing_files(there) == []
+    (tmp_path / "a" / "link").symlink_to(there[0])
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "a" / "pipe")
+    gone = [str(tmp_path / name) for name in ("a/loop", "a/none.png", "a/pipe", "b/none.png")]
+    asked, isfile = [], os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or isfile(path))
+    link = str(tmp_path / "a" / "link")
+    assert missing_files([*there, link, *gone]) == gone and asked == [link, *gone]
+    assert missing_files(gone) == gone and missing_files(there) == []
 
 
 def test_fingerprint_is_that_of_the_lists_wherever_they_lie(tmp_path):
@@ -100,24 +106,16 @@ def test_folders_are_those_of_images_and_around_class_folders(tmp_path, monkeypa
         '{"train": [["a.png", 0, "a"], ["b.png", 2, "b"]]}',
         '{"train": [["a.png", 2, "a"]], "classnames": ["a", "b"]}',
         '{"train": [["a.png", Infinity, "a"]]}',
-        '{"train": [["a.png", 1e999, "a"]]}',
         '{"train": [["a.png", true, "a"]]}',
         '{"train": [["a.png", -1, "a"]]}',
-        '{"train": [["a.png", 0.0, "a"]]}',
-        '{"train": [["a.png", [0], "a"]]}',
         '{"train": [[5, 0, "a"]]}',
-        '{"train": [["a.png", 0, 5]]}',
         '{"train": [["a.png", 0, "a"], ["b.png", 0, "b"]]}',  # one label, two names
         '{"train": [["a.png", 0, "a"]], "classnames": ["b"]}',
         '{"train": [["a.png", 0, "a"]], "classnames": "a"}',
         '{"train": [["a.png", 0, "a"]], "root": 5}',
-        '{"train": [["a.png", 0, "a"]], "template": ["a {}"]}',
         '{"train": [["a.png", 0, "a"]], "train": []}',
         '{"train": [["a.png", 0, "\\u001b"]]}',
-        '{"train": [["a.png", 0, "\\udce9"]]}',
-        '{"train": [["a.png", 0, " "]]}',
         "[" * 100_000,
-        "9" * 100_000,
         '{"train": [["a.png", 1' + "0" * 30 + ', "a"]]}',
         '{"train": "' + "x" * 100_000 + '"}',
     ],
@@ -173,16 +171,6 @@ def test_images_of_a_split_file_may_lie_anywhere_but_are_regular_files(tmp_path)
         path.write_text(json.dumps({"root": str(path.parent), "test": [[odd, 0, "a"]]}))
         with pytest.raises(FileNotFoundError, match="1 missing, the first"):
             read_split(path)
-
-
-def test_a_fifo_among_many_files_is_missing_at_one_system_call(tmp_path, monkeypatch):
-    draw_class_folders(tmp_path, {"a": 25})
-    there = sorted(map(str, (tmp_path / "a").iterdir()))
-    os.mkfifo(tmp_path / "a" / "pipe")
-    asked, isfile = [], os.path.isfile
-    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or isfile(path))
-    pipe = str(tmp_path / "a" / "pipe")
-    assert missing_files([*there, pipe]) == [pipe] == asked
 
 
 def test_two_classes_of_one_name_in_a_split_file_are_said(tmp_path):
