@@ -37,9 +37,7 @@ class ImageCache:
     """Keep decoded images in memory, at most `max_bytes` of them (default 2 GiB).
 
     What comes first stays, as epochs go round: the oldest is needed next. Only what the last
-    `fill` did not ask for makes room. Safe to share by threads.
-
-    white_level: of the images of the last `fill`.
+    `fill` did not ask for makes room; its images set `white_level`. Safe to share by threads.
     """
 
     def __init__(self, max_bytes: int = IMAGE_MEMORY):
@@ -78,8 +76,7 @@ class ImageCache:
         """Decode images ahead, so that broken ones are found before any work is done.
 
         They set the white level, the same on all ranks of `world`. Raises ValueError or
-        FileNotFoundError that names all broken images; once there is one, also those among
-        `others`, which are to be read next.
+        FileNotFoundError that names all broken images, also those among `others`.
         """
         if self.white_level.max_values:  # some are shown by it, or by their own
             self._images, self.bytes = {}, 0
@@ -132,15 +129,12 @@ def train_batches(
     """Yield one epoch in random order, each image randomly cropped and mirrored.
 
     Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
-    for any number of `workers`, which are those of `map_ordered`. The last, smaller batch is
-    dropped if there is at least one full one. `pin_memory` for CUDA.
+    for any number of `workers` (of `map_ordered`). The last, smaller batch is dropped if there is
+    at least one full one. `pin_memory` for CUDA.
 
     Of several ranks each gets its share of every batch: images that lie beside each other in
-    `samples`, which for the most part are the same in each epoch, and in its cache. Where it has
-    none it gets a black one, whose label is `NO_LABEL`.
-
-    A broken image raises its ValueError here, in the consumer. When the consumer stops early, by
-    `break` or by an exception, the threads end.
+    `samples`, for the most part those in its cache. Where it has none it gets a black one, whose
+    label is `NO_LABEL`. Raises ValueError for a broken image.
     """
     order = list(range(len(samples)))
     random.Random(f"{seed}/{epoch}").shuffle(order)

@@ -199,12 +199,9 @@ def _list_classes(root: Path, classes: list[Path], naming: Naming) -> dict[str, 
 def class_folders(folder: Path, naming: Naming, at_least: int = 0) -> list[Path]:
     """Return the folders of classes in a folder. Raises ValueError for less than `at_least`."""
     classes = [f for f in sub_folders(folder) if f.name not in naming.dropped]
-    if not classes and at_least:
-        expected = "a folder for each class (or train/ and test/ of such, or labels.csv)"
-        raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
     if len(classes) < at_least:
-        got = f"only '{classes[0].name}': pass the folder of the classes"
-        raise ValueError(f"data folder {folder}: expected at least 2 class folders, got {got}")
+        expected = f"at least {at_least} class folders (or train/ and test/ of such, or labels.csv)"
+        raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
     return classes
 
 

@@ -56,12 +56,9 @@ def open_dataset(
     Or it is a CSV file of `path,label[,split]`, or a split file of `write_split`.
 
     `dataset` names one of the fifteen: `path` may then hold several, or its images in plain class
-    folders. (Without it, these are recognised by the folder's name and their classes together, and
-    a part of ImageNet's classes is called as its folder is.) `classnames` is a file that renames
-    classes (`read_classnames`), `template` replaces the data set's. Where no split is given, `seed`
-    draws one: it is not the seed of the few-shot draw, so that all runs share a test set. Without
-    `draw_split` all images are the test then. `read` decides what such a folder or CSV file leaves
-    open.
+    folders. `classnames` is a file that renames classes (`read_classnames`), `template` replaces
+    the data set's. Where no split is given, `seed` draws one (not the few-shot draw: all runs share
+    a test set), or without `draw_split` all images are the test. `read` decides what is left open.
 
     Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
     """
@@ -84,9 +81,7 @@ def open_dataset(
     if root.suffix.lower() == ".json":
         split = read_split(root, read.image_root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
-    raise ValueError(
-        f"data folder {root}: expected a folder, got a file that is no .csv or split.json"
-    )
+    raise ValueError(f"data folder {root}: expected a folder, .csv or split.json, got another file")
 
 
 def _open_any_folder(
@@ -104,10 +99,8 @@ def _open_any_folder(
         return labels_csv.open_csv(table, adapt(layout or Naming()), seed)
     read = adapt(Naming()).read
     if read.columns is not None or read.image_root is not None:
-        got = f"{listing.contents(root)}: pass it, or the folder of the images, as --data"
-        raise ValueError(
-            f"data folder {root}: expected a CSV file for --columns or --image-root, got {got}"
-        )
+        expected = "a CSV file for --columns or --image-root"
+        raise ValueError(f"data folder {root}: expected {expected}, got {listing.contents(root)}")
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
     if not locations:
@@ -116,8 +109,7 @@ def _open_any_folder(
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
     dataset = _open_location(location, seed)
     if table:
-        name = location.layout.name
-        note = f"{table.name} is not read, as this is {name}: to read it, pass the file"
+        note = f"{table.name} is not read, as this is {dataset.name}: to read it, pass the file"
         dataset = dataset.with_notes(note)
     return dataset
 
@@ -129,11 +121,10 @@ def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dat
             raise incomplete_error(layout, root)
     if (inner := look_through(root)) != root:
         return _open_any_folder(inner, None, adapt, seed)
-    alike = next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None)
-    if alike is None:
-        return open_folder(root, adapt(Naming()), seed)
-    name, note = distinct_name(alike, root, class_names(root))
-    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(note)
+    name, notes = "", []
+    if alike := next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None):
+        name, *notes = distinct_name(alike, root, class_names(root))
+    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(*notes)
 
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
@@ -143,11 +134,9 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     listed = read_classnames(names) if names else imagenet_classnames() if layout.numbered else {}
     renames = layout.renames
     if layout.numbered:
-        number_of = {key: str(number) for number, key in enumerate(listed)}
-        listed, renames = (
-            {number_of.get(key, key): name for key, name in pairs.items()}
-            for pairs in (listed, renames)
-        )
+        numbers = {key: str(number) for number, key in enumerate(listed)}
+        renames = {numbers.get(key, key): name for key, name in renames.items()}
+        listed = {numbers[key]: name for key, name in listed.items()}
     layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
     location = location._replace(layout=layout)
 
@@ -197,8 +186,8 @@ def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
         if test.is_dir() and classes & {f.name for f in listing.sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            name, note = distinct_name(layout, folder, classes)
-            layout, notes = replace(layout, name=name), [note]
+            name, *notes = distinct_name(layout, folder, classes)
+            layout = replace(layout, name=name)
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
     splits = {split: list_images(class_folders(f, layout)) for split, f in folders.items()}
     dataset = listing.assemble(images, splits, layout, how, seed)
@@ -212,11 +201,11 @@ def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
     few = len(inside) < 2 and not split_folders(images)
     if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
-    usual = layout_of(layout.name)
+    usual, notes = layout_of(layout.name), []
     if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
-        name, note = distinct_name(usual, folder, class_names(images))
-        return open_folder(images, replace(layout, name=name), seed).with_notes(note)
-    return open_folder(images, layout, seed)
+        name, *notes = distinct_name(usual, folder, class_names(images))
+        layout = replace(layout, name=name)
+    return open_folder(images, layout, seed).with_notes(*notes)
 
 
 def _open_lists(location: DatasetLocation, seed: int) -> Dataset:

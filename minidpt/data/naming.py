@@ -66,9 +66,8 @@ def imagenet_classnames() -> dict[str, str]:
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     """Read folder or label -> class name from a file of such pairs.
 
-    Lines of "n01440764 tench" (.txt and others; the name may have spaces, the folder before a tab,
-    too), of "n01440764,tench" (.csv), or one JSON object (.json). Raises FileNotFoundError or
-    ValueError (names the line).
+    Lines of "n01440764 tench" (.txt and others; before a tab the folder may have spaces), of
+    "n01440764,tench" (.csv), or one JSON object (.json). Raises FileNotFoundError or ValueError.
     """
     path = Path(path)
     where = f"class names {path}"
@@ -120,8 +119,7 @@ class Naming:
     def classnames(self, where: Path, keys: list[str]) -> tuple[dict[str, str], list[str]]:
         """Name folders or labels; return the names, and notes on those that two classes share.
 
-        Two folders that differ only in spelling are a mistake, as is a second name of the caller's;
-        that two classes have the same name in a published list happens, even in ImageNet's.
+        Raises ValueError for these but in a published list, such as ImageNet's.
         """
         published = dict(self.renamed)
         if any(map(_WORDNET_ID.fullmatch, keys)):
@@ -168,8 +166,8 @@ class Naming:
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
-    Commas, or semicolons or tabs if the first line has more of them. One row is in memory at a
-    time; there may be `MAX_PICTURES` rows, of 20 cells on the average.
+    Commas, or semicolons or tabs if the first line has more of them. There may be `MAX_PICTURES`
+    rows, of 20 cells on the average.
     """
     text = files.read_text(path, where, 20 * files.MAX_PICTURES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)

@@ -98,8 +98,7 @@ class Dataset:
     def folders(self) -> list[Path]:
         """Return the user's folders, in which nothing is to be written; the outermost first.
 
-        `root`, those of the images, and those around several of these. The home folder and what is
-        above it are left out: results lie below them, too.
+        `root`, those of the images, those around several of these; none that hold the home folder.
         """
         paths = (sample.path for split in SPLITS for sample in getattr(self, split))
         image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
@@ -122,10 +121,10 @@ def make_dataset(
         raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
     counts = "/".join(str(len(listed[split])) for split in SPLITS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
-    tested = {sample.label for sample in listed["test"]}
-    untested = [n for label, n in enumerate(classnames) if label not in tested]
+    untested = set(range(len(classnames))) - {sample.label for sample in listed["test"]}
+    notes = (f"class '{classnames[label]}' has no test image" for label in sorted(untested))
     dataset = Dataset(name, root, classnames, **listed, source=source, **fields)
-    return dataset.with_notes(*(f"class '{name}' has no test image" for name in untested))
+    return dataset.with_notes(*notes)
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
@@ -166,9 +165,9 @@ def _draw(samples: list[Sample], count: int, generator: random.Random) -> list[S
 def select_classes(dataset: Dataset, which: str) -> Dataset:
     """Select the "base" classes (the first half of the labels, rounded up), the "new", or "all".
 
-    Labels of the result count from 0 (base-to-new generalisation, CoCoOp, section 4.1). To be given
-    the result of `few_shot`: the published protocol draws from all classes, then selects. Raises
-    ValueError for another word, or if fewer than two classes would be left.
+    Labels of the result count from 0 (base-to-new generalisation, CoCoOp, section 4.1). The
+    published protocol calls `few_shot` before. Raises ValueError for another word, or if fewer than
+    two classes would be left.
     """
     count = len(dataset.classnames)
     half = math.ceil(count / 2)

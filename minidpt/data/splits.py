@@ -18,9 +18,8 @@ _DESCRIBED = ("name", "root", "template", "classnames", "drawn", "class_keys", "
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Write the three lists as JSON, in the split format that few-shot research uses.
 
-    `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with "name",
-    "root", "template" and "classnames" beside them, and more of a `Dataset`; one image a line.
-    Replaces the file at once; that it lies outside the data set's folders is the caller's.
+    `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with
+    `_DESCRIBED` beside them; one image a line. Replaces the file at once.
     """
     described = {name: getattr(dataset, name) for name in _DESCRIBED}
     described["part"] = dataset.subset
@@ -78,8 +77,7 @@ def read_split(
     """Open the data set of a split file, ours or a published one.
 
     `root` is the folder that its paths start from; None takes the one noted in the file. Raises
-    FileNotFoundError if the file, the folder or a listed image is missing, and ValueError if the
-    file is not a split.
+    FileNotFoundError for a missing file, folder or image, ValueError for a file that is no split.
     """
     path, content = Path(path), split_content(path)
     classnames, noted = content["classnames"], content.get("root") if root is None else root

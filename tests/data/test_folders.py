@@ -255,8 +255,8 @@ def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "expected a folder for each class .*, got no folder and no file"),
-        ({"owl": 3}, "at least 2 class folders, got only 'owl'"),
+        ({}, "at least 2 class folders .*, got no folder and no file"),
+        ({"owl": 3}, "at least 2 class folders .*, got owl/"),
         ({"owl": 3, "cat": 2, "dog": 0}, "of every class, got none for 'dog'"),
         ({"sea_horse": 3, "SeaHorse": 2}, "got 'SeaHorse' and 'sea_horse': rename or merge"),
         ({"train/owl": 3, "test/owl": 3}, "train: expected at least 2 class folders"),
@@ -279,7 +279,7 @@ def test_a_file_or_nothing_is_no_data_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder, got nothing there"):
         open_dataset(tmp_path / "root")
     (tmp_path / "root").write_text("x")
-    with pytest.raises(ValueError, match="expected a folder, got a file"):
+    with pytest.raises(ValueError, match="expected a folder, .csv or split.json, got another"):
         open_dataset(tmp_path / "root")
 
 

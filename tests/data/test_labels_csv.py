@@ -251,5 +251,5 @@ def test_metadata_csv_is_read_beside_images_without_class_folders(tmp_path):
     assert open_dataset(tmp_path).classnames == ["gnu", "ox"]
     shutil.rmtree(tmp_path / "ox")
     path.write_text("file_name,caption\na.png,an owl\n")  # no list of labels
-    with pytest.raises(ValueError, match="at least 2 class folders, got only 'gnu'"):
+    with pytest.raises(ValueError, match="at least 2 class folders"):
         open_dataset(tmp_path)

@@ -216,10 +216,10 @@ def test_a_folder_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
 def test_one_class_and_circles_are_not_looked_through(tmp_path):
     draw_class_folders(tmp_path / "two" / "owl", {"more": 1, "others": 1})
     draw_image(tmp_path / "two" / "owl" / "a.png")
-    assert "at least 2 class folders, got only 'owl'" in error_of(tmp_path / "two")
+    assert "(or train/ and test/ of such, or labels.csv), got owl/" in error_of(tmp_path / "two")
     (tmp_path / "circle").mkdir()
     (tmp_path / "circle" / "on").symlink_to(tmp_path / "circle")
-    assert "got only 'on'" in error_of(tmp_path / "circle")
+    assert "labels.csv), got on/" in error_of(tmp_path / "circle")
     draw_in(tmp_path / "splits", "train")
     draw_class_folders(tmp_path / "splits" / "test" / "bird", {"left": 2, "right": 1})
     dataset = open_dataset(tmp_path / "splits")
