@@ -79,10 +79,11 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     if "split" not in columns:
         columns |= _find_split(path, columns, header)
     entries: _Entries = {}
+    start = os.path.abspath(read.image_root or path.parent)
     for line, row in rows:
         _check_row(f"{where}, line {line}", row, columns, len(header))
         name, label, cell = (row[columns[key]] if key in columns else "all" for key in _COLUMNS)
-        file = os.path.join(os.path.abspath(read.image_root or path.parent), name)
+        file = os.path.join(start, name)
         if file in entries:
             got = f"{name} again (line {entries[file][0]})"
             raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
@@ -105,7 +106,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         files.append(moved.get(file, file))
     is_usual = path.name in (LABELS, METADATA)
     name = naming.name or (path.resolve().parent.name if is_usual else path.stem)
-    root = Path(os.path.commonpath({os.path.dirname(moved.get(file, file)) for file in entries}))
+    parents = {os.path.dirname(moved.get(file, file)) for file in entries}
+    root = Path(os.path.commonpath(map(os.path.abspath, parents)))
     dataset = folders.assemble(root, splits, replace(naming, name=name), path.name, seed)
     return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
 
