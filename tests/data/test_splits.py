@@ -181,9 +181,3 @@ def test_two_classes_of_one_name_in_a_split_file_are_said(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"test": rows}))
     with pytest.raises(ValueError, match=r"several names, got \['x', 'x', 'x'\]"):
         read_split(tmp_path / "s.json", tmp_path)
-
-
-def test_missing_files_beyond_a_thousand_are_not_counted(tmp_path):
-    rows = [[f"{number}.png", 0, "a"] for number in range(1500)]
-    with pytest.raises(FileNotFoundError, match="got 1000 or more missing, the first .*/0.png"):
-        read_split(split_of(tmp_path, test=rows))

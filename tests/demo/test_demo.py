@@ -103,7 +103,9 @@ def test_the_demo_is_train_and_test_folders_of_classes(few_images, tmp_path):
     folder = demo.draw_demo(tmp_path / "not yet" / "there")
     assert folder == tmp_path / "not yet" / "there" / "demo-v3"
     assert [path.name for path in folder.parent.iterdir()] == ["demo-v3"]  # nothing left beside it
-    listed = Counter(tuple(Path(name).parts[:2]) for name in contents(folder))
+    files = contents(folder)
+    assert len({pixels for _, pixels in files.values()}) == len(files) == 60  # no two are the same
+    listed = Counter(tuple(Path(name).parts[:2]) for name in files)
     expected = {("train", name): 2 for name in CLASSES} | {("test", name): 3 for name in CLASSES}
     assert listed == expected
 
@@ -112,11 +114,6 @@ def test_the_demo_is_train_and_test_folders_of_classes(few_images, tmp_path):
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (24, 0, 36)
     with Image.open(dataset.test[0].path) as image:
         assert (image.mode, image.size) == ("RGB", (96, 96))
-
-
-def test_no_two_images_of_the_demo_are_the_same(few_images, tmp_path):
-    pixels = [content for _, content in contents(demo.draw_demo(tmp_path)).values()]
-    assert len(set(pixels)) == len(pixels) == 60
 
 
 def test_the_demo_is_drawn_once_and_the_same_everywhere(few_images, tmp_path):
