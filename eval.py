@@ -26,6 +26,7 @@ from pathlib import Path
 from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
+from minidpt.data.copies import copies_note
 from minidpt.data.datasets import folders_of
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
@@ -54,6 +55,7 @@ def main() -> int:
     set_max_pixels(args.max_pixels)
     commands = {"test": evaluate_runs, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": evaluate_published}  # fmt: skip
+    devices.keep_freed_memory()
     if args.command != "test" and not world_from_environment().is_main:
         return 0  # several processes share tests alone
     return commands[args.command](args) or 0
@@ -67,9 +69,8 @@ def table(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     """Write report.html of each folder, a run's or a sweep's."""
     for folder in args.folders:
-        notes = write_report(
-            folder, partial(report_model, RunFolder(folder), args), args.image_root
-        )
+        model = partial(report_model, RunFolder(folder), args)
+        notes = write_report(folder, model, args.image_root)
         print_line(*(f"note: {folder}: {note}" for note in notes), f"{folder}: report.html")
 
 
@@ -85,7 +86,6 @@ def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
 def export_run(args: Namespace) -> None:
     """Write a run's model as one program."""
     check_target(args.file)
-    devices.keep_freed_memory()
     run = RunFolder.open(args.run)
     check_outside(Path(args.file), sources.data_folders(run), "file", "FILE")
     (model,), precision = sources.load_runs([run], args)
@@ -102,7 +102,6 @@ def predict(args: Namespace) -> int:
     """Classify images; with `--json -` nothing but JSON goes to standard output."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr if args.json == "-" else stdout):
-        devices.keep_freed_memory()
         run = RunFolder.open(args.run)
         data = [*map(Path, args.images), *sources.data_folders(run)]
         check_new_files(args, data)
@@ -117,7 +116,6 @@ def predict(args: Namespace) -> int:
 
 def evaluate_runs(args: Namespace) -> None:
     """Test runs, all with one CLIP, on their own test images or on other data."""
-    devices.keep_freed_memory()
     # All files of the runs are read now: a damaged one is an error before anything is computed.
     runs = [RunFolder.open(folder) for folder in args.runs]
     configs = [run.read_config()[0] for run in runs]
@@ -140,12 +138,13 @@ def evaluate_runs(args: Namespace) -> None:
         for number in numbers:
             run, model, config = runs[number], models[number], configs[number]
             name = f"{run.folder}: " if len(runs) > 1 else ""
-            notes = [*sources.seen_notes(learned_from[number], eval_set)]
+            paths = [sample.path for sample in eval_set.samples]
+            notes = [copies_note(learned_from[number], paths)] if world.is_main else []
             notes += read_images(model, [eval_set])
             if args.classes == "new" and not (args.data or args.dataset):
                 if config.classes != "base":
                     notes.append("the run has learned from these classes, too: they are not new")
-            print_notes(f"{name}{note}" for note in notes)
+            print_notes(f"{name}{note}" for note in notes if note)
             if is_other:
                 name = f"{run.folder} on {dataset.name}: "
                 model = model.for_classes(
@@ -158,7 +157,6 @@ def evaluate_runs(args: Namespace) -> None:
 
 def evaluate_published(args: Namespace) -> None:
     """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
-    devices.keep_freed_memory()
     tensors = read_published(args.folder)
     device = devices.choose_device(args.device)
     config = published_config(args)
@@ -175,10 +173,9 @@ def evaluate_published(args: Namespace) -> None:
         print_line(dataset.source)
         print_notes(dataset.notes)
         if classes not in (None, len(dataset.classnames)):
-            raise ValueError(
-                f"published {args.folder}: its prompts belong to {classes} classes, "
-                f"{dataset.name} has {len(dataset.classnames)}: test it on the data of its training"
-            )
+            got = f"{dataset.name} has {len(dataset.classnames)}: pass the data of their training"
+            expected = f"its prompts belong to {classes} classes"
+            raise ValueError(f"published {args.folder}: {expected}, {got}")
         model = build_model(
             clip, dataset.classnames, dataset.template, prompts,
             allow_duplicates=dataset.allow_duplicates,

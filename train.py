@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from statistics import harmonic_mean
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
 from minidpt.runs.config import RunConfig, versions
 from minidpt.runs.devices import keep_freed_memory
-from minidpt.runs.entrypoint import DeferredInterrupt, eval_command, run_command
+from minidpt.runs.entrypoint import DeferredInterrupt, format_command, run_command
 from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER
 from minidpt.runs.report import write_predictions, write_report, write_words
@@ -55,7 +56,8 @@ def main() -> int:
     """Parse the command line and make its runs: one, or those of a sweep."""
     command = parse_train_command(__doc__)
     if command.resume and is_finished(command.resume):
-        print_line(f"run {command.resume} is finished: {eval_command(command.resume)}")
+        again = format_command("eval", "test", Path(command.resume))
+        print_line(f"run {command.resume} is finished: {again}")
         return 0
     set_max_pixels(command.options.get("max_pixels", RunConfig.max_pixels))
     keep_freed_memory()
@@ -86,13 +88,13 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     eval_set = next(iter(eval_sets.values()))
     accuracy = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
     print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
-    if shared.is_main:
+    if shared.world.is_main:
         run.create(config, replace(record, white_level=dict(model.white_level)))
         write_split(drawn, run.path(SPLIT))
     if learned:
         fit(model, drawn, planned, shared)
     results, predictions = evaluate(model.eval(), planned, eval_sets)
-    if not shared.is_main:
+    if not shared.world.is_main:
         return
     model.save(run.path(MODEL))
     with optional_output(run.folder):
@@ -106,7 +108,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
         with optional_output(run.folder):
             print_notes(write_report(run.folder, lambda: model))
             print_line(run.path(REPORT))
-    print_line(f"test it again: {eval_command(run.folder)}")
+    print_line(f"test it again: {format_command('eval', 'test', run.folder)}")
 
 
 def draw_train_set(planned: PlannedRun) -> Dataset:

@@ -44,13 +44,20 @@ def check_probabilities(probabilities: Tensor, source: str) -> None:
         raise ValueError(f"{source}: expected finite logits, got NaN or infinity: {fix}")
 
 
+def check_top(top: int) -> None:
+    """Raise ValueError for a number of classes below 1."""
+    if top < 1:
+        raise ValueError(f"top: expected at least 1, got {top}")
+
+
 def top_predictions(
     probabilities: Tensor, classnames: Sequence[str], top: int, source: str
 ) -> list[list[Prediction]]:
     """Name the `top` likeliest classes of each image, best first: probabilities (B, C).
 
-    Raises as `check_probabilities`.
+    Raises as `check_top` and `check_probabilities`.
     """
+    check_top(top)
     values, classes = (each.cpu() for each in probabilities.topk(min(top, len(classnames))))
     check_probabilities(values, source)
     rows = zip(classes.tolist(), values.tolist())
@@ -64,8 +71,9 @@ def predict_each(
 
     model: a `PromptedCLIP`. With an image that cannot be read comes the error, and with all of a
     batch if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead while a
-    batch of up to PREDICT_BATCH is computed.
+    batch of up to PREDICT_BATCH is computed. Raises ValueError for `top` below 1.
     """
+    check_top(top)
     clip = model.clip
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:

@@ -271,8 +271,6 @@ class PromptedCLIP(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
         and ValueError for anything else, for `top` below 1, and for logits that are not finite.
         """
-        if top < 1:
-            raise ValueError(f"top: expected at least 1, got {top}")
         if not isinstance(images, Tensor):
             return predict_all(self, images, top)
         logits = self(images.to(self.clip.device), branches=False).logits

@@ -53,8 +53,3 @@ def demo_files() -> Iterator[PurePath]:
         for name in CLASSES:
             for number in range(count):
                 yield PurePath(part, name, f"{name}_{number:03}.png")
-
-
-def is_demo(folder: str | os.PathLike) -> bool:
-    """Return whether `draw_demo` of this or another version has made the folder, by its name."""
-    return Path(folder).name.startswith("demo-v")

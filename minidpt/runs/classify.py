@@ -50,7 +50,7 @@ def classify(
             outputs.append(partial(write_rows, stack.enter_context(new_file(table))))
         if lines not in (None, "-"):
             outputs.append(partial(print_json, stack.enter_context(new_file(lines))))
-        results = predict_batches(model, batches, top, workers)
+        results = (each for paths in batches for each in model.predict_each(paths, top, workers))
         if total > PREDICT_BATCH and not stdout.isatty():
             results = track(results, "images", total)
         for path, result in stack.enter_context(closing(results)):
@@ -72,14 +72,6 @@ def classify(
     if closed:
         raise closed
     return status
-
-
-def predict_batches(
-    model: PromptedCLIP, batches: Iterable[list[str]], top: int, workers: int | None
-) -> Iterator[tuple[str, Result]]:
-    """Yield each path with its predictions or its error, batch by batch."""
-    for paths in batches:
-        yield from model.predict_each(paths, top, workers)
 
 
 def print_classes(path: str, result: Result, explained: Path | None) -> None:
@@ -133,10 +125,7 @@ def new_file(path: str) -> Iterator[TextIO]:
 
 
 def image_batches(arguments: list[str]) -> Iterable[list[str]]:
-    """List image files, of each folder the images in it and below; "-": `read_lines`.
-
-    Raises FileNotFoundError for a folder without images.
-    """
+    """List image files, of each folder the images in it and below; "-": `read_lines`."""
     if arguments == ["-"]:
         return read_lines(0)
     files = []
@@ -146,9 +135,7 @@ def image_batches(arguments: list[str]) -> Iterable[list[str]]:
             continue
         images = images_in(path)
         print_notes(f"{path}: {note}" for note in unread_notes(images.unread))
-        if not images:
-            raise FileNotFoundError(f"folder {path}: expected images in it, got none")
-        files += images
+        files += images or [path]  # without an image it is an error in its place
     return [files]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import Field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..checkpoints.pretrained import NAMES
-from ..config import COMMON, KINDS, check_option
+from ..config import COMMON, KINDS, check_option, option
 from ..data.samples import ReadOptions
 from ..support.files import short_repr, to_single_line
 from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
@@ -106,10 +107,23 @@ def value_type(about: Field) -> Any:
 
 
 def path_option(text: str) -> str:
-    """Return the text of an option that takes a path; an unset variable gives an empty one."""
+    """Return the path of an option, its ~ expanded; an unset variable gives an empty one."""
     if not text:
         raise ArgumentTypeError("expected a path, got an empty text")
-    return text
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            got = f"one of {len(os.fsencode(text))} bytes"
+            raise ArgumentTypeError(f"expected a shorter path, got {got}") from None
+    return os.path.expanduser(text)
+
+
+@dataclass
+class PredictOptions:
+    """The options of `eval.py predict` that are a number."""
+
+    top: int = option(5, "classes of each image", OUTPUT, bounds=(1, 10**6))
 
 
 class TrainCommand(NamedTuple):
@@ -141,14 +155,12 @@ def parse_train_command(text: str) -> TrainCommand:
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
     source = parser.prog
     for name in (name for name in options if OPTIONS[name].is_path and name != "data"):
-        path = Path(options[name]).expanduser()
-        if options[name] not in NAMES and path.exists():
-            options[name] = str(path.resolve())  # eval.py may be called from elsewhere
+        if options[name] not in NAMES and os.path.exists(options[name]):
+            options[name] = os.path.realpath(options[name])  # eval.py may be called from elsewhere
     if resume and config:
         parser.error("--config: expected another run's without --resume, which has its own")
     if resume and out:
         parser.error("--out: expected without --resume, which writes to its own folder")
-    resume = resume and str(Path(resume).expanduser())
     if resume or config:
         source, earlier = read_earlier(config, resume)
         if resume:
@@ -163,7 +175,7 @@ def parse_train_command(text: str) -> TrainCommand:
 
 def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str, Any]]:
     """Return the file that --config or --resume names, and the options in it."""
-    path = Path(config or resume).expanduser()
+    path = Path(config or resume)
     if resume:
         path /= SWEEP if is_sweep(path) else CONFIG
         if not path.is_file():
@@ -190,10 +202,9 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
         and listed(earlier.get(name, FIELDS[name].default)) != listed(value)
     ]
     if changed:
-        parser.error(
-            f"{', '.join(sorted(changed))}: expected the run's settings with --resume: leave them "
-            "out, or begin another run with --config"
-        )
+        fix = "leave them out, or begin another run with --config"
+        got = ", ".join(sorted(changed))
+        parser.error(f"{got}: expected the run's settings with --resume: {fix}")
 
 
 # fmt: off
@@ -214,19 +225,18 @@ PATH = {"type": path_option}
 ARGUMENTS = {
     "runs": PATH | dict(nargs="+", metavar="RUN", help="run folders, all with the same CLIP"),
     "run": PATH | dict(metavar="RUN", help="run folder that train.py has written"),
-    "images": PATH | dict(nargs="+", metavar="IMAGE", help="images or folders of images; '-' reads "
-        "paths from standard input, one a line, and answers each at once"),
-    "folder": PATH | dict(metavar="DIR", help="folder of runs; for published, the output folder of "
-        "the published code"),
+    "images": dict(nargs="+", metavar="IMAGE", help="images or folders of images; '-': paths from "
+        "standard input, one a line, each answered at once"),
+    "folder": PATH | dict(metavar="DIR", help="folder of runs; of the published code's output"),
     "folders": PATH | dict(nargs="+", metavar="DIR", help="folder of a run, or of several runs"),
     "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
     "--image-root": PATH | dict(metavar="DIR", help="folder of the run's images, if it has moved"),
-    "--among-all": dict(action="store_true", help="tell the images apart among all of the run's "
-        "classes, also if the data have only some of them"),
-    "--per-class": dict(action="store_true",
-        help="also print the accuracy of each class and what it is mistaken for"),
-    "--top": dict(type=int, default=5, metavar="N", help="classes of each image (default: 5)"),
-    "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image with their "
+    "--among-all": dict(action="store_true", help="tell data with some of the run's classes apart "
+        "among all of these"),
+    "--per-class": dict(action="store_true", help="also print each class's accuracy and mistakes"),
+    "--top": dict(type=value_type(*fields(PredictOptions)), default=PredictOptions.top,
+        metavar="N", help="classes of each image (default: 5)"),
+    "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image and their "
         "probabilities, or for the table of --per-class"),
     "--json": PATH | dict(metavar="FILE",
         help="new file with a line of JSON for each image; '-': standard output"),
@@ -272,8 +282,6 @@ def parse_eval_command(text: str) -> Namespace:
 
 def check_eval_command(parser: Parser, args: Namespace) -> None:
     """Exit with an error for options that do not go together, and files that cannot be new."""
-    if args.top is not None and not 1 <= args.top <= 10**6:
-        parser.error(f"--top: expected at least 1, at most 1,000,000, got {args.top}")
     if args.csv and args.command != "predict":
         if not args.per_class:
             parser.error("--csv: expected with --per-class, whose table it holds")
@@ -288,14 +296,16 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
                              "run's own test has the run's")  # fmt: skip
     if args.command == "predict" and "-" in args.images and len(args.images) > 1:
         parser.error("IMAGE: expected '-' alone, got it beside other images")
-    for option, path in new_files(args):
-        if os.path.exists(path):
-            parser.error(f"{option}: expected a new file, got {path}, which exists")
+    maps = args.attention_maps and os.path.realpath(args.attention_maps)
+    for name, path in new_files(args):
+        if path == "-":
+            parser.error(f"{name}: expected a file, got '-'")
+        if os.path.lexists(path):
+            parser.error(f"{name}: expected a new file, got {path}, which exists")
         if not os.path.isdir(os.path.dirname(path) or "."):
-            parser.error(f"{option}: expected a file in a folder that exists, got {path}")
-        maps = args.attention_maps and Path(args.attention_maps).resolve()
-        if maps and Path(path).resolve().is_relative_to(maps):
-            parser.error(f"{option}: expected a file outside --attention-maps, got {path}")
+            parser.error(f"{name}: expected a file in a folder that exists, got {path}")
+        if maps and Path(os.path.realpath(path)).is_relative_to(maps):
+            parser.error(f"{name}: expected a file outside --attention-maps, got {path}")
     if len({os.path.realpath(path) for _, path in new_files(args)}) < len(new_files(args)):
         parser.error(f"--json: expected another file than --csv, got {args.json} for both")
 
@@ -303,7 +313,7 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
 def new_files(args: Namespace) -> list[tuple[str, str]]:
     """Return the options that name a file to be written, with the files."""
     files = [("--csv", args.csv), ("--json", None if args.json == "-" else args.json)]
-    return [(option, path) for option, path in files if path is not None]
+    return [(name, path) for name, path in files if path is not None]
 
 
 def evaluates_other_data(args: Namespace) -> bool:
@@ -313,9 +323,6 @@ def evaluates_other_data(args: Namespace) -> bool:
 
 def published_config(args: Namespace) -> RunConfig:
     """Return the options of runs that `published` was given, others with their defaults."""
-    options = {"model": args.model or "ViT-B/32"}
-    names = [name for name, about in OPTIONS.items() if "published" in about.eval_commands]
-    for name in names:
-        if not OPTIONS[name].is_grid and getattr(args, name) is not None:
-            options[name] = getattr(args, name)
-    return RunConfig.from_dict(options)
+    values = {name: getattr(args, name) for name in OPTIONS if not OPTIONS[name].is_grid}
+    options = {name: value for name, value in values.items() if value is not None}
+    return RunConfig.from_dict({"model": "ViT-B/32", **options})

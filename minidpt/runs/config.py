@@ -48,9 +48,8 @@ class RunConfig:
 
     # fmt: off
     data: str | None = option(
-        None, "a folder of class folders, or of train/ val/ test/ with class folders, a CSV of "
-        "path,label[,split], a run's split.json, or a folder of known data sets such as "
-        "Caltech101 (default: the images of the demo)", COMMON,
+        None, "a folder of class folders or of train/ val/ test/ with these, a CSV of path,label"
+        "[,split], a split.json, or a folder of known data sets (default: the demo)", COMMON,
         metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
         eval_commands=TESTS)
     prompts: PromptConfig = PromptConfig()
@@ -61,13 +60,11 @@ class RunConfig:
         1, "seed of the few-shot draw and training", COMMON, bounds=(0, 2**63 - 1),
         read_by="training", is_grid=True)
     model: str | None = option(
-        None, f"CLIP: {', '.join(NAMES)}, or the path of a checkpoint (default: ViT-B/32, for "
-        "the demo tiny)", COMMON,
+        None, f"{', '.join(NAMES)}, or a checkpoint (default: ViT-B/32, demo: tiny)", COMMON,
         is_path=True, decides_result=False, resume_may_change=True, eval_commands=ON_A_DEVICE)
     epochs: int | None = option(
-        None, "training epochs (default: as published, CoOp 50 with 1 shot, 100 with 2 to 4, else "
-        "200; others 60 with 1 shot, else 100); with fewer, also lower --warmup-epochs and "
-        "--guidance-epochs", COMMON,
+        None, "training epochs (default: CoOp 50 with 1 shot, 100 with 2 to 4, else 200; others 60 "
+        "with 1 shot, else 100); lower --warmup-epochs and --guidance-epochs with them", COMMON,
         bounds=(0, 10**6), read_by="training")
     template: str | None = option(
         None, "zero-shot prompt, with {} for the class (default: the data set's)", COMMON,
@@ -86,8 +83,8 @@ class RunConfig:
         None, "file with a line 'folder name' for each renamed class", DATA,
         metavar="FILE", is_path=True, eval_commands=TESTS)
     folders_are_classes: bool = option(
-        False, "folders of images that hold folders of the same names are classes, not variants "
-        "of a data set", DATA, decides_result=False, eval_commands=TESTS)
+        False, "folders that hold folders of the same names are classes, not variants", DATA,
+        decides_result=False, eval_commands=TESTS)
     columns: str | None = option(
         None, "columns of a CSV: image=NAME,label=NAME,split=NAME", DATA,
         decides_result=False, eval_commands=TESTS)
@@ -103,22 +100,20 @@ class RunConfig:
         MAX_PIXELS, "pixels of the largest image", DATA,
         bounds=(1, 10**12), decides_result=False, eval_commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
-        None, "activation of the checkpoint, where it does not say: OpenAI's need the quick GELU, "
-        "most others the exact one", METHOD, decides_result=False, eval_commands=("published",))
+        None, "activation of a checkpoint that does not say: quick GELU for OpenAI's", METHOD,
+        decides_result=False, eval_commands=("published",))
     head_width: int | None = option(
-        None, "width of the image side's attention heads, for a checkpoint without a "
-        "configuration whose heads are not 64 wide", METHOD,
+        None, "width of the image side's attention heads, where no configuration says it", METHOD,
         bounds=(1, 10**4), decides_result=False, eval_commands=("published",))
     image_size: int | None = option(
-        None, "side of the images in pixels, a multiple of the patch size; positional embeddings "
-        "are interpolated (default: the checkpoint's)", METHOD,
+        None, "side of the images in pixels, a multiple of the patch size (default: the "
+        "checkpoint's)", METHOD,
         bounds=(1, MAX_RESOLUTION), eval_commands=("published",))
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
     guidance_epochs: int = option(
-        30, "first epochs, in which each branch is trained beside the other's frozen knowledge "
-        "(VLP, DPT)", OPTIMISATION,
-        bounds=(0, 10**6), read_by="guidance")
+        30, "first epochs: each branch beside the other's frozen knowledge (VLP, DPT)",
+        OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="image")
@@ -130,8 +125,8 @@ class RunConfig:
         OPTIMISATION,
         bounds=(0, 10**6), read_by="image")
     precision: str | None = option(
-        None, "precision of the frozen CLIP (default: fp32 on a CPU, bf16 or fp16 on a GPU); auto "
-        "takes bf16 on a CPU that computes in it", OPTIMISATION,
+        None, "precision of the frozen CLIP (default: fp32 on a CPU, bf16 or fp16 on a GPU); auto: "
+        "bf16 on a CPU that computes in it", OPTIMISATION,
         choices=(*PRECISIONS, AUTO), decides_result=False, eval_commands=ON_A_DEVICE)
     class_chunk: int | None = option(
         None, "encode N classes at a time, and again in the backward pass, which saves memory "
@@ -206,7 +201,7 @@ OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FI
 PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
 
 
-def read_options(*settings: RunConfig | Namespace) -> ReadOptions:
+def merge_read_options(*settings: RunConfig | Namespace) -> ReadOptions:
     """Return how a run, or a command line, reads data of the user's own; the last one decides."""
     names = [each.name for each in fields(ReadOptions)]
     values = [(name, getattr(each, name, None)) for each in settings for name in names]
@@ -234,9 +229,10 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
 
     Zero-shot CLIP has neither shots nor seeds: it is one run. Raises as `RunConfig.from_dict`.
     """
-    lists = {name: value for name, value in options.items() if isinstance(value, list)}
-    if fixed := [name for name in lists if name in OPTIONS and not OPTIONS[name].is_grid]:
-        raise ValueError(f"{where}: {fixed[0]}: expected one value, got a list")
+    grid = {name for name, about in OPTIONS.items() if about.is_grid}
+    lists = {
+        name: value for name, value in options.items() if name in grid and isinstance(value, list)
+    }
     if empty := [name for name, values in lists.items() if not values]:
         raise ValueError(f"{where}: {empty[0]}: expected at least one value, got none")
     count = math.prod(map(len, lists.values()))
@@ -281,11 +277,8 @@ class RunRecord:
 
     def result_settings(self) -> dict[str, Any]:
         """Return what of it decides the result, by name."""
-        return {
-            "clip_fingerprint": self.clip_fingerprint,
-            "data_fingerprint": self.data_fingerprint,
-            "precision": self.precision,
-        }
+        names = ("clip_fingerprint", "data_fingerprint", "precision")
+        return {name: getattr(self, name) for name in names}
 
 
 def versions() -> dict[str, str]:

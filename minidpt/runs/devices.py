@@ -14,11 +14,7 @@ from ..support.distributed import SINGLE, World
 from .config import AUTO, PRECISIONS, RunConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
-CPU_BF16 = {
-    "avx512_bf16",
-    "amx_bf16",
-    "bf16",
-}  # flags of processors that compute in it, x86 and Arm
+CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors that compute in it
 ACCELERATORS = ("cuda", "xpu", "mps")  # of torch, the first of them that is there
 
 
@@ -35,17 +31,12 @@ def choose_device(name: str | None, world: World = SINGLE) -> torch.device:
         device = torch.device("meta")
     if world.size > 1 and device.type != "cpu":
         if device.index is not None or device.type == "mps":
-            raise ValueError(
-                f"--device {name}: expected a device for each of {world.size} processes, got one: "
-                "pass --device cpu, or cuda without a number"
-            )
+            expected = f"expected a device for each of {world.size} processes, got one"
+            raise ValueError(f"--device {name}: {expected}: pass --device cpu or cuda")
         device = torch.device(device.type, world.local_rank)
     if not is_there(device):
-        raise ValueError(
-            f"--device {name}: expected cpu, cuda or cuda:N, or what else this torch offers on "
-            f"this machine, there is no {device if device.type != 'meta' else name}: pass "
-            "--device cpu"
-        )
+        expected = "expected cpu, cuda, cuda:N or another that torch has on this machine"
+        raise ValueError(f"--device {name}: {expected}, got none: pass --device cpu")
     return device
 
 

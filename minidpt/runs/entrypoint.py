@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
@@ -12,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ..support.distributed import SINGLE, PeerLost, World, leave_world, world_from_environment
 from ..support.files import to_single_line
-from ..support.progress import Progress, print_line, use_progress
+from ..support.progress import Progress, print_line, print_notes, use_progress
 
 SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Windows)
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -29,11 +28,11 @@ Step = TypeVar("Step")
 
 
 class Interrupted(KeyboardInterrupt):
-    """One of `SIGNALS`, and if known the command that resumes what was begun."""
+    """One of `SIGNALS`. how_to_resume: the command that resumes the run, if known."""
 
     def __init__(self, number: int):
         super().__init__()
-        self.status, self.how_to_resume = 128 + number, ""
+        self.status = 128 + number
 
 
 class DeferredInterrupt:
@@ -96,30 +95,25 @@ def is_out_of_memory(error: object) -> bool:
 
 
 def print_error(error: object, where: str = "") -> None:
-    """Print what went wrong, and in which run of a sweep, as one line."""
-    text = str(error)
+    """Print what went wrong, in which run of a sweep, and how to resume, as one line."""
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     if is_out_of_memory(error):
         text = (
             "out of memory: pass a smaller --batch-size, or --class-chunk with many classes, or "
             "--precision bf16 or fp16"
         )
+    if how_to_resume := getattr(error, "how_to_resume", ""):
+        text += f"; to resume: {how_to_resume}"
     with suppress(OSError):  # stderr may be what is full
         text = to_single_line(where + text, 3000)
         print_line(f"{Path(sys.argv[0]).name}: error: {text}", stream=sys.stderr)
 
 
-class NoteHandler(logging.Handler):
-    """Prints what the package logs as notes."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the message of a record."""
-        print_line(f"note: {record.getMessage()}")
-
-
 @contextmanager
 def print_log() -> Iterator[None]:
     """Print the records of the logger `minidpt` in the block, as notes."""
-    logger, handler = logging.getLogger("minidpt"), NoteHandler()
+    logger, handler = logging.getLogger("minidpt"), logging.Handler()
+    handler.emit = lambda record: print_notes([record.getMessage()])
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -150,9 +144,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
     except KeyboardInterrupt as stop:
-        status, how_to_resume = getattr(stop, "status", 130), getattr(stop, "how_to_resume", "")
+        status = getattr(stop, "status", 130)
         if world.is_main:
-            print_error("interrupted" + (how_to_resume and f"; to resume: {how_to_resume}"))
+            print_error(stop)
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -160,8 +154,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if not world.is_main:  # has what ends this one ended the first, that has told it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TORCHRUN_POLL_SECONDS)
-        how_to_resume = getattr(error, "how_to_resume", "")
-        print_error(f"{error}; to resume: {how_to_resume}" if how_to_resume else error)
+        print_error(error)
     for stream in (sys.stdout, sys.stderr):  # what was not printed cannot be at exit, either
         try:
             stream.flush()
@@ -184,18 +177,18 @@ def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
     return [*start, "--no-python", file] if installed else [*start, file]
 
 
-def eval_command(run: Path | str) -> str:
-    """Return the command that tests a run again."""
-    return shlex.join([*relaunch_command("eval"), "test", str(run)])
+def format_command(script: str, *arguments: Path | str, world: World = SINGLE) -> str:
+    """Return a command for the user to paste; a path that begins with "-" is no option."""
+    is_path = [isinstance(each, Path) and str(each).startswith("-") for each in arguments]
+    words = [f"./{each}" if path else str(each) for each, path in zip(arguments, is_path)]
+    return shlex.join([*relaunch_command(script, world), *words])
 
 
 @contextmanager
-def main_process_first(
-    world: World, lock: contextlib.AbstractContextManager[Path]
-) -> Iterator[Path]:
+def main_process_first(world: World, lock: Any) -> Iterator[Path]:
     """Create and lock a folder in the main process; the others wait, then get its path.
 
-    On several machines it is a folder that all of them have.
+    lock: a context that yields the folder; on several machines it is one that all of them have.
     """
     if world.is_main:
         with lock as folder:
@@ -211,11 +204,7 @@ def mute_output(are_others: bool) -> Iterator[None]:
     if not are_others:
         yield
         return
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
@@ -226,7 +215,7 @@ def prefix_output(name: str, world: World) -> Iterator[None]:
         yield
         return
     out, err = (PrefixedStream(stream, name) for stream in (sys.__stdout__, sys.__stderr__))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err):
         yield
 
 

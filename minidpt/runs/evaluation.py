@@ -66,12 +66,9 @@ class EvalSet:
 
     def pixels(self, what: str = "test images") -> Iterator[Batch]:
         """Yield batches of uint8 images and labels of its `shard`; `what` names the progress."""
+        size, open_image = self.clip.visual.resolution, self.white_level.open
         batches = self._pixels or eval_batches(
-            self.shard,
-            self.clip.visual.resolution,
-            self.batch_size,
-            self.workers,
-            self.white_level.open,
+            self.shard, size, self.batch_size, self.workers, open_image
         )
         done, decoded = 0, []
         with task_progress(what, len(self.shard)) as update:

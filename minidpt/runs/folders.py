@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -50,12 +51,15 @@ class RunFolder:
         """Return a finished or interrupted run. Raises FileNotFoundError if there is none."""
         run = cls(folder)
         for name in (CONFIG, SPLIT, MODEL):
-            if not (run.folder / name).is_file():
-                within = next((each for each in run.folder.glob("*") if is_run(each)), None)
-                fix = f"a run in it, such as {within}" if within else "a folder of train.py"
-                raise FileNotFoundError(
-                    f"run folder {folder}: expected {name} in it, got none: pass {fix}"
-                )
+            if not os.path.lexists(run.path(name)):
+                within = next(run.folder.glob(f"*/{SPLIT}"), None)
+                fix = f"a run in it, such as {within.parent}" if within else "a folder of train.py"
+                got = f"got none: pass {fix}"
+                raise FileNotFoundError(f"run folder {folder}: expected {name} in it, {got}")
+        model = run.path(MODEL)
+        if not (model.is_file() and zipfile.is_zipfile(model)):
+            fix = "copy the run again, resume it (train.py --resume), or make it again"
+            raise ValueError(f"{model}: expected a whole file, got a damaged one: {fix}")
         return run
 
     def create(self, config: RunConfig, record: RunRecord) -> None:
@@ -72,10 +76,9 @@ class RunFolder:
         options, record = read_options(self.path(CONFIG))
         where = str(self.path(CONFIG))
         if record is None:
-            raise ValueError(
-                f"{where}: expected the settings of a run of minidpt 1.0, got those of an earlier "
-                "version, or of another program: make the run again"
-            )
+            got = "those of an earlier version, or of another program: make the run again"
+            raise ValueError(f"{where}: expected the settings of a run of minidpt 1.0, got {got}")
+        check_fields(options, where, data=str, model=str)
         return RunConfig.from_dict(options, where), RunRecord.from_dict(record, where)
 
     def is_finished(
@@ -98,11 +101,20 @@ class RunFolder:
 
         Raises ValueError if it is damaged.
         """
-        if not self.path(SUMMARY).is_file():
+        if not os.path.lexists(self.path(SUMMARY)):
             return False
-        self.read_json(SUMMARY, tests=dict)  # a damaged one must not cost the state
+        self.read_summary(tests=dict)  # a damaged one must not cost the state
         self.path(STATE).unlink(missing_ok=True)
         return True
+
+    def read_summary(self, **needed: Any) -> dict[str, Any]:
+        """Read summary.json; raises as `read_json`, with the fix."""
+        try:
+            return self.read_json(SUMMARY, **needed)
+        except (OSError, ValueError) as error:
+            can_resume = self.path(STATE).is_file()
+            fix = "remove it, and resume the run" if can_resume else "make the run again"
+            raise ValueError(f"{error}: {fix}") from error
 
     def _compare(self, wanted: dict[str, Any], got: dict[str, Any], fix: str) -> None:
         """Raise ValueError at the first setting that differs."""
@@ -117,10 +129,8 @@ class RunFolder:
                     there, fix = f"{there}, {describe_missing(gone)}", f"put them back, or {fix}"
             elif name in FIELDS and type(got.get(name)) in (str, int, float):  # no bool
                 fix = f"pass {flag(name)} {got[name]}, or {fix}"
-            raise ValueError(
-                f"run folder {self.folder}: expected to resume a run with {expected}, got one with "
-                f"{there}: {fix}"
-            )
+            expected = f"expected to resume a run with {expected}, got one with {there}"
+            raise ValueError(f"run folder {self.folder}: {expected}: {fix}")
 
     def _missing_images(self) -> list[str]:
         """List the images of split.json that are missing in its folder, if that is still there."""
@@ -157,19 +167,6 @@ def read_options(path: Path) -> tuple[dict[str, Any], Any]:
     """Return the options in a config.json or sweep.json, and the record of a run, if any."""
     options = check_fields(read_json(path, str(path)), str(path))
     return options, options.pop(RECORD, None)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's; Hugging Face's have a config.json, too."""
-    try:
-        return not is_earlier_version(folder) or (folder / SPLIT).is_file()
-    except (OSError, ValueError):
-        return (folder / SPLIT).is_file()  # of a run, and damaged
-
-
-def is_earlier_version(folder: Path) -> bool:
-    """Whether the config.json of a run is not of this version. Raises ValueError if damaged."""
-    return RECORD not in check_fields(read_json(folder / CONFIG, str(folder / CONFIG)), CONFIG)
 
 
 def list_contents(folder: Path) -> set[str]:
@@ -210,10 +207,9 @@ def lock_output_folder(
             kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
             got = next((kind for name, kind in kinds.items() if name in contents), "other files")
             resumed = ", or one that this command resumes" if option == "--out" else ""
-            raise OutputFolderExists(
-                f"output folder {folder}: expected a new or empty one{resumed}, got one with "
-                f"{got}: pass another {option} or remove it"
-            )
+            expected = f"expected a new or empty one{resumed}, got one with {got}"
+            fix = f"pass another {option} or remove it"
+            raise OutputFolderExists(f"output folder {folder}: {expected}: {fix}")
 
     check_outside(folder, data, option=option)
     check()
@@ -261,11 +257,6 @@ def lock_sweep_folder(folder: Path, data: list[Path], runs: Iterable[str]) -> It
         yield folder
 
 
-def write_sweep(folder: Path, options: dict[str, Any]) -> None:
-    """Write the options of a sweep."""
-    RunFolder(folder).write_json(SWEEP, options)
-
-
 def is_sweep(folder: str | os.PathLike) -> bool:
     """Whether the folder holds a sweep: sweep.json, runs, table.md, table.csv, report.html."""
     return (Path(folder) / SWEEP).is_file()
@@ -285,10 +276,8 @@ def check_outside(
     path: Path, data: Iterable[Path], output: str = "output folder", option: str = "--out"
 ) -> None:
     """Raise ValueError if a path to write to lies within one of the data folders."""
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # `resolve` raises for a link that leads to itself
     for root in data:
-        if root.is_dir() and resolved.is_relative_to(root.resolve()):
-            raise ValueError(
-                f"{output} {path}: expected one outside the data folder {root}: pass another "
-                f"{option}"
-            )
+        if root.is_dir() and resolved.is_relative_to(os.path.realpath(root)):
+            expected = f"expected one outside the data folder {root}"
+            raise ValueError(f"{output} {path}: {expected}: pass another {option}")

@@ -33,7 +33,7 @@ from .attention_pngs import attention_panels
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
-from .results import Row, averages, by_data_set, caption, left_out, read_rows, tables
+from .results import Row, averages, by_data_set, caption, read_rows, tables
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
@@ -59,8 +59,9 @@ def write_report(
         report = RunReport(RunFolder(folder), model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
-        title, content = sweep_report(read_rows(folder))
-        notes = [f"Runs: {others}" for others in [left_out(folder)] if others]
+        rows, left_out = read_rows(folder)
+        title, content = sweep_report(rows)
+        notes = [f"Runs: {left_out}"] if left_out else []
     if notes:
         items = (tag("li", note) for note in notes)
         content.append(section("Notes", "Parts that are left out of this page.", tag("ul", *items)))
@@ -240,7 +241,7 @@ class RunReport:
     def accuracy(self) -> Markup:
         """Return the result beside zero-shot CLIP's, and tables of what else was tested."""
         kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
-        summary = self.run.read_json(SUMMARY, **kinds)
+        summary = self.run.read_summary(**kinds)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
         tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
         if self.config["method"] != "zeroshot":
@@ -248,7 +249,7 @@ class RunReport:
             tiles.append((f"{accuracy - zero_shot:+.2f}", "percentage points gained"))
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
         numbers = (tag("div", tag("b", number), about) for number, about in tiles)
-        rows = read_rows(self.run.folder)
+        rows, _ = read_rows(self.run.folder)
         more = html_tables(rows) if len(rows) > 1 else []
         return tag("section", tag("div", *numbers, class_="numbers"), *more)
 

@@ -19,7 +19,7 @@ from ..data.samples import Dataset
 from ..support import files
 from . import folders
 from .config import OPTIONS, flag, published_settings
-from .folders import SUMMARY, TRANSFER, RunFolder, is_earlier_version, is_run
+from .folders import SUMMARY, TRANSFER, RunFolder
 
 # Settings that each data set has its own of.
 OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
@@ -72,49 +72,52 @@ def tested_on(dataset: str, subset: str) -> str:
 
 
 @files.single_line_errors
-def read_rows(folder: str | os.PathLike) -> list[Row]:
-    """Read the rows of all finished runs in a folder and below.
+def read_rows(folder: str | os.PathLike) -> tuple[list[Row], str]:
+    """Read the rows of all finished runs in a folder and below; describe the runs left out.
 
-    Runs of earlier versions are left out. Raises FileNotFoundError if there is no other, ValueError
-    if one is damaged.
+    These are unfinished, damaged, or of an earlier version. Raises FileNotFoundError if there is no
+    other.
     """
-    results = []
-    paths = [path for path in Path(folder).rglob(SUMMARY) if is_run(path.parent)]
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-        if is_earlier_version(path.parent):
-            continue
-        run = RunFolder(path.parent)
-        config, record = run.read_config()
-        settings = config.result_settings() | record.result_settings()
-        settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
-        summary = run.read_json(SUMMARY, **OF_RUN)
-        dataset = files.validate_name(summary["dataset"], str(path), folder=True)
-        trained = tested_on(dataset, config.classes)
-        for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
-            where = f"{run.folder}, test {name[:60]!r}"
-            files.check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
-            zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
-            in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
-            if not in_range or summary["method"] not in METHODS:
-                got = f"{zero_shot}, {accuracy} of {files.short_repr(summary['method'])}"
-                raise ValueError(f"{where}: expected percentages of a known method, got {got}")
-            results.append(Row(
-                dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
-                summary["shots"], "", zero_shot, {summary["seed"]: accuracy},
-                settings | (test.get("settings") or {}),
-            ))  # fmt: skip
+    results, left_out = [], []
+    paths = sorted(path.parent for path in Path(folder).rglob(folders.SPLIT))
+    runs = [RunFolder(path) for path in paths if os.path.lexists(path / folders.CONFIG)]
+    finished = [run for run in runs if os.path.lexists(run.path(SUMMARY))]
+    if unfinished := [run.folder.name for run in runs if run not in finished]:
+        left_out.append(f"{len(unfinished)} not finished ({', '.join(unfinished)})")
+    for run in sorted(finished, key=lambda run: run.path(SUMMARY).lstat().st_mtime):
+        try:
+            results += read_results(run)
+        except (OSError, ValueError) as error:
+            left_out.append(str(error))
+    others = "; ".join(map(files.to_single_line, left_out))
     if not results:
-        got = left_out(folder) or "none"
+        got = others or "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
-    return summarise(results)
+    return summarise(results), others
 
 
-def left_out(folder: str | os.PathLike) -> str:
-    """Describe the runs in a folder and below that `read_rows` leaves out, if there are some."""
-    runs = sorted(path.parent for path in Path(folder).rglob(folders.CONFIG) if is_run(path.parent))
-    runs = [run for run in runs if not (run / SUMMARY).is_file() or is_earlier_version(run)]
-    names = files.to_single_line(", ".join(run.name for run in runs))
-    return f"{len(runs)} not finished or of an earlier version ({names})" if runs else ""
+def read_results(run: RunFolder) -> list[Row]:
+    """Read a row for each test of a finished run. Raises ValueError if it is damaged."""
+    config, record = run.read_config()
+    settings = config.result_settings() | record.result_settings()
+    settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
+    summary, rows = run.read_summary(**OF_RUN), []
+    dataset = files.validate_name(summary["dataset"], str(run.path(SUMMARY)), folder=True)
+    trained = tested_on(dataset, config.classes)
+    for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
+        where = f"{run.folder}, test {name[:60]!r}"
+        files.check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
+        zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
+        in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
+        if not in_range or summary["method"] not in METHODS:
+            got = f"{zero_shot}, {accuracy} of {files.short_repr(summary['method'])}"
+            raise ValueError(f"{where}: expected percentages of a known method, got {got}")
+        rows.append(Row(
+            dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
+            summary["shots"], "", zero_shot, {summary["seed"]: accuracy},
+            settings | (test.get("settings") or {}),
+        ))  # fmt: skip
+    return rows
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -197,8 +200,9 @@ def record_cross_dataset(
 
 def noted_tests(run: RunFolder) -> tuple[dict, dict]:
     """Read what train.py has tested, and what eval.py has: name → result."""
-    tested = run.read_json(SUMMARY, tests=dict)["tests"] if run.path(SUMMARY).is_file() else {}
-    return tested, run.read_json(TRANSFER) if run.path(TRANSFER).is_file() else {}
+    has_summary, has_transfer = (os.path.lexists(run.path(name)) for name in (SUMMARY, TRANSFER))
+    tested = run.read_summary(tests=dict)["tests"] if has_summary else {}
+    return tested, run.read_json(TRANSFER) if has_transfer else {}
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -352,10 +356,10 @@ def write_tables(folder: str | os.PathLike) -> str:
 
     Raises as `read_rows`.
     """
-    rows = read_rows(folder)
+    rows, left_out = read_rows(folder)
     text = markdown(rows)
-    if others := left_out(folder):
-        text += f"\nRuns left out of the tables: {others}.\n"
+    if left_out:
+        text += f"\nRuns left out of the tables: {left_out}.\n"
     with files.atomic_write(Path(folder) / "table.md") as unfinished_file:
         unfinished_file.write_text(text, encoding="utf-8")
     write_csv(rows, Path(folder) / "table.csv")

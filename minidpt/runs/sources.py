@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..checkpoints.prompt_file import SavedModel, read_model
-from ..data.copies import copies_note, find_copies
+from ..data.copies import find_copies
 from ..data.datasets import open_dataset
 from ..data.layouts import LAYOUTS
-from ..data.naming import comparable, match_classes, read_classnames
+from ..data.naming import match_classes, read_classnames
 from ..data.samples import Dataset, select_classes
 from ..data.splits import read_split, split_content
-from ..demo.demo import is_demo
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
-from ..support.progress import print_line
+from ..support.progress import print_notes
 from .command_line import evaluates_other_data
-from .config import AUTO, RunConfig, read_options
+from .config import RunConfig, merge_read_options
 from .devices import choose_device, choose_precision, load_clip, place
-from .entrypoint import relaunch_command
-from .evaluation import EvalSet
+from .entrypoint import format_command
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
 from .results import tested_on
 
@@ -40,15 +38,10 @@ def eval_datasets(
     """Return the data sets to test on, each with the numbers of the runs to test on it."""
     tests, open_once = {}, functools.cache(open_dataset)
     for number, (run, config) in enumerate(zip(runs, configs)):
-        if not evaluates_other_data(args):
-            datasets = [read_split(run.path(SPLIT), args.image_root)]
-        elif args.dataset and args.data is None and is_demo(config.data):
-            raise ValueError(
-                f"--dataset: expected --data, the folder it lies in: {run.folder} was trained on "
-                "the demo's drawings"
-            )
-        else:
+        if evaluates_other_data(args):
             datasets = other_datasets(args, config, open_once, run)
+        else:
+            datasets = [read_split(run.path(SPLIT), args.image_root)]
         for dataset in datasets:
             key = dataset.name, dataset.template, *dataset.notes, *dataset.classnames, *dataset.test
             tests.setdefault(key, (dataset, []))[1].append(number)
@@ -56,10 +49,7 @@ def eval_datasets(
 
 
 def other_datasets(
-    args: Namespace,
-    config: RunConfig,
-    open_dataset: Callable[..., Dataset] = open_dataset,
-    run: RunFolder | None = None,
+    args: Namespace, config: RunConfig, load: Callable = open_dataset, run: RunFolder | None = None
 ) -> list[Dataset]:
     """Open what the command line names, completed by what a run was trained on.
 
@@ -71,11 +61,11 @@ def other_datasets(
     else:
         names, classnames = [config.dataset], args.classnames or config.classnames
         template = args.template or config.template
-    read = read_options(*([config] if args.data is None else []), args)
+    read = merge_read_options(*([config] if args.data is None else []), args)
     subset, datasets = args.classes or "all", []
     for name in names:
         reopen = functools.partial(
-            open_dataset, data, name, classnames=classnames, template=template, read=read,
+            load, data, name, classnames=classnames, template=template, read=read,
             least_classes=1 if args.among_all else 2,
         )  # fmt: skip
         dataset, saved = reopen(), run and read_model(run.path(MODEL))
@@ -88,11 +78,7 @@ def other_datasets(
 
 
 def adapt_to_run(
-    dataset: Dataset,
-    reopen: Callable[..., Dataset],
-    run: RunFolder,
-    saved: SavedModel,
-    args: Namespace,
+    dataset: Dataset, reopen: Callable, run: RunFolder, saved: SavedModel, args: Namespace
 ) -> Dataset:
     """Name the classes of a user's own data as the run does, where they are the run's.
 
@@ -103,11 +89,9 @@ def adapt_to_run(
     known = dict(zip(saved.class_keys or saved.classnames, saved.classnames))
     if config.classnames and os.path.isfile(config.classnames):  # also of the new classes
         known |= read_classnames(config.classnames) | known
-    matches = match_classes(dataset, list(known), list(known.values()))
-    names = [
-        name if number is None else list(known.values())[number]
-        for name, number in zip(dataset.classnames, matches)
-    ]
+    theirs = list(known.values())
+    matches = match_classes(dataset, list(known), theirs)
+    names = [old if n is None else theirs[n] for old, n in zip(dataset.classnames, matches)]
     fingerprint = replace(dataset, classnames=names).fingerprint()
     if dataset.is_split_drawn and fingerprint != record.data_fingerprint:
         dataset = leave_out_trained(reopen(draw_split=False), train_images(run, None))
@@ -115,16 +99,11 @@ def adapt_to_run(
     if count < min(len(saved.classnames), len(matches) / 2):  # a few are alike by chance
         return dataset
     overrides = read_classnames(args.classnames).values() if args.classnames else ()
-    pairs = [(old, old if old in overrides else new) for old, new in zip(dataset.classnames, names)]
+    names = [old if old in overrides else new for old, new in zip(dataset.classnames, names)]
     template = dataset.template if args.template else saved.template
-    renamed = sum(comparable(old) != comparable(new) for old, new in pairs)
-    kept = [f"the names of {renamed}"] if renamed else []
-    kept += [f"the template '{template}'"] if template != dataset.template else []
-    dataset = dataset.renamed([new for _, new in pairs], template)
-    if not kept:
-        return dataset
-    note = f"{count} of {len(names)} classes are the run's, and so are {' and '.join(kept)}"
-    return dataset.with_notes(f"{note} (else --classnames, --template)")
+    note = f"{count} of {len(names)} classes are the run's: its names and template '{template}'"
+    note += " are kept (else --classnames, --template)"
+    return dataset.renamed(names, template).with_notes(note)
 
 
 def leave_out_trained(dataset: Dataset, learned_from: set[str]) -> Dataset:
@@ -177,16 +156,6 @@ def train_images(run: RunFolder, root: str | None) -> set[str]:
     return set(map(os.path.realpath, files))
 
 
-def seen_notes(learned_from: set[str], eval_set: EvalSet) -> Iterator[str]:
-    """Yield what of the test images was trained on, by name or as a copy."""
-    files = [os.path.realpath(sample.path) for sample in eval_set.samples]
-    if seen := sum(file in learned_from for file in files):
-        yield f"{seen} of the test images were trained on"
-    others = [file for file in files if file not in learned_from]
-    if eval_set.world.is_main and (note := copies_note(learned_from, others)):
-        yield note
-
-
 def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP], str]:
     """Return the models of runs, which must have one CLIP, and the precision they compute in."""
     settings = [run.read_config() for run in runs]
@@ -198,26 +167,20 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
             got = f"{name} {' and '.join(values)}"
             raise ValueError(f"expected runs with one CLIP, got {got}: test them one by one{fix}")
     device = device_of_runs(runs, args)
-    precision, reason = choose_precision(args.precision or record.precision, device)
+    precision, _ = choose_precision(args.precision or record.precision, device)
     clip = load_clip(replace(config, quick_gelu=record.quick_gelu), args.model)
-    if args.precision == AUTO:
-        print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
     clip = place(clip, device, precision)
     for run in runs:
         if not run.path(SUMMARY).is_file():
-            again = shlex.join([*relaunch_command("train"), "--resume", str(run.folder)])
-            print_line(
-                f"note: the training of {run.folder} was stopped before its end, or still runs; "
-                f"to resume it: {again}"
-            )
+            again = format_command("train", "--resume", run.folder)
+            state = "was stopped before its end, or still runs"
+            print_notes([f"the training of {run.folder} {state}; to resume it: {again}"])
     return [load_model(run.path(MODEL), clip) for run in runs], precision
 
 
 def device_of_runs(runs: list[RunFolder], args: Namespace) -> torch.device:
     """Return the device that was asked for, or the runs' if it is on this machine."""
-    if args.device is None:
-        try:
+    with suppress(ValueError):  # it is not here
+        if args.device is None:
             return choose_device(runs[0].read_config()[1].device, world_from_environment())
-        except ValueError:
-            pass  # it is not here
     return choose_device(args.device, world_from_environment())

@@ -105,9 +105,8 @@ class TrainingState:
         check_tensors(momentum, learned if begun else {}, "momentum")
         of_scaler = {name: type(value) for name, value in self.scaler.state_dict().items()}
         check_fields(content["scaler"], "scaler", **of_scaler)
-        check_fields(
-            content["generators"], "generators", **dict.fromkeys(generators, Tensor | None)
-        )
+        kinds = dict.fromkeys(generators, Tensor | None)
+        check_fields(content["generators"], "generators", **kinds)
 
         for name, generator in generators.items():
             if (drawn := content["generators"].get(name)) is not None:  # else on another device

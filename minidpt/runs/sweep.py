@@ -5,7 +5,6 @@ One run, or those of a sweep, share CLIP, data sets and test images.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from ..support.distributed import PeerLost, World, join_world, world_from_enviro
 from ..support.progress import print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
-from .config import RunConfig, RunRecord, expand_grid, read_options
+from .config import RunConfig, RunRecord, expand_grid, merge_read_options
 from .devices import choose_device, choose_precision, load_clip, place
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
@@ -67,11 +66,6 @@ class Shared:
     world: World
     is_sweep: bool
     _opened: tuple = (None, {})  # the last data set, its evaluation sets
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes and prints."""
-        return self.world.is_main
 
     def eval_sets(self, run: PlannedRun) -> dict[str, EvalSet]:
         """Return the test images of a run by subset of the classes, made once for a data set."""
@@ -116,7 +110,12 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     for config in configs:
         name = config.dataset and layout_of(config.dataset).name
         if name not in datasets:
-            datasets[name] = open_subsets(folder, name, config)
+            options = {"classnames": config.classnames, "template": config.template}
+            dataset = open_dataset(folder, name, **options, read=merge_read_options(config))
+            print_line(dataset.source)
+            print_notes(dataset.notes)
+            names = ("base", "new") if config.classes == "base" else (config.classes,)
+            datasets[name] = dataset, {each: select_classes(dataset, each) for each in names}
         dataset, subsets = datasets[name]
         if config.prompts.method != "zeroshot" and name not in drawn:
             few_shot(dataset, config.shots, config.seed)
@@ -126,18 +125,6 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
         planned[run.name] = run
     order = list(datasets)
     return sorted(planned.values(), key=lambda run: order.index(run.config.dataset))
-
-
-def open_subsets(
-    folder: Path, name: str | None, config: RunConfig
-) -> tuple[Dataset, dict[str, Dataset]]:
-    """Open and print a data set; return it, and by name the subsets of classes to test on."""
-    options = {"classnames": config.classnames, "template": config.template}
-    dataset = open_dataset(folder, name, **options, read=read_options(config))
-    print_line(dataset.source)
-    print_notes(dataset.notes)
-    subsets = ("base", "new") if config.classes == "base" else (config.classes,)
-    return dataset, {subset: select_classes(dataset, subset) for subset in subsets}
 
 
 @contextmanager
@@ -156,9 +143,8 @@ def open_output(
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
     out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
-    with entrypoint.main_process_first(
-        world, folders.lock_sweep_folder(out, data, [run.name for run in runs])
-    ):
+    lock = folders.lock_sweep_folder(out, data, [run.name for run in runs])
+    with entrypoint.main_process_first(world, lock):
         yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
 
 
@@ -172,37 +158,40 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
     world = join_world(device)
     planned = plan_runs(command)
     with open_output(command, planned, world) as (runs, sweep):
-        todo, clip, records = prepare(command, runs, sweep, device, world)
-        world.barrier()  # all have seen what is there, before any of them writes
-        images = ImageCache(IMAGE_MEMORY // world.local_size)
-        if not sweep:
+        try:
+            todo, clip, records = prepare(command, runs, sweep, device, world)
+            world.barrier()  # all have seen what is there, before any of them writes
+            images = ImageCache(IMAGE_MEMORY // world.local_size)
+            if sweep:
+                shared = Shared(clip, records, images, world.single(), True)
+                failed = make_runs_of_sweep(todo, shared, world, run_once)
+                return finish_sweep(sweep, runs, failed) if world.is_main else 0
             for run in todo:
-                make_run(run, Shared(clip, records, images, world, False), world, run_once)
+                run_once(run, Shared(clip, records, images, world, False))
             return 0
-        shared, failed = Shared(clip, records, images, world.single(), True), []
-        for number in world.work_queue(len(todo)):
-            run = todo[number]
-            with entrypoint.prefix_output(run.name, world):
-                print_line(f"[{number + 1}/{len(todo)}] {run.name}")
-                try:
-                    make_run(run, shared, world, run_once)
-                except Exception as error:
-                    is_fatal = isinstance(error, (BrokenPipeError, PeerLost))
-                    if is_fatal or not entrypoint.is_user_error(error):
-                        raise
-                    entrypoint.print_error(error, f"{run.name}: " if world.size == 1 else "")
-                    failed.append(run.name)
-        failed = list(chain.from_iterable(world.all_gather_object(failed)))
-        return finish_sweep(sweep, runs, failed) if world.is_main else 0
+        except (entrypoint.Interrupted, PeerLost) as stop:
+            stop.how_to_resume = resume_command(runs, sweep, world)
+            raise
 
 
-def make_run(run: PlannedRun, shared: Shared, world: World, run_once: RunOnce) -> None:
-    """Make a run; an interruption gets the command that resumes what was begun."""
-    try:
-        run_once(run, shared)
-    except (entrypoint.Interrupted, PeerLost) as stop:
-        stop.how_to_resume = resume_command(run, shared.is_sweep, world)
-        raise
+def make_runs_of_sweep(
+    todo: list[PlannedRun], shared: Shared, world: World, run_once: RunOnce
+) -> list[str]:
+    """Make runs, dealt out to the processes; return the names of those that failed in any."""
+    failed = []
+    for number in world.work_queue(len(todo)):
+        run = todo[number]
+        with entrypoint.prefix_output(run.name, world):
+            print_line(f"[{number + 1}/{len(todo)}] {run.name}")
+            try:
+                run_once(run, shared)
+            except Exception as error:
+                is_fatal = isinstance(error, (BrokenPipeError, PeerLost))
+                if is_fatal or not entrypoint.is_user_error(error):
+                    raise
+                entrypoint.print_error(error, f"{run.name}: " if world.size == 1 else "")
+                failed.append(run.name)
+    return list(chain.from_iterable(world.all_gather_object(failed)))
 
 
 def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
@@ -213,7 +202,7 @@ def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
             text = f"{write_tables(sweep)}\n{sweep}: table.md, table.csv"
         except OSError as error:
             entrypoint.print_error(error)
-            text, status = markdown(read_rows(sweep)), 2
+            text, status = markdown(read_rows(sweep)[0]), 2
         print_line("", *text.splitlines())
         if not runs[0].config.no_report:
             with optional_output(sweep):
@@ -224,15 +213,15 @@ def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
     return status
 
 
-def resume_command(run: PlannedRun, is_sweep: bool, world: World) -> str:
+def resume_command(runs: list[PlannedRun], sweep: Path | None, world: World) -> str:
     """Return the command that resumes what was begun; "" if there is nothing left to do."""
-    again = entrypoint.relaunch_command("train", world)
-    if is_sweep or not run.folder.path(folders.CONFIG).is_file():
-        return shlex.join([*again, *sys.argv[1:]])
-    if run.folder.path(folders.SUMMARY).is_file():
+    folder, arguments = runs[0].folder, sys.argv[1:]
+    if not sweep and folder.path(folders.SUMMARY).is_file():
         return ""
-    no_report = ["--no-report"] if run.config.no_report else []
-    return shlex.join([*again, "--resume", str(run.folder.folder), *no_report])
+    if not sweep and folder.path(folders.CONFIG).is_file():
+        no_report = ["--no-report"] if runs[0].config.no_report else []
+        arguments = ["--resume", folder.folder, *no_report]
+    return entrypoint.format_command("train", *arguments, world=world)
 
 
 def prepare(
@@ -271,7 +260,7 @@ def prepare(
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep and world.is_main:
             chosen = {"data": config.data, "model": config.model, "precision": precision}
-            folders.write_sweep(sweep, {**command.options, **chosen})
+            RunFolder(sweep).write_json(folders.SWEEP, {**command.options, **chosen})
     return todo, clip, records
 
 

@@ -30,7 +30,7 @@ SPLIT_ROWS = {
 }
 CSV = "path,label,split\na.png,ox,train\nb.png,owl,train\nc.png,ox,test\nd.png,owl,test\n"
 TEST = {"zero_shot_accuracy": 50.5, "accuracy": 61, "test_images": 4}
-SETTINGS = RunConfig(epochs=3, data="/d", template="{}"), RunRecord("c", "d", "cpu", "fp32", True)
+SETTINGS = RunConfig("/d", model="m", template="{}"), RunRecord("c", "d", "cpu", "fp32", True)
 RESULT = {"dataset": "pets", "model": "tiny", "method": "dpt", "shots": 2, "seed": 1}
 OTHER = {"ants": {**TEST, "tested": "ants", "settings": {"tested by": "my {}."}}}
 

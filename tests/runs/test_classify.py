@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -111,28 +110,24 @@ def test_an_image_that_cannot_be_read_is_an_error_in_its_place(model, monkeypatc
     assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
 
 
-@pytest.fixture
-def diverged(run) -> Path:
-    """The run, its prompts finite and so large that no logit is."""
-    shutil.copytree(run, "diverged")
-    model = minidpt.load_model(run / "model.pt", minidpt.load(run.parent / "little.pt")[0])
+def test_predictions_that_are_not_finite_are_an_error_for_each_image(run):
+    shutil.copytree(run, "diverged")  # prompts finite and so large that no logit is
+    files, clip = draw_images(2), minidpt.load(run.parent / "little.pt")[0]
+    model = minidpt.load_model(run / "model.pt", clip)
     model.text_prompts.ctx.data.fill_(3e38)
     model.save("diverged/model.pt")
-    return Path("diverged")
-
-
-def test_predictions_that_are_not_finite_are_an_error_for_each_image(diverged, run):
-    files = draw_images(2)
-    clip = minidpt.load(run.parent / "little.pt")[0]
-    model = minidpt.load_model(diverged / "model.pt", clip)
     with pytest.raises(ValueError, match="^diverged/model.pt: expected finite logits"):
-        model.predict(files)
-    assert [type(answer) for _, answer in model.predict_each(files)] == [ValueError] * 2
-    result = run_command("eval.py", "predict", diverged, *files, "--json", "-")
+        minidpt.load_model("diverged/model.pt", clip).predict(files)
+    result = run_command("eval.py", "predict", "diverged", *files, "--json", "-")
     assert_one_line(result, "eval.py", "diverged/model.pt", "finite", "lower")
     answers = lines(result.out)
     assert [answer["image"] for answer in answers] == files
     assert all("diverged/model.pt: expected finite logits" in a["error"] for a in answers)
+
+
+def test_no_class_at_all_is_one_error_not_one_for_each_image(model):
+    with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
+        next(model.predict_each(draw_images(2), top=0))
 
 
 def test_few_images_are_read_ahead_of_those_that_are_classified(model, monkeypatch):
@@ -252,23 +247,6 @@ def test_a_service_whose_reader_has_gone_ends_as_other_commands_do(service):
     assert service.stderr.read() == ""
 
 
-def test_paths_from_standard_input_are_classified_as_given_ones(run):
-    paths = draw_images(5)
-    Path("list").write_text("\n".join(paths))
-    expected = run_command("eval.py", "predict", run, "--csv", "a.csv", *paths)
-    before = os.dup(0)
-    with open("list", "rb") as file:
-        os.dup2(file.fileno(), 0)
-    try:
-        read = run_command("eval.py", "predict", run, "--csv", "b.csv", "-")
-    finally:
-        os.dup2(before, 0)
-        os.close(before)
-    assert read == expected and expected.out.count("\n") == 5
-    rows = [list(csv.reader(Path(table).read_text().splitlines())) for table in ("a.csv", "b.csv")]
-    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]] and len(rows[0]) == 11
-
-
 def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
     paths = draw_images(3)
     result = run_command("eval.py", "predict", run, "--json", "o.jsonl", *paths, "gone.png")
@@ -354,7 +332,6 @@ def test_many_images_are_counted_where_their_lines_go_elsewhere(run, monkeypatch
         ("predict RUN - a.png", ["IMAGE", "'-' alone"]),
         ("predict RUN many --json taken", ["--json", "new file", "taken"]),
         ("predict RUN many --json nodir/o", ["--json", "folder that exists"]),
-        ("predict RUN many --json o --csv o", ["--json", "another file than --csv"]),
         ("predict RUN many --json ./o --csv o", ["--json", "another file than --csv"]),
         ("predict RUN many --json many/o", ["file many/o", "data folder", "--json"]),
         ("predict RUN many --csv many/o", ["file many/o", "data folder", "--csv"]),

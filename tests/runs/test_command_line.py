@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shlex
@@ -23,10 +22,10 @@ from helpers.run_command import (
     run_command,
     run_process,
 )
-from helpers.short_runs import RunInputs, run_checked, train
+from helpers.short_runs import run_checked
 
 import minidpt
-from minidpt.runs import command_line, entrypoint
+from minidpt.runs import command_line
 
 # Bad input
 
@@ -52,46 +51,35 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         (["--model", "missing.pt"], ["missing.pt", "or an existing path"]),
         (["--model", "empty.pt"], ["empty.pt", "expected what torch.save writes"]),
         (["--shots", "0"], ["--shots", "at least 1"]),
-        (["--shots", "-3"], ["--shots", "at least 1"]),
         (["--shots", "many"], ["--shots", "many"]),
-        (["--batch-size", "0"], ["--batch-size", "at least 1"]),
-        (["--epochs", "-1"], ["--epochs", "at least 0"]),
         (["--workers", "-1"], ["--workers", "at least 0"]),
         (["--precision", "fp64"], ["fp64", "fp32", "bf16", "fp16"]),
-        (["--device", "tpu"], ["--device tpu", "cpu, cuda or cuda:N"]),
         pytest.param(["--device", "cuda"], ["--device cuda", "--device cpu"], marks=NO_CUDA),
         (["--device", "cuda:99"], ["--device cuda:99", "--device cpu"]),
         (["--template", "a photo"], ["a photo", "{}"]),
-        (["--template", "a {} of {}"], ["a {} of {}", "{}"]),
         (["--template", "a {} of {name}"], ["a {} of {name}", "{}"]),
         (["--template", "a {} {"], ["a {} {", "{}"]),
-        (["--n-ctx", "0"], ["--n-ctx", "at least 1"]),
         (["--n-ctx", "77"], ["77 context vectors", "the context or template"]),
         (["--ctx-init", ""], ["ctx_init"]),
         (["--class-token-position", "start"], ["start", "end", "middle", "front"]),
         (["--class-aware-from", "4"], ["class_aware_from", "1 to 3", "4"]),
-        (["--top-k", "0"], ["--top-k", "at least 1"]),
         (["--alpha", "-1"], ["alpha", "at least 0"]),
-        (["--visual-lr", "-1"], ["-1"]),
         (["--visual-lr", "inf"], ["--visual-lr", "at most", "inf"]),
         (["--text-lr", "nan"], ["--text-lr", "at most", "nan"]),
-        (["--alpha", "nan"], ["--alpha", "at most", "nan"]),
-        (["--alpha", "1e300"], ["--alpha", "at most", "1e+300"]),
         (["--alpha", "much"], ["--alpha", "number", "much"]),
         (["--classnames", ""], ["--classnames", "expected a path"]),
         (["--model", ""], ["--model", "expected a path"]),
-        (["--out", ""], ["--out", "expected a path"]),
         (["--shotz", "3"], ["--shotz"]),
-        (["--shots", "10" * 9], ["--shots", "at most 1,000,000"]),
+        (["--out", "x" * 300], ["--out: expected a shorter path, got one of 300 bytes"]),
+        (["--dataset", "Caltech102"], ["Caltech102", "Caltech101"]),
+        (["--classes", "old"], ["old", "base"]),
+        (["--classes", "base", "--csc"], ["--csc"]),
+        (["--shots", "1", "0"], ["--shots", "at least 1"]),
+        (["--classnames", "none.txt"], ["none.txt"]),
+        (["--image-size", "36"], ["a multiple of 7", "got 36"]),
         (["--seed", str(2**63)], ["--seed", "at most 9,223,372,036,854,775,807"]),
-        (["--epochs", str(10**30)], ["--epochs", "at most"]),
-        (["--batch-size", str(10**12)], ["--batch-size", "at most"]),
-        (["--workers", str(10**9)], ["--workers", "at most"]),
-        (["--class-chunk", "-1"], ["--class-chunk", "at least 0"]),
-        (["--n-visual", "100000000000"], ["--n-visual", "at most"]),
         (["--n-visual", "9" * 5000], ["--n-visual", "a whole number"]),
         (["--visual-layers", "5"], ["visual_layers", "1 to"]),
-        (["--alpha", "1e39"], ["--alpha", "at most"]),
         (["--ctx-init", "word " * 200], ["200 context vectors", "77"]),
         (["--ctx-init", "word " * 200, "--seed", "1", "2"], ["200 context vectors", "77"]),
         (["--class-aware-from", "4", "--seed", "1", "2"], ["class_aware_from", "1 to 3"]),
@@ -115,34 +103,49 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
     [
         ("", ["COMMAND"]),
         ("predict RUN", ["IMAGE"]),
-        ("predict RUN empty", ["empty", "expected images"]),
+        ("predict RUN empty", ["empty: expected an image, got a folder"]),
+        ("predict RUN picture.png --top abc", ["--top: expected a whole number, got 'abc'"]),
+        ("predict RUN picture.png --csv -", ["--csv: expected a file, got '-'"]),
+        ("predict RUN picture.png --csv loop", ["--csv: expected a new file, got loop"]),
+        ("predict RUN picture.png --json dangling", ["--json: expected a new file, got dangling"]),
+        ("predict RUN picture.png --attention-maps loop", ["loop: expected a new or empty one"]),
+        (
+            "predict RUN picture.png --attention-maps empty --json empty/a.json",
+            ["--json: expected a file outside --attention-maps, got empty/a.json"],
+        ),
+        ("export RUN loop.pt2", ["loop.pt2: expected a new file"]),
+        (f"predict RUN picture.png --json {'x' * 300}", ["--json: expected a shorter path"]),
+        ("table empty", ["empty", "finished runs"]),
         ("predict RUN picture.png --top 0", ["--top", "at least 1"]),
         ("predict RUN picture.png --top 1000000000000", ["--top", "at most"]),
         ("predict RUN picture.png --data .", ["--data"]),
         ("predict RUN picture.png --per-class", ["--per-class"]),
-        ("predict RUN picture.png --csv nodir/o.csv", ["--csv", "folder that exists"]),
-        ("predict RUN ''", ["IMAGE", "expected a path"]),
         ("test ''", ["RUN", "expected a path"]),
-        ("test RUN --workers 1000000000", ["--workers", "at most"]),
-        ("test RUN --workers -1", ["--workers", "at least 0"]),
         ("test RUN --model ViT-B/64", ["ViT-B/64", "ViT-B/32"]),
-        ("test RUN --device cuda:99", ["cuda:99"]),
         ("test RUN --template 'a {}.'", ["--template", "--data"]),
         ("test RUN --classnames names.txt", ["--classnames", "--data"]),
         ("test RUN --image-root ''", ["--image-root", "expected a path"]),
-        ("test RUN --image-root . --data .", ["--image-root", "--data"]),
+        ("test RUN --image-root . --data .", ["--image-root", "expected a CSV file"]),
         ("test RUN --csv out.csv", ["--csv", "--per-class"]),
+        ("test RUN RUN --per-class --csv a.csv", ["--csv", "one run and one --dataset"]),
         ("export RUN a.pt2 --csv a.csv", ["--csv"]),
         ("export RUN nodir/a.pt2", ["nodir/a.pt2", "folder that exists"]),
         ("export RUN a.pth", ["a.pth", ".pt2 or .onnx"]),
         ("table", ["DIR"]),
         ("table . --precision bf16", ["--precision"]),
-        ("published out", ["--data"]),
+        ("published out", ["required", "--data"]),
+        ("test RUN --top-k 3", ["unrecognized", "--top-k"]),
+        ("test RUN --image-size 28", ["unrecognized", "--image-size"]),
+        ("table RUN --quick-gelu", ["unrecognized", "--quick-gelu"]),
     ],
 )
 def test_an_option_of_eval_that_makes_no_sense_is_refused(trained, tmp_path, command, words):
     (tmp_path / "empty").mkdir()
     draw_image(tmp_path / "picture.png")
+    if "loop" in command or "dangling" in command:
+        links = {"loop": "other", "other": "loop", "loop.pt2": "loop", "dangling": "none"}
+        for link, target in links.items():
+            Path(link).symlink_to(target)
     arguments = [trained if word == "RUN" else word for word in shlex.split(command)]
     assert_one_line(run_command("eval.py", *arguments), "eval.py", *words)
 
@@ -184,30 +187,12 @@ def test_a_reader_that_has_had_enough_is_no_error(trained):
     assert process.returncode == 141
 
 
-def test_names_that_are_no_text_are_printed_and_written_escaped(inputs, monkeypatch):
-    folder = shutil.copytree(inputs.data, Path(os.fsdecode(b"caf\xe9")))
-    train(RunInputs(folder, inputs.clip), "runs/one", "--epochs", 0)
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
-    monkeypatch.setattr(sys, "stdout", printed)
-    monkeypatch.setattr(sys, "argv", ["eval.py", "table", "runs"])
-    with pytest.raises(SystemExit) as ended:
-        entrypoint.run_command(SCRIPTS["eval.py"].main)
-    printed.flush()
-    assert not ended.value.code
-    assert "**caf\\udce9, CLIP little**" in printed.buffer.getvalue().decode()
-    for table in ("table.md", "table.csv"):
-        assert "caf\\udce9" in Path("runs", table).read_text(encoding="utf-8")
-
-
 def test_names_cannot_command_the_terminal_or_begin_a_line(trained, inputs):
     shutil.copy(inputs.data / "gnu" / "0.png", "a\x1b[31m\nb: cat 99 %.png")
     result = run_command("eval.py", "predict", trained, "a\x1b[31m\nb: cat 99 %.png")
     assert result.out.startswith(r"a\x1b[31m\nb: cat 99 %.png: ") and result.out.count("\n") == 1
     result = run_command("eval.py", "predict", trained, "gone\x1b[2J\n.png")
     assert_one_line(result, "eval.py", "gone")
-    assert "\x1b" not in result.err
-    result = run_command("eval.py", "runs\x1b[2J", "x")
-    assert_one_line(result, "eval.py")
     assert "\x1b" not in result.err
 
 

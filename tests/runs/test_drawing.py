@@ -49,11 +49,6 @@ def test_maps_have_one_scale_and_shares_beyond_it_one_colour():
         np.testing.assert_allclose(drawn, yellow, atol=3)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
-def test_an_image_of_any_mode_is_taken(mode):
-    assert overlay(grey_image().convert(mode), torch.full((3, 3), 1 / 9)).mode == "RGB"
-
-
 LONG = {
     "latin": "a quite rare, long-named species of deep-sea anglerfish",
     "hebrew": "סוס ים ארוך מאוד שחי במים העמוקים של האוקיינוס",

@@ -60,7 +60,7 @@ def test_a_copy_of_the_runs_folder_is_tested_like_it(images, clip):
         assert accuracies(out) == expected
         assert "told apart" not in out and "left out" not in out
     out = run_checked("eval.py", "test", "run", "--data", "elsewhere/copy").out
-    assert "5 of 5 classes are the run's, and so are the names of 3 and the template 'my {}" in out
+    assert "note: 5 of 5 classes are the run's: its names and template 'my {}, seen" in out
     run_checked("eval.py", "test", "run", "--data", "elsewhere/copy", "--template", "{}.")
     assert [entry["template"] for entry in noted("run")] == [TEMPLATE, "{}."]
     Path("other.txt").write_text("owl\tbarn owl\nyak\tox of Tibet\n")
@@ -91,7 +91,7 @@ def test_other_data_without_a_split_are_tested_whole(images, clip, kind):
     out = run_checked("eval.py", "test", "run", "--data", data).out
     assert accuracies(out)[2] == "7"
     assert "note: left out: 6 of 13 images, which the run was trained on\n" in out
-    assert "2 of 2 classes are the run's, and so are the names of 2 and the template" in out
+    assert "2 of 2 classes are the run's: its names and template 'my {}, seen" in out
     assert "note: 2 of the run's 5 classes, told apart among these 2" in out
 
 

@@ -57,18 +57,6 @@ def command(workspace: Path, data: str, *options: object) -> list[str]:
     return list(map(str, ("train.py", *arguments)))
 
 
-def classify(workspace: Path, table: str) -> list[str]:
-    """122 images, more than are computed at once, two of which cannot be read."""
-    images = sorted((workspace / "pictures").rglob("*.png"))
-    images = [
-        *images,
-        workspace / "broken/yak/image_0001.png",
-        *3 * images,
-        workspace / "none.png",
-    ]
-    return list(map(str, ("eval.py", "predict", "run", "--csv", table, *images)))
-
-
 @pytest.fixture(scope="module")
 def done(workspace, tmp_path_factory) -> dict[str, Done]:
     folder = tmp_path_factory.mktemp("processes")
@@ -91,7 +79,6 @@ def done(workspace, tmp_path_factory) -> dict[str, Done]:
         "broken": {"processes": 2, "arguments": command(workspace, "broken", "--out", "run")},
         "no data": {"processes": 2, "arguments": command(workspace, "none", "--out", "run")},
         "no option": {"processes": 2, "arguments": ["train.py", "--shot"]},
-        "images": {"processes": 2, "arguments": classify(workspace, "by two.csv")},
         "eval": {"processes": 2, "arguments": ["eval.py", "test", "run", "--per-class"]},
     }
     at = {"resumed": "killed", "eval": "two"}

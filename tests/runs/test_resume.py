@@ -201,14 +201,18 @@ def test_options_that_would_make_another_run_are_refused_by_name(stopped):
     others = ("--epochs", 9, "--csc", "--batch-size", 5)  # the last is the run's own
     result = run_command("train.py", "--resume", "run", *others)
     assert_one_line(result, "train.py", "--csc, --epochs: expected the run's settings")
-    result = run_command("train.py", "--resume", "run", "--out", "other")
-    assert_one_line(result, "train.py", "--out: expected")
+    for option in ("--out", "--config"):
+        result = run_command("train.py", "--resume", "run", option, "other")
+        assert_one_line(result, "train.py", f"{option}: expected", "without --resume")
 
 
 def test_a_finished_run_says_so(full_run):
     shutil.copytree(full_run, "run")
     result = run_command("train.py", "--resume", "run")
     assert (result.status, result.out) == (0, "run run is finished: python eval.py test run\n")
+    Path("run").rename("-run")
+    result = run_command("train.py", "--resume=-run")
+    assert result.out == "run -run is finished: python eval.py test ./-run\n"
 
 
 def test_what_a_kill_after_the_result_leaves_is_removed(full_run):
@@ -219,16 +223,20 @@ def test_what_a_kill_after_the_result_leaves_is_removed(full_run):
     assert sorted(os.listdir("run")) == sorted(os.listdir(full_run))
 
 
-def test_a_damaged_result_does_not_cost_the_state(stopped):
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_damaged_result_does_not_cost_the_state(stopped, content):
     shutil.copytree(stopped, "run")
-    Path("run/summary.json").write_text("{")
+    Path("run/summary.json").write_text(content)
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/summary.json", "expected JSON")
+    fix = ": remove it, and resume the run\n"
+    assert_one_line(result, "train.py", "run/summary.json: expected JSON", fix)
     assert Path("run/state.pt").is_file()
 
 
-def test_the_home_of_nobody_is_one_line():
+def test_the_home_of_nobody_is_one_line(inputs):
     result = run_command("train.py", "--resume", "~nobody-of-this-name/run")
+    assert_one_line(result, "train.py", "~nobody-of-this-name/run")
+    result = run_command("train.py", "--data", inputs.data, "--model", "~nobody-of-this-name/a.pt")
     assert_one_line(result, "train.py", "home directory")
 
 
@@ -276,6 +284,7 @@ def resumed_with(stopped: Path, change) -> Result:
         (lambda content: content.update(epoch=0), "momentum: unknown"),
         (lambda content: content.update(settings="x"), "'settings'"),
         (lambda content: content["settings"].update(seed=torch.ones(2)), "state of this run"),
+        (lambda content: content["settings"].update(seed=2), "seed 1, got one with seed 2"),
     ],
 )
 def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
@@ -298,14 +307,17 @@ def test_an_image_that_has_changed_since_is_named(command, full_run, monkeypatch
     assert outcome("run")[0] == outcome(full_run)[0]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-def test_a_state_with_a_flipped_bit_is_damaged(stopped, share):
+@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_state_cut_short_or_with_a_flipped_bit_is_damaged(stopped, share, is_cut):
     shutil.copytree(stopped, "run")
     content = bytearray(Path("run/state.pt").read_bytes())
-    content[int(share * len(content))] ^= 1  # among the numbers of prompts and momentum
-    Path("run/state.pt").write_bytes(content)
+    position = int(share * len(content))  # among the numbers of prompts and momentum
+    content[position] ^= 1
+    Path("run/state.pt").write_bytes(content[: position if is_cut else None])
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", "begin it anew")
+    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", ": begin it anew")
+    assert "download" not in result.err
 
 
 def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
@@ -319,23 +331,6 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     Path("short/metrics.jsonl").write_text(lines[0])
     result = run_command("train.py", "--resume", "short")
     assert_one_line(result, "train.py", "3 lines in metrics.jsonl, got 1", ": begin it anew")
-
-
-def test_the_state_of_a_run_with_another_seed_is_refused(stopped):
-    shutil.copytree(stopped, "run")
-    config = json.loads(Path("run/config.json").read_text())
-    Path("run/config.json").write_text(json.dumps({**config, "seed": 2}))
-    result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt", "expected seed 2, got one with seed 1")
-
-
-@pytest.mark.parametrize("size", [0, 1000])
-def test_a_state_that_is_cut_short_is_refused_with_one_fix(stopped, size):
-    shutil.copytree(stopped, "run")
-    os.truncate("run/state.pt", size)
-    result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", ": begin it anew")
-    assert "download" not in result.err
 
 
 def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
@@ -385,11 +380,6 @@ def test_a_tilde_that_no_shell_has_spelt_out_is_the_same_run(stopped, monkeypatc
 # --config
 
 
-def test_resume_and_config_are_not_taken_together(full_run):
-    both = ("--resume", full_run, "--config", full_run / "config.json")
-    assert_one_line(run_command("train.py", *both), "train.py", "--config", "without --resume")
-
-
 def test_a_split_of_some_classes_is_not_divided_again(command):
     draw_class_folders(Path("four"), {"ox": 6, "gnu": 6, "yak": 6, "zebu": 6})
     base = ("--classes", "base", "--epochs", 1, "--method", "vpt")
@@ -399,11 +389,6 @@ def test_a_split_of_some_classes_is_not_divided_again(command):
     assert_one_line(result, "train.py", "the base ones: pass --classes all")
     assert run_command(*again, "--classes", "all", "--out", "other").status == 0
     assert outcome("other")[:2] == outcome("run")[:2]
-
-
-def test_an_earlier_run_s_config_gives_the_same_bits(full_run):
-    assert run_command("train.py", "--config", full_run / "config.json", "--out", "run").status == 0
-    assert outcome("run") == outcome(full_run)
 
 
 def test_the_images_of_an_earlier_split_file_are_taken_unchanged(full_run):
@@ -425,42 +410,22 @@ def test_options_beside_a_config_go_before_it(full_run):
     assert different == {"seed"} and after["seed"] == 2
 
 
-def test_a_config_states_each_option_once(full_run):
-    config = json.loads((full_run / "config.json").read_text())
-    assert "prompts" not in config and "out" not in config
-    assert config["n_ctx"] == 3 and config["warmup_epochs"] == 1
-
-
-def test_the_config_of_zero_shot_clip_can_be_given_back(command):
-    assert run_command(*command, "--method", "zeroshot", "--out", "run").status == 0
-    assert run_command("train.py", "--config", "run/config.json", "--out", "again").status == 0
-    assert read_summary("again")["tests"] == read_summary("run")["tests"]
-
-
 @pytest.mark.parametrize(
     "content, words",
     [
         ("{", ["expected JSON"]),
         ("{}", ["expected the settings of a run, got none"]),
         ('{"versions": {}}', ["got 'versions'", "of an earlier version"]),
-        ('{"epochs": "many"}', ["epochs: expected a whole number, got 'many'"]),
         ('{"epochs": 3.0}', ["epochs: expected a whole number, got 3.0"]),
-        ('{"epochs": true}', ["epochs: expected a whole number, got True"]),
-        ('{"epochs": [3]}', ["epochs: expected one value, got a list"]),
+        ('{"epochs": [3]}', ["epochs: expected a whole number, got a list"]),
         ('{"visual_lr": "5"}', ["visual_lr: expected a number, got '5'"]),
         ('{"visul_lr": 5}', ["expected options of train.py, got 'visul_lr'"]),
-        ('{"help": true}', ["expected options of train.py, got 'help'"]),
         ('{"csc": 1}', ["csc: expected true or false, got 1"]),
-        ('{"csc": "true"}', ["csc: expected true or false, got 'true'"]),
         ('{"csc": null}', ["csc: expected true or false, got None"]),
-        ('{"template": 5}', ["template: expected a text, got 5"]),
         ('{"seed": ["1", "--csc"]}', ["seed: expected a whole number, got '1'"]),
-        ('{"dataset": ["pets", 5]}', ["dataset: expected a text, got 5"]),
         ('{"method": null}', ["method: expected a text, got None"]),
-        ('{"method": {"a": 1}}', ["method: expected a text", "got a dict"]),
         ('{"method": "--csc"}', ["method '--csc': expected one of zeroshot, coop"]),
         ('{"seed": []}', ["seed: expected at least one value, got none"]),
-        ('{"shots": -1}', ["shots: expected at least 1, got -1"]),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(content, words):

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.run_command import (
-    SCRIPTS,
     SHORT,
     assert_one_line,
     read_summary,
     run_command,
-    save_clip,
 )
-from helpers.short_runs import read_csv, run_checked, snapshot_files
+from helpers.short_runs import (
+    RunInputs,
+    assert_same_result,
+    read_csv,
+    run_checked,
+    snapshot_files,
+    train,
+)
 
 import minidpt
 from minidpt.images import decode
 from minidpt.runs import folders as runs
+from minidpt.runs import sweep as sweeps
 from minidpt.runs.config import RunConfig, RunRecord
 
 
@@ -37,16 +44,10 @@ def test_a_sweep_has_a_run_for_each_method_shots_and_seed(sweep):
 
 def test_a_run_of_a_sweep_equals_the_run_made_alone(sweep, images, clip):
     (run,) = sweep[0].glob("*-dpt-3shots-seed2")
-    options = ("--epochs", 2, "--shots", 3, "--seed", 2, "--out", "alone")
-    run_checked("train.py", "--data", images, "--model", clip, *SHORT, *options)
-    for name in ("accuracy", "zero_shot_accuracy", "train_images", "tests"):
+    train(RunInputs(images, clip), "alone", "--epochs", 2, "--seed", 2)
+    for name in ("zero_shot_accuracy", "train_images", "tests"):
         assert read_summary("alone")[name] == read_summary(run)[name]
-    ours, theirs = (
-        torch.load(Path(folder) / "model.pt", weights_only=True)["learned"]
-        for folder in ("alone", run)
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same_result("alone", run)
 
 
 def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, images):
@@ -74,56 +75,44 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_repeats_nothing(sweep, images)
     assert changed == {"again/table.md", "again/table.csv", "again/report.html"}
 
 
-def test_a_sweep_can_grow(sweep, images, clip):
-    folder, command, _ = sweep
-    shutil.copytree(folder, "again")
-    more = [*command[: command.index("--seed")], "--seed", 0, 2, 5]
-    assert "13 runs in again, 9 of them finished" in run_checked(
-        "train.py", *more, "--out", "again").out  # fmt: skip
-    rows = read_csv("again/table.csv")
-    assert {row["seeds"] for row in rows if row["method"] != "zeroshot"} == {"3"}
-
-
-def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep):
-    folder, command, _ = sweep
-    shutil.copytree(folder, "again")
-    before = snapshot_files("again")
-    result = run_command("train.py", *command, "--epochs", 3, "--out", "again")
-    assert_one_line(result, "train.py", "epochs 3", "with epochs 2: pass", "--out")
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--epochs 3", ["epochs 3", "with epochs 2: pass"]),
+        ("--precision bf16", ["precision bf16", "pass --precision fp32, or pass another"]),
+        ("--no-quick-gelu", ["the same CLIP (fingerprint", "pass another"]),
+        ("--out mine", ["mine"]),
+    ],
+)
+def test_a_sweep_with_other_settings_does_not_mix_with_what_is_there(sweep, option, words):
+    shutil.copytree(sweep[0], "again")
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
-    assert_one_line(run_command("train.py", *command, "--out", "mine"), "train.py", "mine", "--out")
-    assert snapshot_files("again") == before and len(snapshot_files("mine")) == 1
+    before = snapshot_files(".")
+    result = run_command("train.py", *sweep[1], "--out", "again", *option.split())
+    assert_one_line(result, "train.py", *words, "--out")
+    assert snapshot_files(".") == before
 
 
-def test_a_sweep_does_not_go_on_with_other_images_classes_or_weights(images, clip):
-    data, weights = shutil.copytree(images, Path("own")), shutil.copy(clip, Path("own.pt"))
-    command = ("--data", data, "--model", weights, *SHORT, "--epochs", 1, "--method", "coop",
-               "zeroshot", "--out", "sweep")  # fmt: skip
+def test_a_sweep_does_not_go_on_with_other_images_or_classes(images, clip):
+    data, names = shutil.copytree(images, Path("own")), Path("names.txt")
+    names.write_text("ox cow\n")
+    command = ("--data", data, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
+               "zeroshot", "--classnames", names, "--out", "sweep")  # fmt: skip
     run_checked("train.py", *command)
     config = json.loads(next(Path("sweep").glob("*-coop-*/config.json")).read_text())
     assert config["record"]["clip_fingerprint"] == minidpt.load(clip)[0].fingerprint()
     before = snapshot_files("sweep")
-
+    Path("others.txt").write_text("ox cow\n")
+    result = run_command("train.py", *command, "--classnames", "others.txt")
+    assert_one_line(result, "train.py", "classnames")
     more = shutil.copy(data / "ox" / "image_0001.png", data / "ox" / "more.png")
-    result = run_command("train.py", *command)
-    assert_one_line(result, "train.py", "the same data", "other data", "fingerprint", "--out")
+    words = ("the same data", "other data", "fingerprint", "--out")
+    assert_one_line(run_command("train.py", *command), "train.py", *words)
     more.unlink()
-    names = Path("names.txt")
-    names.write_text("ox cow\n")
-    named = (*command, "--classnames", names)
-    assert_one_line(run_command("train.py", *named), "train.py", "classnames")
-    save_clip(weights, seed=1)
-    result = run_command("train.py", *command)
-    assert_one_line(result, "train.py", "the same CLIP", "other CLIP", "fingerprint", "--out")
-    assert snapshot_files("sweep") == before
-
-    shutil.copy(clip, weights)
-    assert "2 of them finished" in run_checked("train.py", *command).out
-    run_checked("train.py", *named[:-3], "named", *named[-2:])
     names.write_text("ox bull\n")  # the same file, other names
-    result = run_command("train.py", *named[:-3], "named", *named[-2:])
-    assert_one_line(result, "train.py", "the same data", "fingerprint")
+    assert_one_line(run_command("train.py", *command), "train.py", *words)
+    assert snapshot_files("sweep") == before
 
 
 def test_a_run_that_fails_is_named_and_the_sweep_continues(images, clip):
@@ -146,30 +135,9 @@ def test_a_run_that_fails_is_named_and_the_sweep_continues(images, clip):
     assert not Path("none/table.md").exists()  # there is no result
 
 
-def test_an_image_that_vanishes_stops_no_other_run_of_a_sweep(images, clip, monkeypatch):
-    data = shutil.copytree(images, Path("own"))
-    run_once, calls = SCRIPTS["train.py"].run_once, []
-
-    def vanishing(planned, shared):
-        calls.append(planned.name)
-        if len(calls) == 1:
-            raise FileNotFoundError("image own/gone.png: no such file")
-        run_once(planned, shared)
-
-    monkeypatch.setattr(SCRIPTS["train.py"], "run_once", vanishing)
-    command = ("--data", data, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop", "vpt",
-               "--out", "sweep")  # fmt: skip
-    result = run_command("train.py", *command)
-    assert result.status == 2 and [row["method"] for row in read_csv("sweep/table.csv")] == ["vpt"]
-    assert (
-        result.err.splitlines()[0]
-        == f"train.py: error: {calls[0]}: image own/gone.png: no such file"
-    )
-
-
 def test_a_run_stopped_at_any_moment_of_its_beginning_can_restart(monkeypatch):
     run, unlink = runs.RunFolder("run"), Path.unlink
-    settings = RunConfig(epochs=3), RunRecord("c", "d", "cpu", "fp32", True)
+    settings = RunConfig("d", model="m", epochs=3), RunRecord("c", "d", "cpu", "fp32", True)
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -193,63 +161,41 @@ def test_a_run_stopped_at_any_moment_of_its_beginning_can_restart(monkeypatch):
     assert not run.is_finished(*settings)
 
 
-def test_a_run_of_another_precision_says_which_option_goes_on_with_it(images, clip):
-    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1, "--method", "coop",
-               "vpt", "--out", "sweep")  # fmt: skip
-    run_checked("train.py", *command)
-    result = run_command("train.py", *command, "--precision", "bf16")
-    assert_one_line(result, "train.py", "precision bf16", "pass --precision fp32, or pass another")
-    result = run_command("train.py", *command, "--no-quick-gelu")
-    assert_one_line(result, "train.py", "the same CLIP (fingerprint", "pass another")
-
-
 def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
     folder, command, _ = sweep
     shutil.copytree(folder, "again")
     broken, lost = sorted(Path("again").glob("*/summary.json"))[-2:]
-    broken.write_text("{}")
     lost.unlink()
+    broken.write_text("{}")
     result = run_command("train.py", *command, "--out", "again")
-    assert_one_line(result, "train.py", str(broken), "tests")
+    assert_one_line(result, "train.py", str(broken), "tests", "make the run again")
+    broken.unlink()
+    os.mkfifo(broken)
+    result = run_command("train.py", *command, "--out", "again")
+    assert_one_line(result, "train.py", str(broken), "got a folder, broken link or pipe")
     assert not lost.exists()
 
 
-def test_nothing_is_written_into_the_data_set_around_an_image_folder(guide, clip, monkeypatch):
-    folder = shutil.copytree(guide / "caltech-101", "caltech-101")
-    monkeypatch.chdir(folder)
-    before = snapshot_files(".")
-    result = run_command("train.py", "--data", "101_ObjectCategories", "--model", clip, *SHORT)
-    assert_one_line(result, "train.py", "output folder runs", "outside the data folder")
-    assert snapshot_files(".") == before
+@pytest.mark.parametrize("where", ["write_tables", "write_report", "print_output_folder"])
+def test_a_sweep_stopped_outside_its_runs_says_how_to_resume(sweep, monkeypatch, where):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    folder, command, _ = sweep
+    shutil.copytree(folder, "again")
+    monkeypatch.setattr(sweeps, where, stop)
+    result = run_command("train.py", *command, "--out", "again")
+    assert result.status == 130
+    assert "interrupted; to resume: python train.py --data " in result.err
+    assert result.err.endswith(" --out again\n")
 
 
 def test_a_sweep_decodes_test_images_once_and_runs_clip_on_them_once(images, clip, monkeypatch):
     decoded, open_image = [], decode.open_image
     counting = lambda path, level: decoded.append(path) or open_image(path, level)  # noqa: E731
     monkeypatch.setattr(decode, "open_image", counting)
-    command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1, "--method", "vpt",
-               "coop", "dpt", "--seed", 1, 2, "--out", "sweep")  # fmt: skip
-    run_checked("train.py", *command)
+    train(RunInputs(images, clip), "sweep", "--epochs", 1, "--method", "vpt", "coop")
     assert len(decoded) == len(set(decoded))
-
-
-@pytest.mark.parametrize(
-    ("script", "options", "words"),
-    [
-        ("train.py", ["--dataset", "Caltech102"], ["Caltech102", "Caltech101"]),
-        ("train.py", ["--classes", "old"], ["old", "base"]),
-        ("train.py", ["--classes", "base", "--csc"], ["--csc"]),
-        ("train.py", ["--shots", "1", "0"], ["--shots", "at least 1"]),
-        ("train.py", ["--seed", "1", "-1"], ["--seed", "at least 0"]),
-        ("train.py", ["--classnames", "none.txt"], ["none.txt"]),
-        ("eval.py", ["table", "empty"], ["empty", "finished runs"]),
-    ],
-)
-def test_bad_protocols_are_one_line(images, clip, script, options, words):
-    Path("empty").mkdir()
-    required = ["--data", images, "--model", clip, "--out", "run"] if script == "train.py" else []
-    assert_one_line(run_command(script, *required, *options), script, *words)
-    assert not Path("run").exists()
 
 
 def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):

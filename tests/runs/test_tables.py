@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -33,42 +34,48 @@ def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
             assert any(line.startswith(f"| {method}") and shown in line for line in lines)
 
 
-def test_runs_of_an_earlier_version_are_left_out_of_the_tables(sweep, monkeypatch):
-    shutil.copytree(sweep[0], "again")
-    (run,) = Path("again").glob("*-dpt-3shots-seed2")
-    config = json.loads((run / "config.json").read_text())
-    record = config.pop("record")
-    (run / "config.json").write_text(json.dumps({**config, **record}))  # as 0.2 had it
+def make_link_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        ("summary.json", "{}", "summary.json: expected an entry"),
+        ("summary.json", "", "summary.json: expected JSON"),
+        ("summary.json", {"shots": True}, "'shots' (int)"),
+        ("summary.json", {"method": "x"}, "of a known method"),
+        ("summary.json", {"model": 5}, "'model' (str)"),
+        ("summary.json", {"dataset": "../x"}, "'../x'"),
+        ("summary.json", {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}, "101"),
+        ("summary.json", os.mkfifo, "summary.json: expected a file, got a folder, broken link"),
+        ("config.json", "{", "config.json: expected JSON"),
+        ("config.json", '{"epochs": 2}', "config.json: expected the settings of a run of minidpt"),
+        ("config.json", os.mkfifo, "config.json: expected a file, got a folder, broken link"),
+        ("config.json", os.mkdir, "config.json: expected a file, got a folder, broken link"),
+        ("config.json", make_link_loop, "config.json: expected a file, got a folder, broken link"),
+        ("transfer.json", "5", "transfer.json: expected named entries"),
+        ("transfer.json", '{"EuroSAT": 5}', "test 'EuroSAT'"),
+        ("transfer.json", '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}', "no finite"),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_others_are_in_the_table(sweep, file, damage, words):
+    for name in ("*-coop-3shots-seed0", "*-dpt-3shots-seed2"):
+        (run,) = sweep[0].glob(name)
+        shutil.copytree(run, f"again/{run.name}")
+    path = Path("again", run.name, file)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.unlink(missing_ok=True)
+    if callable(damage):
+        damage(path)
+    else:
+        path.write_text(damage if isinstance(damage, str) else json.dumps(content | damage))
     out = run_checked("eval.py", "table", "again").out
-    assert f"out of the tables: 1 not finished or of an earlier version ({run.name})" in out
-    table = {(row["method"], row["shots"]): row for row in read_csv("again/table.csv")}
-    assert (table["dpt", "3"]["seeds"], table["dpt", "1"]["seeds"]) == ("1", "2")
-    result = run_command("eval.py", "table", run)
-    assert_one_line(result, "eval.py", "got 1 not finished or of an earlier version")
-    assert_one_line(
-        run_command("eval.py", "report", run), "eval.py", "an earlier version", str(run)
-    )
-
-
-def test_a_damaged_result_is_named(sweep):
-    shutil.copytree(sweep[0], "again")
-    path = next(Path("again").glob("*/summary.json"))
-    path.write_text("{}")
-    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path))
-    shutil.copy(sweep[0] / path.relative_to("again"), path)
-    config = json.loads(path.read_text())
-    changes = [{"shots": True}, {"method": "x"}, {"model": 5}]
-    changes += [{"dataset": "../x"}, {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}]
-    for change in changes:
-        path.write_text(json.dumps(config | change))
-        assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path.parent))
-    path.write_text(json.dumps({name: value for name, value in config.items() if name != "shots"}))
-    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(path), "'shots' (int)")
-    path.write_text(json.dumps(config))
-    for content in ("5", '{"EuroSAT": 5}', '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}'):
-        path.with_name("transfer.json").write_text(content)
-        result = run_command("eval.py", "table", "again")
-        assert_one_line(result, "eval.py", str(path.parent), "expected")
+    left_out = out.split("Runs left out of the tables: ")[1]
+    assert left_out.startswith(str(path.parent)) and words in left_out
+    assert "| coop" in out and "| dpt" not in out
+    result = run_command("eval.py", "table", path.parent)
+    assert_one_line(result, "eval.py", "expected finished runs in it, got", words)
 
 
 def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, images, clip):
@@ -180,8 +187,7 @@ def test_unfinished_runs_are_counted_below_the_tables(sweep):
         (run / "summary.json").unlink()
     out = run_checked("eval.py", "table", "again").out
     names = ", ".join(run.name for run in stopped)
-    about = "2 not finished or of an earlier version"
-    assert out.endswith(f"\nRuns left out of the tables: {about} ({names}).\n")
+    assert out.endswith(f"\nRuns left out of the tables: 2 not finished ({names}).\n")
     assert Path("again/table.md").read_text(encoding="utf-8") == out
     for path in Path("again").glob("*/summary.json"):
         path.unlink()
@@ -194,18 +200,12 @@ def test_what_is_no_run_is_left_out_of_the_tables(sweep):
     out = run_checked("eval.py", "table", "again").out
     foreign = Path("again/a clip")  # the first in any order
     foreign.mkdir()
-    for content in ('{"model_type": "clip"}', "[1]", "{ // no JSON"):
-        (foreign / "config.json").write_text(content)
-        assert run_checked("eval.py", "table", "again").out == out
-        (foreign / "summary.json").write_text("{}")
-        assert run_checked("eval.py", "table", "again").out == out
-        (foreign / "summary.json").unlink()
-        result = run_command("eval.py", "test", "again")
-        assert_one_line(result, "eval.py", "a run in it, such as again/")
-        assert "a clip" not in result.err
-    damaged = next(Path("again").glob("*-dpt-*/config.json"))
-    damaged.write_text("{")
-    assert_one_line(run_command("eval.py", "table", "again"), "eval.py", str(damaged), "JSON")
+    (foreign / "config.json").write_text('{"model_type": "clip"}')
+    (foreign / "summary.json").write_text("{}")
+    assert run_checked("eval.py", "table", "again").out == out
+    result = run_command("eval.py", "test", "again")
+    assert_one_line(result, "eval.py", "a run in it, such as again/")
+    assert "a clip" not in result.err
 
 
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
@@ -232,12 +232,15 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
 
 
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
-    rows = results.summarise([result("=1+1"), result("a|b", tested="@x\x1b[31m\ny")])
+    odd = result("a|b", tested="@x\x1b[31m\ny")
+    rows = results.summarise([result("=1+1"), odd, result("caf\udce9")])
     results.write_csv(rows, tmp_path / "table.csv")
-    assert [row["dataset"] for row in read_csv(tmp_path / "table.csv")] == ["'=1+1", "a|b"]
+    names = [row["dataset"] for row in read_csv(tmp_path / "table.csv")]
+    assert names == ["'=1+1", "a|b", "caf\\udce9"]
     assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
     table = results.markdown(rows)
     assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
+    assert "**caf\\udce9, CLIP tiny**" in table
 
 
 def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():

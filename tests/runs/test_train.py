@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.run_command import (
     ROOT,
+    SCRIPTS,
     SHORT,
     assert_one_line,
     fork_command,
@@ -33,7 +34,7 @@ from helpers.short_runs import (
 
 import minidpt
 from minidpt.data.splits import read_split
-from minidpt.runs.config import PRECISIONS
+from minidpt.runs.config import PRECISIONS, RunConfig
 
 
 def test_training_prints_what_it_does_and_both_accuracies(training):
@@ -53,14 +54,11 @@ def test_training_prints_what_it_does_and_both_accuracies(training):
     assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
     assert lines[5] == str(folder / "report.html") and str(folder) in lines[6]
     assert len(lines) == 7
-    assert accuracy >= zero_shot + 20  # the colours are easily told apart
-
-
-def test_a_run_folder_holds_its_files_and_nothing_else(trained):
-    assert sorted(path.name for path in trained.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         *("config.json", "metrics.jsonl", "model.pt", "predictions.csv", "report.html"),
         *("split.json", "summary.json", "words.json"),
     ]
+    assert accuracy >= zero_shot + 20  # the colours are easily told apart
 
 
 def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
@@ -78,20 +76,10 @@ def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
 
 def test_the_config_holds_every_setting_as_it_was_used(trained, inputs):
     content = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-    used = {
-        "data": str(inputs.data),
-        "model": str(inputs.clip),
-        "method": "dpt",
-        "shots": 3,
-        "seed": 1,
-        "epochs": 6,
-        "batch_size": 5,
-        "template": "a photo of a {}.",
-        "warmup_epochs": 1,
-        "guidance_epochs": 2,
-        "visual_lr": 0.01,
-        "text_lr": 0.002,
-    }
+    used = {"data": str(inputs.data), "model": str(inputs.clip), "method": "dpt", "shots": 3,
+            "seed": 1, "epochs": 6, "batch_size": 5, "template": "a photo of a {}.",
+            "warmup_epochs": 1, "guidance_epochs": 2, "visual_lr": 0.01,
+            "text_lr": 0.002}  # fmt: skip
     assert used.items() <= content.items()
     record = content["record"]
     assert record["device"] in ("cpu", "cuda") and record["precision"] in PRECISIONS
@@ -294,26 +282,23 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
     assert "run was stopped before its end" in result.out and "dpt accuracy" in result.out
 
 
-def test_few_epochs_that_leave_nothing_but_warm_up_or_guidance_are_said(inputs):
-    command = (*inputs.options, *SHORT, "--epochs", 2)
-    few, none = (
-        ("--warmup-epochs", 2, "--guidance-epochs", 2),
-        "note: training steps after warm-up: 0;",
-    )
-    out = run_command("train.py", *command, *few).out
-    assert none in out and "note: all 2 epochs are guidance" in out
-    out = run_command("train.py", *command, *few, "--method", "vpt").out
-    assert none in out and "are guidance" not in out
-    out = run_command("train.py", *command, *few, "--method", "coop").out
-    assert "note: training steps after warm-up: 2;" in out and "note: all" not in out
-    assert "note: all" not in run_command("train.py", *command, "--guidance-epochs", 1).out
-
-
-def test_fewer_than_ten_steps_after_warm_up_are_said(inputs):
-    command = (*inputs.options, *SHORT)  # 2 steps an epoch
-    assert (
-        "note: training steps after warm-up: 8;"
-        in run_command("train.py", *command, "--epochs", 5).out
-    )
-    assert "training steps" not in run_command("train.py", *command, "--epochs", 6).out
-    assert "training steps" not in run_command("train.py", *command, "--epochs", 0).out
+@pytest.mark.parametrize(
+    ("method", "epochs", "warmup", "guidance", "steps", "is_all_guidance"),
+    [  # 12 images in batches of 5: two steps an epoch
+        ("dpt", 2, 2, 2, 0, True),
+        ("vpt", 2, 2, 2, 0, False),
+        ("coop", 2, 2, 2, 2, False),
+        ("dpt", 2, 1, 1, 2, False),
+        ("dpt", 5, 1, 1, 8, False),
+        ("dpt", 6, 1, 1, None, False),
+        ("dpt", 0, 1, 1, None, False),
+    ],
+)
+def test_few_epochs_beyond_warm_up_or_guidance_are_said(
+    method, epochs, warmup, guidance, steps, is_all_guidance
+):
+    options = dict(epochs=epochs, warmup_epochs=warmup, guidance_epochs=guidance, batch_size=5)
+    config = RunConfig(prompts=minidpt.PromptConfig(method), **options)
+    notes = "; ".join(SCRIPTS["train.py"].training_notes(config, train_images=12))
+    assert (f"training steps after warm-up: {steps};" in notes) == (steps is not None)
+    assert ("are guidance" in notes) == is_all_guidance

@@ -26,7 +26,7 @@ def scheduled_rate(epoch: int, base: float, warmup: int) -> float:
 
 
 def train_by_hand(
-    inputs: RunInputs, split: Path, seed: int, warmup: int, guidance_epochs: int, size: int = BATCH
+    inputs: RunInputs, split: Path, seed: int, warmup: int, guidance_epochs: int, size: int
 ) -> tuple[minidpt.PromptedCLIP, list[float], list[float]]:
     """Train DPT with the options of `SHORT`; return the model, losses and accuracies by epoch."""
     clip, _ = minidpt.load(inputs.clip)
@@ -69,21 +69,15 @@ def train_by_hand(
     return model, losses, accuracies
 
 
-@pytest.mark.parametrize(("seed", "warmup", "guidance"), [(7, 3, 2), (0, 0, 4)])
-def test_a_run_is_the_training_written_by_hand(inputs, seed, warmup, guidance):
+@pytest.mark.parametrize(("seed", "warmup", "guidance", "size"), [(7, 3, 2, BATCH), (0, 0, 4, 50)])
+def test_a_run_is_the_training_written_by_hand(inputs, seed, warmup, guidance, size):
+    """Also with fewer images than a batch, all of which count in the accuracy."""
     options = ("--seed", seed, "--warmup-epochs", warmup, "--guidance-epochs", guidance)
-    train(inputs, "run", *options)
+    train(inputs, "run", *options, "--batch-size", size)
     split = Path("run/split.json")
-    model, losses, accuracies = train_by_hand(inputs, split, seed, warmup, guidance)
+    model, losses, accuracies = train_by_hand(inputs, split, seed, warmup, guidance, size)
     for name, value in model.prompt_state_dict().items():
         torch.testing.assert_close(read_prompts("run")[name], value.data, rtol=1e-4, atol=1e-6)
     records = read_metrics("run")
     assert [each["loss"] for each in records] == pytest.approx(losses, rel=1e-4)
     assert [each["train_accuracy"] for each in records] == pytest.approx(accuracies)
-
-
-def test_accuracy_of_fewer_images_than_a_batch(inputs):
-    train(inputs, "run", "--seed", 2, "--batch-size", 50)
-    _, losses, accuracies = train_by_hand(inputs, Path("run/split.json"), 2, 1, 2, size=50)
-    assert [each["train_accuracy"] for each in read_metrics("run")] == pytest.approx(accuracies)
-    assert [each["loss"] for each in read_metrics("run")] == pytest.approx(losses, rel=1e-4)
