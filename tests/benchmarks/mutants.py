@@ -39,7 +39,7 @@ NEAREST = {  # by the beginning of a path, the longest counts: tests, the quicke
     "eval.py": "runs/test_eval.py runs/test_classify.py runs/test_transfer.py "
     "runs/test_command_line.py runs/test_checkpoint_options.py runs/test_report.py",
     "minidpt/model.py": "test_model.py test_methods.py test_golden.py test_inference.py "
-    "test_distributed.py",
+    "test_distributed.py runs/test_eval_elsewhere.py",
     "minidpt/prompts.py": "test_prompts.py test_model.py test_golden.py test_methods.py",
     "minidpt/losses.py": "test_training.py test_model.py test_golden.py test_methods.py "
     "test_distributed.py",
