@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from ..support.files import check_fields, parse_json, short_repr, single_line_errors
-from .unpickler import DTYPES, MAX_DIMENSIONS, MAX_ENTRIES, Unpickler
+from .unpickler import DTYPES, MAX_DIMENSIONS, Unpickler
 
+MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 256  # characters of a flattened name
 MAX_PICKLE = 2**21  # bytes, and so instructions; ViT-L/14's has 0.1 M
 MAX_DIRECTORY = 2**21  # bytes of a zip's list of members; ViT-L/14's has 0.1 M
@@ -66,11 +67,8 @@ def _walk(bag: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield every entry of a nested dict with its dotted name; no end if it contains itself."""
     if isinstance(bag, dict):
         for key, value in bag.items():
-            if isinstance(key, str):
-                yield prefix + key, value
-                yield from _walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix, None  # of no use, but it counts
+            yield prefix + key, value
+            yield from _walk(value, f"{prefix}{key}.")
 
 
 @single_line_errors
@@ -80,9 +78,9 @@ def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
     Reads TorchScript archives, what `torch.save` has written since PyTorch 1.6, and safetensors.
     Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`, a
     Namespace; what else a trainer keeps (numpy arrays, paths, sets, times) becomes an empty dict.
-    Entries are left out whose key is neither a text nor a small integer. Tensors are on the CPU,
-    without gradient. Their memory is the file's, mapped: writing into them does not change it, but
-    it must not be cut short meanwhile.
+    Entries are left out whose key is no text. Tensors are on the CPU, without gradient. Their
+    memory is the file's, mapped: writing into them does not change it, but it must not be cut
+    short meanwhile.
 
     verify: compare the CRC-32 of all that is read of an archive, which `torch.save` writes.
 

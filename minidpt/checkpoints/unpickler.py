@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
 MAX_NAME = 1000  # characters of a module's or class's name
 MAX_WORK = 300_000  # calls in a pickle, their arguments, and attributes that it sets
 MAX_DIMENSIONS = 64  # of a tensor, in torch as well
@@ -137,13 +136,13 @@ class Unpickler(pickle._Unpickler):
     def fill(self, items: list) -> None:
         """Put keys and values, in turns, into the dict on top of the stack: SETITEM and SETITEMS.
 
-        Other keys than text and small numbers are dropped: to hash them may take for ever.
+        Other keys than text are dropped: to hash them may take for ever.
         """
         bag = self.stack[-1]
         if not isinstance(bag, dict):
             raise ValueError(f"the pickle sets items of a {type(bag).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_ENTRIES):
+            if isinstance(key, str):
                 bag[key] = value
 
     def load_refused(self) -> None:

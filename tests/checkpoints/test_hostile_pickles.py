@@ -144,9 +144,6 @@ def test_attributes_are_set_of_nothing_but_dicts(tmp_path, target, kind):
             b"q" + bytes([i]) + b"}(" + pickle_text("a") + b"h" + bytes([i])
             + pickle_text("b") + b"h" + bytes([i]) + b"u" for i in range(40)
         ) + b".",
-        b"\x80\x02}q\x00(" + b"".join(  # numbers for names, 1000 of them under 1000 names
-            b"K" + bytes([i]) + b"N" for i in range(100)
-        ) + b"u}(" + b"".join(pickle_text(str(i)) + b"h\x00" for i in range(1001)) + b"u.",
     ],
 )  # fmt: skip
 def test_endless_nesting_is_refused(tmp_path, program):
@@ -220,13 +217,18 @@ def test_exactly_the_tensors_inside_their_storage_are_allowed():
 
 @pytest.mark.parametrize(
     "key",
-    [b")" + b"\x85" * 200_000, pickle_doubled(40), b"]", b"}", b"\x8a\x08" + bytes(7) + b"\x70"],
+    [
+        b"K\x05",
+        b")" + b"\x85" * 200_000,
+        pickle_doubled(40),
+        b"]",
+        b"}",
+        b"\x8a\x08" + bytes(7) + b"\x70",
+    ],
 )
-def test_keys_that_may_take_for_ever_to_hash_are_left_out(tmp_path, key):
-    program = (
-        b"\x80\x02}(" + pickle_text("a") + b"K\x01" + key + b"K\x02K\x05K\x03u" + key + b"K\x04s."
-    )
-    assert read_checkpoint(write_archive(tmp_path / "a.pt", program)) == {"a": 1, 5: 3}
+def test_keys_but_texts_are_left_out_as_hashing_may_be_endless(tmp_path, key):
+    program = b"\x80\x02}(" + pickle_text("a") + b"K\x01" + key + b"K\x02u" + key + b"K\x04s."
+    assert read_checkpoint(write_archive(tmp_path / "a.pt", program)) == {"a": 1}
 
 
 @pytest.mark.parametrize(
