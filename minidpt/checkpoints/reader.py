@@ -145,19 +145,16 @@ class _Archive:
             raise ValueError(f"member {name!r} is compressed: expected it as torch.save wrote it")
         # 30 bytes, the last four: lengths of name and extra
         header = max(self.before + info.header_offset, 0)
-        if self.memory[header : header + 4] == b"PK\x03\x04":
-            start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
-            end = start + info.file_size
-            if end <= len(self.memory):
-                self.located += info.file_size
-                if self.located > len(self.memory):
-                    raise ValueError("members lie over one another: the file is damaged")
-                # None is 0: torch.serialization.set_crc32_options(False)
-                verify = self.verify and info.CRC
-                if verify and zlib.crc32(memoryview(self.memory)[start:end]) != info.CRC:
-                    raise ValueError(f"member {name!r} has another CRC-32: the file is damaged")
-                return start, info.file_size
-        raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
+        self.located += info.file_size
+        # Together they are no larger than the file, unless they lie over one another.
+        if self.memory[header : header + 4] != b"PK\x03\x04" or self.located > len(self.memory):
+            raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
+        start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
+        content = memoryview(self.memory)[start : start + info.file_size]
+        # None is 0: torch.serialization.set_crc32_options(False)
+        if self.verify and info.CRC and zlib.crc32(content) != info.CRC:
+            raise ValueError(f"member {name!r} has another CRC-32: the file is damaged")
+        return start, info.file_size
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """Map the member `NAME/data/key`: a tensor of `length` numbers, without a copy."""
@@ -191,13 +188,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
     start, end = 8 + length, 0
-    for first, last in sorted(offsets for *_, offsets in entries.values()):
+    size = len(memory) - start
+    for first, last in [*sorted(offsets for *_, offsets in entries.values()), (size, size)]:
         if first != end:
-            raise ValueError(f"expected a tensor at byte {end:,}, got {first:,}: download it again")
+            got = f"the next, or the end, at {first:,}: download it again"
+            raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
         end = last
-    if start + end != len(memory):
-        got = f"{len(memory) - start:,}: download it again"
-        raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
     return {
         name: _map_bytes(memory, start + first, last - first).view(dtype).view(shape)
         for name, (dtype, shape, (first, last)) in entries.items()

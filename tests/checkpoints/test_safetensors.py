@@ -72,10 +72,10 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
     [
         ({"a": entry(offsets=(0, 28))}, "shape and its bytes do not fit"),
         ({"a": entry(offsets=(24, 0))}, "shape and its bytes do not fit"),
-        ({"a": entry(offsets=(8, 32))}, "expected a tensor at byte 0, got 8"),
+        ({"a": entry(offsets=(8, 32))}, "expected 0 bytes .* at 8"),
         ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "expected 12,582,912 bytes of"),
-        ({"b": entry()}, "expected a tensor at byte 24, got 0"),
-        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "expected a tensor at byte 24, got 30"),
+        ({"b": entry()}, "expected 24 bytes .* at 0"),
+        ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "expected 24 bytes .* at 30"),
         ({"a": entry(shape=(-2, -3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2.0, 3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2**62, 2**62))}, "its bytes do not fit"),
@@ -107,8 +107,8 @@ def with_header(text: bytes) -> bytes:
         (with_header(b'{"\xff": {}}'), "utf-8.*codec can't decode"),
         (with_header(b'{"a": {}}')[:-3], "expected JSON"),
         ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "header of at most 2,097,152 bytes"),
-        (safetensors_bytes({"a": torch.ones(9)}) + b"\0", "expected 36 bytes of tensors, got 37"),
-        (safetensors_bytes({"a": torch.ones(9)})[:-1], "expected 36 bytes of tensors, got 35"),
+        (safetensors_bytes({"a": torch.ones(9)}) + b"\0", "expected 36 bytes .* at 37"),
+        (safetensors_bytes({"a": torch.ones(9)})[:-1], "expected 36 bytes .* at 35"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(content, message, tmp_path):
