@@ -9,6 +9,7 @@ endless, and every loop over what a pickle says is bounded.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable
 
@@ -35,10 +36,8 @@ def _rebuild_tensor(
     numbers = (offset, *size, *stride) if len(size) == len(stride) <= MAX_DIMENSIONS else (None,)
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("a tensor whose size, stride or offset cannot be: the file is damaged")
-    elements, last = 1, offset
-    for length, step in zip(size, stride, strict=True):
-        elements *= length
-        last += (length - 1) * step
+    elements = math.prod(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if elements and (last >= len(storage) or elements > len(storage)):
         raise ValueError(f"a tensor of size {size} leaves its storage of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
@@ -145,12 +144,8 @@ class Unpickler(pickle._Unpickler):
             if isinstance(key, str):
                 bag[key] = value
 
-    def load_refused(self) -> None:
-        """Refuse an instruction that checkpoints do not need."""
-        raise ValueError("the pickle has an instruction that no checkpoint needs: not executed")
-
-    dispatch = dict.fromkeys(pickle._Unpickler.dispatch, load_refused)
-    dispatch |= {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
+    # Any other instruction is a KeyError.
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
     dispatch |= {
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
