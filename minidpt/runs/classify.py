@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -26,10 +25,10 @@ def classify(
     model: PromptedCLIP,
     batches: Iterable[list[str]],
     top: int,
-    workers: int | None = None,
-    table: str | None = None,
-    lines: str | None = None,
-    stdout: TextIO | None = None,
+    workers: int | None,
+    table: str | None,
+    lines: str | None,
+    stdout: TextIO,
     explain: Callable[[str], Path] | None = None,
 ) -> int:
     """Print the likeliest classes of each image, and write them into new files.
@@ -42,7 +41,6 @@ def classify(
     Returns 2 if an image could not be read, after the others.
     """
     total = sum(map(len, batches)) if isinstance(batches, list) else 0
-    stdout = stdout or sys.stdout
     status, closed, message = 0, None, ""
     with ExitStack() as stack:
         outputs = [partial(print_json, stdout) if lines == "-" else print_classes]
