@@ -81,7 +81,8 @@ def draw_attention(model: PromptedCLIP, path: str | os.PathLike, top: int = 5) -
     """
     panels, images, maps = attention_panels(model, path, PANEL)
     learned = model(images.to(model.clip.device), branches=False).logits[0].softmax(dim=-1).cpu()
-    zero_shot = zero_shot_probabilities(model, images)
+    frozen = F.normalize(model.clip.encode_image(images.to(model.clip.device)).float(), dim=-1)
+    zero_shot = model.scaled_cosines(frozen, model.template_features)[0].softmax(dim=-1).cpu()
     rows = {"": panels}
     if maps.class_aware is not None:
         selected = maps.top_classes[0].cpu()
@@ -115,13 +116,6 @@ def attention_panels(
         captions = {"Attention before tuning": maps.zero_shot, "Attention after tuning": maps.tuned}
     panels = [(caption, overlay(seen, weights[0])) for caption, weights in captions.items()]
     return [("What the model sees", seen), *panels], images, maps
-
-
-def zero_shot_probabilities(model: PromptedCLIP, images: Tensor) -> Tensor:
-    """Return (C,) of one image (1, 3, R, R), by the template."""
-    frozen = model.clip.encode_image(images.to(model.clip.device)).float()
-    logits = model.scaled_cosines(F.normalize(frozen, dim=-1), model.template_features)
-    return logits[0].softmax(dim=-1).cpu()
 
 
 def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
