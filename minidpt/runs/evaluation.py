@@ -66,9 +66,9 @@ class EvalSet:
 
     def pixels(self, what: str = "test images") -> Iterator[Batch]:
         """Yield batches of uint8 images and labels of its `shard`; `what` names the progress."""
-        size, open_image = self.clip.visual.resolution, self.white_level.open
+        side, open_image = self.clip.visual.resolution, self.white_level.open
         batches = self._pixels or eval_batches(
-            self.shard, size, self.batch_size, self.workers, open_image
+            self.shard, side, self.batch_size, self.workers, open_image
         )
         done, decoded = 0, []
         with task_progress(what, len(self.shard)) as update:
@@ -167,10 +167,8 @@ def _likeliest(logits: Iterable[Tensor], world: World, source: str) -> EvalPredi
     """Return what the logits (B, C) of each rank's shard predict, in the order of all images."""
     best = [(each.argmax(dim=-1), each.softmax(dim=-1).amax(dim=-1)) for each in logits]
     labels, probabilities = map(torch.cat, zip(*best)) if best else torch.empty(2, 0)
-    labels, probabilities = labels.cpu(), probabilities.cpu()
-    if world.size > 1:
-        parts = world.all_gather_object([labels.tolist(), probabilities.tolist()])
-        labels, probabilities = (torch.tensor([*chain(*each)]) for each in zip(*parts, strict=True))
+    parts = world.all_gather_object([labels.tolist(), probabilities.tolist()])
+    labels, probabilities = (torch.tensor([*chain(*each)]) for each in zip(*parts))
     check_probabilities(probabilities, source)  # at once, as each check waits for the GPU
     return EvalPredictions(labels, probabilities)
 
