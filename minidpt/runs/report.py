@@ -311,9 +311,8 @@ class RunReport:
         if errors:
             count = f"{len(errors)} of {len(chosen)} images left out"
             self.notes.append(files.to_single_line(f"Mistakes: {count}: {errors[0]}"))
-        right, before = (
-            each == predictions.labels for each in (predictions.learned, predictions.zero_shot)
-        )
+        right = predictions.learned == predictions.labels
+        before = predictions.zero_shot == predictions.labels
         about = (
             f"{right.sum():,} of {len(right):,} test images are classified right. Zero-shot CLIP "
             f"classifies {(right & ~before).sum():,} of these wrong, and "
@@ -376,9 +375,8 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
     rows = []
     for label, result in enumerate(results):
         cells = [""] * len(classnames)
-        counts = {label: result.correct, **dict(result.mistakes)}
-        for other in filter(counts.get, counts):
-            count = counts[other]
+        counts = [(label, result.correct)] if result.correct else []
+        for other, count in [*counts, *result.mistakes]:
             mix = f"var(--{'c0' if other == label else 'c1'}) {80 * count / result.images:.0f}%"
             style = f"background:color-mix(in srgb,{mix},var(--wash))"
             cells[other] = tag("span", count, style=style)
