@@ -176,7 +176,7 @@ class Config(NamedTuple):
         }
         for place, settings in self.sizes.items():
             for name, allowed in sizes.items():
-                if (setting := settings.get(name)) is not None and setting not in allowed:
+                if (setting := settings.get(name, allowed[0])) not in allowed:
                     got = f"{place} {name} {to_single_line(setting, 80)}"
                     raise ValueError(f"{got}, the tensors have {allowed[0]}: move the file away")
 
@@ -256,7 +256,7 @@ def _open_clip(path: Path, content: dict[str, Any]) -> Config:
     numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
     for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
         _refuse_foreign(f"{path}, {name}", check_fields(settings, f"{path}, {name}", **numbers))
-    colours = check_fields(content.get("preprocess_cfg") or {}, f"{path}, preprocess_cfg")
+    colours = check_fields(content.get("preprocess_cfg", {}), f"{path}, preprocess_cfg")
     width, heads = text.get("width") or 512, text.get("heads") or 8
     head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", width, heads)
     return Config(path, bool(model.get("quick_gelu")), *head_widths,
@@ -269,8 +269,8 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
     sides, head_widths = [], []
     for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
         where = f"{path}, {name}_config"
-        old = content.get(f"{name}_config_dict")  # goes before the other where there is one
-        side = check_fields((content.get(f"{name}_config") if old is None else old) or {}, where,
+        side = content.get(f"{name}_config", {})
+        side = check_fields(content.get(f"{name}_config_dict", side), where,  # the older goes first
                             hidden_size=int | None, num_attention_heads=int | None,
                             hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
         if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
@@ -292,7 +292,7 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
 def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
     """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
     for name, value in settings.items():
-        is_off = value is None or value is False or value in ({}, 0, "")
+        is_off = value is False or value in ({}, 0, "")
         if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
             raise ValueError(f"{where}: {name} {short_repr(value)} is not supported")
 

@@ -110,8 +110,7 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: object) -> Tensor:
         """Return the numbers of ("storage", dtype, key, device, length), as a 1-D tensor."""
         self.charge(1)
-        is_reference = type(pid) is tuple and len(pid) == 5
-        kind, dtype, key, _, length = pid if is_reference else (None,) * 5
+        kind, dtype, key, _, length = pid
         if kind != "storage" or type(key) is not str:
             raise ValueError("expected a reference to tensor data, got another one")
         return self.storage(key, dtype, length)
@@ -129,7 +128,6 @@ class Unpickler(pickle._Unpickler):
             raise ValueError(f"the pickle sets attributes of a {type(self.stack[-1]).__name__}")
         if isinstance(state, dict):
             self.charge(len(state))
-            state.pop("_metadata", None)  # versions of modules, beside the tensors of a state dict
             self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:

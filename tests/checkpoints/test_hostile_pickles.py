@@ -239,7 +239,7 @@ def test_keys_but_texts_are_left_out_as_hashing_may_be_endless(tmp_path, key):
         ("endless work", b"(ctorch.optim\nX\nq\x01" + b"h\x01)R" * 400_000 + b"t."),
         ("endless work", b"((" + b"N" * 1000 + b"tq\x00ctorch\nSize\nq\x01" + b"h\x01h\x00R" * 400
          + b"t."),
-        ("another one", b"(" + b"N" * 100 + b"tQ."),
+        ("too many values", b"(" + b"N" * 100 + b"tQ."),
         ("names a{100,}", pickle_text("a" * 10**6) + b"q\x00h\x00\x93."),
         ("sets items of a list", b"]NNs."),
         ("has 3,000,006 bytes", pickle_text("a" * (3 * 10**6 - 2)) + b"."),
