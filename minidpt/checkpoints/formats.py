@@ -116,9 +116,8 @@ def find_clip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         logger.info(to_single_line(f"tensors beside CLIP's were left out: {listed(beside)}"))
     if origin == HUGGING_FACE:
         weights = translate(weights)
-    scale = weights.get("logit_scale")
-    if isinstance(scale, Tensor) and scale.shape == (1,):
-        weights["logit_scale"] = scale[0]
+    if "logit_scale" in weights:  # of one dimension in some
+        weights["logit_scale"] = weights["logit_scale"].squeeze()
     return weights, origin
 
 
@@ -292,8 +291,7 @@ def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
 def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
     """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
     for name, value in settings.items():
-        is_off = value is False or value in ({}, 0, "")
-        if name not in KNOWN and not is_off and value not in USUAL.get(name, ()):
+        if name not in KNOWN and value not in ({}, 0, "", *USUAL.get(name, ())):  # False is 0
             raise ValueError(f"{where}: {name} {short_repr(value)} is not supported")
 
 

@@ -112,7 +112,7 @@ class _Archive:
 
     def __init__(self, path: Path, verify: bool):
         with open(path, "rb") as file:
-            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
             # The list of members, at the end; `zipfile` would read one of any length.
             self.before = file.seek(max(0, len(self.memory) - MAX_DIRECTORY))  # bytes
             with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
@@ -125,19 +125,18 @@ class _Archive:
         self.verify, self.located = verify, 0  # bytes
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self.members:
-            start, size = self.locate("byteorder")
-            if (got := self.memory[start : start + size]) != sys.byteorder.encode():
+            if (got := bytes(self.read("byteorder"))) != sys.byteorder.encode():
                 raise ValueError(f"expected {sys.byteorder}-endian numbers, got {got[:9]!r}")
 
     def load(self) -> object:
         """Build what the archive's pickle describes."""
-        start, size = self.locate("data.pkl")
-        if size > MAX_PICKLE:
-            raise ValueError(f"its pickle has {size:,} bytes: expected a model's state dict")
-        return Unpickler(io.BytesIO(self.memory[start : start + size]), self.storage).load()
+        content = self.read("data.pkl")
+        if len(content) > MAX_PICKLE:
+            raise ValueError(f"its pickle has {len(content):,} bytes: expected a state dict's")
+        return Unpickler(io.BytesIO(content), self.storage).load()
 
-    def locate(self, name: str) -> tuple[int, int]:
-        """Return first byte and size of the member `NAME/name`, which lies within the file."""
+    def read(self, name: str) -> memoryview:
+        """Return the bytes of the member `NAME/name`; fewer if it reaches behind the file's end."""
         info = self.members.get(self.root + name)
         if info is None:
             raise ValueError(f"member {name!r} is missing: copy or download it again")
@@ -150,30 +149,28 @@ class _Archive:
         if self.memory[header : header + 4] != b"PK\x03\x04" or self.located > len(self.memory):
             raise ValueError(f"member {name!r} is not where the archive says: it is damaged")
         start = header + 30 + sum(struct.unpack_from("<HH", self.memory, header + 26))
-        content = memoryview(self.memory)[start : start + info.file_size]
+        content = self.memory[start : start + info.file_size]
         # None is 0: torch.serialization.set_crc32_options(False)
         if self.verify and info.CRC and zlib.crc32(content) != info.CRC:
             raise ValueError(f"member {name!r} has another CRC-32: the file is damaged")
-        return start, info.file_size
+        return content
 
     def storage(self, key: str, dtype: torch.dtype, length: int) -> Tensor:
         """Map the member `NAME/data/key`: a tensor of `length` numbers, without a copy."""
         if key not in self.storages:
-            start, size = self.locate(f"data/{key}")
-            self.storages[key] = _map_bytes(self.memory, start, size)
+            self.storages[key] = _map_bytes(self.read(f"data/{key}"))
         size, needed = len(self.storages[key]), length * dtype.itemsize
         if not 0 <= needed <= size:
             raise ValueError(f"tensor data {key!r}: {length} × {dtype} do not fit in {size} bytes")
         return self.storages[key][:needed].view(dtype)
 
 
-def _map_bytes(memory: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
+def _map_bytes(content: memoryview) -> Tensor:
     """Map bytes of a file to a tensor (size,), or copy them if not aligned for any dtype."""
-    if size == 0:
+    if not content:
         return torch.empty(0, dtype=torch.uint8)
-    if start % 8:
-        memory, start = bytearray(memory[start : start + size]), 0
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)
+    numbers = torch.frombuffer(content, dtype=torch.uint8)
+    return numbers.clone() if numbers.data_ptr() % 8 else numbers
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -183,19 +180,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if length > MAX_HEADER:
             raise ValueError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
         header = file.read(length).decode()
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))[8 + length :]
     header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
     entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
-    start, end = 8 + length, 0
-    size = len(memory) - start
+    end, size = 0, len(memory)
     for first, last in [*sorted(offsets for *_, offsets in entries.values()), (size, size)]:
         if first != end:
             got = f"the next, or the end, at {first:,}: download it again"
             raise ValueError(f"expected {end:,} bytes of tensors, got {got}")
         end = last
     return {
-        name: _map_bytes(memory, start + first, last - first).view(dtype).view(shape)
+        name: _map_bytes(memory[first:last]).view(dtype).view(shape)
         for name, (dtype, shape, (first, last)) in entries.items()
     }
 
