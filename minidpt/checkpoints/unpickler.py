@@ -131,16 +131,13 @@ class Unpickler(pickle._Unpickler):
             self.stack[-1].update(state)
 
     def fill(self, items: list) -> None:
-        """Put keys and values, in turns, into the dict on top of the stack: SETITEM and SETITEMS.
+        """Run SETITEM or SETITEMS: put keys and values, in turns, into the dict on the stack.
 
-        Other keys than text are dropped: to hash them may take for ever.
+        Keys but text are dropped, as to hash them may take for ever; only dicts take text.
         """
-        bag = self.stack[-1]
-        if not isinstance(bag, dict):
-            raise ValueError(f"the pickle sets items of a {type(bag).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str):
-                bag[key] = value
+                self.stack[-1][key] = value
 
     # Any other instruction is a KeyError.
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}
