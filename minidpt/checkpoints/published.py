@@ -52,14 +52,14 @@ GENERATOR_NAMES = {  # those of `ClassAwarePrompts` → published, with the laye
 }
 
 
-def published_name(ours: str) -> tuple[str, int | None]:
-    """Return the published name of one of our learned tensors, and its row there, if it is one."""
+def published_name(ours: str) -> tuple[str, int | tuple[()]]:
+    """Return the published name of one of our learned tensors and its row there; (): all of it."""
     if ours in OUR_NAMES:
-        return OUR_NAMES[ours], None
+        return OUR_NAMES[ours], ()
     _class_aware, layer, name = ours.split(".", 2)
     if name == "tokens":
         return f"{CLASS_AWARE}.ctx", int(layer)
-    return f"{CLASS_AWARE}.{GENERATOR_NAMES[name].format(layer)}", None
+    return f"{CLASS_AWARE}.{GENERATOR_NAMES[name].format(layer)}", ()
 
 
 def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def to_published(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     published: dict[str, Tensor | list[Tensor]] = {}
     for ours, value in learned.items():  # layers in their order
         name, row = published_name(ours)
-        published[name] = value if row is None else [*published.get(name, []), value]
+        published[name] = value if row == () else [*published.get(name, []), value]
     return {n: torch.stack(v) if isinstance(v, list) else v for n, v in published.items()}
 
 
@@ -86,8 +86,7 @@ def from_published(
     }
     check_tensors(published, to_published(learned), where)
     rows = {ours: published_name(ours) for ours in learned}
-    # An index of () is all of a tensor.
-    return {ours: published[name][() if row is None else row] for ours, (name, row) in rows.items()}
+    return {ours: published[name][row] for ours, (name, row) in rows.items()}
 
 
 def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Any], int | None]:
