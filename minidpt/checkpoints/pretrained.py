@@ -146,9 +146,8 @@ def find_or_download(name: str) -> Path:
 def download(url: str, target: Path, sha256: str) -> None:
     """Download a file, verify its SHA-256, and put it in the place of `target`.
 
-    Processes that fetch the same file wait for one another, and find it there then. A download that
-    fails leaves nothing. Raises OSError or HTTPException if the connection fails or the hash is
-    another one.
+    Processes that fetch the same file wait for one another, and find it there then. What fails
+    leaves nothing. Raises OSError or HTTPException, also if the hash is another one.
     """
     with file_lock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process was faster

@@ -42,11 +42,9 @@ MAX_HEADER = 2**21  # bytes of a safetensors file's header; bigG's has 0.2 M
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint by their dotted names, in the file's order and precision.
 
-    Reads what `read_checkpoint` reads, mapped into memory as there. Names of nested dicts and
-    modules are joined with dots, what is no tensor is left out.
-
-    Raises what `read_checkpoint` raises, and ValueError if there is no tensor, or if there are so
-    many over the same memory that a copy of each would be larger than the file.
+    Reads as `read_checkpoint`, joining names of nested dicts and modules with dots. Raises alike,
+    and ValueError if there is no tensor, or if there are so many over the same memory that a copy
+    of each would be larger than the file.
     """
     tensors = {}
     for count, (name, value) in enumerate(_walk(read_checkpoint(path))):
@@ -76,14 +74,12 @@ def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
     """Read what a checkpoint holds: dicts, lists, tuples, tensors, numbers and strings.
 
     Reads TorchScript archives, what `torch.save` has written since PyTorch 1.6, and safetensors.
-    Objects become dicts of their attributes: TorchScript modules, those of `torch.optim`, a
-    Namespace; what else a trainer keeps (numpy arrays, paths, sets, times) becomes an empty dict.
+    Objects become dicts of their attributes, those of no use here (arrays, paths, sets) empty ones.
     Entries are left out whose key is no text. Tensors are on the CPU, without gradient. Their
     memory is the file's, mapped: writing into them does not change it, but it must not be cut
     short meanwhile.
 
     verify: compare the CRC-32 of all that is read of an archive, which `torch.save` writes.
-
     Raises FileNotFoundError if there is no such file, ValueError if it is no checkpoint, is damaged
     or names a function or class that no checkpoint needs (nothing of it is executed).
     """
@@ -129,7 +125,6 @@ class _Archive:
                 raise ValueError(f"expected {sys.byteorder}-endian numbers, got {got[:9]!r}")
 
     def load(self) -> object:
-        """Build what the archive's pickle describes."""
         content = self.read("data.pkl")
         if len(content) > MAX_PICKLE:
             raise ValueError(f"its pickle has {len(content):,} bytes: expected a state dict's")

@@ -121,10 +121,8 @@ def attention_panels(
 def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     """Draw an image in grey under the colours of a map of attention: blue 0, yellow `BRIGHTEST`.
 
-    Args:
-        image: square, as the model sees it; any size, which the result has.
-        attention: (g, g), summing to 1 (`maps.py`). Every map has the same scale, so that two can
-            be compared.
+    image: square, of any size, which the result has. attention: (g, g), summing to 1 (`maps.py`);
+    every map has the same scale, so that two can be compared.
     """
     grey = ImageOps.autocontrast(image.convert("L"), 1).convert("RGB")
     times_even = attention.float().cpu().numpy() * attention.numel()

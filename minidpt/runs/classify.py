@@ -80,10 +80,7 @@ def print_classes(path: str, result: Result, explained: Path | None) -> None:
 
 
 def print_json(file: TextIO, path: str, result: Result, explained: Path | None) -> None:
-    """Print a line of JSON, in ASCII: {"image": ..., "predictions": [...]}, or "error" instead.
-
-    With "explained": the file that explains them, if there is one.
-    """
+    """Print JSON in a line of ASCII: "image", "predictions" or "error", "explained" if it is."""
     entry = {"image": path}
     if isinstance(result, Exception):
         entry["error"] = str(result)

@@ -29,9 +29,8 @@ class EvalSet:
     """Test images for one CLIP: decoded once, their frozen features computed once.
 
     The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
-    images at 224 pixels); otherwise each pass decodes again. Raises ValueError without samples.
-
-    Several ranks share the images and, on one machine, `max_bytes`; `shard` are this rank's.
+    images at 224 pixels); otherwise each pass decodes again. Ranks share the images (`shard` are
+    this rank's) and, on one machine, `max_bytes`. Raises ValueError without samples.
     """
 
     def __init__(
@@ -127,8 +126,7 @@ def read_images(
         paths = [sample.path for sample in train_set]
         test_paths = [sample.path for eval_set in eval_sets for sample in eval_set.samples]
         if world.is_main:
-            copies = copies_note(paths, test_paths), two_classes_note(train_set)
-            notes += filter(None, copies)
+            notes += filter(None, (copies_note(paths, test_paths), two_classes_note(train_set)))
         images.fill(world.shard(paths), workers, world.shard(test_paths), world)
         model.white_level = white_level = images.white_level
     for eval_set in eval_sets:

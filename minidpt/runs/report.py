@@ -406,7 +406,6 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
 
 
 def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
-    """Draw accuracy against shots."""
     shots = sorted({row.shots for row in rows})
     ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
     series = [Series("zero-shot", "cz", ends)]
