@@ -193,7 +193,6 @@ class RunReport:
         self.title = f"{self.method} on {dataset}"
 
     def content(self) -> list[Markup]:
-        """Return all sections that can be made."""
         method, classnames = self.config["method"], self.split["classnames"]
         parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
         if method != "zeroshot":
