@@ -21,7 +21,7 @@ from launches import counted as launched  # noqa: E402
 from products import Products  # noqa: E402
 
 from minidpt.demo import demo  # noqa: E402
-from minidpt.demo.scenes import STREET_STYLE  # noqa: E402
+from minidpt.demo.demo import STREET_STYLE  # noqa: E402
 from minidpt.maps import AttentionMaps  # noqa: E402
 
 

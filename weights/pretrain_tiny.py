@@ -9,7 +9,7 @@ It learns from two kinds of picture–caption pairs, contrastively as CLIP did:
   on the npm and Debian registries (`PACKAGES`; sources and licences in NOTICE). They are fetched
   with `npm pack` and `apt-get download`, rendered once and pasted onto random backgrounds, most of
   them with the shading and texture that photographs have and drawings lack;
-- scenes drawn by `minidpt.demo.scenes` in its plain style.
+- scenes drawn by `minidpt.demo.demo` in its plain style.
 
 Clip art whose file does not begin with the name of an emoji is named by its folder ("mammals").
 
@@ -61,7 +61,7 @@ from minidpt.checkpoints.reader import read_state_dict  # noqa: E402
 from minidpt.clip.network import CLIP, TransformerSizes  # noqa: E402
 from minidpt.clip.packing import pack  # noqa: E402
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode, tokenize  # noqa: E402
-from minidpt.demo.scenes import Style, draw_scene  # noqa: E402
+from minidpt.demo.demo import Style, draw_scene  # noqa: E402
 from minidpt.demo.things import THINGS  # noqa: E402
 from minidpt.images.transforms import (  # noqa: E402
     normalize,

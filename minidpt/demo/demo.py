@@ -1,4 +1,4 @@
-"""The embedded demo: images of everyday things, drawn from a seed (`scenes.py`).
+"""The embedded demo: images of everyday things, drawn from a seed.
 
 The small CLIP that `weights/pretrain_tiny.py` makes knows scenes in its BOOK_STYLE (and real icons
 and clip art); the demo's own images come in `STREET_STYLE`: a street at night, with dark grounds
@@ -6,20 +6,54 @@ and grain, which those scenes lack, and two or three smaller things of other cla
 that counts. So the model knows the classes, but not this world: what few-shot tuning is for.
 """
 
+import colorsys
+import math
 import os
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from PIL import Image, ImageChops, ImageDraw
+
 from ..support.files import explain_full_disk, file_lock
-from .scenes import STREET_STYLE, draw_scene
-from .things import THINGS
+from .things import THINGS, Point
 
 CLASSES = tuple(THINGS)[:12]
 TRAIN_IMAGES, TEST_IMAGES = 32, 80  # of each class
 SEED = 2208
 VERSION = 3  # of the images; raise it when anything drawn changes
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a scene is drawn, by default a street at night.
+
+    Ranges are (low, high); shares are probabilities.
+
+    saturation, value: of the things' colours; hues are free.
+    background: (saturation, value) ranges of the background.
+    outline: share of things drawn as outlines instead of filled.
+    clutter: number of random strokes over the background.
+    others: number of smaller things of other classes; other_size: their size by the main one's.
+    size: of the main thing, by the image's side; tilt: degrees to either side.
+    noise: amplitude of grain, 0–255, the same in the three channels.
+    """
+
+    saturation: tuple[float, float] = (0.2, 0.9)
+    value: tuple[float, float] = (0.6, 1.0)
+    background: tuple[tuple[float, float], tuple[float, float]] = ((0.1, 0.6), (0.05, 0.3))
+    outline: float = 0.0
+    clutter: tuple[int, int] = (0, 2)
+    others: tuple[int, int] = (2, 3)
+    other_size: tuple[float, float] = (0.3, 0.45)
+    size: tuple[float, float] = (0.55, 0.85)
+    tilt: float = 12
+    noise: float = 40
+
+
+STREET_STYLE = Style()
 
 
 def draw_demo(parent: str | os.PathLike) -> Path:
@@ -53,3 +87,86 @@ def demo_files() -> Iterator[PurePath]:
         for name in CLASSES:
             for number in range(count):
                 yield PurePath(part, name, f"{name}_{number:03}.png")
+
+
+def draw_scene(
+    thing: str,
+    rng: random.Random,
+    style: Style,
+    side: int = 96,
+    others: list[str] | None = None,
+    outlines: list[list[Point]] | None = None,
+) -> Image.Image:
+    """Draw an image (side × side, RGB) of one thing, with smaller others around it as in the style.
+
+    outlines: takes the polygons of the thing, as they lie in an image of twice the side.
+    """
+    scale = 2  # drawn larger and reduced: smooth edges
+    ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
+    image = Image.new("RGB", (side * scale, side * scale), ground)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.randint(*style.clutter)):
+        ends = [(rng.random() * side * scale, rng.random() * side * scale) for _ in range(2)]
+        draw.line(ends, fill=colour(rng, style), width=rng.randint(1, 3) * scale)
+    size = rng.uniform(*style.size)
+    if others is None:
+        others = rng.sample([name for name in THINGS if name != thing], rng.randint(*style.others))
+    for name in others:
+        small = size * rng.uniform(*style.other_size)
+        draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
+    polygons = draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False)
+    if outlines is not None:
+        outlines += polygons  # the last one drawn: nothing covers it
+    image = image.resize((side, side), Image.Resampling.BOX)
+    if not style.noise:
+        return image
+    grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
+    grain = grain.point(lambda v: round(v * style.noise / 255)).convert("RGB")
+    return ImageChops.add(image, grain, offset=-round(style.noise / 2))
+
+
+def draw_thing(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    rng: random.Random,
+    style: Style,
+    size: float,
+    pixels: int,
+    at_edge: bool,
+) -> list[list[Point]]:
+    """Draw a thing, `size` by the image's side, where it fits or about an edge; its polygons."""
+    room = 1 - size
+    x, y = rng.random() * room, rng.random() * room
+    if at_edge:
+        along, across = rng.random() * room, rng.choice((-0.2 * size, 1 - 0.8 * size))
+        x, y = rng.choice(((along, across), (across, along)))
+    angle = math.radians(rng.uniform(-style.tilt, style.tilt))
+    mirror = rng.choice((-1, 1))
+    stretch = rng.uniform(0.85, 1.0)
+    colours = [colour(rng, style) for _ in range(3)]
+    outline = rng.random() < style.outline
+
+    def place(px: float, py: float) -> Point:
+        u, v = (px - 0.5) * mirror * stretch, py - 0.5
+        right = u * math.cos(angle) - v * math.sin(angle)
+        down = u * math.sin(angle) + v * math.cos(angle)
+        return (x + (right + 0.5) * size) * pixels, (y + (down + 0.5) * size) * pixels
+
+    parts = [(which, [place(*point) for point in part]) for which, part in THINGS[name](rng)]
+    for which, placed in parts:
+        if outline:
+            width = max(2, round(pixels * 0.018))
+            draw.line([*placed, placed[0]], fill=colours[which], width=width)
+        else:
+            draw.polygon(placed, fill=colours[which])
+    return [placed for _, placed in parts]
+
+
+def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
+    """Draw a random colour of the style's things."""
+    return hsv(rng.random(), rng.uniform(*style.saturation), rng.uniform(*style.value))
+
+
+def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    """Convert hue, saturation and value in 0–1 to an RGB triple in 0–255."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))

@@ -1,4 +1,4 @@
-"""The 24 everyday things of the demo, as polygons: what `scenes.py` draws.
+"""The 24 everyday things of the demo, as polygons: what `demo.py` draws.
 
 A thing is drawn anew each time: a few of its lengths come from the generator that is passed.
 """

@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import minidpt  # noqa: E402
 from minidpt.data.splits import read_split  # noqa: E402
-from minidpt.demo.demo import SEED, demo_files  # noqa: E402
-from minidpt.demo.scenes import STREET_STYLE, draw_scene  # noqa: E402
+from minidpt.demo.demo import SEED, STREET_STYLE, demo_files, draw_scene  # noqa: E402
 from minidpt.images.transforms import eval_pixels, normalize  # noqa: E402
 from minidpt.maps import AttentionMaps  # noqa: E402
 from minidpt.model import PromptedCLIP  # noqa: E402

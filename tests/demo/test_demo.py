@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 import minidpt
 from minidpt.checkpoints.reader import read_state_dict
 from minidpt.data import datasets
-from minidpt.demo import demo, scenes
-from minidpt.demo.demo import CLASSES
-from minidpt.demo.scenes import STREET_STYLE, draw_scene
+from minidpt.demo import demo
+from minidpt.demo.demo import CLASSES, STREET_STYLE, draw_scene
 from minidpt.demo.things import THINGS
 
 sys.path.append(str(Path(__file__).parents[2] / "weights"))
@@ -73,7 +72,7 @@ def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkey
         drawn.append((name, size))
         return []
 
-    monkeypatch.setattr(scenes, "draw_thing", record)
+    monkeypatch.setattr(demo, "draw_thing", record)
     counts = Counter()
     for seed in range(50):
         drawn.clear()
