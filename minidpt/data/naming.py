@@ -121,9 +121,7 @@ class Naming:
 
         Raises ValueError for these but in a published list, such as ImageNet's.
         """
-        published = dict(self.renamed)
-        if any(map(_WORDNET_ID.fullmatch, keys)):
-            published = {**imagenet_classnames(), **published}
+        published = {**imagenet_classnames(), **self.renamed}
         renamed = {**published, **self.renames}
         names, keys_of, notes = {}, {}, []
         for key in keys:
