@@ -138,6 +138,8 @@ def train_batches(
     """
     order = list(range(len(samples)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
+    if len(order) >= batch_size:
+        del order[len(order) // batch_size * batch_size :]
     read = open_image if cache is None else cache.get
 
     def pixels(place: int) -> np.ndarray:
@@ -148,7 +150,7 @@ def train_batches(
         return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
 
     labels = [samples[number].label for number in order]
-    return _batches(pixels, labels, resolution, batch_size, workers, True, shard, pin_memory)
+    return _batches(pixels, labels, resolution, batch_size, workers, shard, pin_memory)
 
 
 def eval_batches(
@@ -172,15 +174,11 @@ def _batches(
     resolution: int,
     batch_size: int,
     workers: int | None,
-    drop_last: bool = False,
     shard: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Batch pixels(place), (3, R, R) uint8, and labels of a rank's places, two batches ahead."""
-    count = len(labels)
-    if drop_last and count >= batch_size:
-        count -= count % batch_size
-    places = range(count)
+    places = range(len(labels))
     groups = [shard(places[start : start + batch_size]) for start in places[::batch_size]]
     ahead = 2 * max(map(len, groups), default=0)
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
