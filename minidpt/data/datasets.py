@@ -289,7 +289,9 @@ def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> Datas
 
 def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
     """Find the images, if this is the data set's folder: by markers, or by name and classes."""
-    named, marked = layout.is_called(name_of(folder)), has_markers(layout, folder)
+    named = layout.is_called(name_of(folder))
+    markers = (layout.split_file, *(layout.markers or layout.images))  # only this data set has them
+    marked = any(any(folder.glob(marker)) for marker in markers)
     splits = layout.splits.values() or (".",)
     for images in layout.images:
         proven = marked or (images != "." and named)
@@ -297,12 +299,6 @@ def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
             return DatasetLocation(layout, folder, folder / images)
     plain_classes = named and folder.is_dir() and looks_like(layout, folder)
     return DatasetLocation(layout, folder, folder) if plain_classes else None
-
-
-def has_markers(layout: Layout, folder: Path) -> bool:
-    """Return whether something lies in a folder that only this data set has."""
-    markers = layout.markers or layout.images
-    return any(any(folder.glob(marker)) for marker in (layout.split_file, *markers))
 
 
 def looks_like(layout: Layout, folder: Path) -> bool:
