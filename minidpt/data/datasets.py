@@ -107,7 +107,7 @@ def _open_any_folder(
         return _open_other(root, adapt, seed)
     (location,) = locations
     location = location._replace(layout=adapt(location.layout), named=layout is not None)
-    dataset = _open_location(location, seed)
+    dataset = _compare_with_published(_open_location(location, seed), location.layout)
     if table:
         note = f"{table.name} is not read, as this is {dataset.name}: to read it, pass the file"
         dataset = dataset.with_notes(note)
@@ -143,8 +143,7 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     if layout.has_split_file and (file := location.file(layout.split_file)):
         dataset = read_split(file, images, layout.name)
         is_ambiguous = len(set(dataset.classnames)) < len(dataset.classnames)
-        dataset = _rename_classes(replace(dataset, allow_duplicates=is_ambiguous), layout)
-        return _compare_with_published(dataset, layout)
+        return _rename_classes(replace(dataset, allow_duplicates=is_ambiguous), layout)
     if layout.lists and all(map(location.file, layout.lists.values())):
         dataset = _open_lists(location, seed)
     elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
@@ -155,7 +154,7 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     if names:
         those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
-    return _compare_with_published(dataset, layout)
+    return dataset
 
 
 def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
