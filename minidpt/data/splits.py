@@ -93,8 +93,7 @@ def read_split(
             Sample(file if os.path.isabs(file) else start + file.replace("/", os.sep), label, name)
             for file, label, name in content.pop(split)
         ]
-    samples = chain(*listed.values())
-    if missing := missing_files(sample.path for sample in samples):
+    if missing := missing_files(sample.path for sample in chain(*listed.values())):
         got = f"{describe_missing(missing)}: name their folder (eval.py: --image-root)"
         raise FileNotFoundError(f"split file {path}: expected all its images in {root}, got {got}")
     name = name or content.get("name") or path.stem
