@@ -6,6 +6,7 @@ lists, else class folders -> Dataset
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -360,8 +361,19 @@ def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
 
 
 def folders_of(dataset: Dataset) -> list[Path]:
-    """List `Dataset.folders`, and the folder around a known data set's images (caltech-101/)."""
-    folders, root = dataset.folders(), Path(os.path.abspath(dataset.root))
+    """List the user's folders, in which nothing is to be written; the outermost first.
+
+    `root`, those of the images, those around several of these; none that hold the home folder.
+    Then the folder around a known data set's images (caltech-101/).
+    """
+    paths = (sample.path for split in SPLITS for sample in getattr(dataset, split))
+    image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
+    around = Counter(map(os.path.dirname, image_folders))
+    parents = (folder for folder, count in around.items() if count > 1)
+    home = Path(os.path.expanduser("~")).resolve()
+    resolved = {Path(folder).resolve() for folder in (dataset.root, *image_folders, *parents)}
+    folders = sorted(resolved - {home, *home.parents}, key=lambda f: (len(f.parts), f))
+    root = Path(os.path.abspath(dataset.root))
     for layout in LAYOUTS:
         if layout.name == dataset.name and root.name in layout.images:
             folder = root.parent

@@ -95,19 +95,6 @@ class Dataset:
         ]
         return hashlib.sha256(json.dumps([self.classnames, *listed]).encode()).hexdigest()
 
-    def folders(self) -> list[Path]:
-        """Return the user's folders, in which nothing is to be written; the outermost first.
-
-        `root`, those of the images, those around several of these; none that hold the home folder.
-        """
-        paths = (sample.path for split in SPLITS for sample in getattr(self, split))
-        image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
-        around = Counter(map(os.path.dirname, image_folders))
-        parents = (folder for folder, count in around.items() if count > 1)
-        home = Path(os.path.expanduser("~")).resolve()
-        resolved = {Path(folder).resolve() for folder in (self.root, *image_folders, *parents)}
-        return sorted(resolved - {home, *home.parents}, key=lambda f: (len(f.parts), f))
-
 
 def make_dataset(
     name: str, root: Path, classnames: list[str], listed: dict[str, list], how: str, **fields: Any

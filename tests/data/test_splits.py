@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.image_folders import all_samples, draw_class_folders, relative_paths
 
-from minidpt.data.datasets import open_dataset
+from minidpt.data.datasets import folders_of, open_dataset
 from minidpt.data.labels_csv import missing_files
 from minidpt.data.samples import Dataset, Sample, few_shot
 from minidpt.data.splits import read_split, split_content, write_split
@@ -80,7 +80,7 @@ def test_folders_are_those_of_images_and_around_class_folders(tmp_path, monkeypa
         return [Sample(os.path.join(tmp_path, file), 0, "ox") for file in files]
 
     def folders(dataset: Dataset) -> list[str]:
-        return [folder.relative_to(tmp_path).as_posix() for folder in dataset.folders()]
+        return [folder.relative_to(tmp_path).as_posix() for folder in folders_of(dataset)]
 
     empty = Dataset("made", tmp_path / "lists", ["ox", "gnu"], "{}.", [], [], [], "made")
     made = replace(empty, train=listed("p/ox/1", "p/ox/2", "p/gnu/1"), test=listed("q/r/1", "s/1"))
