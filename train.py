@@ -24,8 +24,7 @@ from typing import NamedTuple
 import torch
 
 from minidpt.data.batches import Batch, train_batches
-from minidpt.data.copies import file_digest
-from minidpt.data.samples import Dataset, few_shot, select_classes
+from minidpt.data.samples import Dataset, few_shot, file_digest, select_classes
 from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from ..clip.network import CLIP
 from ..data.batches import Batch, ImageCache, eval_batches, name_all_broken
-from ..data.copies import copies_note, two_classes_note
-from ..data.samples import Sample
+from ..data.samples import Sample, copies_note, two_classes_note
 from ..images.decode import WhiteLevel
 from ..inference import check_probabilities
 from ..model import PromptedCLIP

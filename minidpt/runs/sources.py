@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.prompt_file import SavedModel, read_model
-from ..data.copies import find_copies
 from ..data.datasets import open_dataset
 from ..data.layouts import LAYOUTS
 from ..data.naming import match_classes, read_classnames
-from ..data.samples import Dataset, select_classes
+from ..data.samples import Dataset, find_copies, select_classes
 from ..data.splits import read_split, split_content
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment

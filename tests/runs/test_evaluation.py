@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import minidpt
-from minidpt.data import batches, copies
+from minidpt.data import batches
 from minidpt.data import samples as data
 from minidpt.images import decode
 from minidpt.images.decode import WhiteLevel
@@ -167,13 +167,13 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "copy").write_bytes(contents["a"])
-    read, digest = [], copies._digest
-    monkeypatch.setattr(copies, "_digest", lambda path: read.append(path) or digest(path))
+    read, digest = [], data._digest
+    monkeypatch.setattr(data, "_digest", lambda path: read.append(path) or digest(path))
     a, b, c, d, copy = (str(tmp_path / name) for name in ("a", "b", "c", "d", "copy"))
-    note = copies.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
+    note = data.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
     assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
     assert set(read) == {a, b, copy}  # of another size or end: not read
-    assert copies.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
+    assert data.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
 
 
 def test_an_image_in_two_classes_is_named_with_both(tmp_path):
@@ -183,11 +183,11 @@ def test_an_image_in_two_classes_is_named_with_both(tmp_path):
         Path(path).write_bytes(content)
     ox, owl = partial(data.Sample, label=0, classname="ox"), partial(data.Sample, label=1)
     samples = [ox(a), ox(b), ox(c), owl(e, classname="owl"), ox(str(tmp_path / "gone"))]
-    assert copies.two_classes_note(samples) == ""  # twice in one class
+    assert data.two_classes_note(samples) == ""  # twice in one class
     note = f"training images in two classes, byte for byte: 1, as {a} of 'ox' and {d} of 'owl'"
-    assert copies.two_classes_note([*samples, owl(d, classname="owl")]) == note
+    assert data.two_classes_note([*samples, owl(d, classname="owl")]) == note
     note = f"training images in two classes, byte for byte: 1, as {b} of 'ox' and {b} of 'ox'"
-    assert copies.two_classes_note([*samples, owl(b, classname="ox")]) == note  # of one name
+    assert data.two_classes_note([*samples, owl(b, classname="ox")]) == note  # of one name
 
 
 @pytest.mark.parametrize("step", ["_end", "_digest"])
@@ -197,8 +197,8 @@ def test_an_image_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step):
 
     for name in "ab":
         (tmp_path / name).write_bytes(b"x" * 3000)
-    monkeypatch.setattr(copies, step, refused)
-    assert copies.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
+    monkeypatch.setattr(data, step, refused)
+    assert data.copies_note([str(tmp_path / "a")], [str(tmp_path / "b")]) == ""
 
 
 def test_each_pass_over_images_is_told_to_who_watches(clip, items):
