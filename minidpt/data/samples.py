@@ -220,7 +220,7 @@ def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str,
     that are not there, or cannot be opened, are left out.
     """
     groups = [list(dict.fromkeys(labelled))]
-    for read in (os.path.getsize, _end, _digest):
+    for read in (os.path.getsize, _end, file_digest):
         smaller: dict[tuple[int, object], list[tuple[str, object]]] = {}
         for number, group in enumerate(groups):
             for path, label in group:
@@ -232,14 +232,10 @@ def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str,
 
 def file_digest(path: str) -> str:
     """Return the size of a file in bytes and the SHA-256 of its content."""
-    return f"{os.path.getsize(path)} {_digest(path).hex()}"
+    return f"{os.path.getsize(path)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
 
 
 def _end(path: str) -> bytes:
     with open(path, "rb") as file:
         file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
         return file.read()
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()

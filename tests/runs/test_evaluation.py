@@ -167,8 +167,8 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "copy").write_bytes(contents["a"])
-    read, digest = [], data._digest
-    monkeypatch.setattr(data, "_digest", lambda path: read.append(path) or digest(path))
+    read, digest = [], data.file_digest
+    monkeypatch.setattr(data, "file_digest", lambda path: read.append(path) or digest(path))
     a, b, c, d, copy = (str(tmp_path / name) for name in ("a", "b", "c", "d", "copy"))
     note = data.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
     assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
@@ -190,7 +190,7 @@ def test_an_image_in_two_classes_is_named_with_both(tmp_path):
     assert data.two_classes_note([*samples, owl(b, classname="ox")]) == note  # of one name
 
 
-@pytest.mark.parametrize("step", ["_end", "_digest"])
+@pytest.mark.parametrize("step", ["_end", "file_digest"])
 def test_an_image_that_cannot_be_opened_is_no_copy(tmp_path, monkeypatch, step):
     def refused(path: str) -> bytes:
         raise PermissionError(path)
