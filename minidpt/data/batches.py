@@ -48,9 +48,6 @@ class ImageCache:
         self._wanted: set[str] = set()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def get(self, path: str) -> Image.Image:
         """Return the image in a file. Callers must not change it. Raises as `open_image`."""
         image = self._images.get(path)

@@ -96,24 +96,24 @@ def test_store_decodes_each_image_once_within_its_bytes(samples, monkeypatch):
     store = batching.ImageCache()
     for number in range(3):
         epoch(samples, epoch=number, store=store, workers=2, batch_size=11)
-    assert sorted(opened) == sorted(item.path for item in samples) and len(store) == 11
+    assert sorted(opened) == sorted(item.path for item in samples) and len(store._images) == 11
     assert store.bytes == sum(4 * (17 + n) * (31 - n) for n in range(11))
 
     opened.clear()
     small = batching.ImageCache(max_bytes=5000)  # two images of about 2200 bytes
     for number in range(3):
         epoch(samples, epoch=number, store=small, batch_size=11)
-    assert len(small) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
+    assert len(small._images) == 2 and small.bytes <= 5000 and len(opened) == 2 + 3 * 9
 
 
 def test_only_images_of_an_earlier_run_make_room_in_a_full_store(samples):
     first, second = ([item.path for item in half] for half in (samples[:4], samples[4:]))
     store = batching.ImageCache(max_bytes=5000)
     store.fill(first)
-    assert len(store) == 2
+    assert len(store._images) == 2
     store.fill(second[:2])
     stored = [store.get(path) for path in second[:2]]
-    assert len(store) == 2 and store.bytes == sum(4 * i.width * i.height for i in stored)
+    assert len(store._images) == 2 and store.bytes == sum(4 * i.width * i.height for i in stored)
     assert all(store.get(path) is image for path, image in zip(second[:2], stored, strict=True))
     store.fill(second)  # none of those that are wanted gives way to another
     assert all(store.get(path) is image for path, image in zip(second[:2], stored, strict=True))
@@ -206,7 +206,7 @@ def test_all_images_that_are_read_set_one_white_level(high_bit_depth):
     cache.fill([items[2].path])  # another run's: 30 of 255
     assert cache.white_level == {"integer": 255}
     assert np.asarray(cache.get(items[2].path))[0, 0, 0] == 30
-    assert len(cache) == 1
+    assert len(cache._images) == 1
     cache.fill([items[5].path])
     assert cache.white_level == {}
     with pytest.raises(ValueError, match="broken.png"):  # what was read before it is read again
