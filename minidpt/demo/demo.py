@@ -113,8 +113,8 @@ def draw_scene(
         others = rng.sample([name for name in THINGS if name != thing], rng.randint(*style.others))
     for name in others:
         small = size * rng.uniform(*style.other_size)
-        draw_thing(draw, name, rng, style, small, side * scale, at_edge=True)
-    polygons = draw_thing(draw, thing, rng, style, size, side * scale, at_edge=False)
+        draw_thing(image, name, rng, style, small, at_edge=True)
+    polygons = draw_thing(image, thing, rng, style, size, at_edge=False)
     if outlines is not None:
         outlines += polygons  # the last one drawn: nothing covers it
     image = image.resize((side, side), Image.Resampling.BOX)
@@ -126,16 +126,10 @@ def draw_scene(
 
 
 def draw_thing(
-    draw: ImageDraw.ImageDraw,
-    name: str,
-    rng: random.Random,
-    style: Style,
-    size: float,
-    pixels: int,
-    at_edge: bool,
+    image: Image.Image, name: str, rng: random.Random, style: Style, size: float, at_edge: bool
 ) -> list[list[Point]]:
     """Draw a thing, `size` by the image's side, where it fits or about an edge; its polygons."""
-    room = 1 - size
+    draw, pixels, room = ImageDraw.Draw(image), image.width, 1 - size
     x, y = rng.random() * room, rng.random() * room
     if at_edge:
         along, across = rng.random() * room, rng.choice((-0.2 * size, 1 - 0.8 * size))

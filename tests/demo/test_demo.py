@@ -68,7 +68,7 @@ def test_the_names_are_unique_words_and_the_demo_has_twelve_of_them():
 def test_smaller_things_of_other_classes_stand_beside_the_one_that_counts(monkeypatch):
     drawn = []
 
-    def record(draw, name, rng, style, size, pixels, at_edge):
+    def record(image, name, rng, style, size, at_edge):
         drawn.append((name, size))
         return []
 
