@@ -122,15 +122,13 @@ class Naming:
         Raises ValueError for these but in a published list, such as ImageNet's.
         """
         published = {**imagenet_classnames(), **self.renamed}
-        renamed = {**published, **self.renames}
+        renamed, where = {**published, **self.renames}, f"data folder {where}"
         names, keys_of, notes = {}, {}, []
         for key in keys:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
                 got = f"the WordNet id '{key}', none of ImageNet's 1000: name it (--classnames)"
-                raise ValueError(f"data folder {where}: expected a name for each class, got {got}")
-            name = renamed.get(key) or files.canonical_classname(
-                self.rule(key), f"data folder {where}"
-            )
+                raise ValueError(f"{where}: expected a name for each class, got {got}")
+            name = renamed.get(key) or files.canonical_classname(self.rule(key), where)
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
             both = [published.get(each, f"/{each}").casefold() for each in (key, other)]
@@ -140,7 +138,7 @@ class Naming:
                 got = f"'{other}' and '{key}': rename or merge them"
                 if self.renames:
                     got = f"'{name}' for {got} ({self.renames_file})"
-                raise ValueError(f"data folder {where}: expected different class names, got {got}")
+                raise ValueError(f"{where}: expected different class names, got {got}")
         if all(map(str.isdecimal, names.values())):
             notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
         return names, notes
