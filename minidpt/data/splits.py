@@ -22,8 +22,7 @@ def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     `_DESCRIBED` beside them; one image a line. Replaces the file at once.
     """
     described = {name: getattr(dataset, name) for name in _DESCRIBED}
-    described["part"] = dataset.subset
-    described["root"] = str(dataset.root.resolve())
+    described |= {"part": dataset.subset, "root": str(dataset.root.resolve())}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
     for split in SPLITS:
         rows = (
