@@ -181,10 +181,9 @@ def _batches(
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
     with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
         for group in groups:
-            arrays = [next(views) for _ in group]
-            arrays = arrays or [np.zeros((3, resolution, resolution), np.uint8)]
-            shape = (len(arrays), *arrays[0].shape)
-            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-            np.stack(arrays, out=images.numpy())  # (B, 3, R, R)
+            shape = max(len(group), 1), 3, resolution, resolution  # a black image instead of none
+            images = torch.zeros(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            for image in images.numpy()[: len(group)]:
+                image[:] = next(views)
             numbers = [labels[place] for place in group] or [NO_LABEL]
             yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))

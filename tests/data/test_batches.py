@@ -152,7 +152,7 @@ def test_threads_end_when_interrupted_while_a_batch_is_made(samples, monkeypatch
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "stack", interrupted)
+    monkeypatch.setattr(torch, "tensor", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         next(batching.eval_batches(samples * 9, 7, 2, workers=3))
     assert threads() == [] and raised
