@@ -69,7 +69,6 @@ def draw_demo(parent: str | os.PathLike) -> Path:
     with file_lock(folder.with_name(f"{folder.name}.lock")), explain_full_disk(folder):
         if folder.is_dir():  # drawn by another process meanwhile
             return folder
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
             for file in demo_files():
                 scene = draw_scene(file.parent.name, rng, STREET_STYLE)
