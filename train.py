@@ -166,7 +166,7 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
                 group["lr"] = learning_rate(epoch, base_lr[name], config.epochs, warmup[name])
             batches = TimedIterator(train_batches(
                 train_set.train, model.clip.visual.resolution, config.batch_size, config.seed,
-                epoch, shared.images, config.workers, world=model.world,
+                epoch, shared.images.get, config.workers, world=model.world,
                 pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             started = time.monotonic()

@@ -18,6 +18,7 @@ from helpers.run_command import fork_command
 
 from minidpt.data.batches import train_batches
 from minidpt.data.samples import Sample
+from minidpt.images.decode import open_image
 from minidpt.support.distributed import NO_LABEL, SINGLE, PeerLost, World, world_from_environment
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
@@ -113,7 +114,7 @@ def test_the_batches_of_all_ranks_are_those_of_one_process(size, batch_size, tmp
         pairs = zip(batch.labels.tolist(), batch.images, strict=True)
         return sorted((label, image.numpy().tobytes()) for label, image in pairs)
 
-    options = (items, 4, batch_size, 3, 1, None, 0)
+    options = (items, 4, batch_size, 3, 1, open_image, 0)
     batches = list(map(rows, train_batches(*options)))
     shares = [
         list(map(rows, train_batches(*options, world=World(rank, size)))) for rank in range(size)

@@ -118,7 +118,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    cache: ImageCache | None = None,
+    read: Callable[[str], Image.Image] = open_image,
     workers: int | None = None,
     pin_memory: bool = False,
     world: World = SINGLE,
@@ -127,7 +127,7 @@ def train_batches(
 
     Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
     for any number of `workers` (of `map_ordered`). The last, smaller batch is dropped if there is
-    at least one full one. `pin_memory` for CUDA.
+    at least one full one. `read`: of an `ImageCache`; `pin_memory` for CUDA.
 
     Of several ranks each gets its share of every batch: images that lie beside each other in
     `samples`, for the most part those in its cache. Where it has none it gets a black one, whose
@@ -137,7 +137,6 @@ def train_batches(
     random.Random(f"{seed}/{epoch}").shuffle(order)
     if len(order) >= batch_size:
         del order[len(order) // batch_size * batch_size :]
-    read = open_image if cache is None else cache.get
 
     def pixels(place: int) -> np.ndarray:
         generator = random.Random(f"{seed}/{epoch}/{place}")

@@ -128,7 +128,7 @@ def picture_rates(count: int, threads: list[int], runs: int) -> None:
             for _ in range(runs):
                 for own, batches in zip(rates, (
                     eval_batches(items, 224, 100, workers),
-                    train_batches(items, 224, 32, 0, 0, store, workers),
+                    train_batches(items, 224, 32, 0, 0, store.get, workers),
                 )):  # fmt: skip
                     started = time.perf_counter()
                     seen = sum(len(batch.labels) for batch in batches)

@@ -30,7 +30,8 @@ def samples(tmp_path_factory) -> list[Sample]:
 
 
 def epoch(items, seed=1, epoch=0, store=None, workers=0, batch_size=4):
-    return list(batching.train_batches(items, 7, batch_size, seed, epoch, store, workers))
+    read = store.get if store else open_image
+    return list(batching.train_batches(items, 7, batch_size, seed, epoch, read, workers))
 
 
 def same(some, others) -> bool:
@@ -199,7 +200,7 @@ def test_all_images_that_are_read_set_one_white_level(high_bit_depth):
     shown += [round(0.5), 200, 7]
     for batches in (
         batching.eval_batches(items, 5, 6, read=cache.white_level.open),
-        batching.train_batches(items, 5, 6, 1, 0, cache),
+        batching.train_batches(items, 5, 6, 1, 0, cache.get),
     ):
         (batch,) = batches
         assert sorted(batch.images[:, 0, 2, 2].tolist()) == sorted(shown)
