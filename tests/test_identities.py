@@ -20,9 +20,10 @@ def test_the_fingerprint_of_a_data_set_is_pinned():
         "val": [Sample("/d/owl/3.png", 1, "owl")],
         "test": [Sample("/d/ox/4.png", 0, "ox")],
     }
-    names = (Path("/d"), ["ox", "owl"], "a {}.")
-    dataset = make_dataset("birds", *names, lists, "written by hand", [])
+    names = Path("/d"), ["ox", "owl"]
+    dataset = make_dataset("birds", *names, lists, "written by hand", template="a {}.")
     pinned = "15a3c5600693c76e4da2f15dfc121db1128b444b630dba095f28ba191a1476fa"
     assert dataset.fingerprint() == pinned
     others = lists | {"val": [Sample("/d/owl/3.png", 0, "owl")]}
-    assert make_dataset("birds", *names, others, "written by hand", []).fingerprint() != pinned
+    dataset = make_dataset("birds", *names, others, "written by hand", template="a {}.")
+    assert dataset.fingerprint() != pinned
