@@ -26,8 +26,8 @@ from pathlib import Path
 from minidpt.checkpoints.pretrained import NAMES, find_file
 from minidpt.checkpoints.published import infer_config, read_published
 from minidpt.config import PromptConfig
-from minidpt.data.copies import copies_note
 from minidpt.data.datasets import folders_of
+from minidpt.data.samples import copies_note
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
