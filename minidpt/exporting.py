@@ -33,7 +33,6 @@ class ImageClassifier(PromptedCLIP):
         self.clip.visual, self.clip.logit_scale = model.clip.visual, model.clip.logit_scale
         self.classnames, self.config = model.classnames, model.config
         self.visual_prompts, self.class_aware = model.visual_prompts, model.class_aware
-        self.first_class_aware = model.first_class_aware
         features = model.prompt_features()
         self.register_buffer("template_features", model.template_features)
         self.register_buffer("features", features.text_features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice, repeat
 from typing import Any, NamedTuple
@@ -48,20 +48,6 @@ def check_top(top: int) -> None:
     """Raise ValueError for a number of classes below 1."""
     if top < 1:
         raise ValueError(f"top: expected at least 1, got {top}")
-
-
-def top_predictions(
-    probabilities: Tensor, classnames: Sequence[str], top: int, source: str
-) -> list[list[Prediction]]:
-    """Name the `top` likeliest classes of each image, best first: probabilities (B, C).
-
-    Raises as `check_top` and `check_probabilities`.
-    """
-    check_top(top)
-    values, classes = (each.cpu() for each in probabilities.topk(min(top, len(classnames))))
-    check_probabilities(values, source)
-    rows = zip(classes.tolist(), values.tolist())
-    return [[Prediction(classnames[c], p) for c, p in zip(*row)] for row in rows]
 
 
 def predict_each(

@@ -7,19 +7,23 @@ Letters of shapes, here and in `prompts.py`:
     C  classes                           W  width of the text transformer
     K  of them selected for an image     E  width of image and text features
     P  visual prompts of a layer         M  context vectors of a prompt
+    J  layers with class-aware prompts
 
 Layers are counted from 1, as in the paper and in `PromptConfig`. DPT's image side, j being
-`class_aware_from` (in VPT and VLP all layers attend to learned prompts):
+`class_aware_from` (in VPT and VLP the layers 1 to `visual_layers` attend to learned prompts):
 
     layers 1 … j−1    x (B, N, D) ──▶ x (B, N, D)            attend to x and P learned prompts
     layers j … L−1    x (B, N, D) ──▶ x (B, N, D)            attend to x and K class-aware prompts,
     layer  L          x (B, N, D) ──▶ class token (B, D)         which are made from x and g
     ln_post, proj     class token ──▶ f (B, E)
 
+The last layer takes raw prompts, all others keys and values of prompts (`prompt_kv`): the last
+computes one query only, and `single_query_attention` never forms keys and values.
+
 The loss (DPT, arXiv 2208.08340, section III). g: text features of the learned context, (C, E); W0:
-those of the template, normalised; f: image features with prompts, (B, E); f0: without any;
-n(x) = x / |x|; s = exp(logit_scale); CE: cross-entropy. A method that learns no context has W0 for
-n(g), one that learns no visual prompts f0 for f.
+those of the template, normalised (`template_features`); f: image features with prompts, (B, E); f0:
+without any (`frozen_features` are n(f0)); n(x) = x / |x|; s = exp(logit_scale); CE: cross-entropy.
+CoOp and zero-shot use f0 as f; VPT and zero-shot use W0 as n(g).
 
     logits       = s·n(f)·n(g)ᵀ
     text branch  = s·n(f0)·n(g)ᵀ
@@ -50,7 +54,15 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, Result, find_clip, predict_all, predict_each, top_predictions
+from .inference import (
+    Prediction,
+    Result,
+    check_probabilities,
+    check_top,
+    find_clip,
+    predict_all,
+    predict_each,
+)
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -67,9 +79,9 @@ class ModelOutput(NamedTuple):
     logits: (B, C).
     text_branch_logits: (B, C), learned text features against the frozen image feature.
     image_branch_logits: (B, C), prompted image feature against the template features W0.
-    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first. Where K >= C, all
-        of them in index order, unless the frozen features were computed.
-    class_aware_logits: (B, layers, K, C), auxiliary logits of the layers j to L, not scaled.
+    top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first. If top_k >= C and
+        f0 was not needed, the classes are 0 … C−1 in index order, not by likelihood.
+    class_aware_logits: (B, J, K, C), auxiliary logits of the layers j to L, not scaled.
     """
 
     logits: Tensor
@@ -97,7 +109,7 @@ class LastLayerInput(NamedTuple):
 
     tokens: (B, N, D), of the image.
     prompts: (P, D) for all images, (B, K, D), or None: what it attends to besides.
-    class_aware_logits: (B, layers, K, C), see `ModelOutput`.
+    class_aware_logits: (B, J, K, C), see `ModelOutput`.
     class_aware_weights: (B, K, N+10), the attention that made `prompts` (`ClassAwareOutput`).
     """
 
@@ -108,7 +120,11 @@ class LastLayerInput(NamedTuple):
 
 
 class PromptedCLIP(nn.Module):
-    """A frozen CLIP and the learned prompts of one method. Made by `build_model`."""
+    """A frozen CLIP and the learned prompts of one method. Made by `build_model`.
+
+    class_keys: names of the classes in the files of a data set, which the caller may set.
+    class_chunk: number of classes to encode at a time, which the caller may change; None: all.
+    """
 
     def __init__(
         self,
@@ -122,7 +138,7 @@ class PromptedCLIP(nn.Module):
         names = canonical_names(classnames)
         self.clip, self.world = clip, world
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
-        self.class_keys: list[str] | None = None  # of the data set that was trained on
+        self.class_keys: list[str] | None = None
         self.allow_duplicates = False  # of class names
         self.template = str(template)
         self.config = config
@@ -130,9 +146,7 @@ class PromptedCLIP(nn.Module):
         self.path = "model.pt"  # of the file of its prompts, which errors name
         self.text_prompts = TextPrompts(clip, names, config, world) if config.learns_text else None
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
-        layers = len(clip.visual.transformer.resblocks)
-        self.first_class_aware = layers + 1 - len(self.class_aware)  # beyond the last: none
-        self.class_chunk = classes_that_fit(clip, self.text_prompts)  # at a time; None: all
+        self.class_chunk = classes_that_fit(clip, self.text_prompts)
         template_features = encode_template(clip, names, self.template, world)  # W0
         self.register_buffer("template_features", template_features, persistent=False)
         self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
@@ -147,18 +161,19 @@ class PromptedCLIP(nn.Module):
             images: None for methods that learn nothing on the image side, given `frozen_features`.
                 No gradient flows back to them.
             frozen_features: n(f0) of these images (B, E), if they are known: one pass less.
-            branches: False leaves out the logits of the two branches, which only the loss in the
-                guidance stage reads. VLP's frozen pass is for them alone, and goes with them; so
-                does DPT's where all classes are selected.
+            branches: also compute the logits of the two branches, which `loss` needs with
+                guidance. Without, VLP skips the frozen pass; so does DPT if top_k >= C.
         """
         config, visual = self.config, self.clip.visual
         text_features, normalized_text_features, prompt_kv = self.prompt_features()
         branches = branches and config.guided
+        # CoOp and zero-shot classify f0, the text branch reads it, DPT selects classes by it.
+        selects = config.method == "dpt" and config.top_k < len(self.classnames)
+        needs_frozen = not config.learns_image or branches or selects
         with torch.no_grad():
             if config.learns_image or frozen_features is None:
                 tokens = visual.embed(images)  # (B, N, D), shared by both passes
-            selects = config.method == "dpt" and config.top_k < len(self.classnames)
-            if frozen_features is None and (branches or selects or not config.learns_image):
+            if needs_frozen and frozen_features is None:
                 frozen_features = F.normalize(visual.encode(tokens).float(), dim=-1)
         if not config.learns_image:
             return ModelOutput(self.scaled_cosines(frozen_features, normalized_text_features))
@@ -184,7 +199,7 @@ class PromptedCLIP(nn.Module):
             output: of `forward`.
             labels: (B,) class indices; `NO_LABEL` where an image does not count.
             guidance: the first stage of training (VLP, DPT): the two branches carry the loss, so
-                that each side first learns beside the other's frozen knowledge.
+                each side is trained against the other side's frozen CLIP features.
 
         Raises ValueError for guidance with an output of `forward` without branches.
         """
@@ -216,7 +231,7 @@ class PromptedCLIP(nn.Module):
             return top_classes.expand(batch, -1), text_features.expand(batch, -1, -1)
         zero_shot = self.scaled_cosines(frozen_features, self.template_features)
         top_classes = zero_shot.topk(min(self.config.top_k, len(text_features))).indices
-        # not text_features[top_classes], whose gradient sums in an order left to the threads
+        # Indexing's backward adds in no fixed order, so runs would not repeat; F.embedding's does.
         return top_classes, F.embedding(top_classes, text_features)
 
     def scaled_cosines(self, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -235,18 +250,19 @@ class PromptedCLIP(nn.Module):
             class_features: (B, K, E), see `ClassAwarePrompts`; needed for DPT only.
         """
         *blocks, _ = self.clip.visual.transformer.resblocks  # as in `forward_before_last`
+        first_class_aware = len(blocks) + 2 - len(self.class_aware)
         auxiliary = []  # (B, K, C) of each class-aware layer
         for layer, block in enumerate(blocks, start=1):
             layer_kv = prompt_kv[layer - 1] if layer <= len(prompt_kv) else None
-            if layer >= self.first_class_aware:
-                generator = self.class_aware[layer - self.first_class_aware]
+            if layer >= first_class_aware:
+                generator = self.class_aware[layer - first_class_aware]
                 prompts, class_logits, _ = generator(x, class_features)
                 layer_kv = block.project_prompts(prompts)
                 auxiliary.append(class_logits)
             x = block(x, layer_kv)
 
         prompts = weights = class_aware_logits = None
-        if self.first_class_aware <= len(blocks) + 1:
+        if self.class_aware:
             prompts, class_logits, weights = self.class_aware[-1](x, class_features)
             class_aware_logits = torch.stack([*auxiliary, class_logits], dim=1).float()
         elif self.visual_prompts is not None:
@@ -271,10 +287,14 @@ class PromptedCLIP(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
         and ValueError for anything else, for `top` below 1, and for logits that are not finite.
         """
+        check_top(top)
         if not isinstance(images, Tensor):
             return predict_all(self, images, top)
-        logits = self(images.to(self.clip.device), branches=False).logits
-        return top_predictions(logits.softmax(dim=-1), self.classnames, top, self.path)
+        probabilities = self(images.to(self.clip.device), branches=False).logits.softmax(dim=-1)
+        values, classes = probabilities.topk(min(top, len(self.classnames)))
+        check_probabilities(values.cpu(), self.path)
+        rows = zip(classes.tolist(), values.tolist())
+        return [[Prediction(self.classnames[c], p) for c, p in zip(*row)] for row in rows]
 
     def predict_each(
         self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
@@ -371,21 +391,23 @@ class PromptedCLIP(nn.Module):
         """Compute the prompt features, with gradient where that is enabled."""
         text_features = normalized_text_features = self.template_features
         if self.text_prompts is not None:
-            rows, layout = self.text_prompts(), self.text_prompts.layout
+            rows = self.text_prompts()
+            layout = self.text_prompts.layout.to(rows.device)  # of a model that was moved
             encoded = self.clip.encode_packed(rows, layout, self.class_chunk).float()
             text_features = self.world.all_gather(encoded, len(self.classnames))
             normalized_text_features = F.normalize(text_features, dim=-1)
         blocks = self.clip.visual.transformer.resblocks[:-1]
-        visual = () if self.visual_prompts is None else self.visual_prompts.prompts
-        prompt_kv = [block.project_prompts(prompts) for block, prompts in zip(blocks, visual)]
+        layer_prompts = () if self.visual_prompts is None else self.visual_prompts.prompts
+        # zip stops at the shorter: layers without prompts get none.
+        prompt_kv = [block.project_prompts(each) for block, each in zip(blocks, layer_prompts)]
         return PromptFeatures(text_features, normalized_text_features, prompt_kv)
 
     def prompt_features(self) -> PromptFeatures:
         """Return `compute_prompt_features()`; under `no_grad` it is cached.
 
-        The cache is used while learned values, device and precision equal those it came from. The
-        values are compared, as fused optimizers change them behind autograd. CLIP is frozen: that
-        its weights change is not noticed.
+        The cache is used while learned values, device and precision equal those it came from.
+        Values are compared, not `_version`, which fused optimizers do not bump. Changes of CLIP's
+        weights are not noticed.
         """
         if torch.is_grad_enabled():
             return self.compute_prompt_features()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .clip.attention import attention_with_weights
 from .clip.network import CLIP
-from .clip.packing import PackedPrompts, pack
+from .clip.packing import pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 from .config import PromptConfig
 from .support.distributed import SINGLE, World
@@ -25,9 +25,11 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
 
 def random_parameter(*shape: int) -> nn.Parameter:
-    """Draw from N(0, 0.02²); not on the meta device, where torch would import for long."""
-    parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))  # whatever the default
-    return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
+    """Draw a parameter from N(0, 0.02²), in fp32 whatever `torch.get_default_dtype()`."""
+    parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+    if parameter.is_meta:  # where initialising triggers a slow torch import
+        return parameter
+    return nn.init.normal_(parameter, std=INIT_STD)
 
 
 class TextPrompts(nn.Module):
@@ -59,38 +61,31 @@ class TextPrompts(nn.Module):
         self.ctx = initial_context(clip, len(classnames), config)
         n_ctx = self.ctx.shape[-2]
 
-        # The m-th context vector (of class c) is written as a token beyond the vocabulary.
+        # Context vector m gets the fake token id vocabulary + m, so that `pack` can lay it out.
         prompts = []
         for index, name in enumerate(classnames):
             first = vocabulary + (index * n_ctx if config.csc else 0)
             context_ids = list(range(first, first + n_ctx))
             prompts.append(prompt_tokens(name, context_ids, config.class_token_position))
             check_length(prompts[-1], f"{n_ctx} context vectors and class '{name}'", clip)
-        layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
-        self._prompts_per_bin = layout.prompts_per_bin
+        self.layout = layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
 
         is_context = layout.tokens >= vocabulary
-        known = replace(layout, tokens=layout.tokens.masked_fill(is_context, 0))
-        rows, positions = clip.embed_packed(known), clip.positional_embedding[layout.positions]
-        rows = torch.where(is_context.unsqueeze(1), positions, rows).float()  # (S, W)
-        for name, constant in {
-            "rows": rows,  # embedded prompts, with nothing but positions where the context goes
-            "context_rows": is_context.nonzero().squeeze(1),  # rows that hold a context vector,
-            "context_vectors": layout.tokens[is_context] - vocabulary,  # and which one
-            **layout.tensors(),
-        }.items():
-            self.register_buffer(name, constant, persistent=False)
-
-    @property
-    def layout(self) -> PackedPrompts:
-        """Where each class's prompt lies in the rows that `forward` returns."""
-        tensors = (self.tokens, self.positions, self.ends, self.inverse_order, self.mask)
-        return PackedPrompts(*tensors, self._prompts_per_bin)
+        without_context = replace(layout, tokens=layout.tokens.masked_fill(is_context, 0))
+        rows = clip.embed_packed(without_context)
+        positions = clip.positional_embedding[layout.positions]
+        # Rows of context vectors hold their positions only: (S, W).
+        rows = torch.where(is_context.unsqueeze(1), positions, rows).float()
+        self.register_buffer("rows", rows, persistent=False)
+        # Row and number of each context vector.
+        self.register_buffer("context_rows", is_context.nonzero().squeeze(1), persistent=False)
+        context_vectors = layout.tokens[is_context] - vocabulary
+        self.register_buffer("context_vectors", context_vectors, persistent=False)
 
     def forward(self) -> Tensor:
-        """Embed all prompts, tokens plus positions: (S, W) in fp32."""
+        """Embed all prompts, tokens plus positions: (S, W) in fp32, which `layout` describes."""
         vectors = self.ctx.flatten(0, -2)  # (M, W) or (C·M, W)
-        # not vectors[self.context_vectors], whose gradient sums in an order left to the threads
+        # Indexing's backward adds in no fixed order, so runs would not repeat; F.embedding's does.
         return self.rows.index_add(0, self.context_rows, F.embedding(self.context_vectors, vectors))
 
 
@@ -120,6 +115,7 @@ def prompt_tokens(name: str, context_ids: list[int], position: str) -> list[int]
         middle  SOT 49408 49409 3878 28394 49410 49411 . EOT
         front   SOT 3878 28394 49408 49409 49410 49411 . EOT
     """
+    # Together, as in CoOp: a name's last punctuation mark and the full stop may be one token.
     tokens, length = encode(name + "."), len(encode(name))
     name_tokens, stop = tokens[:length], tokens[length:]
     half = len(context_ids) // 2
@@ -188,7 +184,7 @@ class ClassAwarePrompts(nn.Module):
     the tokens that enter the layer, without gradient; g_K: the rows of g (`model.py`) of the K
     classes, with gradient, not normalised. On the right the names of the code:
 
-        q  = g_K·Wg + b                                 (B, K, D)      meta_net
+        q  = Linear(g_K)                                (B, K, D)      meta_net
         kv = [x ; 10 learned tokens]                    (B, N+10, D)   tokens
         o  = (softmax((q·Wq)·(kv·Wk)ᵀ / √32)·kv)·Wv     (B, K, D)      query, key, value
         class_logits = LN(o)·Wcls                       (B, K, C)      ln_class, classifier
@@ -198,7 +194,7 @@ class ClassAwarePrompts(nn.Module):
     take no part.
     """
 
-    KEY_WIDTH = 32
+    KEY_WIDTH = 32  # this and the next as in the published code
     LEARNED_TOKENS = 10
 
     def __init__(self, embed_dim: int, width: int, classes: int):
@@ -211,7 +207,7 @@ class ClassAwarePrompts(nn.Module):
         self.ln_class = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, classes, bias=False)
         self.ln_prompt = nn.LayerNorm(width)
-        self.float()  # whatever torch's default
+        self.float()  # whatever `torch.get_default_dtype()`
 
     def forward(self, x: Tensor, class_features: Tensor) -> ClassAwareOutput:
         """Make the prompts for the layer that `x` enters.
@@ -223,9 +219,9 @@ class ClassAwarePrompts(nn.Module):
         queries = self.meta_net(class_features)  # (B, K, D)
         learned = self.tokens.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach().float(), learned], dim=1)  # (B, N+10, D)
-        # Fused kernels want values as wide as keys: here torch would spell it out as well.
+        # Values (D) are wider than keys (32): no fused kernel applies.
         attended, weights = attention_with_weights(self.query(queries), self.key(tokens), tokens)
-        attended = self.value(attended)  # (B, K, D)
+        attended = self.value(attended)  # (B, K, D): after averaging, of K rows instead of N+10
         class_logits = self.classifier(self.ln_class(attended))  # (B, K, C)
         return ClassAwareOutput(self.ln_prompt(attended + queries), class_logits, weights)
 
@@ -237,17 +233,19 @@ def build_visual_prompts(
 
     Raises ValueError if the config has more layers than the CLIP.
     """
-    visual, class_aware = None, nn.ModuleList()
     if not config.learns_image:
-        return visual, class_aware
-    layers, (width, embed_dim) = len(clip.visual.transformer.resblocks), clip.visual.proj.shape
+        return None, nn.ModuleList()
+    layers = len(clip.visual.transformer.resblocks)
+    width, embed_dim = clip.visual.proj.shape
     for name in ("visual_layers", "class_aware_from"):
         if (layer := getattr(config, name) or layers) > layers:
             raise ValueError(f"{name}: expected 1 to {layers} of this CLIP, got {layer}")
-    first = (config.class_aware_from or layers) if config.method == "dpt" else layers + 1
-    prompted = min(config.visual_layers or layers, first - 1)
+    first_class_aware = layers + 1  # none
+    if config.method == "dpt":
+        first_class_aware = config.class_aware_from or layers
+    prompted = min(config.visual_layers or layers, first_class_aware - 1)
+    visual = None
     if prompted and config.n_visual:
         visual = VisualPrompts(prompted, config.n_visual, width)
-    for _ in range(first, layers + 1):
-        class_aware.append(ClassAwarePrompts(embed_dim, width, classes))
-    return visual, class_aware
+    generators = range(first_class_aware, layers + 1)
+    return visual, nn.ModuleList(ClassAwarePrompts(embed_dim, width, classes) for _ in generators)

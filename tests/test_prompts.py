@@ -48,7 +48,7 @@ def test_only_what_begins_every_class_is_stored_once(clip, csc, position, prefix
     lengths = [len(encode(name)) + 8 for name in NAMES]  # SOS, 5, stop, EOT
     used = prefix + sum(length - prefix for length in lengths)
     left_over = 1.05 * used  # the rows at the ends of bins
-    assert used <= len(prompts()) == len(prompts.tokens) <= left_over
+    assert used <= len(prompts()) == len(prompts.layout.tokens) <= left_over
     assert prompts.ctx.shape == ((3, 5, 64) if csc else (5, 64))
 
 

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: fused for CLIP's layers, and spelled out, which defines it.
+"""Scaled dot-product attention in two versions: fused for CLIP's layers, and step by step.
 
-Class-aware prompts, whose values are wider than their keys, take the one that is spelled out, and
-so do attention maps (`maps.py`), which need the weights.
+The second also returns the weights, which attention maps need (`maps.py`). Class-aware prompts use
+it, too: their values are wider than their keys.
 
 Letters of shapes: B images; H heads of width d, together W wide; Q queries; A tokens that they
 attend to, which give keys and values. Those of packed prompts, S, b, T and p, are `packing.py`'s.
@@ -73,25 +73,24 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def project(self, x: Tensor, letters: str = "qkv") -> Tensor:
-        """Project (..., W) to q, k and v, or two or one of them: (..., len(letters), H, d)."""
-        width = x.shape[-1]
-        rows = slice("qkv".index(letters[0]) * width, ("qkv".index(letters[-1]) + 1) * width)
-        projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (len(letters), self.heads, -1))
+    def project(self, tokens: Tensor, parts: str = "qkv") -> Tensor:
+        """Project tokens (..., W) to "qkv", "q" or "kv": (..., len(parts), H, d)."""
+        width = tokens.shape[-1]
+        rows = slice("qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width)
+        projected = F.linear(tokens, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.unflatten(-1, (len(parts), self.heads, -1))
 
     def single_query_attention(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Attend from one token of each image, query (B, W), to tokens x (B, A, W) → (B, W).
 
-        Equals, in each head,
+        Equals, in each head, with vectors as columns,
 
             q = Wq·query + bq;  k = Wk·x + bk;  v = Wv·x + bv
             softmax(q·kᵀ / √d)·v
 
         without forming k and v. q·(Wk·x + bk) = (Wkᵀ·q)·x + q·bk, and softmax drops q·bk, which is
         the same for every token. Σ a·(Wv·x + bv) = Wv·(Σ a·x) + bv, as the weights a sum to 1. So
-        each head attends to the tokens themselves, and projects one query and one mean of tokens
-        instead of A keys and A values.
+        each head attends to the tokens themselves, and projects one query and one mean of tokens.
         """
         by_head = (3, self.heads, -1)
         query_weight, key_weight, value_weight = self.in_proj_weight.unflatten(0, by_head)

@@ -1,12 +1,12 @@
 """CLIP (Radford et al., 2021, arXiv 2103.00020): image and text transformer, under OpenAI's names.
 
 Modules and tensors are called what OpenAI's checkpoints call them, so a state dict loads strictly.
-Everything is batch first. Two places go beyond the plain model, both for prompt tuning and both
-exact: a block can attend to further tokens (prompts) that it does not carry on, and can compute
+Everything is batch first. Two things are for prompt tuning, and neither changes the result: a block
+can attend to extra tokens (prompts) without computing their outputs, and the last block can compute
 only the outputs that are read.
 
-Letters of shapes as in `model.py`, W also for the width of either transformer; n and S as in
-`packing.py`.
+Letters of shapes as in `model.py`; in modules that both transformers use, W is the width of either;
+n and S as in `packing.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("minidpt")
 
 
 def is_integer(value: object) -> bool:
-    """Return whether a value is a whole number of Python's or NumPy's; True is none."""
+    """Return whether a value is an integer of Python or NumPy, but no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -73,8 +73,8 @@ class MLP(nn.Module):
             h = c_fc(x)
             residual + c_proj(h·σ(1.702h))
 
-        As h·σ(1.702h) = silu(1.702h) / 1.702, the two matrix products take the factors along, and
-        the silu alone passes over the wide h. `residual` is added to the result in place.
+        As h·σ(1.702h) = silu(1.702h) / 1.702, the factor 1.702 is folded into the two matmuls, and
+        only the silu passes over the wide h.
         """
         flat, bias, out = x.flatten(0, -2), self.c_proj.bias, self.c_proj.weight.t()  # (rows, W)
         if self.quick_gelu:
@@ -88,7 +88,7 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block: x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
+    """Pre-norm transformer block: x + attention(ln_1(x)), then mlp(ln_2(x), x), which adds x."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, quick_gelu: bool):
         super().__init__()
@@ -139,7 +139,7 @@ class ResidualAttentionBlock(nn.Module):
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends_only: bool = False) -> Tensor:
         """Compute a layer over packed prompts (S, W) → (S, W), or (n, W): their EOTs only."""
         normed = self.ln_1(x)
-        # Two products: of a joint one q would be a view, which keeps all for the backward pass.
+        # Two matmuls: a slice of one joint qkv would keep the whole qkv alive until backward.
         q, kv = self.attn.project(normed, "q"), self.attn.project(normed, "kv")
         attended = packed_attention(q.squeeze(1), kv, layout)  # (S, H, d)
         if ends_only:
@@ -212,7 +212,7 @@ class VisionTransformer(nn.Module):
     def project_cls(self, x: Tensor) -> Tensor:
         """Project the class token after the last layer (B, D) to image features (B, E).
 
-        In fp32, whatever the network's precision; inside autocast in its own.
+        In fp32, whatever the network's precision; under autocast, in autocast's dtype.
         """
         return self.ln_post(x.float()) @ self.proj.float()
 
@@ -244,7 +244,7 @@ class CLIP(nn.Module):
         self.quick_gelu = quick_gelu
         self.visual = VisionTransformer(resolution, patch, vision, embed_dim, quick_gelu)
         self.transformer = Transformer(text, quick_gelu)
-        # nn.Embedding would draw numbers, for which torch imports for a second on the meta device
+        # nn.Embedding(…) would draw numbers, which on meta triggers a slow torch import.
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, text.width))
         self.positional_embedding = nn.Parameter(torch.empty(context_length, text.width))
         self.ln_final = LayerNorm(text.width)
@@ -287,8 +287,8 @@ class CLIP(nn.Module):
     def encode_packed(self, x: Tensor, layout: PackedPrompts, chunk: int | None = None) -> Tensor:
         """Encode embedded packed prompts (S, W) → text features (n, E), not normalised.
 
-        chunk: encode that many at a time with gradient checkpointing: each is computed again in
-            the backward pass. Equal gradients in the memory of one chunk, for half the time again.
+        chunk: encode that many at a time with gradient checkpointing, which computes each again in
+            the backward pass: same gradients, memory of one chunk, 1.5 times the time.
         """
         if chunk is None or chunk >= len(layout.ends):
             return self._encode_in_packed_order(x, layout)[layout.inverse_order]
@@ -305,7 +305,8 @@ class CLIP(nn.Module):
         """Encode embedded packed prompts (S, W) → features (n, E) in packed order."""
         *blocks, last = self.transformer.resblocks
         x, layout = x.to(self.dtype), replace(layout, mask=layout.mask.to(self.dtype))
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):  # no part of a step
+        # Show progress only outside training steps.
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             blocks = track(blocks, "layers of the text encoder", len(blocks))
         for block in blocks:
             x = block.forward_packed(x, layout)

@@ -15,10 +15,9 @@ X are two bins of seven rows, · being a row that is left over:
 
 Equals the plain encoder, which pads each prompt to 77 tokens and runs 77·n rows through every
 layer. Here linear layers, norms and MLPs take one matrix of S rows: 4,200 instead of 77,000 for
-ImageNet's 1,000 names behind 16 context vectors. Bins are for attention. Prompt by prompt it would
-be n kernel launches a layer; over all rows at once it would compare S × S rows. With bins it is one
-call of b × T × (p + T): a row attends to the prefix, and in its bin to its prompt up to itself. So
-a layer launches as many kernels for a thousand classes as for ten.
+ImageNet's 1,000 names behind 16 context vectors. Bins are for attention. Prompt by prompt, a layer
+would launch n kernels. Over all rows at once, it would compute S² scores. With bins, it launches
+one kernel for S·(p + T): a row attends to the prefix, and in its bin to its prompt up to itself.
 """
 
 from __future__ import annotations
@@ -60,16 +59,14 @@ class PackedPrompts:
 
     def to(self, device: torch.device) -> PackedPrompts:
         """Move the layout to a device."""
-        return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
     """Lay out one or more token sequences, each of which ends in its EOT."""
-    # In lexicographic order: a prefix of min and max is one of all. Each keeps its last token.
+    # The common prefix of the lexicographically first and last prompt is common to all. It never
+    # includes a prompt's last token.
     limit, lowest, highest = min(map(len, prompts)) - 1, min(prompts), max(prompts)
     prefix = next((i for i in range(limit) if lowest[i] != highest[i]), limit)
     waiting: dict[int, list[int]] = {}  # number of tokens behind the prefix → prompts
@@ -119,6 +116,7 @@ def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
         bins = len(first_fit_decreasing(lengths, prefix, size))
         return bins * size + bins * (prefix + size) / 10
 
+    # A bin must hold the longest tail. Bin 0 must hold the prefix, and may then hold no prompt.
     least = max(prefix, *lengths)
     return min(range(least, max(least, MAX_BIN) + 1), key=cost)
 
@@ -126,7 +124,7 @@ def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
 def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> list[list[int]]:
     """Fill bins of `size` rows with whole prompts, the longest first; return each bin's lengths.
 
-    lengths: number of prompts by length, behind the prefix, which takes rows of the first bin.
+    lengths: number of prompts by length, without the prefix, which takes rows of the first bin.
     """
     left, bins = dict(sorted(lengths.items(), reverse=True)), []
     while left:
@@ -141,28 +139,28 @@ def first_fit_decreasing(lengths: dict[int, int], prefix: int, size: int) -> lis
     return bins
 
 
-def iter_chunks(layout: PackedPrompts, most: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
-    """Yield chunks of at most `most` prompts, or one bin: indices of its rows, and its layout.
+def iter_chunks(layout: PackedPrompts, max_prompts: int) -> Iterator[tuple[Tensor, PackedPrompts]]:
+    """Yield chunks of at most `max_prompts`, or one bin: indices of its rows, and its layout.
 
-    Each chunk begins with the first bin, for its prefix; that bin's prompts are of the first chunk.
+    Bin 0 is prepended to each later chunk, for its prefix only.
     """
     size, device = layout.mask.shape[2], layout.tokens.device
     counts = layout.prompts_per_bin
     start = prompts = 0
     while start < len(counts):
         stop, count = start + 1, counts[start]
-        while stop < len(counts) and count + counts[stop] <= most:
+        while stop < len(counts) and count + counts[stop] <= max_prompts:
             count, stop = count + counts[stop], stop + 1
-        second = max(start, 1)  # bins 0 and second … stop - 1
+        second = max(start, 1)  # bins 0 and second … stop - 1: rows move down by (second - 1)·T
         spans = ((0, size), (second * size, stop * size))
         rows = torch.cat([torch.arange(*span, device=device) for span in spans])
         chunk = PackedPrompts(
             tokens=layout.tokens[rows],
             positions=layout.positions[rows],
-            ends=layout.ends[prompts : prompts + count] - max(start - 1, 0) * size,
+            ends=layout.ends[prompts : prompts + count] - (second - 1) * size,
             inverse_order=torch.arange(count, device=device),
             mask=torch.cat([layout.mask[:1], layout.mask[second:stop]]),
-            prompts_per_bin=counts[:1] + counts[second:stop],
+            prompts_per_bin=(0 if start else counts[0], *counts[second:stop]),
         )
         yield rows, chunk
         start, prompts = stop, prompts + count
