@@ -36,9 +36,9 @@ class Option(NamedTuple):
     bounds: the least and the greatest number.
     choices: the values that there are.
     read_by: the side or stage of a method that reads it: "text", "image", "class-aware",
-        "guidance", or "training" (any but zero-shot); "" for all methods. Such a default is the
-        published value.
-    decides_result: another value makes another run.
+        "guidance", or "training" (any but zero-shot); "" for all methods. Options with `read_by`
+        default to the published value.
+    decides_result: a resumed or repeated run must have the same value.
     resume_may_change: `--resume` accepts another value.
     is_grid: it accepts several values, which make a sweep.
     is_path: a file or folder.
@@ -88,18 +88,10 @@ def check_option(about: Field, value: object) -> Any:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Options of a method. Defaults are the paper's.
+    """Options of a method. Defaults are the paper's. Raises as `check_option`.
 
-    method: "zeroshot", "coop", "vpt", "vlp" or "dpt".
     n_ctx, ctx_init, csc, class_token_position: the text context, see `TextPrompts`.
-    n_visual: visual prompts per layer; 0 for none.
-    visual_layers: visual prompts act in the layers 1 to this one; None for all (deep), 1 is
-        shallow.
-    class_aware_from: the first layer with class-aware prompts; None for the last layer only.
-    top_k: classes that class-aware prompts are made from; more than there are means all.
-    alpha: weight of the auxiliary loss of the class-aware prompts.
-
-    Raises as `check_option`.
+    n_visual: 0 for no visual prompts. top_k: a number above that of the classes selects all.
     """
 
     # fmt: off

@@ -37,13 +37,11 @@ class ImageClassifier(PromptedCLIP):
         self.register_buffer("template_features", model.template_features)
         self.register_buffer("features", features.text_features)
         self.register_buffer("normalized_features", features.normalized_text_features)
-        prompt_kv = torch.stack(features.prompt_kv) if features.prompt_kv else None
-        self.register_buffer("prompt_kv", prompt_kv)  # (layers, P, 2, H, d)
+        self.prompt_kv = nn.ParameterList(features.prompt_kv)
 
     def prompt_features(self) -> PromptFeatures:
         """Return constants."""
-        prompt_kv = [] if self.prompt_kv is None else list(self.prompt_kv)
-        return PromptFeatures(self.features, self.normalized_features, prompt_kv)
+        return PromptFeatures(self.features, self.normalized_features, list(self.prompt_kv))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map preprocessed images (B, 3, R, R) to probabilities (B, C) in fp32."""
@@ -54,25 +52,27 @@ class ImageClassifier(PromptedCLIP):
 def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     """Write a new file with a program that predicts as the model does, without this package.
 
-    Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B. It computes on the
-    model's device, in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for
-    ONNX runtimes; both hold a JSON text under the name "minidpt.json", as extra file or as
-    metadata: "classnames", "image_size" R, "mean" and "std" of pixels between 0 and 1, and
-    "white_level", what is white in images of more than 8 bits by their kind ("integer", "float").
+    Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B, on the model's
+    device and in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for ONNX
+    runtimes; both hold a JSON text "minidpt.json", as extra file or as metadata: "classnames",
+    "image_size" R, "mean" and "std" of pixels between 0 and 1, and "white_level", what is white in
+    images of more than 8 bits by their kind ("integer", "float").
 
     Raises as `check_target`, and ValueError for ONNX of a model that is not in fp32, or if logits
     are not finite.
     """
     path, clip, size = Path(path), model.clip, model.clip.visual.resolution
-    if path.suffix == ".onnx" and clip.dtype != torch.float32:
+    is_onnx = path.suffix == ".onnx"
+    if is_onnx and clip.dtype != torch.float32:
         raise ValueError(f"{path}: expected a CLIP in fp32, got {clip.dtype}: use --precision fp32")
     check_target(path)
     weights = 4 * sum(weight.numel() for weight in clip.visual.parameters())
-    if path.suffix == ".onnx" and weights > MAX_ONNX:
+    if is_onnx and weights > MAX_ONNX:
         raise ValueError(f"{path}: expected at most {MAX_ONNX:,} bytes, got {weights:,}: use .pt2")
-    about = {"classnames": model.classnames, "image_size": size, "mean": clip.mean,
-             "std": clip.std, "white_level": model.white_level}  # fmt: skip
-    about = json.dumps(about, allow_nan=False)
+    about = json.dumps({
+        "classnames": model.classnames, "image_size": size, "mean": clip.mean, "std": clip.std,
+        "white_level": model.white_level,
+    }, allow_nan=False)  # fmt: skip
     images = torch.zeros(2, 3, size, size, device=clip.device)  # 1 would be taken for fixed
     batch = {0: torch.export.Dim("batch")}
     with torch.autocast(clip.device.type, enabled=False):
@@ -81,7 +81,7 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
         classifier = copy.deepcopy(ImageClassifier(model)).requires_grad_(False)
         program = torch.export.export(classifier, (images,), dynamic_shapes=(batch,), strict=False)
         content = io.BytesIO()
-        if path.suffix == ".onnx":
+        if is_onnx:
             names = dict(input_names=["images"], output_names=["probabilities"])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of torch's own code

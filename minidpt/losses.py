@@ -1,9 +1,8 @@
 """Cross-entropy and DPT's auxiliary loss, means over a batch.
 
-Labels are class indices; `NO_LABEL` (-100) marks an image that does not count. Several ranks that
-share a batch pass its `GlobalCounts`: each divides its sum by those, so that the losses of all
-ranks, and their gradients, sum to those of the batch.
-Letters of shapes as in `model.py`.
+Labels are class indices; `NO_LABEL` (-100) marks an image that does not count. If several ranks
+share a batch, each divides its sum by the global counts, so that the losses of all ranks, and their
+gradients, sum to those of the batch. Letters of shapes as in `model.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def global_counts(labels: Tensor, top_classes: Tensor | None, world: World) -> G
         return None
     images, hits = (labels != NO_LABEL).sum(), labels.new_zeros(())
     if top_classes is not None:
-        hits = (top_classes == labels.unsqueeze(1)).sum()
+        hits = (top_classes == labels.unsqueeze(1)).sum()  # NO_LABEL equals no class
     return GlobalCounts(*world.all_reduce_sum(torch.stack([images, hits])))
 
 
@@ -44,7 +43,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: GlobalCounts | None = 
 def auxiliary_loss(
     logits: Tensor, top_classes: Tensor, labels: Tensor, counts: GlobalCounts | None = None
 ) -> Tensor:
-    """Compute DPT's auxiliary loss of logits (B, layers, K, C) and labels (B,).
+    """Compute DPT's auxiliary loss of logits (B, J, K, C) and labels (B,).
 
         mean of CE(logits[image, layer, k], label[image])
         over all image, layer, k with top_classes[image, k] = label[image]
@@ -52,7 +51,7 @@ def auxiliary_loss(
     0 if there is none, where the published code divides by zero. With counts, a share.
     """
     hits = top_classes == labels.unsqueeze(1)  # (B, K)
-    targets = labels.view(-1, 1, 1).expand(logits.shape[:-1])  # (B, layers, K)
+    targets = labels.view(-1, 1, 1).expand(logits.shape[:-1])  # (B, J, K)
     losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
     losses = losses.view_as(targets)
     count = hits.sum() if counts is None else counts.hits

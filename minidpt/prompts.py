@@ -27,9 +27,8 @@ INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 def random_parameter(*shape: int) -> nn.Parameter:
     """Draw a parameter from N(0, 0.02²), in fp32 whatever `torch.get_default_dtype()`."""
     parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32))
-    if parameter.is_meta:  # where initialising triggers a slow torch import
-        return parameter
-    return nn.init.normal_(parameter, std=INIT_STD)
+    # Skip it on the meta device, where it triggers a slow torch import.
+    return parameter if parameter.is_meta else nn.init.normal_(parameter, std=INIT_STD)
 
 
 class TextPrompts(nn.Module):

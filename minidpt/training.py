@@ -1,4 +1,4 @@
-"""Parts of the training loop: parameter groups, learning-rate schedule, epochs."""
+"""Helpers of the loop in train.py: parameter groups, learning rate, NaN check, default epochs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def parameter_groups(
 
     Each has a "name", "visual" or "text", beside its learning rate.
     """
-    visual = model.prompt_state_dict()
-    text = [] if model.text_prompts is None else [visual.pop("text_prompts.ctx")]
+    parameters = model.prompt_state_dict()
+    text = [parameters.pop("text_prompts.ctx")] if model.config.learns_text else []
     groups = [
-        {"name": "visual", "params": [*visual.values()], "lr": visual_lr},
+        {"name": "visual", "params": list(parameters.values()), "lr": visual_lr},
         {"name": "text", "params": text, "lr": text_lr},
     ]
     return [group for group in groups if group["params"]]
@@ -31,7 +31,8 @@ def parameter_groups(
 def learning_rate(epoch: int, base_lr: float, epochs: int, warmup_epochs: int) -> float:
     """Compute the learning rate of an epoch, counted from 0 (CoOp's schedule).
 
-    1e-5 while warming up, then a cosine over all `epochs`; starting late, it does not reach 0.
+    1e-5 while warming up, then half a cosine as long as all `epochs`. As it starts only after
+    warm-up, it ends above 0.
     """
     if epoch < warmup_epochs:
         return WARMUP_LR
@@ -63,4 +64,6 @@ def default_epochs(method: str, shots: int, dataset: str = "") -> int:
         return 0
     if method != "coop":
         return 60 if shots == 1 else 100
-    return 50 if shots == 1 or dataset == "ImageNet" else 100 if shots <= 4 else 200
+    if shots == 1 or dataset == "ImageNet":
+        return 50
+    return 100 if shots <= 4 else 200

@@ -90,12 +90,12 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1(x)), then mlp(ln_2(x), x), which adds x."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, quick_gelu: bool):
+    def __init__(self, sizes: TransformerSizes, quick_gelu: bool):
         super().__init__()
-        self.attn = MultiheadAttention(width, heads)
-        self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width, mlp_width, quick_gelu)
-        self.ln_2 = LayerNorm(width)
+        self.attn = MultiheadAttention(sizes.width, sizes.heads)
+        self.ln_1 = LayerNorm(sizes.width)
+        self.mlp = MLP(sizes.width, sizes.mlp_width, quick_gelu)
+        self.ln_2 = LayerNorm(sizes.width)
 
     def forward(self, x: Tensor, prompt_kv: Tensor | None = None) -> Tensor:
         """Compute a layer over image tokens (B, N, D) → (B, N, D), which attend to prompts, too.
@@ -103,8 +103,7 @@ class ResidualAttentionBlock(nn.Module):
         prompt_kv: of `project_prompts`, (P, 2, H, d) for all images or (B, P, 2, H, d).
         """
         q, kv = self.attn.project(self.ln_1(x)).split([1, 2], dim=2)  # (B, N, 1 and 2, H, d)
-        if prompt_kv is not None:
-            kv = append(kv, prompt_kv)  # (B, N+P, 2, H, d)
+        kv = append(kv, prompt_kv)  # (B, N+P, 2, H, d)
         k, v = kv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
         attended = attention(q.squeeze(2).transpose(1, 2), k, v)  # (B, H, N, d)
         x = x + self.attn.project_out(attended.transpose(1, 2))
@@ -122,19 +121,15 @@ class ResidualAttentionBlock(nn.Module):
 
         prompts: (P, D) for all images or (B, P, D).
         """
-        normed = self._normed_inputs(x, prompts)
+        normed = self.ln_1(append(x, prompts))  # (B, N+P, D)
         x = x[:, 0] + self.attn.single_query_attention(normed[:, 0], normed)
         return self.mlp(self.ln_2(x), x)
 
     def cls_attention_weights(self, x: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Compute the class token's attention in `forward_cls` (B, H, N+P), rows summing to 1."""
-        qkv = self.attn.project(self._normed_inputs(x, prompts)).float()  # (B, N+P, 3, H, d)
+        qkv = self.attn.project(self.ln_1(append(x, prompts))).float()  # (B, N+P, 3, H, d)
         q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, H, N+P, d)
         return attention_with_weights(q[:, :, :1], k, v)[1].squeeze(2)
-
-    def _normed_inputs(self, x: Tensor, prompts: Tensor | None) -> Tensor:
-        """Apply ln_1 to tokens and prompts, which the layer attends to: (B, N+P, D)."""
-        return self.ln_1(x if prompts is None else append(x, prompts.to(x.dtype)))
 
     def forward_packed(self, x: Tensor, layout: PackedPrompts, ends_only: bool = False) -> Tensor:
         """Compute a layer over packed prompts (S, W) → (S, W), or (n, W): their EOTs only."""
@@ -148,11 +143,13 @@ class ResidualAttentionBlock(nn.Module):
         return self.mlp(self.ln_2(x), x)
 
 
-def append(tokens: Tensor, prompts: Tensor) -> Tensor:
-    """Append prompts (P, …), for all images, or (B, P, …) to tokens (B, N, …) → (B, N+P, …)."""
+def append(tokens: Tensor, prompts: Tensor | None) -> Tensor:
+    """Append prompts, (P, …) for all images or (B, P, …), to tokens (B, N, …) → (B, N+P, …)."""
+    if prompts is None:
+        return tokens
     if prompts.ndim < tokens.ndim:
         prompts = prompts.expand(tokens.shape[0], *prompts.shape)
-    return torch.cat([tokens, prompts], dim=1)
+    return torch.cat([tokens, prompts.to(tokens.dtype)], dim=1)
 
 
 class Transformer(nn.Module):
@@ -160,10 +157,8 @@ class Transformer(nn.Module):
 
     def __init__(self, sizes: TransformerSizes, quick_gelu: bool):
         super().__init__()
-        width, layers, heads, mlp_width = sizes
-        self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, mlp_width, quick_gelu) for _ in range(layers)
-        )
+        blocks = [ResidualAttentionBlock(sizes, quick_gelu) for _ in range(sizes.layers)]
+        self.resblocks = nn.ModuleList(blocks)
 
 
 class VisionTransformer(nn.Module):

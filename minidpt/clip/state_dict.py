@@ -56,14 +56,12 @@ def build_clip(
 
 
 def infer_sizes(
-    weights: Mapping[str, Tensor],
-    head_width: int | None = None,
-    text_head_width: int | None = None,
+    weights: Mapping[str, Tensor], head_width: int | None = None, text_head_width: int | None = None
 ) -> dict[str, int | TransformerSizes]:
     """Infer the arguments of `CLIP` from shapes of tensors; head widths as in `build_clip`."""
     matrices = "visual.positional_embedding positional_embedding token_embedding.weight"
-    matrices = dict.fromkeys([*matrices.split(), "text_projection"], 2)
-    for name, count in {"visual.conv1.weight": 4, **matrices}.items():
+    matrices = [*matrices.split(), "text_projection"]
+    for name, count in {"visual.conv1.weight": 4, **dict.fromkeys(matrices, 2)}.items():
         shape = tuple(getattr(weights.get(name), "shape", ()))
         if len(shape) != count or not all(1 <= length <= MAX_LENGTH for length in shape):
             got = f"shape {shape}" if shape else short_repr(weights.get(name))
