@@ -354,8 +354,8 @@ class CLIP(nn.Module):
             self.fingerprint()
             cls, patches = visual.positional_embedding.split([1, (stored // patch) ** 2])
             grid = patches.float().t().unflatten(1, (stored // patch, -1))  # (D, side, side)
-            size = (image_size // patch, image_size // patch)
-            grid = F.interpolate(grid[None], size, mode="bicubic", antialias=True)[0]
+            side = image_size // patch
+            grid = F.interpolate(grid[None], side, mode="bicubic", antialias=True)[0]
             tokens = torch.cat([cls, grid.flatten(1).t().to(cls.dtype)])
             visual.positional_embedding = nn.Parameter(tokens, requires_grad=False)
             visual.resolution = self.image_size = image_size

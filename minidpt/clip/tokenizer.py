@@ -90,8 +90,7 @@ def encode(text: str) -> list[int]:
 def decode(ids: Iterable[int]) -> str:
     """Return the text of token ids, lower case, with a space after every word, as OpenAI's does.
 
-    Zeros are the token of `!`, so cut a padded row of `tokenize` at EOT_TOKEN first. Bytes that are
-    not UTF-8, as in a text cut inside a character, become U+FFFD.
+    Bytes that are not UTF-8, as in a text cut inside a character, become U+FFFD.
     """
     spellings = _vocabulary().spellings
     return b"".join(spellings[i] for i in ids).decode("utf-8", errors="replace")

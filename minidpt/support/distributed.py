@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 STEP_TIMEOUT = timedelta(seconds=60)  # for which a rank waits for the others within a step
 NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'s default)
@@ -101,13 +102,11 @@ class World:
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters]
-        total = self.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = total.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        total = self.all_reduce_sum(parameters_to_vector(gradients))
+        vector_to_parameters(total, gradients)
 
     def barrier(self) -> None:
-        """Wait until every rank has come to here; no time limit."""
+        """Wait for every rank to come here; no time limit."""
         self.all_gather_object(None)
 
     def all_gather_object(self, content: Any) -> list[Any]:
