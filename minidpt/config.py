@@ -33,8 +33,7 @@ class Option(NamedTuple):
     """Metadata of an option, beside its name, type and default.
 
     help, group, metavar: how `--help` shows it.
-    bounds: the least and the greatest number.
-    choices: the values that there are.
+    bounds, choices: the least and the greatest number, or all values.
     read_by: the side or stage of a method that reads it: "text", "image", "class-aware",
         "guidance", or "training" (any but zero-shot); "" for all methods. Options with `read_by`
         default to the published value.

@@ -36,8 +36,7 @@ Result = list[Prediction] | ValueError | OSError
 def check_probabilities(probabilities: Tensor, source: str) -> None:
     """Raise ValueError, which begins with `source`, unless probabilities on the CPU are finite.
 
-    Finite prompts may be so large that logits are not. One NaN or infinity among the logits of an
-    image makes all its probabilities NaN.
+    One NaN or infinity among the logits of an image makes all its probabilities NaN.
     """
     if not probabilities.isfinite().all():
         fix = "train again with lower learning rates, or use --precision fp32"

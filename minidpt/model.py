@@ -391,8 +391,7 @@ class PromptedCLIP(nn.Module):
         """Compute the prompt features, with gradient where that is enabled."""
         text_features = normalized_text_features = self.template_features
         if self.text_prompts is not None:
-            rows = self.text_prompts()
-            layout = self.text_prompts.layout.to(rows.device)  # of a model that was moved
+            rows, layout = self.text_prompts(), self.text_prompts.layout
             encoded = self.clip.encode_packed(rows, layout, self.class_chunk).float()
             text_features = self.world.all_gather(encoded, len(self.classnames))
             normalized_text_features = F.normalize(text_features, dim=-1)

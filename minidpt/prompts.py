@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .clip.network import CLIP
 from .clip.packing import pack
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, decode, encode
 from .config import PromptConfig
-from .support.distributed import SINGLE, World
+from .support.distributed import World
 
 INIT_STD = 0.02  # of every learned prompt (CoOp, VPT and DPT alike)
 
@@ -39,7 +39,6 @@ class TextPrompts(nn.Module):
     one context for all classes, SOT and the context before the name are stored and computed once.
 
     Args:
-        clip: whose token embeddings the prompts start from.
         classnames: C canonical names.
         config: M is its n_ctx. With ctx_init it is the number of that phrase's words instead, and
             the context begins as the phrase's first M tokens: all of them, where each word is one
@@ -52,9 +51,7 @@ class TextPrompts(nn.Module):
     Raises ValueError for a name that makes its prompt too long, or a phrase without a word.
     """
 
-    def __init__(
-        self, clip: CLIP, classnames: Sequence[str], config: PromptConfig, world: World = SINGLE
-    ):
+    def __init__(self, clip: CLIP, classnames: Sequence[str], config: PromptConfig, world: World):
         super().__init__()
         vocabulary = len(clip.token_embedding.weight)
         self.ctx = initial_context(clip, len(classnames), config)
@@ -80,6 +77,12 @@ class TextPrompts(nn.Module):
         self.register_buffer("context_rows", is_context.nonzero().squeeze(1), persistent=False)
         context_vectors = layout.tokens[is_context] - vocabulary
         self.register_buffer("context_vectors", context_vectors, persistent=False)
+
+    def _apply(self, *args: Any, **options: Any) -> TextPrompts:
+        """Convert, as `.to` does, with the layout."""
+        super()._apply(*args, **options)
+        self.layout = self.layout.to(self.rows.device)
+        return self
 
     def forward(self) -> Tensor:
         """Embed all prompts, tokens plus positions: (S, W) in fp32, which `layout` describes."""

@@ -13,12 +13,13 @@ from torch import Tensor
 import minidpt
 from minidpt.clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from minidpt.prompts import ClassAwarePrompts, TextPrompts, nearest_words, prompt_tokens
+from minidpt.support.distributed import SINGLE
 
 NAMES = ["ox", "boeing 747-400", "red fox"]
 
 
 def text_prompts(clip: minidpt.CLIP, names: list[str] = NAMES, **options) -> TextPrompts:
-    return TextPrompts(clip, names, minidpt.PromptConfig(**options))
+    return TextPrompts(clip, names, minidpt.PromptConfig(**options), SINGLE)
 
 
 @pytest.fixture(scope="module")

@@ -60,11 +60,7 @@ def packed_attention(q: Tensor, kv: Tensor, layout: PackedPrompts) -> Tensor:
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head self attention under CLIP's names: its weights, and projections by them.
-
-    The caller decides which tokens a query attends to: blocks of the image transformer append
-    prompts to the keys and values, those of the text transformer share a prefix.
-    """
+    """Weights of multi-head self attention under CLIP's names, and projections by them."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
