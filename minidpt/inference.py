@@ -54,9 +54,9 @@ def predict_each(
 ) -> Iterator[tuple[ImageSource, Result]]:
     """Predict any number of images in little memory: yields each with its predictions.
 
-    model: a `PromptedCLIP`. With an image that cannot be read comes the error, and with all of a
-    batch if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead while a
-    batch of up to PREDICT_BATCH is computed. Raises ValueError for `top` below 1.
+    model: a `PromptedCLIP`. An image that cannot be read has its error, and so have all of a batch
+    if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead. Raises
+    ValueError for `top` below 1.
     """
     check_top(top)
     clip = model.clip

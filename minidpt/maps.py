@@ -36,9 +36,8 @@ class AttentionMaps(NamedTuple):
 def attention_maps(model: PromptedCLIP, images: Tensor) -> AttentionMaps:
     """Compute the attention over the patches of preprocessed images (B, 3, R, R).
 
-    The layers below the last are passed through twice, as in `PromptedCLIP.forward`; the last one's
-    attention is spelled out. Where the image side learns nothing, `tuned` is `zero_shot`.
-    Raises ValueError for images of another shape.
+    Where the image side learns nothing, `tuned` is `zero_shot`. Raises ValueError for images of
+    another shape.
     """
     visual, cached = model.clip.visual, model.prompt_features()
     tokens = visual.embed(images.to(model.clip.device))  # (B, N, D)

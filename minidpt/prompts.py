@@ -155,8 +155,7 @@ def nearest_words(ctx: Tensor, clip: CLIP, count: int = 5) -> list[list[tuple[st
 class VisualPrompts(nn.Module):
     """P learned tokens for each of the first layers of the image transformer (VPT, 2203.12119).
 
-    A layer attends to its prompts beside the image's tokens. Its outputs for the prompts are
-    dropped: they are nothing but keys and values of that layer.
+    A layer attends to its prompts beside the image's tokens; it computes no outputs for them.
     """
 
     def __init__(self, layers: int, n_prompts: int, width: int):
@@ -246,8 +245,7 @@ def build_visual_prompts(
     if config.method == "dpt":
         first_class_aware = config.class_aware_from or layers
     prompted = min(config.visual_layers or layers, first_class_aware - 1)
-    visual = None
-    if prompted and config.n_visual:
-        visual = VisualPrompts(prompted, config.n_visual, width)
+    has_visual = prompted and config.n_visual
+    visual = VisualPrompts(prompted, config.n_visual, width) if has_visual else None
     generators = range(first_class_aware, layers + 1)
     return visual, nn.ModuleList(ClassAwarePrompts(embed_dim, width, classes) for _ in generators)

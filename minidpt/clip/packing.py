@@ -108,8 +108,7 @@ def pack(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
 def best_bin_size(lengths: dict[int, int], prefix: int) -> int:
     """Find the number of rows T of a bin that costs the least: rows + keys / 10.
 
-    A row goes through all of a layer. A key, of which each bin has p + T, costs about a tenth of
-    that: it is copied, and compared with T queries.
+    A key, of which each bin has p + T, is copied and compared with T queries.
     """
 
     def cost(size: int) -> float:

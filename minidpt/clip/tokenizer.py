@@ -142,10 +142,9 @@ def _vocabulary() -> Vocabulary:
 def _bpe(word: str) -> tuple[int, ...]:
     """Encode one word: again and again, the earliest learned merge joins its pairs, left to right.
 
-    Sennrich et al. (2016), algorithm 1, searches the whole word for every merge, in quadratic time.
-    Here the word is a linked list, and a heap finds the earliest possible merge at its leftmost
-    place, in n log n. The result is the same: a merge is learned after both of its parts, so a pair
-    that involves a new token always ranks after it.
+    Equals algorithm 1 of Sennrich et al. (2016), which takes quadratic time. Here the word is a
+    linked list, and a heap finds the next merge at its leftmost place, in n log n: a merge is
+    learned after both of its parts, so a pair that involves a new token always ranks after it.
     """
     if word in SPECIAL_TOKENS:
         return (SPECIAL_TOKENS[word],)
