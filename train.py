@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import NamedTuple
 
 import torch
 
@@ -48,7 +47,7 @@ from minidpt.support.progress import (
 from minidpt.training import check_finite, learning_rate, parameter_groups
 
 TEXT_WARMUP = 1  # epochs
-FEW_STEPS = 10  # the least that the published settings make is 49, of CoOp with 1 shot
+MIN_STEPS = 10  # warn below this; the shortest published schedule has 49 (CoOp, 1 shot)
 
 
 def main() -> int:
@@ -64,8 +63,11 @@ def main() -> int:
 
 
 def run_once(planned: PlannedRun, shared: Shared) -> None:
-    """Make one run: draw the shots, train the prompts, evaluate, and write the run's folder."""
-    started, config, run = time.monotonic(), planned.config, planned.folder
+    """Make one run: draw the shots, train the prompts, evaluate, and write the run's folder.
+
+    A resumed run repeats all of this but the finished epochs.
+    """
+    started, config, run_folder = time.monotonic(), planned.config, planned.folder
     record = shared.records[planned.dataset.name]
     drawn = draw_train_set(planned)
     torch.manual_seed(config.seed)
@@ -88,36 +90,36 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     accuracy = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
     print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
     if shared.world.is_main:
-        run.create(config, replace(record, white_level=dict(model.white_level)))
-        write_split(drawn, run.path(SPLIT))
+        run_folder.create(config, replace(record, white_level=dict(model.white_level)))
+        write_split(drawn, run_folder.path(SPLIT))
     if learned:
         fit(model, drawn, planned, shared)
     results, predictions = evaluate(model.eval(), planned, eval_sets)
     if not shared.world.is_main:
         return
-    model.save(run.path(MODEL))
-    with optional_output(run.folder):
-        write_predictions(run, drawn, *predictions)  # of the subset that was trained on
+    model.save(run_folder.path(MODEL))
+    with optional_output(run_folder.folder, "the list of predictions or of words"):
+        write_predictions(run_folder, drawn, *predictions)  # of the subset that was trained on
         if config.prompts.learns_text:
-            write_words(run, model)
+            write_words(run_folder, model)
     seconds = time.monotonic() - started
     write_summary(planned, model, drawn, results, seconds)
     print_results(config.prompts.method, results, seconds)
     if not (shared.is_sweep or config.no_report):
-        with optional_output(run.folder):
-            print_notes(write_report(run.folder, lambda: model))
-            print_line(run.path(REPORT))
-    print_line(f"test it again: {format_command('eval', 'test', run.folder)}")
+        with optional_output(run_folder.folder, "the report"):
+            print_notes(write_report(run_folder.folder, lambda: model))
+            print_line(run_folder.path(REPORT))
+    print_line(f"test it again: {format_command('eval', 'test', run_folder.folder)}")
 
 
 def draw_train_set(planned: PlannedRun) -> Dataset:
     """Draw a run's training images, of the classes of its first subset; keep all test images."""
-    subset, dataset = next(iter(planned.subsets.items()))
+    subset_name, subset = next(iter(planned.subsets.items()))
     if planned.config.prompts.method == "zeroshot":
-        return replace(dataset, train=[], val=[])
+        return replace(subset, train=[], val=[])
     drawn = few_shot(planned.dataset, planned.config.shots, planned.config.seed)
-    print_notes(drawn.notes[len(planned.dataset.notes) :])
-    return select_classes(drawn, subset)  # the published protocol draws before it selects
+    print_notes(drawn.notes[len(planned.dataset.notes) :])  # those before were printed on opening
+    return select_classes(drawn, subset_name)  # the published protocol draws before it selects
 
 
 def training_notes(config: RunConfig, train_images: int) -> list[str]:
@@ -125,10 +127,10 @@ def training_notes(config: RunConfig, train_images: int) -> list[str]:
     notes, learns_image = [], config.prompts.learns_image
     warmup = config.warmup_epochs if learns_image else TEXT_WARMUP
     steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
-    if config.epochs and steps < FEW_STEPS:
+    if config.epochs and steps < MIN_STEPS:
         fewer = " or fewer --warmup-epochs" if learns_image else ""
         notes.append(
-            f"training steps after warm-up: {steps}; with less than {FEW_STEPS} the accuracy tells "
+            f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS} the accuracy says "
             f"little about the method or the number of shots: pass more --epochs{fewer}"
         )
     if config.prompts.guided and 0 < config.epochs <= config.guidance_epochs:
@@ -141,23 +143,27 @@ def training_notes(config: RunConfig, train_images: int) -> list[str]:
 
 def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Shared) -> None:
     """Train the prompts by SGD, from the state in the run's folder on; save after each epoch."""
-    config, run, device = planned.config, planned.folder, model.clip.device
+    config, run_folder, device = planned.config, planned.folder, model.clip.device
     record = shared.records[planned.dataset.name]
     groups = parameter_groups(model, config.visual_lr, config.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
     warmup = {"visual": config.warmup_epochs, "text": TEXT_WARMUP}
     is_fp16 = record.precision == "fp16"
-    # With fp16's scaler, torch's fused SGD may begin from a momentum that was never written.
+    # If GradScaler skips the first step, fused SGD reads a momentum that was never written.
     fused = device.type != "cpu" and not is_fp16
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     settings = config.result_settings() | record.result_settings()
+    # A resumed run refuses training images that have changed.
     digests = {sample.path: file_digest(sample.path) for sample in train_set.train}
     state = TrainingState(model.train(), optimizer, scaler, settings, digests)
-    if run.path(STATE).is_file():
-        state.load(run)
+    if run_folder.path(STATE).is_file():
+        state.load(run_folder)
         print_line(f"resuming after epoch {state.epoch} of {config.epochs}")
-    state.save(run)  # so that a run stopped in its first epoch can be resumed
+    state.save(run_folder)  # so that a run stopped in its first epoch can be resumed
+    # `train_batches` drops the last batch if it is partial, unless it is the only one.
+    count, size = len(train_set.train), config.batch_size
+    seen = count if count < size else count - count % size
     progress = Progress("epoch", config.epochs, after=0, done=state.epoch)
     with progress, DeferredInterrupt() as interrupt:
         for epoch in range(state.epoch, config.epochs):
@@ -170,15 +176,13 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
                 pin_memory=device.type not in ("cpu", "mps"),
             ))  # fmt: skip
             started = time.monotonic()
-            loss, correct, steps = train_one_epoch(
+            loss, correct = train_one_epoch(
                 model, interrupt.check_before(batches), optimizer, scaler,
                 guidance=epoch < config.guidance_epochs,
             )  # fmt: skip
             seconds = time.monotonic() - started
-            # Each batch is full, or all of a smaller train set.
-            seen = steps * min(config.batch_size, len(train_set.train))
             state.epoch = epoch + 1
-            check_finite(loss, model, state.epoch, str(run.path(MODEL)), record.precision)
+            check_finite(loss, model, state.epoch, str(run_folder.path(MODEL)), record.precision)
             metrics = {
                 "epoch": state.epoch,
                 "loss": loss,
@@ -188,16 +192,8 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
                 "waited_for_images": batches.waited / seconds,
             }
             state.metrics += json.dumps(metrics) + "\n"
-            state.save(run)
+            state.save(run_folder)
             progress(state.epoch, epoch_line(metrics))
-
-
-class EpochTotals(NamedTuple):
-    """Mean loss of an epoch's steps, number of images classified right, number of steps."""
-
-    loss: float
-    correct: int
-    steps: int
 
 
 def train_one_epoch(
@@ -206,10 +202,10 @@ def train_one_epoch(
     optimizer: torch.optim.SGD,
     scaler: torch.amp.GradScaler,
     guidance: bool,
-) -> EpochTotals:
-    """Take one SGD step on the prompts for each batch.
+) -> tuple[float, float]:
+    """Take one SGD step for each batch; return the mean loss and the number of right predictions.
 
-    guidance: the first stage of training, see `PromptedCLIP.loss`.
+    guidance: the first stage of training, whose loss needs the logits of both branches.
     """
     device, learned = model.clip.device, model.learned_parameters()
     totals, steps = torch.zeros(2, device=device), 0
@@ -229,7 +225,7 @@ def train_one_epoch(
         totals += torch.stack([loss.detach(), correct])  # stays on the device
         steps += 1
     loss_sum, correct_sum = model.world.all_reduce_sum(totals).tolist()
-    return EpochTotals(loss_sum / steps, int(correct_sum), steps)
+    return loss_sum / steps, correct_sum
 
 
 def epoch_line(metrics: dict) -> str:
@@ -266,8 +262,8 @@ def write_summary(
     planned: PlannedRun, model: PromptedCLIP, drawn: Dataset, results: dict, seconds: float
 ) -> None:
     """Write summary.json, which makes the run a finished one."""
-    config, run, learns = planned.config, planned.folder, bool(model.learned_parameters())
-    run.write_json(SUMMARY, {
+    config, run_folder, learns = planned.config, planned.folder, bool(model.learned_parameters())
+    run_folder.write_json(SUMMARY, {
         "dataset": drawn.name, "classes": len(drawn.classnames), "method": config.prompts.method,
         "shots": config.shots if learns else 0, "seed": config.seed if learns else 0,
         "model": model.clip.name, "epochs": config.epochs if learns else 0,
@@ -275,7 +271,7 @@ def write_summary(
         "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     for name in (STATE, TRANSFER):  # TRANSFER has results of the half-trained prompts
-        run.path(name).unlink(missing_ok=True)
+        run_folder.path(name).unlink(missing_ok=True)
 
 
 def print_results(method: str, results: dict[str, dict], seconds: float) -> None:
@@ -283,8 +279,8 @@ def print_results(method: str, results: dict[str, dict], seconds: float) -> None
     (_, first), *others = results.items()
     accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
     print_line(
-        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}), "
-        f"{format_duration(seconds)} min"
+        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}) "
+        f"in {format_duration(seconds)}"
     )
     for name, other in others:
         mean = harmonic_mean([accuracy, other["accuracy"]])

@@ -1,4 +1,4 @@
-"""All settings of a run, each option once: parsers, config.json, --resume and tables follow it.
+"""Options of runs, each declared once: parsers, config.json, --resume, tables derive from it.
 
 `PromptConfig` has the options of the method; all others are here. What a run finds out later, such
 as fingerprints, is a `RunRecord`.
@@ -112,8 +112,8 @@ class RunConfig:
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
     guidance_epochs: int = option(
-        30, "first epochs: each branch beside the other's frozen knowledge (VLP, DPT)",
-        OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
+        30, "first epochs, in which each prompted side is trained against the other side's frozen "
+        "CLIP features (VLP, DPT)", OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="image")
@@ -192,17 +192,17 @@ class RunConfig:
         return name if self.classes == "all" else f"{name}-{self.classes}"
 
 
-FIELDS: dict[str, Field] = {  # of all options, those of the method in their place
-    option.name: option
-    for each in fields(RunConfig)
-    for option in (fields(PromptConfig) if each.name == "prompts" else (each,))
+FIELDS: dict[str, Field] = {  # of all options; the method's stand where `prompts` stands
+    each.name: each
+    for outer in fields(RunConfig)
+    for each in (fields(PromptConfig) if outer.name == "prompts" else (outer,))
 }
 OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
 PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
 
 
 def merge_read_options(*settings: RunConfig | Namespace) -> ReadOptions:
-    """Return how a run, or a command line, reads data of the user's own; the last one decides."""
+    """Return how a run, or a command line, reads a user's own data; later settings override."""
     names = [each.name for each in fields(ReadOptions)]
     values = [(name, getattr(each, name, None)) for each in settings for name in names]
     return ReadOptions(**{name: value for name, value in values if value is not None})
@@ -238,7 +238,7 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
     count = math.prod(map(len, lists.values()))
     if count > MAX_RUNS:
         raise ValueError(f"{where}: expected at most {MAX_RUNS:,} runs, got {count:,}")
-    configs = {}
+    configs = {}  # a dict as an ordered set: drops duplicates
     for values in product(*lists.values()):
         config = RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)
         if config.prompts.method == "zeroshot":

@@ -85,14 +85,14 @@ def is_finished(folder: str) -> bool:
 
     Raises ValueError if there is nothing to resume.
     """
-    run = RunFolder(folder)
+    run_folder = RunFolder(folder)
     if is_sweep(folder):
         return False
-    if run.path(folders.SUMMARY).is_file():
-        folders.check_unlocked(run.folder)  # which removes the lock of a process killed just then
-        return run.has_result()
-    is_begun = run.path(folders.METRICS).is_file() and run.path(folders.MODEL).is_file()
-    if is_begun and not run.path(folders.STATE).is_file():
+    if run_folder.path(folders.SUMMARY).is_file():
+        folders.check_unlocked(Path(folder))  # which removes the lock of a process killed just then
+        return run_folder.has_result()
+    is_begun = all(run_folder.path(name).is_file() for name in (folders.METRICS, folders.MODEL))
+    if is_begun and not run_folder.path(folders.STATE).is_file():
         got = f"got a run without: {folders.START_OVER_HINT}"
         raise ValueError(f"--resume {folder}: expected {folders.STATE} in it, {got}")
     return False
@@ -205,7 +205,7 @@ def finish_sweep(sweep: Path, runs: list[PlannedRun], failed: list[str]) -> int:
             text, status = markdown(read_rows(sweep)[0]), 2
         print_line("", *text.splitlines())
         if not runs[0].config.no_report:
-            with optional_output(sweep):
+            with optional_output(sweep, "the report"):
                 write_report(sweep)
                 print_line(sweep / folders.REPORT)
     if failed:
@@ -277,14 +277,14 @@ def print_output_folder(sweep: Path | None, runs: list[PlannedRun], todo: list[P
 
 
 @contextmanager
-def optional_output(folder: Path) -> Iterator[None]:
-    """Print an error of the block instead of raising it: a report that fails, fails no run."""
+def optional_output(folder: Path, output: str) -> Iterator[None]:
+    """Print an error of the block instead of raising it; the run goes on without the output."""
     try:
         yield
     except Exception as error:
         if isinstance(error, BrokenPipeError):
             raise
-        entrypoint.print_error(f"{folder}: the report is left out: {error or type(error).__name__}")
+        entrypoint.print_error(f"{folder}: {output} is left out: {error or type(error).__name__}")
 
 
 def dealing_order(run: PlannedRun) -> tuple[int, str, int]:

@@ -268,14 +268,22 @@ def test_a_folder_without_a_run_is_one_line(tmp_path):
     assert_one_line(result, "eval.py", "expected finished runs")
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), ZeroDivisionError("oh")])
-def test_a_report_that_fails_is_one_line_and_fails_no_run(inputs, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("function", "error", "output"),
+    [
+        ("write_report", OSError("disk full"), "the report"),
+        ("write_predictions", ZeroDivisionError("oh"), "the list of predictions or of words"),
+    ],
+)
+def test_an_optional_output_that_fails_is_named_and_fails_no_run(
+    inputs, tmp_path, monkeypatch, function, error, output
+):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(SCRIPTS["train.py"], "write_report", fail)
+    monkeypatch.setattr(SCRIPTS["train.py"], function, fail)
     result = train(inputs, "--out", tmp_path / "run", "--epochs", 1)
-    assert result.err == f"train.py: error: {tmp_path}/run: the report is left out: {error}\n"
+    assert result.err == f"train.py: error: {tmp_path}/run: {output} is left out: {error}\n"
     assert read_summary(tmp_path / "run")["accuracy"] >= 0
 
 
