@@ -7,6 +7,7 @@ import errno
 import os
 from argparse import ArgumentTypeError, Namespace
 from dataclasses import Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,10 +20,7 @@ from .folders import CONFIG, SWEEP, is_sweep, read_options
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows options in one column, and `N ...` for an option with several values."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=26)
+    """Shows `N ...` for an option with several values."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         name = action.metavar or default_metavar
@@ -38,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, text: str = "", **settings: Any):
         super().__init__(
             description="\n\n".join(text.split("\n\n")[:2]),
-            formatter_class=HelpFormatter,
+            formatter_class=partial(HelpFormatter, max_help_position=26),
             allow_abbrev=False,
             add_help=False,
             argument_default=argparse.SUPPRESS,

@@ -61,14 +61,10 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
         if torch.cuda.get_device_capability(device)[0] >= 8:
             return "bf16", "this GPU computes in it, and its range is fp32's"
         return "fp16", "this GPU does not compute in bf16"
-    if name == AUTO and device.type == "cpu" and has_cpu_bf16():
-        return "bf16", "this processor computes in it"
+    if name == AUTO and device.type == "cpu" and CPU_INFO.is_file():
+        if CPU_BF16.intersection(CPU_INFO.read_text().split()):  # without it bf16 is far slower
+            return "bf16", "this processor computes in it"
     return "fp32", "the processor's plain precision"
-
-
-def has_cpu_bf16() -> bool:
-    """Return whether the processor says that it computes in bf16; without it bf16 is far slower."""
-    return CPU_INFO.is_file() and not CPU_BF16.isdisjoint(CPU_INFO.read_text().split())
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
@@ -96,5 +92,4 @@ def keep_freed_memory() -> None:
 def load_clip(config: RunConfig, model: str | None = None) -> CLIP:
     """Load the CLIP of a run, or the one at `model` as it does; raises as `load`."""
     options = dict(head_width=config.head_width, image_size=config.image_size)
-    clip, _ = load(model or config.model, quick_gelu=config.quick_gelu, **options)
-    return clip
+    return load(model or config.model, quick_gelu=config.quick_gelu, **options)[0]

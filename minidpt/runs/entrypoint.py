@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -137,7 +137,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     world = SINGLE
     try:
         world = world_from_environment()
-        with mute_output(not world.is_main), use_progress(Progress), print_log():
+        output = nullcontext() if world.is_main else mute_output()
+        with output, use_progress(Progress), print_log():
             status = main()
         leave_world()
         sys.stdout.flush()
@@ -199,11 +200,8 @@ def main_process_first(world: World, lock: Any) -> Iterator[Path]:
 
 
 @contextmanager
-def mute_output(are_others: bool) -> Iterator[None]:
-    """Print nothing in the block, if these processes are not the main one."""
-    if not are_others:
-        yield
-        return
+def mute_output() -> Iterator[None]:
+    """Print nothing in the block."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 

@@ -236,12 +236,11 @@ def is_interrupted(contents: set[str]) -> bool:
 def lock_numbered_folder(folder: Path, data: list[Path]) -> Iterator[Path]:
     """Lock a new folder: this one, or if it is taken this name with -2, -3, … appended."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    for path in chain([folder], numbered):
-        with ExitStack() as lock, suppress(OutputFolderExists, BlockingIOError):
-            lock.enter_context(lock_output_folder(path, data))
-            lock = lock.pop_all()
-            break
-    with lock:
+    with ExitStack() as lock:
+        for path in chain([folder], numbered):
+            with suppress(OutputFolderExists, BlockingIOError):
+                lock.enter_context(lock_output_folder(path, data))
+                break
         yield path
 
 
