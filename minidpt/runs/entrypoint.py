@@ -114,15 +114,14 @@ def print_log() -> Iterator[None]:
     """Print the records of the logger `minidpt` in the block, as notes."""
     logger, handler = logging.getLogger("minidpt"), logging.Handler()
     handler.emit = lambda record: print_notes([record.getMessage()])
-    before = logger.level, logger.propagate
+    before = logger.level
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(before)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -230,5 +229,4 @@ class PrefixedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what the stream has buffered."""
         self.stream.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, count
@@ -65,10 +65,10 @@ class RunFolder:
     def create(self, config: RunConfig, record: RunRecord) -> None:
         """Create the folder; files of an interrupted run go, unless it can be resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.folder)
         if not self.path(STATE).is_file():
             for name in RUN_FILES:  # it is a run to the last
                 self.path(name).unlink(missing_ok=True)
+        remove_unfinished(self.folder)
         self.write_json(CONFIG, {**config.to_dict(), RECORD: asdict(record)})
 
     def read_config(self) -> tuple[RunConfig, RunRecord]:
@@ -142,7 +142,6 @@ class RunFolder:
         return []
 
     def path(self, name: str) -> Path:
-        """Return the path of a file in the folder."""
         return self.folder / name
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -190,20 +189,20 @@ class OutputFolderExists(FileExistsError):
 def lock_output_folder(
     folder: Path,
     data: Iterable[Path],
-    may_hold: Callable[[set[str]], bool] = lambda contents: False,
+    resumable: str | None = None,
     option: str = "--out",
 ) -> Iterator[Path]:
     """Create a folder and lock it for the block by a file in it, where the file system has locks.
 
-    may_hold: whether its contents are accepted; a new or empty folder always is. Folders that the
-    block leaves empty are removed. Raises ValueError if the folder lies within one of the data
-    folders, or in a sweep that another process writes; OutputFolderExists if it has contents that
-    are not accepted, BlockingIOError if another process has locked it.
+    A new or empty folder is accepted, and one without a result that has the file `resumable`.
+    Folders that the block leaves empty are removed. Raises ValueError if the folder lies within one
+    of the data folders, or in a sweep that another process writes; OutputFolderExists if it has
+    contents that are not accepted, BlockingIOError if another process has locked it.
     """
 
     def check() -> None:
         contents = list_contents(folder)
-        if contents and not may_hold(contents):
+        if contents and (resumable not in contents or SUMMARY in contents):
             kinds = {SWEEP: "a sweep", SUMMARY: "a finished run", CONFIG: "another run"}
             got = next((kind for name, kind in kinds.items() if name in contents), "other files")
             resumed = ", or one that this command resumes" if option == "--out" else ""
@@ -227,11 +226,6 @@ def lock_output_folder(
                 path.rmdir()
 
 
-def is_interrupted(contents: set[str]) -> bool:
-    """Whether the contents of a folder are those of a run without a result."""
-    return CONFIG in contents and SUMMARY not in contents
-
-
 @contextmanager
 def lock_numbered_folder(folder: Path, data: list[Path]) -> Iterator[Path]:
     """Lock a new folder: this one, or if it is taken this name with -2, -3, … appended."""
@@ -250,7 +244,7 @@ def lock_sweep_folder(folder: Path, data: list[Path], runs: Iterable[str]) -> It
 
     Raises ValueError if another process writes to one of the runs.
     """
-    with lock_output_folder(folder, data, lambda contents: SWEEP in contents):
+    with lock_output_folder(folder, data, SWEEP):
         for name in runs:
             check_unlocked(folder / name)
         yield folder

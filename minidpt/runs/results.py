@@ -352,10 +352,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
 
 
 def write_tables(folder: str | os.PathLike) -> str:
-    """Write table.md and table.csv of all finished runs in a folder; return the Markdown.
-
-    Raises as `read_rows`.
-    """
+    """Write table.md and table.csv of a folder; return the Markdown. Raises as `read_rows`."""
     rows, left_out = read_rows(folder)
     text = markdown(rows)
     if left_out:

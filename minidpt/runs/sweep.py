@@ -48,7 +48,6 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Name of the run's folder."""
         return self.config.run_name(self.dataset.name)
 
 
@@ -99,11 +98,11 @@ def is_finished(folder: str) -> bool:
 
 
 def plan_runs(command: TrainCommand) -> list[PlannedRun]:
-    """Open the data sets and return the runs on them, data set by data set.
+    """Open the data sets and return the runs on them, data set by data set, one of each name.
 
     Raises ValueError if a data set has too few images for the shots.
     """
-    configs = expand_grid(command.options, command.source)
+    configs = expand_grid(command.options)
     folder = Path(configs[0].data or draw_demo("runs")).expanduser()
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
     planned, datasets, drawn = {}, {}, set()
@@ -138,7 +137,7 @@ def open_output(
     if len(runs) == 1 and not (out and is_sweep(out)):
         lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)
         if out:
-            lock = folders.lock_output_folder(Path(out), data, folders.is_interrupted)
+            lock = folders.lock_output_folder(Path(out), data, folders.CONFIG)
         with entrypoint.main_process_first(world, lock) as folder:
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
@@ -219,8 +218,7 @@ def resume_command(runs: list[PlannedRun], sweep: Path | None, world: World) -> 
     if not sweep and folder.path(folders.SUMMARY).is_file():
         return ""
     if not sweep and folder.path(folders.CONFIG).is_file():
-        no_report = ["--no-report"] if runs[0].config.no_report else []
-        arguments = ["--resume", folder.folder, *no_report]
+        arguments = ["--resume", folder.folder]
     return entrypoint.format_command("train", *arguments, world=world)
 
 

@@ -282,7 +282,7 @@ def test_processes_without_a_folder_take_numbers_of_their_own(forks):
 
 def test_a_folder_that_another_process_writes_to_is_refused_unchanged(trained, options):
     command = ("train.py", *options)
-    with runs.lock_output_folder(Path("sweep"), [], bool):
+    with runs.lock_output_folder(Path("sweep"), []):
         for out in ("sweep", "sweep/run"):  # a sweep's lock covers its runs
             assert_one_line(
                 run_command(*command, "--out", out), "train.py", "another process", "sweep"
@@ -291,7 +291,7 @@ def test_a_folder_that_another_process_writes_to_is_refused_unchanged(trained, o
         assert_one_line(result, "train.py", "another process", "sweep")
         assert os.listdir("sweep") == [runs.LOCK]
     assert not Path("sweep").exists()
-    with runs.lock_output_folder(Path("sweep/pictures-zeroshot"), [], bool):
+    with runs.lock_output_folder(Path("sweep/pictures-zeroshot"), []):
         result = run_command(*command, "--method", "zeroshot", "coop", "--out", "sweep")
     assert_one_line(result, "train.py", "sweep")
 

@@ -191,7 +191,7 @@ def test_an_image_that_is_gone_is_named(command, inputs, monkeypatch):
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stopped):
     shutil.copytree(stopped, "run")
-    with lock_output_folder(Path("run"), [], bool):
+    with lock_output_folder(Path("run"), [], "config.json"):
         result = run_command("train.py", "--resume", "run")
     assert_one_line(result, "train.py", "another process writes to it: wait for its end\n")
 
