@@ -141,9 +141,9 @@ def evaluate_runs(args: Namespace) -> None:
             paths = [sample.path for sample in eval_set.samples]
             notes = [copies_note(learned_from[number], paths)] if world.is_main else []
             notes += read_images(model, [eval_set])
-            if args.classes == "new" and not (args.data or args.dataset):
-                if config.classes != "base":
-                    notes.append("the run has learned from these classes, too: they are not new")
+            is_same_data = not (args.data or args.dataset)
+            if is_same_data and args.classes == "new" and config.classes != "base":
+                notes.append("the run has learned from these classes, too: they are not new")
             print_notes(f"{name}{note}" for note in notes if note)
             if is_other:
                 name = f"{run.folder} on {dataset.name}: "

@@ -6,15 +6,16 @@ import argparse
 import errno
 import os
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import Field, dataclass, fields
+from contextlib import suppress
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..checkpoints.pretrained import NAMES
-from ..config import COMMON, KINDS, check_option, option
+from ..config import COMMON, KINDS, check_option
 from ..data.samples import ReadOptions
-from ..support.files import short_repr, to_single_line
+from ..support.files import to_single_line
 from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
 from .folders import CONFIG, SWEEP, is_sweep, read_options
 
@@ -43,20 +44,14 @@ class Parser(argparse.ArgumentParser):
             **settings,
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-        self.groups: dict[str, Any] = {}
-
-    def group(self, title: str) -> Any:
-        """Return the group of options with this title."""
-        if title not in self.groups:
-            self.groups[title] = self.add_argument_group(title)
-        return self.groups[title]
+        self.groups = {title: self.add_argument_group(title) for title in GROUPS}
 
     def add_run_options(self, command: str | None = None, **changes: dict[str, Any]) -> None:
         """Add the options of runs: all for train.py, for eval.py those of a subcommand.
 
         changes: by option, what `add_argument` is to be told otherwise.
         """
-        for name, about in sorted(OPTIONS.items(), key=lambda item: GROUPS.index(item[1].group)):
+        for name, about in OPTIONS.items():
             if command is not None and command not in about.eval_commands:
                 continue
             default = FIELDS[name].default
@@ -74,10 +69,9 @@ class Parser(argparse.ArgumentParser):
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
                 settings["nargs"] = "+" if about.is_grid else None
-            self.group(about.group).add_argument(flag(name), **settings)
+            self.groups[about.group].add_argument(flag(name), **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
         script = self.prog.partition(" ")[0]
         message = message.removeprefix("argument ")
         self.exit(2, f"{script}: error: {to_single_line(message)} (--help lists all options)\n")
@@ -90,14 +84,12 @@ def value_type(about: Field) -> Any:
     def value(text: str) -> Any:
         if limits.is_path:
             return path_option(text)
+        converted = text
+        with suppress(ValueError):  # then `check_option` refuses the text
+            converted = {"a whole number": int, "a number": float}.get(expected, str)(text)
         try:
-            number = {"a whole number": int, "a number": float}.get(expected, str)(text)
-        except ValueError:
-            got = f"got {short_repr(text)}"
-            raise ArgumentTypeError(f"expected {expected}, {got}") from None
-        try:
-            return check_option(about, number)
-        except ValueError as error:
+            return check_option(about, converted)
+        except (TypeError, ValueError) as error:
             message = str(error).removeprefix(f"{about.name}: ").removeprefix(f"{about.name} ")
             raise ArgumentTypeError(message) from None
 
@@ -117,23 +109,15 @@ def path_option(text: str) -> str:
     return os.path.expanduser(text)
 
 
-@dataclass
-class PredictOptions:
-    """The options of `eval.py predict` that are a number."""
-
-    top: int = option(5, "classes of each image", OUTPUT, bounds=(1, 10**6))
-
-
 class TrainCommand(NamedTuple):
     """What train.py is asked for.
 
     options: by name those that were given, or are in the file; a list where several values make a
-        sweep. source: whose errors they are.
+        sweep.
     out, resume: folders, or None.
     """
 
     options: dict[str, Any]
-    source: str
     out: str | None
     resume: str | None
 
@@ -142,7 +126,7 @@ def parse_train_command(text: str) -> TrainCommand:
     """Parse the command line. text: the docstring of train.py, for --help."""
     parser = Parser(text, usage="%(prog)s [options]")
     parser.add_run_options()
-    add = parser.group(COMMON).add_argument
+    add = parser.groups[COMMON].add_argument
     add("--out", type=path_option, metavar="DIR",
         help="new folder for a run or sweep (default: in runs/)")  # fmt: skip
     add("--resume", type=path_option, metavar="DIR",
@@ -151,16 +135,14 @@ def parse_train_command(text: str) -> TrainCommand:
         help="take the settings of this config.json; other options override them")  # fmt: skip
     options = vars(parser.parse_args())
     out, resume, config = (options.pop(name, None) for name in ("out", "resume", "config"))
-    source = parser.prog
     for name in (name for name in options if OPTIONS[name].is_path and name != "data"):
         if options[name] not in NAMES and os.path.exists(options[name]):
             options[name] = os.path.realpath(options[name])  # eval.py may be called from elsewhere
-    if resume and config:
-        parser.error("--config: expected another run's without --resume, which has its own")
-    if resume and out:
-        parser.error("--out: expected without --resume, which writes to its own folder")
+    for name, value in (("--config", config), ("--out", out)):
+        if resume and value:
+            parser.error(f"{name}: expected without --resume, which has the settings and folder")
     if resume or config:
-        source, earlier = read_earlier(config, resume)
+        earlier = read_earlier(config, resume)
         if resume:
             check_moved(parser, options, earlier)
         options, out = earlier | options, resume or out
@@ -168,11 +150,11 @@ def parse_train_command(text: str) -> TrainCommand:
         parser.error("--dataset: expected --data, the folder it lies in")
     if options.get("csc") and options.get("classes") == "base":
         parser.error("--csc: expected contexts that new classes can share, got one for each class")
-    return TrainCommand(options, source, out, resume)
+    return TrainCommand(options, out, resume)
 
 
-def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the file that --config or --resume names, and the options in it."""
+def read_earlier(config: str | None, resume: str | None) -> dict[str, Any]:
+    """Return the options in the file that --config or --resume names."""
     path = Path(config or resume)
     if resume:
         path /= SWEEP if is_sweep(path) else CONFIG
@@ -184,21 +166,16 @@ def read_earlier(config: str | None, resume: str | None) -> tuple[str, dict[str,
     if resume and isinstance(record, dict):
         options["precision"] = record.get("precision")
     expand_grid(options, str(path))  # raises ValueError for what are no options
-    return str(path), options
+    return options
 
 
 def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Exit with an error if options beside --resume make another run."""
-
-    def listed(value: Any) -> list[Any]:
-        return value if isinstance(value, list) else [value]
-
-    changed = [
-        flag(name)
-        for name, value in options.items()
-        if not OPTIONS[name].resume_may_change
-        and listed(earlier.get(name, FIELDS[name].default)) != listed(value)
-    ]
+    changed = []
+    for name, value in options.items():
+        there = earlier.get(name, FIELDS[name].default)
+        if not OPTIONS[name].resume_may_change and value not in (there, [there]):
+            changed.append(flag(name))
     if changed:
         fix = "leave them out, or begin another run with --config"
         got = ", ".join(sorted(changed))
@@ -232,8 +209,8 @@ ARGUMENTS = {
     "--among-all": dict(action="store_true", help="tell data with some of the run's classes apart "
         "among all of these"),
     "--per-class": dict(action="store_true", help="also print each class's accuracy and mistakes"),
-    "--top": dict(type=value_type(*fields(PredictOptions)), default=PredictOptions.top,
-        metavar="N", help="classes of each image (default: 5)"),
+    "--top": dict(type=value_type(FIELDS["top_k"]), default=5, metavar="N",  # as bounded as top_k
+        help="classes of each image (default: 5)"),
     "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image and their "
         "probabilities, or for the table of --per-class"),
     "--json": PATH | dict(metavar="FILE",
@@ -267,7 +244,7 @@ def parse_eval_command(text: str) -> Namespace:
         command = commands.add_parser(name, help=help_text, text=help_text, usage=usage)
         command.add_run_options(name, **CHANGES.get(name, {}))
         for argument in arguments:
-            group = command.group(DATA if argument == "--image-root" else OUTPUT)
+            group = command.groups[DATA if argument == "--image-root" else OUTPUT]
             owner = group if argument.startswith("--") else command
             owner.add_argument(argument, **ARGUMENTS[argument])
     given = vars(parser.parse_args())

@@ -150,8 +150,9 @@ class RunConfig:
         if unknown := [name for name in values if name not in OPTIONS]:
             got = f"{short_repr(unknown[0])}, which is none, or of an earlier version: remove it"
             raise ValueError(f"{where}: expected options of train.py, got {got}")
-        prompts = {name: value for name, value in values.items() if name in PROMPT_OPTIONS}
-        others = {name: value for name, value in values.items() if name not in PROMPT_OPTIONS}
+        names = {each.name for each in fields(PromptConfig)}
+        prompts = {name: value for name, value in values.items() if name in names}
+        others = {name: value for name, value in values.items() if name not in names}
         try:
             return cls(prompts=PromptConfig(**prompts), **others)
         except (TypeError, ValueError) as error:
@@ -198,7 +199,6 @@ FIELDS: dict[str, Field] = {  # of all options; the method's stand where `prompt
     for each in (fields(PromptConfig) if outer.name == "prompts" else (outer,))
 }
 OPTIONS: dict[str, Option] = {name: each.metadata["option"] for name, each in FIELDS.items()}
-PROMPT_OPTIONS = {each.name for each in fields(PromptConfig)}
 
 
 def merge_read_options(*settings: RunConfig | Namespace) -> ReadOptions:
@@ -225,10 +225,7 @@ def flag(name: str) -> str:
 
 
 def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunConfig]:
-    """Return a config for each combination of the options that have several values.
-
-    Zero-shot CLIP has neither shots nor seeds: it is one run. Raises as `RunConfig.from_dict`.
-    """
+    """Return a config for each combination of values; raises as `RunConfig.from_dict`."""
     grid = {name for name, about in OPTIONS.items() if about.is_grid}
     lists = {
         name: value for name, value in options.items() if name in grid and isinstance(value, list)
@@ -238,13 +235,10 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
     count = math.prod(map(len, lists.values()))
     if count > MAX_RUNS:
         raise ValueError(f"{where}: expected at most {MAX_RUNS:,} runs, got {count:,}")
-    configs = {}  # a dict as an ordered set: drops duplicates
-    for values in product(*lists.values()):
-        config = RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)
-        if config.prompts.method == "zeroshot":
-            config = replace(config, shots=RunConfig.shots, seed=RunConfig.seed)
-        configs[config] = None
-    return list(configs)
+    return [
+        RunConfig.from_dict({**options, **dict(zip(lists, values))}, where)
+        for values in product(*lists.values())
+    ]
 
 
 @dataclass(frozen=True)
