@@ -140,7 +140,7 @@ def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, se
     loose, how = loose_notes(root, *map(folders.get, splits)), f"folders {read}"
     if list(splits) == ["train"]:
         splits, how = {"all": splits["train"]}, f"class folders in {read}"
-        notes.insert(0, f"no labelled test/ beside {read}: the test is taken from it")
+        notes.insert(0, f"no labelled test/ beside {read}: test images are drawn from it")
     if others:
         notes.append(f"read: {read}; not read: {shorten(others)}")
     return assemble(root, splits, naming, how, seed).with_notes(*notes, *loose)
@@ -191,7 +191,7 @@ def _list_classes(root: Path, classes: list[Path], naming: Naming) -> dict[str, 
     seem_classes = any(map(holds_images, classes)) and not any(map(split_of, shared))
     if alike and not seem_classes and not naming.read.folders_are_classes:
         got = f"{shorten(alike)}, which share {shorten(shared)}"
-        fix = f"{_AS_CLASSES}, else pass one of them"
+        fix = f"{_AS_CLASSES}, else pass one of them as --data"
         raise ValueError(f"data folder {root}: expected class folders, got {got}: {fix}")
     return list_images(classes)
 
@@ -200,7 +200,7 @@ def class_folders(folder: Path, naming: Naming, at_least: int = 0) -> list[Path]
     """Return the folders of classes in a folder. Raises ValueError for less than `at_least`."""
     classes = [f for f in sub_folders(folder) if f.name not in naming.dropped]
     if len(classes) < at_least:
-        expected = f"at least {at_least} class folders (or train/ and test/ of such, or labels.csv)"
+        expected = f"at least {at_least} class folders (or train/ and test/ of them, or labels.csv)"
         raise ValueError(f"data folder {folder}: expected {expected}, got {contents(folder)}")
     return classes
 

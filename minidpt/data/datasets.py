@@ -74,7 +74,7 @@ def open_dataset(
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes
 
     if not root.exists():
-        raise FileNotFoundError(f"data folder {root}: expected a folder, got nothing there")
+        raise FileNotFoundError(f"data folder {root}: expected a folder or file, got nothing")
     if root.is_dir():
         return _open_any_folder(root, layout, adapt, seed)
     if root.suffix.lower() == ".csv":
@@ -322,8 +322,8 @@ def name_of(folder: Path) -> str:
 def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
     """Name a folder of other classes than the data set's, or fewer (ImageNet-100), and note why."""
     name = folder.resolve().name
-    fewer = f"{len(classes)} of {layout.name}'s {layout.published[0]} classes, or others"
-    note = f"{fewer}: not taken for {layout.name}; else pass --dataset {layout.name}"
+    others = f"these {len(classes)} classes are not {layout.name}'s {layout.published[0]}"
+    note = f"{others}: read as your own data; if it is {layout.name}, pass --dataset {layout.name}"
     return f"{name}-{len(classes)}" if name == layout.name else name, note
 
 

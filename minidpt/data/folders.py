@@ -176,7 +176,7 @@ def assemble(
         splits = _split_by_class({key: splits["all"][key] for key in keys}, seed)
         how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
     elif "all" in splits:
-        splits, how = {"test": splits["all"]}, f"{how}, no split file: all of them are the test"
+        splits, how = {"test": splits["all"]}, f"{how}, no split file: every image is a test image"
     elif "test" not in splits and "val" in splits:
         splits = {**splits, "test": splits["val"], "val": {}}
         how += " (no labelled test, so val is the test set)"
@@ -190,7 +190,7 @@ def assemble(
             if key not in labels:
                 got = f"'{key}' in {split}"
                 alike = [other for other in labels if plain(other) == plain(key)]
-                got += f", '{alike[0]}' but for capitals, - or _: rename" if alike else ": remove"
+                got += f" for '{alike[0]}': rename" if alike else ": remove"
                 raise ValueError(f"data in {root}: expected only classes of {first}, got {got} it")
             listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name, classnames = naming.name or root.resolve().name, list(names.values())

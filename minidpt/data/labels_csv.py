@@ -95,7 +95,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
         for line, _, cell in entries.values():
             if cell not in splits_of:
                 got = f"'{cell}' in the column '{column}'"
-                fix = "mend it, or name another column by --columns split=NAME"
+                fix = "fix it, or name another column by --columns split=NAME"
                 where = f"{where}, line {line}"
                 raise ValueError(f"{where}: expected train, val or test, got {got}: {fix}")
     names, notes = _name_labels(where, entries, naming.least_classes)
@@ -142,7 +142,7 @@ def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, s
         for label in counts
         if len(parts[label]) > 1 and any(uses[part] > 1 for part in parts[label])
     ]
-    note = f"labels composed of others are classes of their own: {folders.shorten(composed)}"
+    note = f"combined labels are separate classes: {folders.shorten(composed)}"
     return names, [note] if composed else []
 
 
@@ -160,11 +160,11 @@ def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
                 files.setdefault(name, []).append(path)
     fits = {path: files.get(name, ()) for path, name in slashed.items()}
     if missing := [path for path, files in fits.items() if len(files) != 1]:
-        got, fix = describe_missing(missing[:MANY]), "mend the path"
+        got, fix = describe_missing(missing[:MANY]), "fix the path"
         name = _without_ending(os.path.basename(slashed[missing[0]]))
         for parent, _, names in islice(os.walk(folder), 10 * MANY):
             if alike := [each for each in names if _without_ending(each) == name]:
-                fix = f"there is {os.path.join(parent, alike[0])}: mend the path or --image-root"
+                fix = f"there is {os.path.join(parent, alike[0])}: fix the path or --image-root"
                 break
         line = entries[missing[0]][0]
         raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: {fix}")

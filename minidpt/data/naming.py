@@ -140,7 +140,7 @@ class Naming:
                     got = f"'{name}' for {got} ({self.renames_file})"
                 raise ValueError(f"{where}: expected different class names, got {got}")
         if all(map(str.isdecimal, names.values())):
-            notes.append("CLIP knows little of classes called by numbers: name them (--classnames)")
+            notes.append("numbers as class names tell CLIP little: name them (--classnames)")
         return names, notes
 
     def credit(self, dataset: Dataset, keys: Collection[str]) -> Dataset:

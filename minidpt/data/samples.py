@@ -191,7 +191,7 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     """Name the test images that are, byte for byte, training images, in a line; "" if none is."""
     copies = find_copies(train, test)
-    first = f"test images that are also training images, byte for byte: {len(copies)}, as "
+    first = f"copies of training images among the test images: {len(copies)}, such as "
     return f"{first}{copies[0]}" if copies else ""
 
 
@@ -210,7 +210,7 @@ def two_classes_note(samples: Iterable[Sample]) -> str:
     first = groups[0][0]
     other = next(key for key in groups[0] if key[1] != first[1])
     both = " and ".join(f"{key[0]} of '{classnames[key]}'" for key in (first, other))
-    return f"training images in two classes, byte for byte: {len(groups)}, as {both}"
+    return f"copies of a training image in two classes: {len(groups)}, such as {both}"
 
 
 def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str, object]]]:

@@ -83,7 +83,7 @@ def read_split(
     counts = Counter(classnames).items()
     notes = [f"{count} classes are called '{name}'" for name, count in counts if count > 1]
     if noted is None or not os.path.isdir(noted):
-        got = f"{noted}, not there (--image-root)"
+        got = f"{noted}, which is missing: pass --image-root"
         raise FileNotFoundError(f"split file {path}: expected its image folder, got {got}")
     root = os.path.realpath(noted) if root is None else root
     start, listed = os.path.join(root, ""), {}

@@ -89,7 +89,7 @@ def test_a_quoted_cell_keeps_its_comma_and_turns_line_ends_to_spaces(tmp_path):
 def test_labels_that_are_no_names_are_said(tmp_path):
     rows = "".join(f"pictures/{letter}.png,{n // 2}\n" for n, letter in enumerate("abcdef"))
     (note,) = open_dataset(write_image_table(tmp_path, rows)).notes
-    assert "called by numbers" in note and "--classnames" in note
+    assert "numbers as class names" in note and "--classnames" in note
     (tmp_path / "names.txt").write_text("0 ox\n1 owl\n2 gnu\n")
     named = open_dataset(write_image_table(tmp_path, rows), classnames=tmp_path / "names.txt")
     assert named.classnames == ["ox", "owl", "gnu"] and named.notes == ()
@@ -150,7 +150,7 @@ def test_csv_of_a_known_data_set_has_its_names_and_template(tmp_path):
         ("\n\npictures/f.png,,test", "line 9: expected path, label"),
         (",owl,test", "line 7: expected path, label"),
         ("pictures/b.png,cat,test", r"line 7: .* pictures/b.png again \(line 3\)"),
-        ("pictures/g.png,owl,test", r"line 7: .* got 1 missing, the first .*s/g.png: mend"),
+        ("pictures/g.png,owl,test", r"line 7: .* got 1 missing, the first .*s/g.png: fix"),
         ("pictures/f.png,cat,test", "expected only classes of train, got 'cat' in test"),
         ('"pictures/f.png,cat,test', "line 7: expected CSV, got"),
         (b"pictures/\xe9.png,owl,test", "line 7: expected UTF-8, got .* 0xe9"),

@@ -73,7 +73,7 @@ def test_other_classes_in_the_layout_of_caltech101(tmp_path):
     draw_class_folders(tmp_path / "101_ObjectCategories", {"road_sign": 4, "bird": 4})
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["bird", "road sign"] and dataset.name == tmp_path.name
-    assert "not taken for Caltech101; else pass --dataset Caltech101" in dataset.notes[-1]
+    assert "if it is Caltech101, pass --dataset Caltech101" in dataset.notes[-1]
 
 
 def test_a_link_to_the_images_leads_to_the_split_file(tmp_path):

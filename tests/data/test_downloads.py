@@ -135,7 +135,7 @@ def test_a_folders_name_alone_does_not_rename_its_classes(tmp_path, folder):
     assert dataset.name == named and dataset.classnames == ["cat A", "dog B"]
     assert dataset.template == "a photo of a {}."
     name = layout_of(folder).name
-    assert f"not taken for {name}; else pass --dataset {name}" in dataset.notes[0]
+    assert f"if it is {name}, pass --dataset {name}" in dataset.notes[0]
     assert open_dataset(tmp_path / folder, name).name == name  # if the caller says so
 
 
@@ -220,7 +220,7 @@ def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
     assert dataset.name == name and dataset.classnames[:2] == ["tench", "goldfish"]
     assert split_sizes(dataset) == (count, 0, count)
     if name != "ImageNet":
-        assert f"{count} of ImageNet's 1000 classes" in dataset.notes[-1]
+        assert f"these {count} classes are not ImageNet's 1000: " in dataset.notes[-1]
     named = open_dataset(tmp_path / folder, "ImageNet")
     assert named.name == "ImageNet" and named.test == dataset.test
 

@@ -201,7 +201,7 @@ def test_a_train_folder_alone_is_split_and_its_siblings_are_no_classes(tmp_path,
     assert dataset.classnames == ["cat", "dog"]
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (10, 4, 6)
     assert "class folders in train/, no split file: drawn 50/20/30 %" in dataset.source
-    note = "no labelled test/ beside train/: the test is taken from it"
+    note = "no labelled test/ beside train/: test images are drawn from it"
     unread = ", ".join(f"{name}/" for name in sorted(others))
     assert dataset.notes == (note, *([f"read: train/; not read: {unread}"] if others else []))
 
@@ -276,7 +276,7 @@ def test_mistakes_get_one_line_that_names_the_folder(tmp_path, counts, message):
 
 
 def test_a_file_or_nothing_is_no_data_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder, got nothing there"):
+    with pytest.raises(FileNotFoundError, match="expected a folder or file, got nothing"):
         open_dataset(tmp_path / "root")
     (tmp_path / "root").write_text("x")
     with pytest.raises(ValueError, match="expected a folder, .csv or split.json, got another"):

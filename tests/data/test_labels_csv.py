@@ -166,7 +166,7 @@ def test_labels_composed_of_others_are_quoted_with_their_count(tmp_path, labels,
     notes = open_dataset(table(tmp_path, "path,label", labels=labels)).notes
     assert len(notes) == composed
     if composed:
-        assert notes[0].startswith("labels composed of others are classes of their own: '")
+        assert notes[0].startswith("combined labels are separate classes: '")
         assert f"'{labels[1]}' (4 images)" in notes[0]
 
 
@@ -216,7 +216,7 @@ def test_an_ending_is_supplied_if_it_alone_fits(tmp_path):
     (tmp_path / "b").mkdir()
     assert open_dataset(path) == dataset
     shutil.copy(tmp_path / "a.png", tmp_path / "a.JPG")
-    with pytest.raises(FileNotFoundError, match="line 2: .* there is .*/a.(png|JPG): mend"):
+    with pytest.raises(FileNotFoundError, match="line 2: .* there is .*/a.(png|JPG): fix"):
         open_dataset(path)
 
 
@@ -236,7 +236,7 @@ def test_missing_images_that_lie_below_are_proposed(tmp_path, text):
     with pytest.raises(FileNotFoundError, match="8 missing, the first .*there is") as error:
         open_dataset(path)
     first = path.parent / "all" / ("in" if "in/" in text else "") / "a.png"
-    assert f"there is {first}: mend the path or --image-root" in str(error.value)
+    assert f"there is {first}: fix the path or --image-root" in str(error.value)
     read = ReadOptions(image_root=str(path.parent / "all"))
     assert len(all_samples(open_dataset(path, read=read))) == 8
 

@@ -216,7 +216,7 @@ def test_a_folder_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
 def test_one_class_and_circles_are_not_looked_through(tmp_path):
     draw_class_folders(tmp_path / "two" / "owl", {"more": 1, "others": 1})
     draw_image(tmp_path / "two" / "owl" / "a.png")
-    assert "(or train/ and test/ of such, or labels.csv), got owl/" in error_of(tmp_path / "two")
+    assert "(or train/ and test/ of them, or labels.csv), got owl/" in error_of(tmp_path / "two")
     (tmp_path / "circle").mkdir()
     (tmp_path / "circle" / "on").symlink_to(tmp_path / "circle")
     assert "labels.csv), got on/" in error_of(tmp_path / "circle")
@@ -237,7 +237,7 @@ def test_a_test_without_labels_is_named_and_another_one_taken(tmp_path, files, t
     assert drawn.classnames == NAMES and sizes(drawn) == [5, 1, 3]
     contents = re.sub("/.*", "/", files.format(test=test)) or "no folder and no file"
     note = f"not tested: {test}/, which has no images in folders of the classes ({contents})"
-    first = f"no labelled test/ beside {train}/: the test is taken from it"
+    first = f"no labelled test/ beside {train}/: test images are drawn from it"
     assert drawn.notes == (first, note)
     draw_in(tmp_path, "val" if test == "test" else "validation_set")
     dataset = open_dataset(tmp_path)
@@ -253,7 +253,7 @@ def test_names_that_differ_between_train_and_test_are_named(tmp_path, name):
     if name == "birds":
         assert f"{expected}: remove it" in error_of(tmp_path)
         return
-    expected += ", 'bird' but for capitals, - or _: rename it"
+    expected += " for 'bird': rename it"
     assert expected in error_of(tmp_path)
     for other in ("coin", "flower"):
         shutil.rmtree(tmp_path / "test" / other)

@@ -171,7 +171,7 @@ def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "file_digest", lambda path: read.append(path) or digest(path))
     a, b, c, d, copy = (str(tmp_path / name) for name in ("a", "b", "c", "d", "copy"))
     note = data.copies_note([a, str(tmp_path / "gone")], [b, c, copy, d, a])
-    assert note == f"test images that are also training images, byte for byte: 2, as {copy}"
+    assert note == f"copies of training images among the test images: 2, such as {copy}"
     assert set(read) == {a, b, copy}  # of another size or end: not read
     assert data.copies_note([a], [b, c, d, str(tmp_path / "gone")]) == ""
 
@@ -184,9 +184,9 @@ def test_an_image_in_two_classes_is_named_with_both(tmp_path):
     ox, owl = partial(data.Sample, label=0, classname="ox"), partial(data.Sample, label=1)
     samples = [ox(a), ox(b), ox(c), owl(e, classname="owl"), ox(str(tmp_path / "gone"))]
     assert data.two_classes_note(samples) == ""  # twice in one class
-    note = f"training images in two classes, byte for byte: 1, as {a} of 'ox' and {d} of 'owl'"
+    note = f"copies of a training image in two classes: 1, such as {a} of 'ox' and {d} of 'owl'"
     assert data.two_classes_note([*samples, owl(d, classname="owl")]) == note
-    note = f"training images in two classes, byte for byte: 1, as {b} of 'ox' and {b} of 'ox'"
+    note = f"copies of a training image in two classes: 1, such as {b} of 'ox' and {b} of 'ox'"
     assert data.two_classes_note([*samples, owl(b, classname="ox")]) == note  # of one name
 
 

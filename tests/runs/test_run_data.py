@@ -102,11 +102,11 @@ def test_copies_and_images_that_are_not_read_are_said(trained, inputs, tmp_path)
         shutil.copy(folder / split["train"][0][0], folder / other[0])
     options = ["--data", folder, "--model", inputs.clip, *SHORT, "--epochs", 0, "--out", "run"]
     copy = folder / split["test"][0][0]
-    note = f"test images that are also training images, byte for byte: 1, as {copy}\n"
+    note = f"copies of training images among the test images: 1, such as {copy}\n"
     unread = "not read: 1 .heics (convert or rename images)\n"
     result = run_command("train.py", *options)
     assert result.status == 0 and f"note: {note}" in result.out and f"note: {unread}" in result.out
-    assert "note: training images in two classes, byte for byte: 1, as " in result.out
+    assert "note: copies of a training image in two classes: 1, such as " in result.out
     assert f"note: {note}" in run_command("eval.py", "test", "run").out
     result = run_command("eval.py", "predict", "run", folder / "gnu")
     assert f"note: {folder / 'gnu'}: {unread}" in result.out

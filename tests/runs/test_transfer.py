@@ -241,7 +241,7 @@ def test_test_images_that_were_trained_on_are_counted(images, clip):
         lines.append(f"linked/{file},{name},{'train' if label < 2 else 'test'}")
     lines += [f"linked/{file},{name},train" for file, _, name in split["test"]]
     Path("labels.csv").write_text("\n".join(lines))
-    note = "test images that are also training images, byte for byte: 9, as "
+    note = "copies of training images among the test images: 9, such as "
     out = run_checked("eval.py", "test", "a", "--data", "labels.csv").out
     assert f"note: {note}" in out  # 3 shots of 3 classes
     shutil.copytree("a", "b")
