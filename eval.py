@@ -79,7 +79,7 @@ def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
     config, _ = run.read_config()
     name = args.model or config.model
     if name in NAMES and not find_file(name):
-        raise FileNotFoundError(f"CLIP {name} is not on this machine (--model: where it is)")
+        raise FileNotFoundError(f"CLIP {name} is not on this machine: pass its path as --model")
     return sources.load_runs([run], args)[0][0]
 
 

@@ -1,4 +1,4 @@
-"""Learn prompts for CLIP from a few images a class, and test them.
+"""Learn prompts for CLIP from a few images per class, and test them.
 
     python train.py                        # the demo: no download, two minutes
     python train.py --data ./caltech101 --shots 16
@@ -55,7 +55,7 @@ def main() -> int:
     command = parse_train_command(__doc__)
     if command.resume and is_finished(command.resume):
         again = format_command("eval", "test", Path(command.resume))
-        print_line(f"run {command.resume} is finished: {again}")
+        print_line(f"run {command.resume} is finished; test it: {again}")
         return 0
     set_max_pixels(command.options.get("max_pixels", RunConfig.max_pixels))
     keep_freed_memory()
@@ -128,16 +128,14 @@ def training_notes(config: RunConfig, train_images: int) -> list[str]:
     warmup = config.warmup_epochs if learns_image else TEXT_WARMUP
     steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
     if config.epochs and steps < MIN_STEPS:
-        fewer = " or fewer --warmup-epochs" if learns_image else ""
+        fewer = " or lower --warmup-epochs" if learns_image and warmup else ""
         notes.append(
-            f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS} the accuracy says "
-            f"little about the method or the number of shots: pass more --epochs{fewer}"
+            f"only {steps} training steps after warm-up; with fewer than {MIN_STEPS}, accuracy "
+            f"says little about the method or the number of shots: raise --epochs{fewer}"
         )
     if config.prompts.guided and 0 < config.epochs <= config.guidance_epochs:
-        notes.append(
-            f"all {config.epochs} epochs are guidance, which is published as 30 of 100: pass "
-            f"--guidance-epochs {config.epochs * 3 // 10}"
-        )
+        share = f"all {config.epochs} epochs are guidance (published: 30 of 100)"
+        notes.append(f"{share}: lower --guidance-epochs")
     return notes
 
 
@@ -233,8 +231,8 @@ def epoch_line(metrics: dict) -> str:
     rates = "/".join(f"{rate:.1e}" for rate in metrics["lr"].values())
     return (
         f"loss {metrics['loss']:.3f} · accuracy {metrics['train_accuracy']:.1f} % · lr {rates} · "
-        f"{metrics['images_per_second']:.0f} images/s, waiting for them "
-        f"{100 * metrics['waited_for_images']:.0f} %"
+        f"{metrics['images_per_second']:.0f} images/s, "
+        f"{100 * metrics['waited_for_images']:.0f} % of time waiting"
     )
 
 
@@ -283,9 +281,9 @@ def print_results(method: str, results: dict[str, dict], seconds: float) -> None
         f"in {format_duration(seconds)}"
     )
     for name, other in others:
-        mean = harmonic_mean([accuracy, other["accuracy"]])
+        mean = f"{harmonic_mean([accuracy, other['accuracy']]):.2f}"
         print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
-            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean {mean:.2f} %")  # fmt: skip
+            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean with base {mean} %")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ def main() -> None:
     package = Path(__file__).parent
     print(f"minidpt {__version__} in {to_single_line(package)}")
     print(f"torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"cpu: {torch.get_num_threads()} threads")
+    print(f"cpu threads: {torch.get_num_threads()}")
     for number in range(torch.cuda.device_count()):
         print(f"cuda:{number}: {torch.cuda.get_device_name(number)}")
     try:
         for name in NAMES:
             print(f"CLIP {name}: {to_single_line(find_file(name) or 'not on this machine')}")
-        print(f"looked for in {', '.join(map(to_single_line, folders()))}")
+        print(f"searched: {', '.join(map(to_single_line, folders()))}")
     except FileNotFoundError as error:  # of MINIDPT_WEIGHTS
         sys.exit(f"minidpt: error: {to_single_line(error)}")
 

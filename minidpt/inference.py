@@ -115,6 +115,6 @@ def find_clip(saved: SavedModel, clip: CLIP | None) -> CLIP:
             f"those of {clip.name} ({got[:12]}…): pass the CLIP it was trained on"
         )
     if clip.image_size != image_size:
-        fix = f"load it with image_size={image_size}"
+        fix = f"load it with image_size={image_size} (--image-size)"
         raise ValueError(f"its prompts were learned at another image size than the CLIP's: {fix}")
     return clip

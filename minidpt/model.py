@@ -435,7 +435,7 @@ def check_distinct(classnames: Sequence[str]) -> None:
         other = numbers.setdefault(tuple(encode(name)), number)
         if other != number:
             got = f"'{classnames[other]}' and '{classnames[number]}' (classes {other} and {number})"
-            fix = "rename or merge them, or pass allow_duplicates=True"
+            fix = "rename or merge them (allow_duplicates=True takes them)"
             raise ValueError(f"class names: expected different ones, got {got}: {fix}")
 
 

@@ -95,7 +95,7 @@ def test_the_package_run_by_python_says_what_is_here(monkeypatch, tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"minidpt {minidpt.__version__} in {ROOT / 'minidpt'}"
     assert lines[1].startswith(f"torch {torch.__version__}, Python 3.")
-    assert "cpu: 1 threads" in lines
+    assert "cpu threads: 1" in lines
     assert f"CLIP tiny: {ROOT / 'weights' / 'tiny.pt'}" in lines
     assert f"CLIP ViT-B/16: {tmp_path / 'ViT-B-16.pt'}" in lines
     monkeypatch.setenv("MINIDPT_WEIGHTS", str(tmp_path / "none"))

@@ -84,8 +84,8 @@ def load(
         # Nobody but OpenAI writes this number beside the weights.
         if quick_gelu is None and "input_resolution" not in named:
             logger.warning(
-                f"{path}: no file says its activation, the quick GELU is used: if it was trained "
-                "with the exact one, pass quick_gelu=False (--no-quick-gelu)"
+                f"{path}: no file says its activation, so the quick GELU is used: if it was "
+                "trained with the exact GELU, pass quick_gelu=False (--no-quick-gelu)"
             )
         clip.mean, clip.std = config.mean, config.std
         if image_size is not None:
@@ -132,7 +132,7 @@ def find_or_download(name: str) -> Path:
     file = filename(name)
     if name not in SHA256:
         searched = ", ".join(map(str, folders()))
-        raise FileNotFoundError(f"{file} of the project's weights/ is in none of {searched}")
+        raise FileNotFoundError(f"expected {file} in {searched}, got none: copy it there")
     target, url = Path(CACHE).expanduser() / file, f"{BASE_URL}/{SHA256[name]}/{file}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,8 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, 
     dimensions = {f"{TEXT}.ctx": (2, 3), f"{VISUAL}.ctx": (3,), f"{CLASS_AWARE}.ctx": (3,)}
     for name, counts in dimensions.items():
         if name in shapes and len(shapes[name]) not in counts:
-            raise ValueError(f"published prompts: {name} has the shape {shapes[name]}")
+            expected = f"{' or '.join(map(str, counts))} dimensions"
+            raise ValueError(f"{name}: expected {expected}, got shape {shapes[name]}")
     text, visual, aware = (shapes.get(name, ()) for name in dimensions)
     method = METHODS.get((bool(text), bool(visual), bool(aware)))
     if method is None:
@@ -134,9 +135,9 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
     epochs = [number for number in epochs if epoch in (None, number)]
     if not epochs:
-        expected = f"one model.pth.tar-{'N' if epoch is None else epoch} in each of {TEXT}/, "
-        expected += f"{VISUAL}/ and {CLASS_AWARE}/ that is there"
-        raise FileNotFoundError(f"folder {folder}: expected {expected}, got {parts}")
+        file = f"model.pth.tar-{'N' if epoch is None else epoch}"
+        files = f"{TEXT}/, {VISUAL}/ or {CLASS_AWARE}/, each with the same {file}, got none"
+        raise FileNotFoundError(f"{folder}: expected {files}: pass CoOp's or DPT's output folder")
     for part in parts:
         path = folder / part / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]

@@ -73,7 +73,7 @@ def infer_sizes(
         got = f"{grid} × {grid} patches of {patch} pixels"
         raise ValueError(f"expected images of 1 to {MAX_RESOLUTION} pixels a side, got {got}")
     if width > VIT_L_WIDTH and head_width is None:
-        raise ValueError(f"vision width {width}: pass head_width: 80 (ViT-H), 88 (g), 104 (bigG)")
+        raise ValueError(f"vision width {width}: pass --head-width 80 (ViT-H), 88 (g), 104 (bigG)")
     return dict(
         embed_dim=weights["text_projection"].shape[1],
         resolution=grid * patch,

@@ -177,7 +177,7 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
     except FileNotFoundError:
         raise FileNotFoundError(f"{where}: expected an image, got nothing there") from None
     except MemoryError:
-        raise ValueError(f"{where}: out of memory: make it smaller") from None
+        raise ValueError(f"{where}: out of memory: shrink the image") from None
     except UnidentifiedImageError as error:
         raise ValueError(f"{expected}, got something else: {fix}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

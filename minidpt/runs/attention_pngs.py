@@ -156,7 +156,7 @@ def compose(
         y += PANEL + 34
     left = MARGIN + PANEL + GAP
     page.paste(coloured(np.tile(np.linspace(0, 1, PANEL), (10, 1))), (MARGIN, y + 2))
-    scale = f"attention of a patch: 0 to {BRIGHTEST} times its even share, or more"
+    scale = f"attention of a patch: 0 to {BRIGHTEST} times the average, or more"
     write(draw, (left, y + 12), scale, room - PANEL - GAP, 13, fill=PALE)
     y += 44
     for x, (label, colour, _) in zip(range(left, WIDTH, 110), bars):

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             default = FIELDS[name].default
             settings: dict[str, Any] = {"help": about.help} | changes.get(name, {})
             if about.choices:
-                settings["help"] += f": {', '.join(about.choices)}"
+                settings["help"] = f"{', '.join(about.choices)}: {settings['help']}"
             if command is None and default not in (None, False):
                 settings["help"] += f" (default: {default})"
             kind = FIELDS[name].type.removesuffix(" | None")
@@ -140,7 +140,7 @@ def parse_train_command(text: str) -> TrainCommand:
             options[name] = os.path.realpath(options[name])  # eval.py may be called from elsewhere
     for name, value in (("--config", config), ("--out", out)):
         if resume and value:
-            parser.error(f"{name}: expected without --resume, which has the settings and folder")
+            parser.error(f"{name}: expected without --resume, got both: leave one out")
     if resume or config:
         earlier = read_earlier(config, resume)
         if resume:
@@ -149,7 +149,7 @@ def parse_train_command(text: str) -> TrainCommand:
     if options.get("dataset") and options.get("data") is None:
         parser.error("--dataset: expected --data, the folder it lies in")
     if options.get("csc") and options.get("classes") == "base":
-        parser.error("--csc: expected contexts that new classes can share, got one for each class")
+        parser.error("--csc: expected without --classes base, got both: leave one out")
     return TrainCommand(options, out, resume)
 
 
@@ -177,9 +177,9 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
         if not OPTIONS[name].resume_may_change and value not in (there, [there]):
             changed.append(flag(name))
     if changed:
-        fix = "leave them out, or begin another run with --config"
-        got = ", ".join(sorted(changed))
-        parser.error(f"{got}: expected the run's settings with --resume: {fix}")
+        fix = "leave out, or start another run with --config"
+        names = ", ".join(sorted(changed))
+        parser.error(f"{names}: expected the run's with --resume, got others: {fix}")
 
 
 # fmt: off
@@ -201,18 +201,18 @@ ARGUMENTS = {
     "runs": PATH | dict(nargs="+", metavar="RUN", help="run folders, all with the same CLIP"),
     "run": PATH | dict(metavar="RUN", help="run folder that train.py has written"),
     "images": dict(nargs="+", metavar="IMAGE", help="images or folders of images; '-': paths from "
-        "standard input, one a line, each answered at once"),
-    "folder": PATH | dict(metavar="DIR", help="folder of runs; of the published code's output"),
+        "standard input, one per line, each answered at once"),
+    "folder": PATH | dict(metavar="DIR", help="folder of runs"),
     "folders": PATH | dict(nargs="+", metavar="DIR", help="folder of a run, or of several runs"),
     "file": PATH | dict(metavar="FILE", help="new file: .pt2 for torch.export.load, or .onnx"),
     "--image-root": PATH | dict(metavar="DIR", help="folder of the run's images, if it has moved"),
-    "--among-all": dict(action="store_true", help="tell data with some of the run's classes apart "
-        "among all of these"),
+    "--among-all": dict(action="store_true", help="choose among all of the run's classes, even if "
+        "the data have only some"),
     "--per-class": dict(action="store_true", help="also print each class's accuracy and mistakes"),
     "--top": dict(type=value_type(FIELDS["top_k"]), default=5, metavar="N",  # as bounded as top_k
         help="classes of each image (default: 5)"),
-    "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image and their "
-        "probabilities, or for the table of --per-class"),
+    "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image, with "
+        "probabilities"),
     "--json": PATH | dict(metavar="FILE",
         help="new file with a line of JSON for each image; '-': standard output"),
     "--attention-maps": PATH | dict(metavar="DIR", help="new folder with a PNG for each image that "
@@ -223,13 +223,16 @@ OF_RUN = {  # what options of runs say where a run has its own
     "device": {"help": "cpu, cuda, cuda:N, xpu or mps (default: the run's)"},
     "precision": {"help": "precision of the frozen CLIP (default: the run's)"},
 }
+OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
 CHANGES = {
-    "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN,
-    "test": {**OF_RUN, "data": {"help": "other data to test on, given as to train.py"},
+    "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN, "table": {},
+    "test": {**OF_RUN, **OF_TABLE, "data": {"help": "other data to test on, given as to train.py"},
              "classes": {"help": "classes to test on"},
              "image_root": {"help": "folder of the run's images, if it has moved; with --data "
                             "the folder that the paths in a CSV file start from"}},
-    "published": {"data": {"required": True, "help": "the data set to test on"}},
+    "published": {**OF_TABLE, "data": {"required": True, "help": "the data set to test on"},
+                  "folder": {"help": "output folder of the published code"},
+                  "model": {"help": f"{', '.join(NAMES)}, or a checkpoint (default: ViT-B/32)"}},
 }
 # fmt: on
 
@@ -242,11 +245,11 @@ def parse_eval_command(text: str) -> Namespace:
     for name, (takes, help_text, arguments) in COMMANDS.items():
         usage = f"%(prog)s {takes} [options]"
         command = commands.add_parser(name, help=help_text, text=help_text, usage=usage)
-        command.add_run_options(name, **CHANGES.get(name, {}))
+        command.add_run_options(name, **CHANGES[name])
         for argument in arguments:
             group = command.groups[DATA if argument == "--image-root" else OUTPUT]
             owner = group if argument.startswith("--") else command
-            owner.add_argument(argument, **ARGUMENTS[argument])
+            owner.add_argument(argument, **ARGUMENTS[argument] | CHANGES[name].get(argument, {}))
     given = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
     args = Namespace(**{**dict.fromkeys(names), **given})
@@ -259,7 +262,7 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
     """Exit with an error for options that do not go together, and files that cannot be new."""
     if args.csv and args.command != "predict":
         if not args.per_class:
-            parser.error("--csv: expected with --per-class, whose table it holds")
+            parser.error("--csv: expected with --per-class: add it")
         if len(args.runs or [0]) + len(args.dataset or [0]) > 2:
             parser.error("--csv: expected one run and one --dataset, got more")
     if args.command == "test":
@@ -267,8 +270,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
         of_other = {each.name for each in fields(ReadOptions)} - {"image_root"}
         for name in sorted(of_other | {"classnames", "template", "among_all"}):
             if getattr(args, name) and not is_other:
-                parser.error(f"{flag(name)}: expected with --data, --dataset or --classes: the "
-                             "run's own test has the run's")  # fmt: skip
+                parser.error(f"{flag(name)}: expected with --data, --dataset or --classes, got "
+                             "none of these: add one")  # fmt: skip
     if args.command == "predict" and "-" in args.images and len(args.images) > 1:
         parser.error("IMAGE: expected '-' alone, got it beside other images")
     maps = args.attention_maps and os.path.realpath(args.attention_maps)

@@ -50,7 +50,7 @@ class RunConfig:
     data: str | None = option(
         None, "a folder of class folders or of train/ val/ test/ with these, a CSV of path,label"
         "[,split], a split.json, or a folder of known data sets (default: the demo)", COMMON,
-        metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
+        metavar="PATH", is_path=True, decides_result=False, resume_may_change=True,
         eval_commands=TESTS)
     prompts: PromptConfig = PromptConfig()
     shots: int = option(
@@ -77,33 +77,33 @@ class RunConfig:
         + ", ".join(layout.name for layout in LAYOUTS), DATA,
         metavar="NAME", is_grid=True, eval_commands=TESTS)
     classes: str = option(
-        "all", "base: train on the first half of the classes and test on both halves", DATA,
+        "all", "classes to learn; base: the first half, tested on both; new: the second", DATA,
         choices=("all", "base", "new"), eval_commands=("test",))
     classnames: str | None = option(
         None, "file with a line 'folder name' for each renamed class", DATA,
         metavar="FILE", is_path=True, eval_commands=TESTS)
     folders_are_classes: bool = option(
-        False, "folders that hold folders of the same names are classes, not variants", DATA,
+        False, "class folders may hold folders of the same names (else taken for variants)", DATA,
         decides_result=False, eval_commands=TESTS)
     columns: str | None = option(
         None, "columns of a CSV: image=NAME,label=NAME,split=NAME", DATA,
         decides_result=False, eval_commands=TESTS)
     image_root: str | None = option(
-        None, "start of the paths in a CSV file or split.json", DATA,
+        None, "folder the paths in a CSV or split.json start at", DATA,
         metavar="DIR", is_path=True, decides_result=False, resume_may_change=True,
         eval_commands=TESTS)
     workers: int | None = option(
-        None, "threads that read images (default: one a processor)", DATA,
+        None, "threads that read images (default: one per processor)", DATA,
         bounds=(0, 1000), decides_result=False, resume_may_change=True,
         eval_commands=(*TESTS, "predict"))
     max_pixels: int = option(
-        MAX_PIXELS, "pixels of the largest image", DATA,
+        MAX_PIXELS, "largest image allowed, in pixels", DATA,
         bounds=(1, 10**12), decides_result=False, eval_commands=(*TESTS, "predict"))
     quick_gelu: bool | None = option(
-        None, "activation of a checkpoint that does not say: quick GELU for OpenAI's", METHOD,
+        None, "checkpoint's activation, if it does not say: quick GELU (OpenAI's) or exact", METHOD,
         decides_result=False, eval_commands=("published",))
     head_width: int | None = option(
-        None, "width of the image side's attention heads, where no configuration says it", METHOD,
+        None, "width of the image side's attention heads, if no file says it (default: 64)", METHOD,
         bounds=(1, 10**4), decides_result=False, eval_commands=("published",))
     image_size: int | None = option(
         None, "side of the images in pixels, a multiple of the patch size (default: the "
@@ -112,8 +112,8 @@ class RunConfig:
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
     guidance_epochs: int = option(
-        30, "first epochs, in which each prompted side is trained against the other side's frozen "
-        "CLIP features (VLP, DPT)", OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
+        30, "first epochs, where each side learns beside the other's frozen features (VLP, DPT)",
+        OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="image")
@@ -121,16 +121,16 @@ class RunConfig:
         0.002, "learning rate of the text context", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="text")
     warmup_epochs: int | None = option(
-        None, "warm-up of the image side (default: 10, for ImageNet 1); the text side has 1",
+        None, "warm-up epochs of the image side (default: 10, for ImageNet 1; text side: 1)",
         OPTIMISATION,
         bounds=(0, 10**6), read_by="image")
     precision: str | None = option(
         None, "precision of the frozen CLIP (default: fp32 on a CPU, bf16 or fp16 on a GPU); auto: "
-        "bf16 on a CPU that computes in it", OPTIMISATION,
+        "bf16 on a CPU that supports it", OPTIMISATION,
         choices=(*PRECISIONS, AUTO), decides_result=False, eval_commands=ON_A_DEVICE)
     class_chunk: int | None = option(
-        None, "encode N classes at a time, and again in the backward pass, which saves memory "
-        "(default: only where all would take more than 3 GB; 0: all at once)", OPTIMISATION,
+        None, "encode N classes at a time, twice per step, to save memory (default: only if all "
+        "need over 3 GB; 0: all at once)", OPTIMISATION,
         bounds=(0, 10**6), decides_result=False, resume_may_change=True)
     no_report: bool = option(
         False, "do not write report.html", OUTPUT, decides_result=False, resume_may_change=True)
@@ -148,7 +148,7 @@ class RunConfig:
         Raises ValueError, which `where` begins, for an unknown name or a value that is not allowed.
         """
         if unknown := [name for name in values if name not in OPTIONS]:
-            got = f"{short_repr(unknown[0])}, which is none, or of an earlier version: remove it"
+            got = f"{short_repr(unknown[0])}: pass a run's config.json, or remove it"
             raise ValueError(f"{where}: expected options of train.py, got {got}")
         names = {each.name for each in fields(PromptConfig)}
         prompts = {name: value for name, value in values.items() if name in names}

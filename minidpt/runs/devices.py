@@ -31,12 +31,11 @@ def choose_device(name: str | None, world: World = SINGLE) -> torch.device:
         device = torch.device("meta")
     if world.size > 1 and device.type != "cpu":
         if device.index is not None or device.type == "mps":
-            expected = f"expected a device for each of {world.size} processes, got one"
-            raise ValueError(f"--device {name}: {expected}: pass --device cpu or cuda")
+            expected = f"--device: expected one device per process ({world.size}), got {name}"
+            raise ValueError(f"{expected}: pass --device cpu, or cuda without a number")
         device = torch.device(device.type, world.local_rank)
     if not is_there(device):
-        expected = "expected cpu, cuda, cuda:N or another that torch has on this machine"
-        raise ValueError(f"--device {name}: {expected}, got none: pass --device cpu")
+        raise ValueError(f"--device: expected one of this machine, got {name}: pass --device cpu")
     return device
 
 
@@ -59,12 +58,12 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
         return name, "as set"
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device)[0] >= 8:
-            return "bf16", "this GPU computes in it, and its range is fp32's"
-        return "fp16", "this GPU does not compute in bf16"
+            return "bf16", "this GPU supports it, with fp32's range"
+        return "fp16", "this GPU does not support bf16"
     if name == AUTO and device.type == "cpu" and CPU_INFO.is_file():
         if CPU_BF16.intersection(CPU_INFO.read_text().split()):  # without it bf16 is far slower
-            return "bf16", "this processor computes in it"
-    return "fp32", "the processor's plain precision"
+            return "bf16", "this processor supports it"
+    return "fp32", "the default"
 
 
 def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:

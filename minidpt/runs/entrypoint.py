@@ -98,10 +98,9 @@ def print_error(error: object, where: str = "") -> None:
     """Print what went wrong, in which run of a sweep, and how to resume, as one line."""
     text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     if is_out_of_memory(error):
-        text = (
-            "out of memory: pass a smaller --batch-size, or --class-chunk with many classes, or "
-            "--precision bf16 or fp16"
-        )
+        fix = ", a smaller --batch-size, or --class-chunk N with many classes"
+        fix = " or --device cpu" if Path(sys.argv[0]).name == "eval.py" else fix
+        text = f"out of memory: pass --precision bf16 or fp16{fix}"
     if how_to_resume := getattr(error, "how_to_resume", ""):
         text += f"; to resume: {how_to_resume}"
     with suppress(OSError):  # stderr may be what is full

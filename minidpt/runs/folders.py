@@ -29,7 +29,7 @@ UNFINISHED = tuple(f"{name}.part" for name in RUN_FILES + SWEEP_FILES)  # of kil
 RECORD = "record"  # beside the options in config.json
 FINGERPRINTS = {"clip_fingerprint": "CLIP", "data_fingerprint": "data"}
 BUSY = "output folder {}: another process writes to it: wait for its end"
-START_OVER_HINT = "begin it anew with --config and --out"  # instead of --resume
+START_OVER_HINT = "start anew with --config and --out"  # instead of --resume
 
 
 class RunFolder:
@@ -121,16 +121,15 @@ class RunFolder:
         for name, value in wanted.items():
             if got.get(name) == value:
                 continue
-            expected, there = f"{name} {value}", f"{name} {got.get(name)}"
+            expected, there = f"a run with {name} {value}", f"one with {name} {got.get(name)}"
             if name in FINGERPRINTS:
-                expected = f"the same {FINGERPRINTS[name]} (fingerprint {value[:8]})"
-                there = f"other {FINGERPRINTS[name]} (fingerprint {got[name][:8]})"
+                expected = f"the run's {FINGERPRINTS[name]} (fingerprint {got[name][:8]})"
+                there = f"other {FINGERPRINTS[name]} ({value[:8]})"
                 if name == "data_fingerprint" and (gone := self._missing_images()):
                     there, fix = f"{there}, {describe_missing(gone)}", f"put them back, or {fix}"
             elif name in FIELDS and type(got.get(name)) in (str, int, float):  # no bool
                 fix = f"pass {flag(name)} {got[name]}, or {fix}"
-            expected = f"expected to resume a run with {expected}, got one with {there}"
-            raise ValueError(f"run folder {self.folder}: {expected}: {fix}")
+            raise ValueError(f"run folder {self.folder}: expected {expected}, got {there}: {fix}")
 
     def _missing_images(self) -> list[str]:
         """List the images of split.json that are missing in its folder, if that is still there."""

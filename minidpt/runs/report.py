@@ -245,7 +245,7 @@ class RunReport:
         tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
         if self.config["method"] != "zeroshot":
             tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy"))
-            tiles.append((f"{accuracy - zero_shot:+.2f}", "percentage points gained"))
+            tiles.append((f"{accuracy - zero_shot:+.2f}", "points above zero-shot"))
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
         numbers = (tag("div", tag("b", number), about) for number, about in tiles)
         rows, _ = read_rows(self.run.folder)
@@ -275,7 +275,7 @@ class RunReport:
         ]
         about = "Values of each epoch. Training views are random crops, mirrored at random."
         if shaded:
-            about += " Shaded are the epochs of guidance, whose loss is that of the two branches."
+            about += " Shaded: guidance epochs; their loss adds that of the two branches."
         return section("Training", about, tag("div", *charts, class_="grid"))
 
     def mistakes(self, predictions: Predictions) -> Markup:
@@ -321,7 +321,7 @@ class RunReport:
         if model:
             about += (
                 " The maps show the attention of the class token in the last layer, before and "
-                "after tuning: blue is none, yellow four times the even share or more."
+                "after tuning: blue is none, yellow four times the average or more."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 
@@ -363,7 +363,7 @@ def accuracy_by_class(
             learned[label].images, learned[label].taken_for(classnames),
         ))  # fmt: skip
     heads = ("class", "0 to 100 %", "zero-shot", "learned", "change", "images", "taken for")
-    about = "In percent, the lowest first. The dash is zero-shot CLIP, the dot the tuned model."
+    about = "In percent, the lowest first. The dash is zero-shot CLIP, the dot the learned prompts."
     if len(labels) > CLASSES:
         about += f" The {CLASSES} lowest of {len(labels):,} classes."
     return section("Accuracy by class", about, table(heads, rows))
@@ -399,7 +399,7 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
             figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
-        about = "Means over seeds; error bars are one standard deviation."
+        about = "Means over seeds, if there are several, with bars of one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 
@@ -414,7 +414,7 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
             points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
             deviations = [row.std for row in group]
             series.append(Series(label, f"c{number % 5}", points, deviations))
-    x_title = "shots (training images a class)"
+    x_title = "shots (training images per class)"
     return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 

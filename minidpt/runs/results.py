@@ -232,14 +232,14 @@ def caption(rows: Sequence[Row]) -> str:
         return ""
     least, *_, most = sorted(len(row.accuracies) for row in learned) * 2
     seeds = f"{least}" if least == most else f"{least} to {most}"
-    about = "one seed" if most == 1 else f"mean ± standard deviation over seeds ({seeds})"
-    unpublished: dict[str, list[str]] = {}  # which rows -> options
+    about = "one seed" if most == 1 else f"mean ± standard deviation over {seeds} seeds"
+    unusual: dict[str, list[str]] = {}  # which rows -> options
     for option in dict.fromkeys(option for row in learned for option in row.unusual):
         labels = dict.fromkeys(row.label for row in learned if option in row.unusual)
         of_all = all(option in row.unusual for row in learned)
-        unpublished.setdefault("" if of_all else f" ({', '.join(labels)})", []).append(option)
+        unusual.setdefault("" if of_all else f" ({', '.join(labels)})", []).append(option)
     return f"Accuracy in percent, {about}." + "".join(
-        f" Not as published{where}: {' '.join(options)}." for where, options in unpublished.items()
+        f" Settings not as published{where}: {' '.join(each)}." for where, each in unusual.items()
     )
 
 

@@ -111,7 +111,7 @@ def leave_out_trained(dataset: Dataset, learned_from: set[str]) -> Dataset:
     if not trained:
         return dataset
     test = [sample for sample in dataset.test if sample.path not in trained]
-    note = f"left out: {len(trained)} of {len(dataset.test)} images, which the run was trained on"
+    note = f"left out {len(trained)} of {len(dataset.test)} images: the run was trained on them"
     if not test:
         raise ValueError(f"{dataset.name}: expected images new to the run, got none; {note}")
     return replace(dataset, test=test).with_notes(note)
@@ -131,7 +131,7 @@ def compare_classes(dataset: Dataset, saved: SavedModel, among_all: bool | None)
         return dataset
     few = f"{len(matches)} of the run's {len(classnames)} classes, told apart among"
     if not among_all:
-        return dataset.with_notes(f"{few} these {len(matches)} (all of them: --among-all)")
+        return dataset.with_notes(f"{few} these {len(matches)} (among all: --among-all)")
     for name, number in zip(dataset.classnames, matches):
         classnames[number] = name
     test = [sample._replace(label=matches[sample.label]) for sample in dataset.test]
@@ -162,9 +162,9 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
     for name in ("clip_fingerprint", "device", "precision"):
         values = list(dict.fromkeys(getattr(other, name) for _, other in settings))
         if len(values) > 1 and getattr(args, name, None) is None:
-            fix = "" if name == "clip_fingerprint" else f", or pass --{name}"
-            got = f"{name} {' and '.join(values)}"
-            raise ValueError(f"expected runs with one CLIP, got {got}: test them one by one{fix}")
+            is_clip, got = name == "clip_fingerprint", " and ".join(values)
+            kind, fix = ("CLIP", "") if is_clip else (name, f", or pass --{name}")
+            raise ValueError(f"expected runs with one {kind}, got {got}: test them one by one{fix}")
     device = device_of_runs(runs, args)
     precision, _ = choose_precision(args.precision or record.precision, device)
     clip = load_clip(replace(config, quick_gelu=record.quick_gelu), args.model)

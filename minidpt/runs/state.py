@@ -72,12 +72,12 @@ class TrainingState:
         lines = read_text(run.path(METRICS), METRICS).splitlines(keepends=True)
         try:
             self._take(check_fields(content, "content", format=str))
-            if len(lines) < self.epoch:
-                expected = f"{self.epoch} lines in {METRICS}"
-                raise ValueError(f"expected {expected}, got {len(lines)}")
         except (ValueError, RuntimeError, TypeError) as error:
             problem = f"not the state of this run, {error}"
             raise ValueError(f"{path}: {problem}: {START_OVER_HINT}") from error
+        if len(lines) < self.epoch:
+            got = f"expected {self.epoch} lines, got {len(lines)}"
+            raise ValueError(f"{run.path(METRICS)}: {got}: {START_OVER_HINT}")
         self.metrics = "".join(lines[: self.epoch])
 
     def _take(self, content: dict[str, Any]) -> None:
@@ -91,8 +91,8 @@ class TrainingState:
                 raise ValueError(f"expected {name} {short_repr(value)}, got {got}")
         for (path, digest), there in zip_longest(self.images.items(), content["images"]):
             if digest != there:
-                got = f"another {path}: put it back"
-                raise ValueError(f"expected the training images that it began with, got {got}")
+                got = f"another {path} (put the old one back to resume)"
+                raise ValueError(f"expected the run's training images, got {got}")
         epoch, epochs = content["epoch"], self.settings["epochs"]
         learned = self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:

@@ -92,7 +92,7 @@ def is_finished(folder: str) -> bool:
         return run_folder.has_result()
     is_begun = all(run_folder.path(name).is_file() for name in (folders.METRICS, folders.MODEL))
     if is_begun and not run_folder.path(folders.STATE).is_file():
-        got = f"got a run without: {folders.START_OVER_HINT}"
+        got = f"got none: {folders.START_OVER_HINT}"
         raise ValueError(f"--resume {folder}: expected {folders.STATE} in it, {got}")
     return False
 
@@ -237,6 +237,7 @@ def prepare(
     config = runs[0].config
     clip = load_clip(config)
     precision, reason = choose_precision(config.precision, device)
+    reason = "the run's" if command.resume else reason
     where = str(device) if world.size == 1 else device.type
     records = {}
     for name, dataset in {run.dataset.name: run.dataset for run in runs}.items():

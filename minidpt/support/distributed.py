@@ -62,8 +62,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            silence = f"has not answered for {STEP_TIMEOUT.seconds} s: see its own message"
-            raise PeerLost(f"another of the processes has ended, or {silence}") from error
+            silence = f"did not answer for {STEP_TIMEOUT.seconds} s: see its message"
+            raise PeerLost(f"another process ended, or {silence}") from error
 
     def shard(self, rows: Any) -> Any:
         """Return this rank's part of a list or of a tensor's rows; the parts follow each other.

@@ -105,7 +105,8 @@ def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> s
     """
     path = Path(path)
     if not path.is_file():
-        got = "a folder, broken link or pipe" if os.path.lexists(path) else "none"
+        got = "a broken link" if path.is_symlink() else "none"
+        got = "a folder" if path.is_dir() else "a pipe or device" if path.exists() else got
         raise FileNotFoundError(f"{where}: expected a file, got {got}")
     if (size := path.stat().st_size) > MAX_TEXT:
         raise ValueError(f"{where}: expected at most {MAX_TEXT:,} bytes, got {size:,}: split it")
@@ -216,8 +217,8 @@ def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        fix = "make some, or name a place on another disk"
-        raise OSError(f"{path}: expected room for it, got {error.strerror}: {fix}") from error
+        fix = "free some, or write to another disk"
+        raise OSError(f"{path}: expected free space, got {error.strerror}: {fix}") from error
 
 
 @contextmanager

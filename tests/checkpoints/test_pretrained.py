@@ -157,7 +157,7 @@ def test_an_activation_that_is_a_guess_is_a_warning(clip_file, home, caplog):
         return [record.getMessage() for record in caplog.records]
 
     (guess,) = warnings(clip_file)
-    assert f"{clip_file}: no file says its activation, the quick GELU is used" in guess
+    assert f"{clip_file}: no file says its activation, so the quick GELU is used" in guess
     assert guess.endswith("with the exact one, pass quick_gelu=False (--no-quick-gelu)")
     assert warnings(clip_file, quick_gelu=False) == warnings(clip_file, quick_gelu=True) == []
     put(clip_file, home / "project/weights")

@@ -234,7 +234,7 @@ def test_an_image_encoder_wider_than_vit_l_needs_its_head_width(width):
     if width == 1024:
         assert infer_sizes(tensors)["vision"].heads == 16
     else:
-        with pytest.raises(ValueError, match=f"width {width}: pass head_width: 80 .ViT-H"):
+        with pytest.raises(ValueError, match=f"width {width}: pass --head-width 80 .ViT-H"):
             minidpt.build_clip(tensors)
         assert infer_sizes(tensors, head_width=width // 16)["vision"].heads == 16
 

@@ -33,7 +33,7 @@ def test_split_file_works_for_a_data_folder_that_moved(tmp_path):
     draw_class_folders(tmp_path / "data", {"a": 3, "b": 3})
     write_split(open_dataset(tmp_path / "data"), tmp_path / "split.json")
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match="image folder, got .*data, which is missing: pass --"):
+    with pytest.raises(FileNotFoundError, match="folder, got .*data, which is missing: pass --"):
         read_split(tmp_path / "split.json")
     moved = read_split(tmp_path / "split.json", tmp_path / "moved")
     assert all(os.path.exists(item.path) for item in all_samples(moved))

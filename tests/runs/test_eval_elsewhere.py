@@ -90,7 +90,7 @@ def test_other_data_without_a_split_are_tested_whole(images, clip, kind):
         shutil.move(folder, data / "train")
     out = run_checked("eval.py", "test", "run", "--data", data).out
     assert accuracies(out)[2] == "7"
-    assert "note: left out: 6 of 13 images, which the run was trained on\n" in out
+    assert "note: left out 6 of 13 images: the run was trained on them\n" in out
     assert "2 of 2 classes are the run's: its names and template 'my {}, seen" in out
     assert "note: 2 of the run's 5 classes, told apart among these 2" in out
 

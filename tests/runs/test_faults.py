@@ -89,7 +89,7 @@ def test_without_room_the_last_good_model_stays(trained):
     model = minidpt.load_model(trained / "model.pt", minidpt.load(clip_of(trained))[0])
     shutil.copy(trained / "model.pt", "model.pt")
     before = contents(".")
-    with room(1000), pytest.raises(OSError, match="model.pt: expected room"):
+    with room(1000), pytest.raises(OSError, match="model.pt: expected free space"):
         model.save("model.pt")
     assert contents(".") == before
 
@@ -129,7 +129,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
         result = run_command("train.py", *command)
     assert result.status == 2 and "| zero-shot" in result.out and "| coop" in result.out
     failed, last = result.err.splitlines()
-    assert "vpt-3shots-seed1: sweep/" in failed and "state.pt: expected room" in failed
+    assert "vpt-3shots-seed1: sweep/" in failed and "state.pt: expected free space" in failed
     assert "1 of 3 runs failed" in last
     assert run_command("train.py", *command).status == 0
 

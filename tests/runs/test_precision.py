@@ -63,7 +63,7 @@ def test_a_run_by_auto_is_tested_in_the_precision_that_it_took(cpu_info, tmp_pat
     options = ("--shots", 1, "--method", "coop", "--epochs", 1, "--precision", "auto")
     command = ("--data", data, "--model", clip, *SHORT, *options, "--out", "run")
     begun = run_checked("train.py", *command)
-    assert "in bf16 (this processor computes in it)" in begun.out
+    assert "in bf16 (this processor supports it)" in begun.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == "bf16"
     cpu_info.unlink()
     assert "in bf16)" in run_command("eval.py", "test", "run").out

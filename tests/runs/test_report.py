@@ -291,7 +291,7 @@ def test_a_sweep_ends_with_a_report_of_all_its_runs(sweep, tmp_path):
     page, table = page_of(sweep[0]), (sweep[0] / "table.md").read_text(encoding="utf-8")
     cells = [cell.strip() for line in table.splitlines() for cell in line.strip("|").split("|")]
     assert all(cell in page.text for cell in cells if re.match(r"[\d.]+ ± ", cell))
-    assert "9 runs" in page.text and "shots (training images a class)" in page.text
+    assert "9 runs" in page.text and "shots (training images per class)" in page.text
     assert not list(sweep[0].glob("*/report.html"))  # but with eval.py
     run = shutil.copytree(next(sweep[0].glob("*coop*")), tmp_path / "run")
     assert run_command("eval.py", "report", run).status == 0 and page_of(run)

@@ -142,7 +142,7 @@ def test_a_sweep_is_resumed_with_its_clip_and_precision(command, monkeypatch):
     result = run_command("train.py", "--resume", "sweep", "--seed", 1)  # the default: no other run
     assert result.status == 0 and "2 of them finished" in result.out
     result = run_command("train.py", "--resume", "sweep", "--seed", 2)
-    assert_one_line(result, "train.py", "--seed: expected the run's settings")
+    assert_one_line(result, "train.py", "--seed: expected the run's with --resume, got others")
 
 
 def test_a_stopped_zero_shot_run_is_resumed(command):
@@ -167,12 +167,12 @@ def test_other_images_or_another_clip_are_refused_by_name(stopped):
     before = Path("run/state.pt").read_bytes()
     draw_class_folders(Path("others"), {"ox": 12, "gnu": 12, "yak": 11})
     result = run_command("train.py", "--resume", "run", "--data", "others")
-    assert_one_line(result, "train.py", "the same data (fingerprint", "other data (fingerprint")
-    assert "begin it anew" in result.err and "another --out" not in result.err
+    assert_one_line(result, "train.py", "the run's data (fingerprint", "other data (")
+    assert "start anew" in result.err and "another --out" not in result.err
     result = run_command(
         "train.py", "--resume", "run", "--model", save_clip(Path("other.pt"), seed=1)
     )
-    assert_one_line(result, "train.py", "the same CLIP (fingerprint", "other CLIP (fingerprint")
+    assert_one_line(result, "train.py", "the run's CLIP (fingerprint", "other CLIP (")
     assert Path("run/state.pt").read_bytes() == before
 
 
@@ -200,7 +200,7 @@ def test_options_that_would_make_another_run_are_refused_by_name(stopped):
     shutil.copytree(stopped, "run")
     others = ("--epochs", 9, "--csc", "--batch-size", 5)  # the last is the run's own
     result = run_command("train.py", "--resume", "run", *others)
-    assert_one_line(result, "train.py", "--csc, --epochs: expected the run's settings")
+    assert_one_line(result, "train.py", "--csc, --epochs: expected the run's with --")
     for option in ("--out", "--config"):
         result = run_command("train.py", "--resume", "run", option, "other")
         assert_one_line(result, "train.py", f"{option}: expected", "without --resume")
@@ -209,10 +209,11 @@ def test_options_that_would_make_another_run_are_refused_by_name(stopped):
 def test_a_finished_run_says_so(full_run):
     shutil.copytree(full_run, "run")
     result = run_command("train.py", "--resume", "run")
-    assert (result.status, result.out) == (0, "run run is finished: python eval.py test run\n")
+    assert result.status == 0
+    assert result.out == "run run is finished; test it: python eval.py test run\n"
     Path("run").rename("-run")
     result = run_command("train.py", "--resume=-run")
-    assert result.out == "run -run is finished: python eval.py test ./-run\n"
+    assert result.out == "run -run is finished; test it: python eval.py test ./-run\n"
 
 
 def test_what_a_kill_after_the_result_leaves_is_removed(full_run):
@@ -244,7 +245,7 @@ def test_a_run_without_a_state_cannot_be_gone_on_with(full_run):
     shutil.copytree(full_run, "run")
     Path("run/summary.json").unlink()
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "expected state.pt in it, got a run without: begin it anew")
+    assert_one_line(result, "train.py", "expected state.pt in it, got none: start anew")
 
 
 @pytest.mark.parametrize("name", ["nothing", "images"])
@@ -289,7 +290,7 @@ def resumed_with(stopped: Path, change) -> Result:
 )
 def test_a_damaged_state_is_refused_in_one_line(stopped, damage, word):
     result = resumed_with(stopped, damage)
-    assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": begin it anew")
+    assert_one_line(result, "train.py", "run/state.pt: not the state", word, ": start anew")
 
 
 def test_an_image_that_has_changed_since_is_named(command, full_run, monkeypatch, tmp_path):
@@ -301,7 +302,7 @@ def test_an_image_that_has_changed_since_is_named(command, full_run, monkeypatch
     other = next(path for path in data.glob("*/*") if path.read_bytes() != before)
     shutil.copy(other, data / image)
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt", f"another {data / image}: put it back")
+    assert_one_line(result, "train.py", "run/state.pt", f"another {data / image} (put the")
     (data / image).write_bytes(before)
     assert run_command("train.py", "--resume", "run").status == 0
     assert outcome("run")[0] == outcome(full_run)[0]
@@ -316,7 +317,7 @@ def test_a_state_cut_short_or_with_a_flipped_bit_is_damaged(stopped, share, is_c
     content[position] ^= 1
     Path("run/state.pt").write_bytes(content[: position if is_cut else None])
     result = run_command("train.py", "--resume", "run")
-    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", ": begin it anew")
+    assert_one_line(result, "train.py", "run/state.pt: expected a whole file", ": start anew")
     assert "download" not in result.err
 
 
@@ -330,7 +331,7 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     shutil.copytree(stopped, "short")
     Path("short/metrics.jsonl").write_text(lines[0])
     result = run_command("train.py", "--resume", "short")
-    assert_one_line(result, "train.py", "3 lines in metrics.jsonl, got 1", ": begin it anew")
+    assert_one_line(result, "train.py", "metrics.jsonl: expected 3 lines, got 1", ": start anew")
 
 
 def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
@@ -415,7 +416,7 @@ def test_options_beside_a_config_go_before_it(full_run):
     [
         ("{", ["expected JSON"]),
         ("{}", ["expected the settings of a run, got none"]),
-        ('{"versions": {}}', ["got 'versions'", "of an earlier version"]),
+        ('{"versions": {}}', ["got 'versions': pass a run's config.json"]),
         ('{"epochs": 3.0}', ["epochs: expected a whole number, got 3.0"]),
         ('{"epochs": [3]}', ["epochs: expected a whole number, got a list"]),
         ('{"visual_lr": "5"}', ["visual_lr: expected a number, got '5'"]),

@@ -48,12 +48,12 @@ def make_link_loop(path: Path) -> None:
         ("summary.json", {"model": 5}, "'model' (str)"),
         ("summary.json", {"dataset": "../x"}, "'../x'"),
         ("summary.json", {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}, "101"),
-        ("summary.json", os.mkfifo, "summary.json: expected a file, got a folder, broken link"),
+        ("summary.json", os.mkfifo, "summary.json: expected a file, got a pipe"),
         ("config.json", "{", "config.json: expected JSON"),
         ("config.json", '{"epochs": 2}', "config.json: expected the settings of a run of minidpt"),
-        ("config.json", os.mkfifo, "config.json: expected a file, got a folder, broken link"),
-        ("config.json", os.mkdir, "config.json: expected a file, got a folder, broken link"),
-        ("config.json", make_link_loop, "config.json: expected a file, got a folder, broken link"),
+        ("config.json", os.mkfifo, "config.json: expected a file, got a pipe"),
+        ("config.json", os.mkdir, "config.json: expected a file, got a folder"),
+        ("config.json", make_link_loop, "config.json: expected a file, got a broken link"),
         ("transfer.json", "5", "transfer.json: expected named entries"),
         ("transfer.json", '{"EuroSAT": 5}', "test 'EuroSAT'"),
         ("transfer.json", '{"x": {"accuracy": NaN, "zero_shot_accuracy": 1}}', "no finite"),
@@ -157,20 +157,20 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
 def test_options_that_are_not_published_stand_in_the_caption():
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
     text = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
-    assert text == "Accuracy in percent, one seed. Not as published: --epochs 6 --csc."
+    assert text == "Accuracy in percent, one seed. Settings not as published: --epochs 6 --csc."
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
     text = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
-    assert text.endswith("one seed. Not as published (dpt): --epochs 6 --csc.")
+    assert text.endswith("one seed. Settings not as published (dpt): --epochs 6 --csc.")
     # by shots
     rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
     text = results.caption(results.summarise(rows))
-    assert text.endswith("one seed. Not as published (coop): --epochs 50.")
+    assert text.endswith("one seed. Settings not as published (coop): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
     assert results.caption(rows) == (
-        "Accuracy in percent, mean ± standard deviation over seeds (1 to 2). "
-        "Not as published: --csc."
+        "Accuracy in percent, mean ± standard deviation over 1 to 2 seeds. "
+        "Settings not as published: --csc."
     )
 
 

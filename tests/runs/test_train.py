@@ -43,7 +43,7 @@ def test_training_prints_what_it_does_and_both_accuracies(training):
     assert len(result.progress.splitlines()) == 6  # this is no terminal: a line at each tenth
     lines = result.out.splitlines()
     assert "4 classes" in lines[0] and "20/8/12 images" in lines[0]
-    assert "little.pt: no file says its activation, the quick GELU is used" in lines.pop(1)
+    assert "little.pt: no file says its activation, so the quick GELU is used" in lines.pop(1)
     assert lines.pop(1) == f"run folder {folder}"
     assert "CLIP little on " in lines[1]
     count = sum(value.numel() for value in read_prompts(folder).values())
@@ -291,6 +291,7 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
         ("dpt", 2, 1, 1, 2, False),
         ("dpt", 5, 1, 1, 8, False),
         ("dpt", 6, 1, 1, None, False),
+        ("dpt", 3, 0, 0, 6, False),
         ("dpt", 0, 1, 1, None, False),
     ],
 )
@@ -300,5 +301,7 @@ def test_few_epochs_beyond_warm_up_or_guidance_are_said(
     options = dict(epochs=epochs, warmup_epochs=warmup, guidance_epochs=guidance, batch_size=5)
     config = RunConfig(prompts=minidpt.PromptConfig(method), **options)
     notes = "; ".join(SCRIPTS["train.py"].training_notes(config, train_images=12))
-    assert (f"training steps after warm-up: {steps};" in notes) == (steps is not None)
+    assert (f"only {steps} training steps after warm-up;" in notes) == (steps is not None)
     assert ("are guidance" in notes) == is_all_guidance
+    can_lower = steps is not None and method != "coop" and warmup > 0
+    assert ("or lower --warmup-epochs" in notes) == can_lower

@@ -81,7 +81,7 @@ def test_base_to_new_tests_both_halves_and_their_harmonic_mean(images, clip):
     assert (base["test_images"], new["test_images"]) == (9, 6)
     assert [name.split(", ")[1] for name in content["tests"]] == ["base classes", "new classes"]
     mean = 2 * base["accuracy"] * new["accuracy"] / ((base["accuracy"] + new["accuracy"]) or 1)
-    assert f"harmonic mean {mean:.2f} %" in result.out
+    assert f"harmonic mean with base {mean:.2f} %" in result.out
     assert "Base to new" in (Path("sweep") / "table.md").read_text(encoding="utf-8")
     rows = read_csv("sweep/table.csv")
     both = [row for row in rows if "harmonic mean" in row["tested"] and row["method"] == "dpt"]
