@@ -178,8 +178,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
             changed.append(flag(name))
     if changed:
         fix = "leave out, or start another run with --config"
-        names = ", ".join(sorted(changed))
-        parser.error(f"{names}: expected the run's with --resume, got others: {fix}")
+        parser.error(f"{', '.join(sorted(changed))}: expected the run's with --resume: {fix}")
 
 
 # fmt: off

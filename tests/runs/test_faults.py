@@ -371,3 +371,14 @@ def test_files_that_are_not_what_a_kill_leaves_are_refused(options, name):
     result = run_command("train.py", *options, "--out", "run")
     assert_one_line(result, "train.py", "run", "other files", "another --out")
     assert sorted(os.listdir("run")) == sorted([name, "config.json.part"])
+
+
+@pytest.mark.parametrize(
+    ("script", "fix"), [("train.py", "--batch-size"), ("eval.py", "or --device cpu")]
+)
+def test_too_little_memory_is_answered_with_options_of_the_script(script, fix, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script])
+    entrypoint.print_error(MemoryError())
+    err = capsys.readouterr().err
+    assert err.startswith(f"{script}: error: out of memory: pass --precision bf16") and fix in err
+    assert ("--batch-size" in err) == (script == "train.py")

@@ -198,6 +198,10 @@ def test_runs_of_several_clips_are_refused_but_copies_of_one_are_not(images, cli
         run_checked(*command, "--model", model, "--out", run)
     assert "b: dpt accuracy" in run_checked("eval.py", "test", "a", "b").out
     assert_one_line(run_command("eval.py", "test", "a", "c"), "eval.py", "one CLIP", "one by one")
+    content = Path("b/config.json").read_text().replace("fp32", "bf16")
+    Path("b/config.json").write_text(content)
+    words = ("runs with one precision, got fp32 and bf16", "or pass --precision")
+    assert_one_line(run_command("eval.py", "test", "a", "b"), "eval.py", *words)
 
 
 def test_seeds_are_pooled_and_tests_on_other_images_are_not(images, clip):
