@@ -158,7 +158,7 @@ def test_an_activation_that_is_a_guess_is_a_warning(clip_file, home, caplog):
 
     (guess,) = warnings(clip_file)
     assert f"{clip_file}: no file says its activation, so the quick GELU is used" in guess
-    assert guess.endswith("with the exact one, pass quick_gelu=False (--no-quick-gelu)")
+    assert guess.endswith("with the exact GELU, pass quick_gelu=False (--no-quick-gelu)")
     assert warnings(clip_file, quick_gelu=False) == warnings(clip_file, quick_gelu=True) == []
     put(clip_file, home / "project/weights")
     assert warnings("ViT-B/32") == []
@@ -180,7 +180,7 @@ def test_a_folder_without_weights_says_what_was_expected_and_what_is_there(home)
 
 
 def test_the_missing_tiny_model_is_not_looked_for_in_the_network(server):
-    with pytest.raises(FileNotFoundError, match="tiny.pt of the project.*project/weights"):
+    with pytest.raises(FileNotFoundError, match="expected tiny.pt in .*project/weights"):
         minidpt.load("tiny")
     assert not server.requests
 

@@ -107,7 +107,7 @@ def test_the_latest_epoch_is_taken_by_its_number(tmp_path):
         assert torch.equal(tensors[name], value), name
     tensors = minidpt.read_published(tmp_path, epoch=9)
     assert torch.equal(tensors["prompt_learner.ctx"], by_epoch[9]["prompt_learner.ctx"])
-    with pytest.raises(FileNotFoundError, match=r"one model\.pth\.tar-50 in each"):
+    with pytest.raises(FileNotFoundError, match=r"each with the same model\.pth\.tar-50"):
         minidpt.read_published(tmp_path, epoch=50)
 
 
