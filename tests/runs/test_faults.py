@@ -78,7 +78,7 @@ def test_a_file_without_room_is_named_and_not_half_written(trained, options, wri
     assert all(size + 50 < larger for size, larger in zip(sizes, sizes[1:]))
     with room(sizes[written] + 50):
         result = run_command("train.py", *options, "--out", "run")
-    assert_one_line(result, "train.py", f"run/{names[written]}", "room", "File too large")
+    assert_one_line(result, "train.py", f"run/{names[written]}", "free space", "File too large")
     empty = {"run/metrics.jsonl"} if written == 2 else set()  # which took no room
     assert contents("run").keys() - empty == {f"run/{name}" for name in names[:written]}
     assert Path("run").exists() == bool(written)
@@ -105,21 +105,21 @@ def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, 
     before = contents("run")
     with room(100):
         result = run_command("eval.py", "test", "run", "--data", "other")
-    assert_one_line(result, "eval.py", "run/transfer.json", "room")
+    assert_one_line(result, "eval.py", "run/transfer.json", "free space")
     assert contents("run") == before
 
 
 def test_without_room_there_is_no_table_of_classes(trained):
     with room(10):
         result = run_command("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
-    assert_one_line(result, "eval.py", "classes.csv", "room")
+    assert_one_line(result, "eval.py", "classes.csv", "free space")
     assert contents(".") == {}
 
 
 def test_without_room_no_demo_is_drawn(monkeypatch):
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 1)
     with room(1000):
-        assert_one_line(run_command("train.py"), "train.py", "runs/demo-v", "room")
+        assert_one_line(run_command("train.py"), "train.py", "runs/demo-v", "free space")
     assert contents(".") == {} and not any(Path("runs").iterdir())
 
 
@@ -135,7 +135,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
 
     with room(100):  # only the table is to be written, of more bytes
         result = run_command("train.py", *command)
-    assert_one_line(result, "train.py", "sweep/table.md", "room")
+    assert_one_line(result, "train.py", "sweep/table.md", "free space")
     assert "| coop" in result.out and "| vpt" in result.out
     assert not list(Path("sweep").rglob("*.part"))
 
