@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ..support.files import gc_disabled, read_json, read_text, single_line_errors
+from ..support.files import read_json, read_text, single_line_errors
 from . import folders as listing
 from . import labels_csv
 from .class_folders import class_folders, list_images, look_through, open_folder, split_folders
@@ -39,7 +39,6 @@ class DatasetLocation(NamedTuple):
 
 
 @single_line_errors
-@gc_disabled()
 def open_dataset(
     path: str | os.PathLike,
     dataset: str | None = None,

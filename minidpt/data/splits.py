@@ -69,7 +69,6 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
 
 
 @files.single_line_errors
-@files.gc_disabled()
 def read_split(
     path: str | os.PathLike, root: str | os.PathLike | None = None, name: str | None = None
 ) -> Dataset:

@@ -218,7 +218,8 @@ def resume_command(runs: list[PlannedRun], sweep: Path | None, world: World) -> 
     if not sweep and folder.path(folders.SUMMARY).is_file():
         return ""
     if not sweep and folder.path(folders.CONFIG).is_file():
-        arguments = ["--resume", folder.folder]
+        no_report = ["--no-report"] if runs[0].config.no_report else []
+        arguments = ["--resume", folder.folder, *no_report]
     return entrypoint.format_command("train", *arguments, world=world)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import functools
-import gc
 import json
 import math
 import os
@@ -83,18 +82,6 @@ def single_line_errors(reader: Function) -> Function:
             raise kind(to_single_line(text)) from error
 
     return reading
-
-
-@contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Disable the garbage collector, which would look at a million new objects again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> str:

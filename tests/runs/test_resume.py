@@ -118,6 +118,11 @@ def test_an_interrupted_run_resumes_to_the_bit_as_it_says(
     assert sorted(os.listdir("my run")) == sorted(os.listdir(full_run))
 
 
+def test_the_command_that_resumes_a_run_repeats_no_report(command, monkeypatch):
+    result = interrupt(monkeypatch, (*command, "--out", "run", "--no-report"))
+    assert result.err.endswith(" python train.py --resume run --no-report\n")
+
+
 def test_an_interrupted_sweep_goes_on_by_its_folder_or_the_same_command(
     command, full_run, monkeypatch
 ):
