@@ -23,7 +23,7 @@ os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # 1980, the earliest th
 
 
 class BuildWithFilesBeside(build_py):
-    """Single files are copied: weights/, with the script that made them, is no package."""
+    """Single files are copied: weights/, with the scripts that made what ships, is no package."""
 
     def run(self):
         super().run()

@@ -43,12 +43,6 @@ def check_probabilities(probabilities: Tensor, source: str) -> None:
         raise ValueError(f"{source}: expected finite logits, got NaN or infinity: {fix}")
 
 
-def check_top(top: int) -> None:
-    """Raise ValueError for a number of classes below 1."""
-    if top < 1:
-        raise ValueError(f"top: expected at least 1, got {top}")
-
-
 def predict_each(
     model: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
 ) -> Iterator[tuple[ImageSource, Result]]:
@@ -58,7 +52,8 @@ def predict_each(
     if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead. Raises
     ValueError for `top` below 1.
     """
-    check_top(top)
+    if top < 1:  # else an error for each image
+        raise ValueError(f"top: expected at least 1, got {top}")
     clip = model.clip
 
     def read(image: ImageSource) -> tuple[ImageSource, np.ndarray | ValueError | OSError]:

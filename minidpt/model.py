@@ -54,15 +54,7 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import (
-    Prediction,
-    Result,
-    check_probabilities,
-    check_top,
-    find_clip,
-    predict_all,
-    predict_each,
-)
+from .inference import Prediction, Result, check_probabilities, find_clip, predict_all, predict_each
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -287,9 +279,10 @@ class PromptedCLIP(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for an image that cannot be read,
         and ValueError for anything else, for `top` below 1, and for logits that are not finite.
         """
-        check_top(top)
         if not isinstance(images, Tensor):
             return predict_all(self, images, top)
+        if top < 1:
+            raise ValueError(f"top: expected at least 1, got {top}")
         probabilities = self(images.to(self.clip.device), branches=False).logits.softmax(dim=-1)
         values, classes = probabilities.topk(min(top, len(self.classnames)))
         check_probabilities(values.cpu(), self.path)

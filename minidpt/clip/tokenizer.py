@@ -10,7 +10,7 @@ neighbours until none applies (Sennrich et al., 2016; on bytes: Radford et al., 
 
 so the id of a merged token is also its rank: of two merges, the one with the smaller id goes first.
 `clip_merges.xz` beside this file holds the two ids that each merge joins; it is made by
-`tests/make_merges.py`, and read when the first text is tokenized.
+`weights/make_merges.py`, and read when the first text is tokenized.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_script_makes_the_stored_data_file(name, published_merges, tmp_path):
             wheel.writestr("open_clip/bpe_simple_vocab_16e6.txt.gz", content)
     else:
         source.write_bytes(content)
-    script = [sys.executable, HERE / "make_merges.py", source, "--output", output]
+    script = [sys.executable, HERE.parent / "weights/make_merges.py", source, "--output", output]
     subprocess.run(script, check=True, capture_output=True)
     # Not the compressed bytes: another version of liblzma may choose others.
     assert lzma.decompress(output.read_bytes()) == lzma.decompress(DATA.read_bytes())
@@ -150,7 +150,7 @@ def test_script_refuses_a_wrong_source_in_one_line(name, content, tmp_path):
     source, output = tmp_path / name, tmp_path / "made.xz"
     if content is not None:
         source.write_bytes(content)
-    script = [sys.executable, HERE / "make_merges.py", source, "--output", output]
+    script = [sys.executable, HERE.parent / "weights/make_merges.py", source, "--output", output]
     result = subprocess.run(script, capture_output=True, text=True)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from minidpt.runs import attention_pngs
 from minidpt.runs.attention_pngs import (
     BRIGHTEST,
     COVER,
@@ -79,19 +78,6 @@ def drawn(text: str) -> np.ndarray:
     image = Image.new("L", (200, 30), 255)
     write(ImageDraw.Draw(image), (5, 20), text, 190)
     return np.asarray(image)
-
-
-@pytest.fixture
-def only_pillows_font(monkeypatch):
-    """As where the system has no other."""
-    monkeypatch.setattr(attention_pngs, "MORE_FONTS", ("no such font.ttf",))
-    attention_pngs.fonts.cache_clear()
-    yield
-    attention_pngs.fonts.cache_clear()
-
-
-def test_letters_that_no_font_has_are_drawn_as_boxes(only_pillows_font):
-    assert np.array_equal(drawn("猫"), drawn("犬")) and (drawn("猫") < 128).any()
 
 
 def test_every_text_is_drawn_without_an_error():

@@ -88,6 +88,7 @@ def test_the_config_holds_every_setting_as_it_was_used(trained, inputs):
 
 
 def test_metrics_have_a_line_for_each_epoch(trained):
+    """What the lines say of loss and accuracy: `test_wiring`."""
     records = read_metrics(trained)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
     for epoch, record in enumerate(records):
@@ -96,10 +97,6 @@ def test_metrics_have_a_line_for_each_epoch(trained):
         assert record["lr"] == pytest.approx(rates)
         assert record["loss"] > 0 and record["images_per_second"] > 0
         assert 0 < record["waited_for_images"] < 1
-        right = record["train_accuracy"] * 10 / 100  # 12 images, two batches of 5
-        assert right == pytest.approx(round(right), abs=1e-6)
-    # epochs 3 to 6: without the guidance stage, whose loss is another
-    assert records[5]["loss"] < records[2]["loss"]
 
 
 def test_the_split_lists_the_images_that_were_used(trained, inputs):

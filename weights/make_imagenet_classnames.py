@@ -4,7 +4,7 @@ The names, curated for CLIP, are part of the package open_clip_torch (MIT licenc
 in the same order part of timm (Apache 2.0):
 
     pip download --no-deps open_clip_torch==3.3.0 timm==1.0.31
-    python tests/make_imagenet_classnames.py open_clip_torch-3.3.0-py3-none-any.whl \\
+    python weights/make_imagenet_classnames.py open_clip_torch-3.3.0-py3-none-any.whl \\
         timm-1.0.31-py3-none-any.whl
 """
 

@@ -3,7 +3,7 @@
 The list, `bpe_simple_vocab_16e6.txt.gz`, is part of the package open_clip_torch (MIT licence):
 
     pip download --no-deps open_clip_torch==3.3.0
-    python tests/make_merges.py open_clip_torch-3.3.0-py3-none-any.whl
+    python weights/make_merges.py open_clip_torch-3.3.0-py3-none-any.whl
 
 A line of the list is a merge: the two tokens that it joins, spelled in the 256 characters that
 stand for the bytes. CLIP uses the first 48894 merges of some 262,000. The data file keeps their
