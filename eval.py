@@ -164,7 +164,7 @@ def evaluate_published(args: Namespace) -> None:
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip = devices.load_clip(config)
     precision, _ = devices.choose_precision(config.precision, device)
-    clip = devices.place(clip, device, precision)
+    clip = devices.move_clip(clip, device, precision)
     inferred, classes = infer_config(tensors, len(clip.visual.transformer.resblocks))
     top_k, position = config.prompts.top_k, config.prompts.class_token_position
     prompts = PromptConfig(**inferred, top_k=top_k, class_token_position=position)

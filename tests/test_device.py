@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import minidpt
 from minidpt.clip.attention import attention
 from minidpt.runs.config import PRECISIONS
-from minidpt.runs.devices import place
+from minidpt.runs.devices import move_clip
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_meta_checkpoint = pytest.mark.skipif(
@@ -38,7 +38,7 @@ FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 
 def build(method: str, precision: str, device: str) -> minidpt.PromptedCLIP:
     torch.manual_seed(0)
-    clip = place(minidpt.build_clip(clip_state(CLIP)), torch.device(device), precision)
+    clip = move_clip(minidpt.build_clip(clip_state(CLIP)), torch.device(device), precision)
     config = minidpt.PromptConfig(method=method, n_ctx=4, n_visual=3, top_k=2)
     return minidpt.build_model(clip, NAMES, "a photo of a {}.", config).train()
 

@@ -35,3 +35,8 @@ def test_a_file_is_short_and_its_names_say_something(file):
     assert not names & VAGUE
     assert source.count("\n") <= 500
     assert [name for name in names if name.startswith("test_") and name.count("_") > 12] == []
+
+
+def test_no_name_in_the_package_is_vague():
+    for path in [*TESTS.parent.glob("*.py"), *TESTS.parent.glob("minidpt/**/*.py")]:
+        assert not VAGUE & set(bound_names(path.read_text("utf-8"))), path

@@ -130,9 +130,9 @@ def translate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.endswith(".position_ids"):  # 0, 1, 2, …, in files of earlier versions
             ours[name] = value.t() if name in TRANSPOSED and value.ndim == 2 else value
     for query in [name for name in ours if ".attn.q_proj." in name]:
-        names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        names = [query.replace("q_proj", f"{side}_proj") for side in "qkv"]
         parts = [ours[name] for name in names if name in ours]
-        alike = {(part.shape, part.dtype) for part in parts}
+        alike = {(each.shape, each.dtype) for each in parts}
         if len(parts) == 3 and len(alike) == 1 and parts[0].ndim:
             ours[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
             for name in names:
@@ -173,10 +173,10 @@ class Config(NamedTuple):
             "size": ({"shortest_edge": side}, side),
             "crop_size": ({"height": side, "width": side}, side),
         }
-        for place, settings in self.sizes.items():
+        for section, settings in self.sizes.items():
             for name, allowed in sizes.items():
                 if (setting := settings.get(name, allowed[0])) not in allowed:
-                    got = f"{place} {name} {to_single_line(setting, 80)}"
+                    got = f"{section} {name} {to_single_line(setting, 80)}"
                     raise ValueError(f"{got}, the tensors have {allowed[0]}: move the file away")
 
 

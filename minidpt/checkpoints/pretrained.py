@@ -153,12 +153,12 @@ def download(url: str, target: Path, sha256: str) -> None:
         if target.is_file():  # another process was faster
             return
         with (
-            atomic_write(target) as part,
+            atomic_write(target) as new_file,
             urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            open(part, "wb") as file,
+            open(new_file, "wb") as file,
         ):
             total, digest = int(response.headers.get("Content-Length") or 0), hashlib.sha256()
-            logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {part.parent}, once")
+            logger.warning(f"downloading {url} ({total / 1e6:,.0f} MB) to {target.parent}, once")
             with task_progress(f"MB of {target.name}", total // 10**6 or None) as report:
                 while chunk := response.read(1 << 18):
                     file.write(chunk)

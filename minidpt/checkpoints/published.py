@@ -129,8 +129,8 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
     Raises FileNotFoundError if there is no such folder or file.
     """
     folder, tensors = Path(folder), {}
-    parts = [part for part in (TEXT, VISUAL, CLASS_AWARE) if (folder / part).is_dir()]
-    saved = [{path.name for path in (folder / part).iterdir()} for part in parts]
+    components = [each for each in (TEXT, VISUAL, CLASS_AWARE) if (folder / each).is_dir()]
+    saved = [{path.name for path in (folder / component).iterdir()} for component in components]
     common = set.intersection(*saved) if saved else ()  # a run may be killed between two of them
     epochs = [int(file[1]) for name in common if (file := re.fullmatch(FILE, name))]
     epochs = [number for number in epochs if epoch in (None, number)]
@@ -138,10 +138,10 @@ def read_published(folder: str | os.PathLike, epoch: int | None = None) -> dict[
         file = f"model.pth.tar-{'N' if epoch is None else epoch}"
         files = f"{TEXT}/, {VISUAL}/ or {CLASS_AWARE}/, each with the same {file}, got none"
         raise FileNotFoundError(f"{folder}: expected {files}: pass CoOp's or DPT's output folder")
-    for part in parts:
-        path = folder / part / f"model.pth.tar-{max(epochs)}"
+    for component in components:
+        path = folder / component / f"model.pth.tar-{max(epochs)}"
         state = check_fields(read_checkpoint(path), str(path), state_dict=dict)["state_dict"]
         for name, value in check_fields(state, f"{path}, state_dict").items():
             if isinstance(value, Tensor):
-                tensors[f"{part}.{name}"] = value
+                tensors[f"{component}.{name}"] = value
     return tensors

@@ -102,8 +102,8 @@ def transformer_sizes(
     return TransformerSizes(width, layers, width // int(head_width), mlp_width)
 
 
-def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError, which `what` begins, unless names, shapes and kind of tensors are right.
+def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], subject: str) -> None:
+    """Raise ValueError, which `subject` begins, unless names, shapes and kind of tensors are right.
 
     They must hold floating-point numbers that are finite in fp32; `expected` may be on any device.
     """
@@ -120,7 +120,7 @@ def check_tensors(got: Mapping[str, object], expected: Mapping[str, Tensor], wha
         elif value.numel() and not all(end.isfinite() for end in value.float().aminmax()):
             problems.append(f"{name} is not finite: it holds NaN or infinity, or fp64 beyond fp32")
     if problems:
-        raise ValueError(f"{what}: {listed(problems, '; ')}")
+        raise ValueError(f"{subject}: {listed(problems, '; ')}")
 
 
 def listed(names: list[str], separator: str = ", ") -> str:

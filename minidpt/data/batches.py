@@ -138,12 +138,12 @@ def train_batches(
     if len(order) >= batch_size:
         del order[len(order) // batch_size * batch_size :]
 
-    def pixels(place: int) -> np.ndarray:
-        generator = random.Random(f"{seed}/{epoch}/{place}")
-        return to_uint8(train_transform(read(samples[order[place]].path), resolution, generator))
+    def pixels(slot: int) -> np.ndarray:
+        generator = random.Random(f"{seed}/{epoch}/{slot}")
+        return to_uint8(train_transform(read(samples[order[slot]].path), resolution, generator))
 
-    def shard(places: Sequence[int]) -> Sequence[int]:
-        return world.shard(sorted(places, key=order.__getitem__) if world.size > 1 else places)
+    def shard(slots: Sequence[int]) -> Sequence[int]:
+        return world.shard(sorted(slots, key=order.__getitem__) if world.size > 1 else slots)
 
     labels = [samples[number].label for number in order]
     return _batches(pixels, labels, resolution, batch_size, workers, shard, pin_memory)
@@ -158,8 +158,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield all images in order, the central square of each; the last batch may be small."""
 
-    def pixels(place: int) -> np.ndarray:
-        return eval_pixels(read(samples[place].path), resolution)
+    def pixels(slot: int) -> np.ndarray:
+        return eval_pixels(read(samples[slot].path), resolution)
 
     return _batches(pixels, [sample.label for sample in samples], resolution, batch_size, workers)
 
@@ -170,12 +170,12 @@ def _batches(
     resolution: int,
     batch_size: int,
     workers: int | None,
-    shard: Callable[[Sequence[int]], Sequence[int]] = lambda places: places,
+    shard: Callable[[Sequence[int]], Sequence[int]] = lambda slots: slots,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Batch pixels(place), (3, R, R) uint8, and labels of a rank's places, two batches ahead."""
-    places = range(len(labels))
-    groups = [shard(places[start : start + batch_size]) for start in places[::batch_size]]
+    """Batch pixels(slot), (3, R, R) uint8, and labels of a rank's slots, two batches ahead."""
+    slots = range(len(labels))
+    groups = [shard(slots[start : start + batch_size]) for start in slots[::batch_size]]
     ahead = 2 * max(map(len, groups), default=0)
     # `closing`: a traceback may keep this frame alive, but the threads must end at once.
     with closing(map_ordered(pixels, chain.from_iterable(groups), workers, ahead)) as views:
@@ -184,5 +184,5 @@ def _batches(
             images = torch.zeros(shape, dtype=torch.uint8, pin_memory=pin_memory)
             for image in images.numpy()[: len(group)]:
                 image[:] = next(views)
-            numbers = [labels[place] for place in group] or [NO_LABEL]
+            numbers = [labels[slot] for slot in group] or [NO_LABEL]
             yield Batch(images, torch.tensor(numbers, pin_memory=pin_memory))

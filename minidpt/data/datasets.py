@@ -252,14 +252,14 @@ def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
     """Open by folders in folders: the classes are those that hold images."""
     start = len(os.path.join(location.images, ""))
     files: dict[str, list[str]] = {}
-    for file in (found := listing.images_in(location.images)):
+    for file in (images := listing.images_in(location.images)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     loose = [file[start:] for file in files.pop("", [])]
     if len(files) < 2:
         raise incomplete_error(location.layout, location.folder)
     how, order = f"class folders in {location.images}", _in_order(location, files)
     dataset = listing.assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    return dataset.with_notes(*listing.unread_notes(found.unread), *listing.in_no_class(loose))
+    return dataset.with_notes(*listing.unread_notes(images.unread), *listing.in_no_class(loose))
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:

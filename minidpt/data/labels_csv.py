@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain, filterfalse, islice
 from pathlib import Path
 
-from ..support.files import MAX_CLASSES, MAX_PICTURES, short_repr
+from ..support.files import MAX_CLASSES, MAX_IMAGES, short_repr
 from . import folders
 from .class_folders import split_folders
 from .folders import IMAGE_SUFFIXES, SPLIT_NAMES, Splits
@@ -140,7 +140,7 @@ def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, s
     composed = [
         f"'{label}' ({counts[label]} images)"
         for label in counts
-        if len(parts[label]) > 1 and any(uses[part] > 1 for part in parts[label])
+        if len(parts[label]) > 1 and any(uses[each] > 1 for each in parts[label])
     ]
     note = f"combined labels are separate classes: {folders.shorten(composed)}"
     return names, [note] if composed else []
@@ -152,7 +152,7 @@ def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
     Raises FileNotFoundError for those that still miss, with where in or below `folder` there is
     one of that name.
     """
-    slashed = {path: path.replace("\\", "/") for path in missing_files(entries, MAX_PICTURES)}
+    slashed = {path: path.replace("\\", "/") for path in missing_files(entries, MAX_IMAGES)}
     files: dict[str, list[str]] = {}
     for parent in filter(os.path.isdir, set(map(os.path.dirname, slashed.values()))):
         for _, path, kind in folders.scan(parent):

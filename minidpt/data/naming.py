@@ -162,17 +162,17 @@ class Naming:
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
 
-    Commas, or semicolons or tabs if the first line has more of them. There may be `MAX_PICTURES`
+    Commas, or semicolons or tabs if the first line has more of them. There may be `MAX_IMAGES`
     rows, of 20 cells on the average.
     """
-    text = files.read_text(path, where, 20 * files.MAX_PICTURES)
+    text = files.read_text(path, where, 20 * files.MAX_IMAGES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
     lines = (line[0] for line in re.finditer(r".*\n|.+", text))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for count, row in enumerate(reader, start=1):
-            if count > files.MAX_PICTURES:
-                expected = f"at most {files.MAX_PICTURES:,} rows"
+            if count > files.MAX_IMAGES:
+                expected = f"at most {files.MAX_IMAGES:,} rows"
                 raise ValueError(f"{where}: expected {expected}, got more: split it")
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells

@@ -44,7 +44,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
     kinds |= dict.fromkeys(("classnames", "drawn", "class_keys", *SPLITS), list | None)
     kinds["allow_duplicates"] = bool | None
-    most = 5 * files.MAX_PICTURES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
+    most = 5 * files.MAX_IMAGES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = files.check_fields(files.read_json(path, where, most), where, **kinds)
     content |= {split: content.get(split) or [] for split in SPLITS}
     expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"

@@ -13,6 +13,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path, PurePath
 
 from PIL import Image, ImageChops, ImageDraw
@@ -81,11 +82,11 @@ def draw_demo(parent: str | os.PathLike) -> Path:
 
 
 def demo_files() -> Iterator[PurePath]:
-    """Yield the demo's files within its folder, part/class/file, in the order they are drawn."""
-    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+    """Yield the demo's files within its folder, split/class/file, in the order they are drawn."""
+    for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         for name in CLASSES:
             for number in range(count):
-                yield PurePath(part, name, f"{name}_{number:03}.png")
+                yield PurePath(split, name, f"{name}_{number:03}.png")
 
 
 def draw_scene(
@@ -139,13 +140,13 @@ def draw_thing(
     colours = [colour(rng, style) for _ in range(3)]
     outline = rng.random() < style.outline
 
-    def place(px: float, py: float) -> Point:
+    def to_pixels(px: float, py: float) -> Point:
         u, v = (px - 0.5) * mirror * stretch, py - 0.5
         right = u * math.cos(angle) - v * math.sin(angle)
         down = u * math.sin(angle) + v * math.cos(angle)
         return (x + (right + 0.5) * size) * pixels, (y + (down + 0.5) * size) * pixels
 
-    parts = [(which, [place(*point) for point in part]) for which, part in THINGS[name](rng)]
+    parts = [(which, list(starmap(to_pixels, polygon))) for which, polygon in THINGS[name](rng)]
     for which, placed in parts:
         if outline:
             width = max(2, round(pixels * 0.018))

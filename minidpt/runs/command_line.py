@@ -249,9 +249,9 @@ def parse_eval_command(text: str) -> Namespace:
             group = command.groups[DATA if argument == "--image-root" else OUTPUT]
             owner = group if argument.startswith("--") else command
             owner.add_argument(argument, **ARGUMENTS[argument] | CHANGES[name].get(argument, {}))
-    given = vars(parser.parse_args())
+    options = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
-    args = Namespace(**{**dict.fromkeys(names), **given})
+    args = Namespace(**{**dict.fromkeys(names), **options})
     args.max_pixels = args.max_pixels or RunConfig.max_pixels
     check_eval_command(commands.choices[args.command], args)
     return args

@@ -42,7 +42,7 @@ ON_A_DEVICE = (*TESTS, "predict", "report", "export")
 class RunConfig:
     """The settings of one run. Raises as `check_option`.
 
-    data: None for the demo's pictures, until they are drawn.
+    data: None for the demo's images, until they are drawn.
     epochs, warmup_epochs, template, model: None for the usual ones, until `resolve`.
     """
 
@@ -245,7 +245,7 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
 class RunRecord:
     """Facts that a run finds out beyond its settings, kept with them in config.json.
 
-    clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of pictures and classes.
+    clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of images and classes.
     device, precision: those it computes in. quick_gelu: CLIP's activation, said or guessed.
     white_level: of images of more than 8 bits, by kind.
     """

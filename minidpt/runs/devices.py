@@ -66,7 +66,7 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[str, str]:
     return "fp32", "the default"
 
 
-def place(clip: CLIP, device: torch.device, precision: str) -> CLIP:
+def move_clip(clip: CLIP, device: torch.device, precision: str) -> CLIP:
     """Move CLIP to the device, stored in the precision."""
     if precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, 10 bits by default

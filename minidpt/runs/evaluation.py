@@ -62,14 +62,14 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def pixels(self, what: str = "test images") -> Iterator[Batch]:
-        """Yield batches of uint8 images and labels of its `shard`; `what` names the progress."""
+    def pixels(self, task: str = "test images") -> Iterator[Batch]:
+        """Yield batches of uint8 images and labels of its `shard`; `task` names the progress."""
         side, open_image = self.clip.visual.resolution, self.white_level.open
         batches = self._pixels or eval_batches(
             self.shard, side, self.batch_size, self.workers, open_image
         )
         done, decoded = 0, []
-        with task_progress(what, len(self.shard)) as update:
+        with task_progress(task, len(self.shard)) as update:
             for batch in batches:
                 self.world.check()
                 if self.keeps_pixels:

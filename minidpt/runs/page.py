@@ -62,7 +62,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 
     `class_` stands for class, `stroke_width` for stroke-width.
     """
-    inside = "".join(part if isinstance(part, Markup) else text(part) for part in content)
+    inside = "".join(each if isinstance(each, Markup) else text(each) for each in content)
     opening = " ".join([name, *(
         f'{key.rstrip("_").replace("_", "-")}="{text(value)}"' for key, value in attributes.items()
     )])  # fmt: skip

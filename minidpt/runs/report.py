@@ -164,7 +164,7 @@ def write_predictions(
 def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
     """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
-    content = files.read_text(path, str(path), most=8 * files.MAX_PICTURES)
+    content = files.read_text(path, str(path), most=8 * files.MAX_IMAGES)
     known = {str(files.escape_formula(name)): label for label, name in enumerate(classnames)}
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
@@ -213,7 +213,7 @@ class RunReport:
         rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
-        return [part for part in parts if part]
+        return [each for each in parts if each]
 
     def _made(self, title: str, file: str, make: Callable[[], Any]) -> Any:
         """Return what is made of a file, or None and a note of whatever is wrong with it."""

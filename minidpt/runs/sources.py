@@ -23,7 +23,7 @@ from ..support.distributed import world_from_environment
 from ..support.progress import print_notes
 from .command_line import evaluates_other_data
 from .config import RunConfig, merge_read_options
-from .devices import choose_device, choose_precision, load_clip, place
+from .devices import choose_device, choose_precision, load_clip, move_clip
 from .entrypoint import format_command
 from .folders import MODEL, SPLIT, SUMMARY, RunFolder
 from .results import tested_on
@@ -145,7 +145,7 @@ def compare_classes(dataset: Dataset, saved: SavedModel, among_all: bool | None)
 def data_folders(run: RunFolder) -> list[Path]:
     """Return the folders that the run's images are in."""
     places = run.read_config()[0].data, split_content(run.path(SPLIT)).get("root")
-    return [Path(place) for place in places if place]
+    return [Path(path) for path in places if path]
 
 
 def train_images(run: RunFolder, root: str | None) -> set[str]:
@@ -168,7 +168,7 @@ def load_runs(runs: list[RunFolder], args: Namespace) -> tuple[list[PromptedCLIP
     device = device_of_runs(runs, args)
     precision, _ = choose_precision(args.precision or record.precision, device)
     clip = load_clip(replace(config, quick_gelu=record.quick_gelu), args.model)
-    clip = place(clip, device, precision)
+    clip = move_clip(clip, device, precision)
     for run in runs:
         if not run.path(SUMMARY).is_file():
             again = format_command("train", "--resume", run.folder)

@@ -27,7 +27,7 @@ from ..support.progress import print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
 from .config import RunConfig, RunRecord, expand_grid, merge_read_options
-from .devices import choose_device, choose_precision, load_clip, place
+from .devices import choose_device, choose_precision, load_clip, move_clip
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
 from .report import write_report
@@ -256,7 +256,7 @@ def prepare(
     for (prompts, template), run in kinds.items():
         build_model(clip, run.dataset.classnames[:2], template, prompts, allow_duplicates=True)
     if todo:
-        clip = place(clip, device, precision)
+        clip = move_clip(clip, device, precision)
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep and world.is_main:
             chosen = {"data": config.data, "model": config.model, "precision": precision}

@@ -75,15 +75,15 @@ class World:
         first, last = (len(rows) * rank // self.size for rank in (self.rank, self.rank + 1))
         return rows[first:last]
 
-    def all_gather(self, part: Tensor, count: int) -> Tensor:
+    def all_gather(self, shard: Tensor, count: int) -> Tensor:
         """Gather the rows of all ranks in their order, (count, …), from each rank's shard.
 
         Its gradient is the sum over all ranks. Rows beyond the shard are left out: a rank whose
         shard is empty may pass any.
         """
         if self.size == 1:
-            return part
-        return _AllGather.apply(part[: len(self.shard(range(count)))], self, count)
+            return shard
+        return _AllGather.apply(shard[: len(self.shard(range(count)))], self, count)
 
     @torch.no_grad()
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -141,10 +141,10 @@ SINGLE = World()
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, world: World, count: int) -> Tensor:
+    def forward(ctx: Any, shard: Tensor, world: World, count: int) -> Tensor:
         ctx.world = world
-        rows = part.new_zeros(count, *part.shape[1:])
-        world.shard(rows)[:] = part
+        rows = shard.new_zeros(count, *shard.shape[1:])
+        world.shard(rows)[:] = shard
         return world.all_reduce_sum(rows)  # where one rank has its rows the others have zeros
 
     @staticmethod

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 Function = TypeVar("Function", bound=Callable)
 
 MAX_TEXT = 256 * 1024**2  # bytes of a text file; a list of ImageNet's training images has 0.1 G
-MAX_PICTURES = 2_000_000  # rows of a list of images; ImageNet has 1.3 million for training
+MAX_IMAGES = 2_000_000  # rows of a list of images; ImageNet has 1.3 million for training
 MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
 MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many

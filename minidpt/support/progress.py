@@ -26,7 +26,7 @@ AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 @contextmanager
 def use_progress(watch: Watch) -> Iterator[None]:
-    """Report the long operations of the block to `watch(what, total)`."""
+    """Report the long operations of the block to `watch(task, total)`."""
     token = _watch.set(watch)
     try:
         yield
@@ -34,14 +34,14 @@ def use_progress(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
-def task_progress(what: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
+def task_progress(task: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
     """Enter a long operation: yields the callback that takes how much of `total` is done."""
-    return _watch.get()(what, total)
+    return _watch.get()(task, total)
 
 
-def track(items: Iterable[Value], what: str, total: int) -> Iterator[Value]:
+def track(items: Iterable[Value], task: str, total: int) -> Iterator[Value]:
     """Yield the same items, counted as the progress of a long operation."""
-    with task_progress(what, total) as update:
+    with task_progress(task, total) as update:
         for done, item in enumerate(items, start=1):
             yield item
             update(done)
@@ -50,9 +50,9 @@ def track(items: Iterable[Value], what: str, total: int) -> Iterator[Value]:
 class Progress:
     """One line that shows how far a task is: rewritten on a terminal, elsewhere one for each tenth.
 
-    what, total: "epoch" of 100; without a total nothing is known of the time left.
+    task, total: "epoch" of 100; without a total nothing is known of the time left.
     after: seconds before anything is shown (None: `AFTER`); with 0 the last line stays.
-    done: what was done before.
+    done: how much was done before.
 
     The line is cut to the terminal's width and holds neither colours nor other escape sequences.
     """
@@ -61,13 +61,13 @@ class Progress:
 
     def __init__(
         self,
-        what: str,
+        task: str,
         total: int | None,
         after: float | None = None,
         done: int = 0,
         stream: TextIO | None = None,
     ):
-        self.what, self.total = what, total
+        self.task, self.total = task, total
         self.after = AFTER if after is None else after
         self.first, self.stream, self.length = done, stream or sys.stderr, 0
         self.tenths = done * 10 // total if total else 0
@@ -94,11 +94,11 @@ class Progress:
             self._rewrite(self._line(done, now, text))
 
     def _line(self, done: int, now: float, text: str) -> str:
-        parts = [f"{self.what} {done}"]
+        parts = [f"{self.task} {done}"]
         if self.total:
             seconds = (now - self.started) / max(done - self.first, 1)  # for each
             left = format_duration(seconds * max(self.total - done, 0))
-            parts = [f"{self.what} {done}/{self.total}", f"{left} left"]
+            parts = [f"{self.task} {done}/{self.total}", f"{left} left"]
         return " · ".join([*parts, text] if text else parts)
 
     def _rewrite(self, line: str) -> None:

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import minidpt
 from minidpt.runs.config import PRECISIONS
-from minidpt.runs.devices import keep_freed_memory, place
+from minidpt.runs.devices import keep_freed_memory, move_clip
 
 TASKS = ("image features", "text features", "zero-shot batch")
 TEMPLATE = "a photo of a {}."
@@ -56,7 +56,7 @@ class Ours:
     """The package."""
 
     def __init__(self, names: list[str], precision: str):
-        self.clip = place(minidpt.build_clip(weights()), torch.device("cpu"), precision)
+        self.clip = move_clip(minidpt.build_clip(weights()), torch.device("cpu"), precision)
         self.tokens = minidpt.tokenize([TEMPLATE.format(name) for name in names])
         config = minidpt.PromptConfig(method="zeroshot")
         self.model = minidpt.build_model(self.clip, names, TEMPLATE, config)

@@ -39,7 +39,7 @@ from minidpt.images.threads import default_workers  # noqa: E402
 from minidpt.images.transforms import eval_pixels  # noqa: E402
 from minidpt.inference import PREDICT_BATCH  # noqa: E402
 from minidpt.runs.config import PRECISIONS  # noqa: E402
-from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
+from minidpt.runs.devices import keep_freed_memory, move_clip  # noqa: E402
 
 SIZE = 500, 400
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     args = parser.parse_args()
     keep_freed_memory()
-    clip = place(minidpt.build_clip(weights()), torch.device(args.device), args.precision)
+    clip = move_clip(minidpt.build_clip(weights()), torch.device(args.device), args.precision)
     processors = default_workers()
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pictures(Path(folder), args.pictures)

@@ -44,7 +44,7 @@ from products import Products  # noqa: E402
 import minidpt  # noqa: E402
 from minidpt.data.naming import imagenet_classnames  # noqa: E402
 from minidpt.runs.config import PRECISIONS  # noqa: E402
-from minidpt.runs.devices import keep_freed_memory, place  # noqa: E402
+from minidpt.runs.devices import keep_freed_memory, move_clip  # noqa: E402
 
 VIT_B_32 = tiny_models.Sizes(
     embedding=512, vision_width=768, vision_layers=12, text_width=512, text_layers=12, patch=32,
@@ -66,7 +66,7 @@ class Ours:
 
     def __init__(self, count: int, precision: str, device: torch.device = CPU):
         keep_freed_memory()
-        clip = place(minidpt.build_clip(weights()), device, precision)
+        clip = move_clip(minidpt.build_clip(weights()), device, precision)
         tiny_models.clip_state.cache_clear()  # CLIP has its own copies
         self.model = minidpt.build_model(clip, classnames(count), "a photo of a {}.")
         self.forward = self.model
