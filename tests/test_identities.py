@@ -9,9 +9,8 @@ from minidpt.data.samples import Sample, make_dataset
 
 
 def test_the_fingerprint_of_the_small_clip_is_pinned():
-    clip, _ = minidpt.load("tiny")
     pinned = "4daea00b3ad7a863e233b0d1251e95f4951be73392cba5289b8ded643b1b6dcc"
-    assert clip.fingerprint() == pinned
+    assert minidpt.load("tiny")[0].fingerprint() == pinned
 
 
 def test_the_fingerprint_of_a_data_set_is_pinned():
