@@ -89,7 +89,7 @@ def test_eval_finds_images_and_model_that_have_moved_where_it_is_told(trained, t
     assert_one_line(run_command("eval.py", "test", "run"), "eval.py", gone, "--image-root")
     clip = shutil.copy(inputs.clip, tmp_path / "elsewhere.pt")
     result = run_command("eval.py", "test", "run", "--image-root", moved, "--classes", "new")
-    assert_one_line(result, "eval.py", "--image-root", "--data")
+    assert_one_line(result, "eval.py", "expected a CSV file for --columns or --image-root")
     result = run_command("eval.py", "test", "run", "--image-root", moved, "--model", clip)
     assert f"dpt accuracy {read_summary('run')['accuracy']:.2f} %" in result.out
 
