@@ -51,7 +51,7 @@ def noted(run: str) -> list[dict]:
 
 def test_a_copy_of_the_runs_folder_is_tested_like_it(images, clip):
     content = trained(images, clip, "run")
-    assert torch.load("run/model.pt")["class_keys"] == sorted(NAMES)
+    assert torch.load("run/model.pt", weights_only=True)["class_keys"] == sorted(NAMES)
     Path("names.txt").unlink()
     shutil.copytree(images, "elsewhere/copy")
     expected = tuple(f"{content[key]:.2f}" for key in ("accuracy", "zero_shot_accuracy")) + ("15",)
