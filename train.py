@@ -153,7 +153,8 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     settings = config.result_settings() | record.result_settings()
     # A resumed run refuses training images that have changed.
-    digests = {sample.path: file_digest(sample.path) for sample in train_set.train}
+    samples = train_set.train if model.world.is_main else []
+    digests = {sample.path: file_digest(sample.path) for sample in samples}
     state = TrainingState(model.train(), optimizer, scaler, settings, digests)
     if run_folder.path(STATE).is_file():
         state.load(run_folder)

@@ -129,7 +129,7 @@ def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dat
 
 def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     """List a recognised data set: by its split file, its own lists, or its class folders."""
-    layout, folder, images, _ = location
+    layout, _, images, _ = location
     names = location.file(layout.names)
     listed = read_classnames(names) if names else imagenet_classnames() if layout.numbered else {}
     renames = layout.renames

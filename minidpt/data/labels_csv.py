@@ -83,7 +83,7 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     for line, row in rows:
         _check_row(f"{where}, line {line}", row, columns, len(header))
         name, label, cell = (row[columns[key]] if key in columns else "all" for key in _COLUMNS)
-        file = os.path.join(start, name)
+        file = os.path.normpath(os.path.join(start, name))
         if file in entries:
             got = f"{name} again (line {entries[file][0]})"
             raise ValueError(f"{where}, line {line}: expected each image once, got {got}")

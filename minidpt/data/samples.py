@@ -230,9 +230,10 @@ def _equal_files(labelled: Iterable[tuple[str, object]]) -> list[list[tuple[str,
     return groups
 
 
-def file_digest(path: str) -> str:
-    """Return the size of a file in bytes and the SHA-256 of its content."""
-    return f"{os.path.getsize(path)} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+def file_digest(path: str) -> bytes:
+    """Return the size of a file in 8 bytes, and the SHA-256 of its content in 32."""
+    content = Path(path).read_bytes()
+    return len(content).to_bytes(8, "big") + hashlib.sha256(content).digest()
 
 
 def _end(path: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..config import METHODS
 from ..data.layouts import LAYOUTS
 from ..data.samples import Dataset
+from ..data.splits import split_content
 from ..support import files
 from . import folders
 from .config import OPTIONS, flag, published_settings
@@ -174,7 +175,7 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = run.read_json(folders.SPLIT, root=str)["root"]
+    trained_root = split_content(run.path(folders.SPLIT)).get("root")
     root = str(dataset.root.resolve())
     settings = {
         "tested in": (root, trained_root),

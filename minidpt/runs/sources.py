@@ -14,6 +14,7 @@ import torch
 
 from ..checkpoints.prompt_file import SavedModel, read_model
 from ..data.datasets import open_dataset
+from ..data.labels_csv import describe_missing, missing_files
 from ..data.layouts import LAYOUTS
 from ..data.naming import match_classes, read_classnames
 from ..data.samples import Dataset, find_copies, select_classes
@@ -67,7 +68,7 @@ def other_datasets(
             load, data, name, classnames=classnames, template=template, read=read,
             least_classes=1 if args.among_all else 2,
         )  # fmt: skip
-        dataset, saved = reopen(), run and read_model(run.path(MODEL))
+        dataset, saved = reopen(), read_model(run.path(MODEL)) if run else None
         if run and args.data is not None and dataset.name not in KNOWN:
             dataset = adapt_to_run(dataset, reopen, run, saved, args)
         dataset = select_classes(dataset, subset)
@@ -108,6 +109,9 @@ def adapt_to_run(
 def leave_out_trained(dataset: Dataset, learned_from: set[str]) -> Dataset:
     """Leave out test images that a run was trained on, and copies of them; a note counts them."""
     trained = set(find_copies(learned_from, [sample.path for sample in dataset.test]))
+    if missing := missing_files(learned_from):
+        got = describe_missing(missing)
+        dataset = dataset.with_notes(f"training images that cannot be left out: {got}")
     if not trained:
         return dataset
     test = [sample for sample in dataset.test if sample.path not in trained]

@@ -6,7 +6,6 @@ Orders and crops of images are not in it: they follow from the seed and the epoc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class TrainingState:
     """State of a training that changes from epoch to epoch.
 
     settings: those that decide the result of the run, saved to be compared, as are
-    images: the files of the training images and their digests.
+    images: the files of the training images and their digests, of 40 bytes; main process only.
     epoch: number of finished epochs; metrics: their lines of metrics.jsonl.
     """
 
@@ -35,7 +34,7 @@ class TrainingState:
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
     settings: dict[str, Any]
-    images: dict[str, str]
+    images: dict[str, bytes]
     epoch: int = 0
     metrics: str = ""
 
@@ -52,7 +51,7 @@ class TrainingState:
         write_checkpoint(run.path(STATE), {
             "format": FORMAT,
             "settings": self.settings,
-            "images": list(self.images.values()),
+            "images": torch.frombuffer(bytearray().join(self.images.values()), dtype=torch.uint8),
             "epoch": self.epoch,
             "learned": on_cpu(learned),
             "momentum": on_cpu(momentum),
@@ -84,13 +83,14 @@ class TrainingState:
         if content["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {short_repr(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
-        check_fields(content, "content", epoch=int, settings=dict, images=list, **kinds)
+        check_fields(content, "content", epoch=int, settings=dict, images=Tensor, **kinds)
         for name, value in self.settings.items():
             if (there := content["settings"].get(name)) != value:
                 got = f"one with {name} {short_repr(there)}"
                 raise ValueError(f"expected {name} {short_repr(value)}, got {got}")
-        for (path, digest), there in zip_longest(self.images.items(), content["images"]):
-            if digest != there:
+        digests = content["images"].numpy().tobytes()
+        for number, (path, digest) in enumerate(self.images.items()):
+            if digest != digests[40 * number : 40 * (number + 1)]:
                 got = f"another {path} (put the old one back to resume)"
                 raise ValueError(f"expected the run's training images, got {got}")
         epoch, epochs = content["epoch"], self.settings["epochs"]

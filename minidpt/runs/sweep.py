@@ -100,7 +100,7 @@ def is_finished(folder: str) -> bool:
 def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     """Open the data sets and return the runs on them, data set by data set, one of each name.
 
-    Raises ValueError if a data set has too few images for the shots.
+    Raises ValueError if a data set is only a test.
     """
     configs = expand_grid(command.options)
     folder = Path(configs[0].data or draw_demo("runs")).expanduser()

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -256,8 +257,9 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     stops nobody. While another is in the block, waits, or raises BlockingIOError with text `busy`.
     Raises FileExistsError if something else than a file has its name.
     """
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path}: expected a file, got a folder, device or pipe: remove it")
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileExistsError(f"{path}: expected a file, got a folder or pipe: remove it")
     is_locked = False
     with ExitStack() as files:
         while fcntl and not is_locked:

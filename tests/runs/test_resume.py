@@ -341,7 +341,6 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
 
 
 def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
-    """Else it belongs to each tensor after the first epoch, which the table above has."""
     shutil.copytree(stopped, "run")
     content = read_checkpoint("run/state.pt")
     config, record = RunFolder("run").read_config()
@@ -349,9 +348,10 @@ def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
     model = build_model(shared_clip(WIDE), names, config.template, config.prompts)
     optimizer = torch.optim.SGD(parameter_groups(model), momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    write_checkpoint("run/state.pt", {**content, "momentum": {}, "scaler": scaler.state_dict()})
+    images = {f"{number}.png": bytes(40) for number in range(30_000)}  # as of ImageNet
+    content |= {"images": torch.zeros(40 * 30_000, dtype=torch.uint8), "momentum": {}}
+    write_checkpoint("run/state.pt", {**content, "scaler": scaler.state_dict()})
     settings = config.result_settings() | record.result_settings()
-    images = dict(enumerate(content["images"]))
     state = TrainingState(model, optimizer, scaler, settings, images)
     state.load(RunFolder("run"))
     assert state.epoch == 3 and not optimizer.state
