@@ -32,7 +32,7 @@ class SavedModel(NamedTuple):
     classnames: list[str]
     template: str
     config: dict[str, Any]
-    white: WhiteLevel | None
+    white: WhiteLevel
     clip: dict[str, Any]
     class_keys: list[str] | None = None
     allow_duplicates: bool = False
