@@ -11,7 +11,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path, PurePath
@@ -81,10 +81,10 @@ def draw_demo(parent: str | os.PathLike) -> Path:
     return folder
 
 
-def demo_files() -> Iterator[PurePath]:
+def demo_files(classes: Iterable[str] = CLASSES) -> Iterator[PurePath]:
     """Yield the demo's files within its folder, split/class/file, in the order they are drawn."""
     for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-        for name in CLASSES:
+        for name in classes:
             for number in range(count):
                 yield PurePath(split, name, f"{name}_{number:03}.png")
 
@@ -96,10 +96,12 @@ def draw_scene(
     side: int = 96,
     others: list[str] | None = None,
     outlines: list[list[Point]] | None = None,
+    alone: bool = False,
 ) -> Image.Image:
     """Draw an image (side × side, RGB) of one thing, with smaller others around it as in the style.
 
     outlines: takes the polygons of the thing, as they lie in an image of twice the side.
+    alone: leave the others out; all else is the same to the pixel.
     """
     scale = 2  # drawn larger and reduced: smooth edges
     ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
@@ -111,9 +113,10 @@ def draw_scene(
     size = rng.uniform(*style.size)
     if others is None:
         others = rng.sample([name for name in THINGS if name != thing], rng.randint(*style.others))
+    around = image.copy() if alone else image  # a copy is drawn on too: the same random numbers
     for name in others:
         small = size * rng.uniform(*style.other_size)
-        draw_thing(image, name, rng, style, small, at_edge=True)
+        draw_thing(around, name, rng, style, small, at_edge=True)
     polygons = draw_thing(image, thing, rng, style, size, at_edge=False)
     if outlines is not None:
         outlines += polygons  # the last one drawn: nothing covers it
