@@ -25,13 +25,12 @@ CLASSES = tuple(THINGS)[:12]
 TRAIN_IMAGES, TEST_IMAGES = 32, 80  # of each class
 SEED = 2208
 VERSION = 3  # of the images; raise it when anything drawn changes
+Range = tuple[float, float]  # low, high
 
 
 @dataclass(frozen=True)
 class Style:
     """How a scene is drawn, by default a street at night.
-
-    Ranges are (low, high); shares are probabilities.
 
     saturation, value: of the things' colours; hues are free.
     background: (saturation, value) ranges of the background.
@@ -42,14 +41,14 @@ class Style:
     noise: amplitude of grain, 0–255, the same in the three channels.
     """
 
-    saturation: tuple[float, float] = (0.2, 0.9)
-    value: tuple[float, float] = (0.6, 1.0)
-    background: tuple[tuple[float, float], tuple[float, float]] = ((0.1, 0.6), (0.05, 0.3))
+    saturation: Range = (0.2, 0.9)
+    value: Range = (0.6, 1.0)
+    background: tuple[Range, Range] = ((0.1, 0.6), (0.05, 0.3))
     outline: float = 0.0
     clutter: tuple[int, int] = (0, 2)
     others: tuple[int, int] = (2, 3)
-    other_size: tuple[float, float] = (0.3, 0.45)
-    size: tuple[float, float] = (0.55, 0.85)
+    other_size: Range = (0.3, 0.45)
+    size: Range = (0.55, 0.85)
     tilt: float = 12
     noise: float = 40
 
@@ -104,12 +103,13 @@ def draw_scene(
     alone: leave the others out; all else is the same to the pixel.
     """
     scale = 2  # drawn larger and reduced: smooth edges
-    ground = hsv(rng.random(), *(rng.uniform(*ends) for ends in style.background))
+    ground = random_colour(rng, *style.background)
     image = Image.new("RGB", (side * scale, side * scale), ground)
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(*style.clutter)):
         ends = [(rng.random() * side * scale, rng.random() * side * scale) for _ in range(2)]
-        draw.line(ends, fill=colour(rng, style), width=rng.randint(1, 3) * scale)
+        fill = random_colour(rng, style.saturation, style.value)
+        draw.line(ends, fill=fill, width=rng.randint(1, 3) * scale)
     size = rng.uniform(*style.size)
     if others is None:
         others = rng.sample([name for name in THINGS if name != thing], rng.randint(*style.others))
@@ -140,7 +140,7 @@ def draw_thing(
     angle = math.radians(rng.uniform(-style.tilt, style.tilt))
     mirror = rng.choice((-1, 1))
     stretch = rng.uniform(0.85, 1.0)
-    colours = [colour(rng, style) for _ in range(3)]
+    colours = [random_colour(rng, style.saturation, style.value) for _ in range(3)]
     outline = rng.random() < style.outline
 
     def to_pixels(px: float, py: float) -> Point:
@@ -149,21 +149,19 @@ def draw_thing(
         down = u * math.sin(angle) + v * math.cos(angle)
         return (x + (right + 0.5) * size) * pixels, (y + (down + 0.5) * size) * pixels
 
-    parts = [(which, list(starmap(to_pixels, polygon))) for which, polygon in THINGS[name](rng)]
-    for which, placed in parts:
+    polygons = []
+    for which, polygon in THINGS[name](rng):
+        polygon = list(starmap(to_pixels, polygon))
         if outline:
             width = max(2, round(pixels * 0.018))
-            draw.line([*placed, placed[0]], fill=colours[which], width=width)
+            draw.line([*polygon, polygon[0]], fill=colours[which], width=width)
         else:
-            draw.polygon(placed, fill=colours[which])
-    return [placed for _, placed in parts]
+            draw.polygon(polygon, fill=colours[which])
+        polygons.append(polygon)
+    return polygons
 
 
-def colour(rng: random.Random, style: Style) -> tuple[int, int, int]:
-    """Draw a random colour of the style's things."""
-    return hsv(rng.random(), rng.uniform(*style.saturation), rng.uniform(*style.value))
-
-
-def hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    """Convert hue, saturation and value in 0–1 to an RGB triple in 0–255."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+def random_colour(rng: random.Random, saturation: Range, value: Range) -> tuple[int, int, int]:
+    """Draw a colour of any hue, of saturation and value in these ranges; RGB in 0–255."""
+    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+    return tuple(round(255 * channel) for channel in rgb)
