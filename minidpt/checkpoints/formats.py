@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..clip.network import VisionTransformer
+from ..clip.network import HEAD_WIDTH, VisionTransformer
 from ..clip.state_dict import NOT_WEIGHTS, listed
 from ..images.transforms import CLIP_MEAN, CLIP_STD, Colours
 from ..support.files import check_fields, read_json, short_repr, to_single_line
@@ -59,17 +59,19 @@ for _name in ("model.safetensors", "pytorch_model.bin"):
     WEIGHTS += [_name, _name + INDEX]
 
 # open_clip's settings that make the model we have, or nothing that a loaded model does. Any other
-# is a part that we do not have, unless it is off.
+# is a part that we do not have, unless it is usual or off.
 KNOWN = """embed_dim quick_gelu vision_cfg text_cfg custom_text init_logit_scale
     nonscalar_logit_scale width layers head_width heads image_size patch_size mlp_ratio
     context_length vocab_size patch_dropout pad_id eos_id attn_pooler_queries
     attn_pooler_heads""".split()
+OFF = (None, False, {}, "")  # 0 is False
 USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",),
          "block_type": ("default",), "timm_pool": ("avg",), "timm_proj": ("linear",),
          "hf_proj_type": ("mlp",), "hf_pooler_type": ("mean_pooler",),
          "hf_model_pretrained": (True,)}  # fmt: skip
-# How images are preprocessed, where a configuration says it; 3 is Pillow's number of bicubic.
-# Hugging Face's other "do_…" must be off.
+HUGGING_FACE_SIDE = {"layer_norm_eps": (1e-5,),
+                     "eos_token_id": (49407, 2)}  # 2: before 2023, the largest  # fmt: skip
+# How images are preprocessed; 3 is Pillow's number of bicubic. Other "do_…" must be off.
 PREPROCESSING = {
     "interpolation": ("bicubic",), "resize_mode": ("shortest",), "resample": (3,),
     **dict.fromkeys("do_resize do_center_crop do_rescale do_normalize do_convert_rgb".split(),
@@ -143,8 +145,7 @@ def translate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Config(NamedTuple):
     """What a configuration says of a CLIP beyond its tensors; None: it does not.
 
-    sizes: settings of the image side under open_clip's names, and of Hugging Face's preprocessing,
-        by the place that errors name: with sizes that the tensors must have.
+    sizes: by file, settings of the image side or of preprocessing, with sizes to compare.
     """
 
     path: Path | None = None
@@ -153,7 +154,7 @@ class Config(NamedTuple):
     text_head_width: int | None = None
     mean: Colours = CLIP_MEAN
     std: Colours = CLIP_STD
-    sizes: Mapping[str, Mapping[str, Any]] = {}
+    sizes: Mapping[Path, Mapping[str, Any]] = {}
 
     def resolve(self, name: str, option: Any) -> Any:
         """Return a setting, `option` where it has none; ValueError if the two differ."""
@@ -163,7 +164,7 @@ class Config(NamedTuple):
         return option if setting is None else setting
 
     def check_sizes(self, visual: VisionTransformer) -> None:
-        """Raise ValueError if the file is the configuration of another model."""
+        """Raise ValueError if a file is the configuration of another model."""
         patch, side = visual.conv1.kernel_size[0], visual.resolution
         sizes = {
             **dict.fromkeys(("width", "hidden_size"), (visual.proj.shape[0],)),
@@ -173,11 +174,8 @@ class Config(NamedTuple):
             "size": ({"shortest_edge": side}, side),
             "crop_size": ({"height": side, "width": side}, side),
         }
-        for section, settings in self.sizes.items():
-            for name, allowed in sizes.items():
-                if (setting := settings.get(name, allowed[0])) not in allowed:
-                    got = f"{section} {name} {to_single_line(setting, 80)}"
-                    raise ValueError(f"{got}, the tensors have {allowed[0]}: move the file away")
+        for path, settings in self.sizes.items():
+            _check_settings(f"{path}, beside these weights", settings, sizes)
 
 
 def weights_in(folder: Path) -> Path:
@@ -212,87 +210,80 @@ def read_config(folder: Path, origin: str) -> Config:
     Raises ValueError if it is damaged, of another kind of model, or names a part that we do not
     have, FileNotFoundError if it is no file: a broken link or a folder, say.
     """
-    is_hugging_face, config = origin == HUGGING_FACE, Config()
-    path = folder / ("config.json" if is_hugging_face else "open_clip_config.json")
-    if os.path.lexists(path):
-        config = (_hugging_face if is_hugging_face else _open_clip)(path, _read_entries(path))
-    if is_hugging_face:
-        processor, settings = _image_processor(folder)
-        mean, std = _colours(processor, settings, "image_")
-        sizes = {**config.sizes, f"{processor} says": settings}
-        config = config._replace(mean=mean, std=std, sizes=sizes)
+    config = (_hugging_face if origin == HUGGING_FACE else _open_clip)(folder)
     if any(config.sizes.values()):
         colours = f"mean {config.mean}, std {config.std}"
         logger.info(f"{folder}: quick_gelu {config.quick_gelu}, {colours}")
     return config
 
 
-def _read_entries(path: Path) -> dict[str, Any]:
-    """Read the entries of a JSON file that are not null; none if nothing is there."""
+def _open_clip(folder: Path) -> Config:
+    path = folder / "open_clip_config.json"
+    if (content := _read_entries(path)) is None:
+        return Config()
+    model = check_fields(content.get("model_cfg", content), f"{path}, model_cfg",
+                         quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
+    for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
+        check_fields(settings, f"{path}, {name}", **numbers)
+        foreign = {each: USUAL.get(each, ()) + OFF for each in settings if each not in KNOWN}
+        _check_settings(f"{path}, {name}", settings, foreign)
+    width, heads = text.get("width", 512), text.get("heads", 8)
+    text_head_width = _head_width(f"{path}, text_cfg", width, heads)
+    colours = check_fields(content.get("preprocess_cfg", {}), f"{path}, preprocess_cfg")
+    return Config(path, bool(model.get("quick_gelu")), vision.get("head_width", HEAD_WIDTH),
+                  text_head_width, *_colours(path, colours, ""), {path: vision})  # fmt: skip
+
+
+def _hugging_face(folder: Path) -> Config:
+    processor, settings = _image_processor(folder)
+    sizes, colours = {processor: settings}, _colours(processor, settings, "image_")
+    path = folder / "config.json"
+    if (content := _read_entries(path)) is None:
+        return Config(None, None, None, None, *colours, sizes)
+    _check_settings(path, {"model_type": None, **content}, {"model_type": ("clip",)})
+    head_widths, acts = [], ("quick_gelu", "gelu")
+    for name, width, heads in (("text", 512, 8), ("vision", 768, 12)):
+        where, side = f"{path}, {name}_config", content.get(f"{name}_config", {})
+        side = content.get(f"{name}_config_dict", side)  # the older goes first
+        check_fields(side, where, hidden_size=int | None, num_attention_heads=int | None)
+        usual = {"hidden_size": width, "num_attention_heads": heads, "hidden_act": "quick_gelu"}
+        sizes[path] = side = usual | side  # in the end those of the image side
+        _check_settings(where, side, {**HUGGING_FACE_SIDE, "hidden_act": acts})
+        acts = (side["hidden_act"],)  # of both sides
+        head_widths.append(_head_width(where, side["hidden_size"], side["num_attention_heads"]))
+    return Config(path, acts == ("quick_gelu",), *reversed(head_widths), *colours, sizes)
+
+
+def _read_entries(path: Path) -> dict[str, Any] | None:
+    """Read the entries of a JSON file that are not null; None if nothing is there."""
 
     def without_null(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         return {name: without_null(each) for name, each in value.items() if each is not None}
 
-    content = read_json(path, str(path)) if os.path.lexists(path) else {}
-    return without_null(check_fields(content, str(path)))
+    if not os.path.lexists(path):
+        return None
+    return without_null(check_fields(read_json(path, str(path)), str(path)))
 
 
 def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return what preprocesses images, and its file; of two the nested one, as transformers 5."""
     new, old = folder / "processor_config.json", folder / "preprocessor_config.json"
-    processor, settings = _read_entries(new), _read_entries(old)
+    processor, settings = _read_entries(new) or {}, _read_entries(old)
     if settings and "image_processor" not in processor:
         return old, settings
     return new, check_fields(processor.get("image_processor", processor), f"{new}, image_processor")
 
 
-def _open_clip(path: Path, content: dict[str, Any]) -> Config:
-    model = check_fields(content.get("model_cfg", content), f"{path}, model_cfg",
-                         quick_gelu=bool | None, vision_cfg=dict, text_cfg=dict)  # fmt: skip
-    vision, text = model["vision_cfg"], model["text_cfg"]
-    numbers = dict.fromkeys(("width", "layers", "heads", "head_width"), int | None)
-    for name, settings in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
-        _refuse_foreign(f"{path}, {name}", check_fields(settings, f"{path}, {name}", **numbers))
-    colours = check_fields(content.get("preprocess_cfg", {}), f"{path}, preprocess_cfg")
-    width, heads = text.get("width") or 512, text.get("heads") or 8
-    head_widths = vision.get("head_width") or 64, _head_width(f"{path}, text_cfg", width, heads)
-    return Config(path, bool(model.get("quick_gelu")), *head_widths,
-                  *_colours(path, colours, ""), {f"{path} says vision": vision})  # fmt: skip
-
-
-def _hugging_face(path: Path, content: dict[str, Any]) -> Config:
-    if (kind := content.get("model_type")) != "clip":
-        raise ValueError(f"{path}: expected model_type 'clip', got {short_repr(kind)}")
-    sides, head_widths = [], []
-    for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
-        where = f"{path}, {name}_config"
-        side = content.get(f"{name}_config", {})
-        side = check_fields(content.get(f"{name}_config_dict", side), where,  # the older goes first
-                            hidden_size=int | None, num_attention_heads=int | None,
-                            hidden_act=str | None, layer_norm_eps=float | None)  # fmt: skip
-        if (eps := side.get("layer_norm_eps") or 1e-5) != 1e-5:
-            raise ValueError(f"{where}: expected layer_norm_eps 1e-05, got {eps}")
-        width, heads = side.get("hidden_size") or width, side.get("num_attention_heads") or heads
-        head_widths.append(_head_width(where, width, heads))
-        sides.append(side)
-    acts = {side.get("hidden_act") or "quick_gelu" for side in sides}
-    if acts not in ({"quick_gelu"}, {"gelu"}):
-        got = " and ".join(map(short_repr, sorted(acts)))
-        raise ValueError(f"{path}: expected one hidden_act, 'quick_gelu' or 'gelu', got {got}")
-    # 2: what Hugging Face's files said before 2023, meaning the largest id
-    if (eos := sides[1].get("eos_token_id")) not in (2, 49407, None):
-        raise ValueError(f"{path}: expected eos_token_id 49407 (or 2), got {short_repr(eos)}")
-    vision = {f"{path} says vision": sides[0]}
-    return Config(path, acts == {"quick_gelu"}, *head_widths, sizes=vision)
-
-
-def _refuse_foreign(where: str, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first setting that is neither known, nor usual, nor off."""
-    for name, value in settings.items():
-        if name not in KNOWN and value not in ({}, 0, "", *USUAL.get(name, ())):  # False is 0
-            raise ValueError(f"{where}: {name} {short_repr(value)} is not supported")
+def _check_settings(where: object, settings: Mapping[str, Any], allowed: Mapping) -> None:
+    """Raise ValueError at the first setting that is there and has none of its allowed values."""
+    for name, values in allowed.items():
+        if (value := settings.get(name, values[0])) not in values:
+            got = to_single_line(repr(value), 80)
+            raise ValueError(f"{where}: expected {name} {values[0]!r}, got {got}")
 
 
 def _head_width(where: str, width: int, heads: int) -> int:
@@ -303,11 +294,8 @@ def _head_width(where: str, width: int, heads: int) -> int:
 
 def _colours(path: Path, settings: Mapping[str, Any], prefix: str) -> tuple[Colours, Colours]:
     """Return mean and std; ValueError for what is none, and for other preprocessing than ours."""
-    for name, value in settings.items():
-        allowed = PREPROCESSING.get(name, (False,) if name.startswith("do_") else (value,))
-        if value not in allowed:
-            expected = short_repr(allowed[0])
-            raise ValueError(f"{path}: {name} {short_repr(value)}, expected {expected}")
+    others = {name: (False,) for name in settings if name.startswith("do_")}
+    _check_settings(path, settings, others | PREPROCESSING)
     mean_std = []
     for name, usual, least in (("mean", CLIP_MEAN, -100), ("std", CLIP_STD, 1e-3)):
         values = settings.get(prefix + name, usual)

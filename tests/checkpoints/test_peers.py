@@ -108,7 +108,7 @@ def test_configurations_of_open_clips_other_models_are_refused_by_name(open_clip
     torch.save(lively(open_clip.CLIP(**open_clip_config())).state_dict(), tmp_path / "a.pt")
     config = {"model_cfg": open_clip.get_model_config(name)}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="is not supported"):
+    with pytest.raises(ValueError, match="_cfg: expected"):
         minidpt.load(tmp_path / "a.pt")
 
 
@@ -117,7 +117,7 @@ def test_configurations_of_its_plain_vits_are_not(open_clip, name, tmp_path):
     torch.save(lively(open_clip.CLIP(**open_clip_config())).state_dict(), tmp_path / "a.pt")
     config = {"model_cfg": open_clip.get_model_config(name)}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the tensors have|a divisor of"):  # sizes
+    with pytest.raises(ValueError, match="beside these weights|a divisor of"):  # sizes
         minidpt.load(tmp_path / "a.pt")
 
 
