@@ -173,7 +173,7 @@ CTX, NO_NUMBERS = "text_prompts.ctx", torch.full((16, 64), torch.nan)
         ("format", ["minidpt 1"], "'format' .*got a list"),
         ("format", "minidpt 2", "expected format 'minidpt 3', got 'minidpt 2': train again"),
         ("format", "minidpt 99\n" + "x" * 10**6, "got 'minidpt 99.nx"),
-        ("learned", 5, "learned: expected named entries, got 5"),
+        ("learned", 5, "an entry .learned. .dict., got 5"),
         ("learned", {5: 0, "x": torch.ones(1)}, "learned prompts: missing .* unknown x"),
         (f"learned {CTX}", 5, f"{CTX} is 5, expected a tensor"),
         (f"learned {CTX}", None, f"{CTX} is None, expected a tensor"),

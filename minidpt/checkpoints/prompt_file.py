@@ -14,6 +14,8 @@ from ..support.files import atomic_write, check_class_keys, check_fields, short_
 from .reader import read_checkpoint
 
 FORMAT = "minidpt 3"  # 1 and 2: of 0.1 and 0.2
+FIELDS = {"learned": dict, "classnames": list, "template": str, "config": dict, "clip": dict,
+          "class_keys": list | None, "allow_duplicates": bool}  # fmt: skip
 CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 
 
@@ -62,17 +64,10 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         if version != FORMAT:
             fix = "train again, or use the version of minidpt that wrote it"
             raise ValueError(f"expected format '{FORMAT}', got {short_repr(version)}: {fix}")
-        kinds = {"class_keys": list | None, "allow_duplicates": bool | None}
-        check_fields(content, "content", classnames=list, template=str, **kinds)
-        return SavedModel(
-            check_fields(content.get("learned"), "learned"),
-            content["classnames"],
-            content["template"],
-            check_fields(content.get("config"), "config"),
-            check_white_level(content.get("white")),
-            check_fields(content.get("clip"), "clip", **CLIP_FIELDS),
-            check_class_keys(content.get("class_keys"), len(content["classnames"]), "content"),
-            bool(content.get("allow_duplicates")),
-        )
+        saved = SavedModel(**{name: content.get(name) for name in SavedModel._fields})
+        check_fields(content, "content", **FIELDS)
+        check_fields(saved.clip, "clip", **CLIP_FIELDS)
+        check_class_keys(saved.class_keys, len(saved.classnames), "content")
+        return saved._replace(white=check_white_level(saved.white))
     except ValueError as error:
         raise ValueError(f"model file {path}: {error}") from error

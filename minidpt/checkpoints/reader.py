@@ -88,11 +88,12 @@ def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
         raise FileNotFoundError(f"{path} is no file: expected a checkpoint")
     with open(path, "rb") as file:
         head = file.read(30)
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if head else b"")
     try:
         if head[8:9] == b"{":  # first, as the length of the header may look like a zip's "PK"
-            return _read_safetensors(path)
+            return _read_safetensors(memory)
         if head.startswith(b"PK"):
-            return _Archive(path, verify).load()
+            return _Archive(memory, verify).load()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
@@ -106,13 +107,11 @@ def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
 class _Archive:
     """The members of an uncompressed zip file, mapped into memory (copy on write)."""
 
-    def __init__(self, path: Path, verify: bool):
-        with open(path, "rb") as file:
-            self.memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-            # The list of members, at the end; `zipfile` would read one of any length.
-            self.before = file.seek(max(0, len(self.memory) - MAX_DIRECTORY))  # bytes
-            with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-                self.members = {info.filename: info for info in archive.infolist()}
+    def __init__(self, memory: memoryview, verify: bool):
+        self.memory, self.before = memory, max(0, len(memory) - MAX_DIRECTORY)  # bytes
+        # The list of members, at the end; `zipfile` would read one of any length.
+        with zipfile.ZipFile(io.BytesIO(memory[self.before :])) as archive:
+            self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             expected = "an archive by torch.save or TorchScript, with one NAME/data.pkl"
@@ -168,14 +167,12 @@ def _map_bytes(content: memoryview) -> Tensor:
     return numbers.clone() if numbers.data_ptr() % 8 else numbers
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(memory: memoryview) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by their names; every byte must be one tensor's."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER:
-            raise ValueError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
-        header = file.read(length).decode()
-        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))[8 + length :]
+    length = int.from_bytes(memory[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"expected a header of at most {MAX_HEADER:,} bytes, got {length:,}")
+    header, memory = str(memory[8 : 8 + length], "utf-8"), memory[8 + length :]
     header = check_fields(parse_json(header, "safetensors header"), "safetensors header")
     header.pop("__metadata__", None)
     entries = {name: _check_entry(fields, short_repr(name)) for name, fields in header.items()}
