@@ -208,9 +208,15 @@ def merge_read_options(*settings: RunConfig | Namespace) -> ReadOptions:
     return ReadOptions(**{name: value for name, value in values if value is not None})
 
 
-def published_settings(method: str, shots: int, dataset: str) -> dict[str, Any]:
-    """Return the published values of the options that the training of a method reads."""
-    usual = RunConfig(prompts=PromptConfig(method), shots=shots or 1).resolve(dataset, None)
+def published_settings(
+    method: str, shots: int, dataset: str, epochs: int | None = None
+) -> dict[str, Any]:
+    """Return the published values of the options that the training of a method reads.
+
+    epochs: for the defaults beside another number of epochs than the published one.
+    """
+    usual = RunConfig(prompts=PromptConfig(method), shots=shots or 1, epochs=epochs)
+    usual = usual.resolve(dataset, None)
     values = usual.to_dict()
     return {
         name: values[name]

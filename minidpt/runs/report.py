@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..config import METHODS
 from ..data.samples import Dataset
 from ..data.splits import split_content
 from ..images.decode import check_white_level
@@ -33,9 +32,9 @@ from .attention_pngs import attention_panels
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag
-from .results import Row, averages, by_data_set, caption, read_rows, tables
+from .results import METHOD_NAMES, Row, read_rows
+from .tables import Cell, by_shots_and_pairs, caption, number_notes, tables
 
-METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
@@ -387,16 +386,18 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
 
 def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     """Return title and content of the report of many runs."""
-    runs = sum(len(row.accuracies) for row in rows if row.trained == row.tested)
+    runs = sum(len(row.metrics) for row in rows if row.is_test_of_own_data)
     datasets = list(dict.fromkeys(row.trained for row in rows))
     methods = dict.fromkeys(METHOD_NAMES[row.method] for row in rows)
     where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     title = f"{', '.join(methods)} on {where}"
     labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
     figures = []
-    for heading, group in (averages(rows) | by_data_set(rows)).items():
-        if learned := [row for row in group if row.method != "zeroshot"]:
-            figures.append(tag("div", tag("h3", heading), chart_by_shots(learned, labels)))
+    for model in sorted({row.model for row in rows}):
+        groups, _ = by_shots_and_pairs([row for row in rows if row.model == model])
+        for group in (group for group in groups if any(row.shots for row in group if row.metrics)):
+            heading = tag("h3", f"{group[0].tested}, CLIP {model}")
+            figures.append(tag("div", heading, chart_by_shots(group, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
         about = "Means over seeds, if there are several, with bars of one standard deviation."
@@ -404,20 +405,35 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     return title, [*parts, section("Tables", "", *html_tables(rows))]
 
 
-def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
+def chart_by_shots(group: Sequence[Row], labels: Sequence[str]) -> Markup:
+    """Draw a table's accuracies; zero-shot CLIP's is the same for any number of shots."""
+    rows = [row for row in group if row.shots and row.metrics]
     shots = sorted({row.shots for row in rows})
-    ends = [(x, rows[0].zero_shot_accuracy) for x in (-0.5, len(shots) - 0.5)]
-    series = [Series("zero-shot", "cz", ends)]
+    series = []
+    for row in (row for row in group if row.method == "zeroshot" and row.metrics):
+        ends = [(x, row.accuracy) for x in (-0.5, len(shots) - 0.5)]
+        series.append(Series(row.label, "cz", ends))
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
-        if group := [row for row in rows if row.label == label]:
-            points = [(shots.index(row.shots) + aside, row.accuracy) for row in group]
-            deviations = [row.std for row in group]
+        if same := [row for row in rows if row.label == label]:
+            points = [(shots.index(row.shots) + aside, row.accuracy) for row in same]
+            deviations = [row.std for row in same]
             series.append(Series(label, f"c{number % 5}", points, deviations))
     x_title = "shots (training images per class)"
     return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 
 def html_tables(rows: Sequence[Row]) -> list[Markup]:
-    """Return the tables of table.md."""
-    return [tag("div", tag("h3", title), table(*cells)) for title, *cells in tables(rows)]
+    """Return the tables of table.md, and their numbered notes."""
+    pages = tables(rows)
+    numbers = number_notes(pages)
+
+    def cell(content: Cell) -> Markup:
+        text = tag("b", content.text) if content.is_best else Markup(tag("span", content.text))
+        return Markup("".join([text, *(tag("sup", numbers[note]) for note in content.notes)]))
+
+    parts = []
+    for title, heads, lines in pages:
+        body = table(list(map(cell, heads)), [list(map(cell, line)) for line in lines])
+        parts.append(tag("div", tag("h3", cell(title)), body))
+    return [*parts, tag("ol", *(tag("li", note) for note in numbers))] if numbers else parts

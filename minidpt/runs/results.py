@@ -1,7 +1,7 @@
-"""Results of runs, and tables of them.
+"""Results of runs: read from their folders, grouped over seeds, averaged over data sets.
 
 read_rows: */summary.json below a folder -> Row, one for runs that differ in their seed alone
-tables:    Rows -> Table, which `write_tables` writes as Markdown, and all rows as CSV
+average_rows: Rows -> Rows of means over data sets. tables.py lays all of them out.
 """
 
 from __future__ import annotations
@@ -9,67 +9,152 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean, harmonic_mean, pstdev
-from typing import Any, NamedTuple
+from statistics import fmean, pstdev
+from typing import Any
 
 from ..config import METHODS
-from ..data.layouts import LAYOUTS
+from ..data.folders import shorten
 from ..data.samples import Dataset
 from ..data.splits import split_content
 from ..support import files
 from . import folders
 from .config import OPTIONS, flag, published_settings
-from .folders import SUMMARY, TRANSFER, RunFolder
+from .folders import FINGERPRINTS, SUMMARY, TRANSFER, RunFolder
 
-# Settings that each data set has its own of.
-OF_DATA = {"data_fingerprint", "template", "classnames", "tested in", "tested by"}
+METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
+PERCENTAGES = ("zero_shot_accuracy", "accuracy", "top5_accuracy", "mean_class_accuracy",
+               "mean_confidence", "calibration_error", "largest_class_share")  # fmt: skip
+OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict,
+          "notes": list | None}  # fmt: skip
+OF_TEST = dict.fromkeys(PERCENTAGES, int | float | None) | {
+    "zero_shot_accuracy": int | float, "accuracy": int | float, "test_images": int | None,
+    "tested": str | None, "settings": dict | None,
+}  # fmt: skip
+MOST_NOTES = 3  # of a run
+SUBSETS = ("all", "base", "new")
+
+# Settings that columns of tables name
 FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
-OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict}
-OF_TEST = {"zero_shot_accuracy": int | float, "accuracy": int | float}
-# Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
-# repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
-PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76.8),
-             "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
-             "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
-ELEVEN = {layout.name for layout in LAYOUTS[:11]}  # the other four are tests of ImageNet's classes
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, heads, lines of cells
+TESTED = ("tested in", "tested by", "tested in precision")  # only where they are not the run's
+OF_DATA = {"template", "classnames", "tested in", "tested by"}  # that each data set has its own of
+LONG = {*FINGERPRINTS, "tested in", *(name for name, about in OPTIONS.items() if about.is_path)}
 
 
-class Row(NamedTuple):
-    """The accuracy of one run, or of several that differ in their seed only, in percent."""
+@dataclass(frozen=True)
+class Row:
+    """The results of one test of a run, or of several runs that differ in their seed only."""
 
     dataset: str
     trained: str  # the data set, or a subset of its classes (`tested_on`)
     tested: str
     model: str
     method: str
-    shots: int
-    variant: str  # the settings that tell it from rows that are otherwise of the same kind, or ""
-    zero_shot_accuracy: float
-    accuracies: dict[int, float]  # by seed
-    settings: dict[str, Any] = {}  # all others that decide the result
+    shots: int  # 0 for zero-shot CLIP
+    metrics: dict[int, dict[str, float]]  # by seed; those of `PERCENTAGES` that were measured
+    settings: dict[str, Any] = field(default_factory=dict)  # all others that decide the result
+    folder: str = ""  # of the data
+    notes: tuple[str, ...] = ()
+    # What `summarise` finds out by comparison with other rows:
+    variant: dict[str, Any] = field(default_factory=dict)  # settings that tell it from these
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
+    shares_name: bool = False  # with another data set
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """The data set: its name, and the fingerprint that tells it from others of that name."""
+        return self.dataset, self.settings.get("data_fingerprint", "")
+
+    @property
+    def kind(self) -> tuple:
+        """What rows on several data sets have in common to be averaged, or compared."""
+        return self.method, self.shots, self.describe_variant(100)
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from all other rows."""
+        return self.data, self.model, self.trained, self.tested, self.kind
+
+    @property
+    def is_test_of_own_data(self) -> bool:
+        """Whether its classes and images are those of the data set that was trained on."""
+        return self.trained == self.tested and "tested in" not in self.settings
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Top-1 accuracy by seed, in percent."""
+        return {seed: metrics["accuracy"] for seed, metrics in self.metrics.items()}
 
     @property
     def accuracy(self) -> float:
         """The mean over seeds."""
-        return fmean(self.accuracies.values())
+        return self.mean("accuracy")
+
+    @property
+    def zero_shot_accuracy(self) -> float:
+        """Zero-shot CLIP's, as these runs have measured it."""
+        return self.mean("zero_shot_accuracy")
 
     @property
     def std(self) -> float:
         """The deviation over seeds, divided by their number, as in CoOp's published tables."""
         return pstdev(self.accuracies.values())
 
+    def mean(self, metric: str) -> float | None:
+        """Return the mean over seeds; None if a seed lacks it."""
+        values = [metrics.get(metric) for metrics in self.metrics.values()]
+        return None if None in values or not values else fmean(values)
+
+    @cached_property
+    def published(self) -> dict[str, Any]:
+        """The published values of the settings that its method's training reads."""
+        return published_settings(self.method, self.shots, self.dataset)
+
+    @cached_property
+    def default_names(self) -> set[str]:
+        """The settings that have their default values; some depend on the row's epochs."""
+        epochs = self.settings.get("epochs")
+        defaults = published_settings(self.method, self.shots, self.dataset, epochs)
+        defaults = {**defaults, "epochs": self.published.get("epochs")}
+        return {n for n, value in self.settings.items() if n in defaults and defaults[n] == value}
+
     @property
     def label(self) -> str:
-        """The method and its variant."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        """The method and its variant: "DPT (epochs 50)"; `footnotes` has the rest of that."""
+        variant = self.describe_variant(60, long=False)
+        return f"{METHOD_NAMES[self.method]} ({variant})" if variant else METHOD_NAMES[self.method]
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """Settings that tell it from other rows, but are no text for a cell."""
+        long = {n: value for n, value in self.variant.items() if n in LONG and n != "tested in"}
+        return tuple(describe_setting(name, value, 200) for name, value in sorted(long.items()))
+
+    def describe_variant(self, limit: int, long: bool = True) -> str:
+        """Return the settings of `variant`: "csc, epochs 50"; perhaps without `LONG` ones."""
+        return ", ".join(
+            describe_setting(name, value, limit)
+            for name, value in sorted(self.variant.items())
+            if long or name not in LONG
+        )
+
+
+def describe_setting(name: str, value: Any, limit: int) -> str:
+    """Return a setting in words: "epochs 50", "csc"; of a fingerprint both ends."""
+    name, limit = name.replace("_", " "), 20 if name in FINGERPRINTS else limit
+    return name if value is True else f"{name} {files.to_single_line(value, limit)}"
 
 
 def tested_on(dataset: str, subset: str) -> str:
     """Return the name of a data set or subset in tables: "EuroSAT", "EuroSAT, base classes"."""
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
+
+
+def subset_of(dataset: str, name: str) -> str | None:
+    """Return the subset that `tested_on` has named; None if that is another data set."""
+    return next((each for each in SUBSETS if tested_on(dataset, each) == name), None)
 
 
 @files.single_line_errors
@@ -103,22 +188,42 @@ def read_results(run: RunFolder) -> list[Row]:
     settings = config.result_settings() | record.result_settings()
     settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
     summary, rows = run.read_summary(**OF_RUN), []
-    dataset = files.validate_name(summary["dataset"], str(run.path(SUMMARY)), folder=True)
-    trained = tested_on(dataset, config.classes)
+    where = str(run.path(SUMMARY))
+    dataset = files.validate_name(summary["dataset"], where, folder=True)
+    if summary["method"] not in METHODS or summary["shots"] < 0:
+        got = f"{files.short_repr(summary['method'])} with {summary['shots']} shots"
+        raise ValueError(f"{where}: expected shots of a known method, got {got}")
+    notes = read_notes(summary.get("notes") or [], where)
+    # What train.py has tested counts, not what eval.py has tested under the same name.
     for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
-        where = f"{run.folder}, test {name[:60]!r}"
-        files.check_fields(test, where, **OF_TEST, tested=str | None, settings=dict | None)
-        zero_shot, accuracy = (float(test[key]) for key in OF_TEST)
-        in_range = 0 <= zero_shot <= 100 and 0 <= accuracy <= 100
-        if not in_range or summary["method"] not in METHODS:
-            got = f"{zero_shot}, {accuracy} of {files.short_repr(summary['method'])}"
-            raise ValueError(f"{where}: expected percentages of a known method, got {got}")
+        metrics = read_metrics(test, f"{run.folder}, test {name[:60]!r}")
         rows.append(Row(
-            dataset, trained, test.get("tested") or name, summary["model"], summary["method"],
-            summary["shots"], "", zero_shot, {summary["seed"]: accuracy},
-            settings | (test.get("settings") or {}),
+            dataset, tested_on(dataset, config.classes), test.get("tested") or name,
+            summary["model"], summary["method"], summary["shots"], {summary["seed"]: metrics},
+            settings | (test.get("settings") or {}), config.data, notes,
         ))  # fmt: skip
     return rows
+
+
+def read_notes(notes: list, where: str) -> tuple[str, ...]:
+    """Return the first notes of a run, a line each. Raises ValueError for what is no text."""
+    for note in notes:
+        files.check_fields({"note": note}, where, note=str)
+    shown = [files.to_single_line(note, 300) for note in notes[:MOST_NOTES]]
+    if more := len(notes) - len(shown):
+        shown.append(f"{more} more notes in {SUMMARY}")
+    return tuple(shown)
+
+
+def read_metrics(test: object, where: str) -> dict[str, float]:
+    """Return the percentages of a test. Raises ValueError, which `where` begins."""
+    test = files.check_fields(test, where, **OF_TEST)
+    metrics = {name: test[name] for name in PERCENTAGES if test.get(name) is not None}
+    for name, value in metrics.items():
+        if not 0 <= value <= 100:
+            raise ValueError(f"{where}: expected a percentage '{name}', got {value}")
+    images = test.get("test_images")
+    return metrics if images is None else {**metrics, "test_images": images}
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -126,45 +231,160 @@ def summarise(results: Iterable[Row]) -> list[Row]:
 
     Of runs that differ in nothing, not even the seed, the last counts.
     """
-    groups: dict[tuple, dict[int, Row]] = {}  # all but seed and accuracies -> seed -> result
+    groups: dict[tuple, dict[int, Row]] = {}  # all but the seed -> seed -> result
     for result in results:
-        key = *result[:6], json.dumps(result.settings, sort_keys=True)
-        for seed in result.accuracies:
+        settings = json.dumps(result.settings, sort_keys=True)
+        key = (*result.data, result.trained, result.tested, result.model,
+               METHODS.index(result.method), result.shots, settings)  # fmt: skip
+        for seed in result.metrics:
             groups.setdefault(key, {})[seed] = result
-    limits = dict.fromkeys(folders.FINGERPRINTS, 20)  # characters
-    unusual, rows = {}, []  # settings with "usual" for what is published for method and data set
-    for key, group in groups.items():
-        first = next(iter(group.values()))
-        usual = published_settings(first.method, first.shots, first.dataset)
-        unusual[key] = {
-            name: "usual" if name in usual and value == usual[name] else value
-            for name, value in first.settings.items()
-        }
-    for key, group in groups.items():
-        # A setting that varies between data sets is named on all: only what is alike is averaged.
-        names = {
-            name
-            for other in groups if other[3:6] == key[3:6]
-            for name in unusual[key].keys() | unusual[other].keys()
-            if unusual[key].get(name) != unusual[other].get(name)
-            and (name not in OF_DATA or other[:6] == key[:6])
-        }  # fmt: skip
-        first = next(iter(group.values()))
-        rows.append(first._replace(
-            variant=", ".join(
-                f"{name} {files.to_single_line(first.settings[name], limits.get(name, 200))}"
-                for name in sorted(names & first.settings.keys())
-            ),
-            zero_shot_accuracy=fmean(result.zero_shot_accuracy for result in group.values()),
-            accuracies={seed: group[seed].accuracies[seed] for seed in sorted(group)},
-            unusual=tuple(
-                flag(name) if value is True else f"{flag(name)} {files.to_single_line(value, 200)}"
-                for name, value in unusual[key].items()
-                if value != "usual" and name not in names and name in OPTIONS
-                and OPTIONS[name].read_by
-            ),
-        ))  # fmt: skip
-    return sorted(rows, key=lambda row: (*row[:4], METHODS.index(row.method), row.shots))
+    rows = [pool_seeds(groups[key]) for key in sorted(groups)]
+    varying = varying_settings(rows)
+    fingerprints: dict[str, set] = {}
+    for row in rows:
+        fingerprints.setdefault(row.dataset, set()).add(row.data)
+    return [
+        replace(
+            row,
+            variant=(variant := variant_of(row, varying)),
+            unusual=unusual_options(row, variant),
+            shares_name=len(fingerprints[row.dataset]) > 1,
+        )
+        for row in rows
+    ]
+
+
+def pool_seeds(group: dict[int, Row]) -> Row:
+    """Return one row of results by seed."""
+    seeds = sorted(group)
+    notes = dict.fromkeys(note for seed in seeds for note in group[seed].notes)
+    metrics = {seed: group[seed].metrics[seed] for seed in seeds}
+    return replace(group[seeds[0]], metrics=metrics, notes=tuple(notes))
+
+
+def varying_settings(rows: Sequence[Row]) -> set[tuple]:
+    """Return the settings that tell rows apart, as `comparison` names them.
+
+    Values that are all alike, or all the default ones of their rows, tell none apart.
+    """
+    values: dict[tuple, set[str]] = {}
+    defaults: dict[tuple, set[bool]] = {}
+    for row in rows:
+        for name in row.settings.keys() | set(TESTED):
+            key, value = comparison(row, name), row.settings.get(name)
+            values.setdefault(key, set()).add(json.dumps(value))
+            defaults.setdefault(key, set()).add(name in row.default_names)
+    return {key for key in values if len(values[key]) > 1 and defaults[key] != {True}}
+
+
+def comparison(row: Row, name: str) -> tuple:
+    """Return the key of the rows that a row is compared with in a setting.
+
+    These are all of its CLIP, and of its test if each data set has its own value; of its method if
+    zero-shot CLIP does not read it. What varies between data sets is named on all of them: only
+    what is alike is averaged.
+    """
+    test = (*row.data, row.trained, row.tested) if name in OF_DATA else ()
+    return name, row.model, row.method if is_of_training(name) else "", *test
+
+
+def is_of_training(name: str) -> bool:
+    """Whether zero-shot CLIP does not depend on a setting."""
+    return name in OPTIONS and bool(OPTIONS[name].read_by)
+
+
+def variant_of(row: Row, varying: set[tuple]) -> dict[str, Any]:
+    """Return the settings that vary, but for the fingerprint of the data and default values."""
+    return {
+        name: value
+        for name, value in row.settings.items()
+        if comparison(row, name) in varying
+        and name != "data_fingerprint"
+        and name not in row.default_names
+        and value is not None
+        and value is not False
+    }
+
+
+def unusual_options(row: Row, variant: dict[str, Any]) -> tuple[str, ...]:
+    """Return the options, as they are typed, that are neither as published nor in `variant`."""
+    return tuple(
+        flag(name) if value is True else f"{flag(name)} {files.to_single_line(value, 200)}"
+        for name, value in row.settings.items()
+        if name in row.published and value != row.published[name] and name not in variant
+    )
+
+
+def zero_shot_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return a row of zero-shot CLIP for each test and its settings, as the runs measured it."""
+    measured: dict[tuple, Row] = {}
+    for row in sorted(rows, key=lambda row: METHODS.index(row.method)):
+        variant = {n: value for n, value in row.variant.items() if not is_of_training(n)}
+        accuracy = row.zero_shot_accuracy
+        plain = replace(
+            row, method="zeroshot", shots=0, variant=variant, unusual=(),
+            notes=row.notes if row.method == "zeroshot" else (),
+            metrics={0: {"accuracy": accuracy, "zero_shot_accuracy": accuracy}},
+        )  # fmt: skip
+        measured.setdefault(plain.key, plain)
+    return list(measured.values())
+
+
+def average_rows(rows: Sequence[Row]) -> list[Row]:
+    """Average for each CLIP over its data sets, if there are several, what was run on all.
+
+    That is done for each seed that all of them have; the deviation is that of these means. What
+    lacks a data set, or has no such seed, is a row without metrics, with a note.
+    """
+    groups: dict[tuple, list[Row]] = {}  # CLIP, subsets of the classes -> rows
+    for row in rows:
+        if "tested in" not in row.settings and (tested := subset_of(row.dataset, row.tested)):
+            trained = subset_of(row.dataset, row.trained)
+            groups.setdefault((row.model, trained, tested), []).append(row)
+    means = []
+    for (_, trained, tested), group in sorted(groups.items()):
+        datasets = {row.data: row for row in group}
+        name = f"Mean of {len(datasets)} data sets"
+        fields = {"dataset": name, "folder": "", "settings": {}, "shares_name": False}
+        fields |= {"trained": tested_on(name, trained), "tested": tested_on(name, tested)}
+        kinds = dict.fromkeys(row.kind for row in group) if len(datasets) > 1 else ()
+        for kind in sorted(kinds, key=lambda kind: METHODS.index(kind[0])):
+            alike = [row for row in group if row.kind == kind]
+            metrics, notes = mean_metrics(alike), ()
+            if lacking := datasets.keys() - {row.data for row in alike}:
+                names = [name_with_folder(datasets[data]) for data in sorted(lacking)]
+                metrics, notes = {}, (f"no mean: no result on {shorten(names)}",)
+            elif not metrics:
+                notes = ("no mean: no seed that all data sets have",)
+            means.append(replace(alike[0], **fields, metrics=metrics, notes=notes))
+    return means
+
+
+def mean_metrics(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
+    """Average metrics over rows, for each seed that all have."""
+    seeds = [seed for seed in rows[0].metrics if all(seed in row.metrics for row in rows)]
+    means = {}
+    for seed in seeds:
+        each = [row.metrics[seed] for row in rows]
+        shared = [name for name in PERCENTAGES if all(name in metrics for metrics in each)]
+        means[seed] = {name: fmean(metrics[name] for metrics in each) for name in shared}
+    return means
+
+
+def name_with_folder(row: Row) -> str:
+    """Return the data set's name, with its folder if there are two of that name."""
+    return f"{row.dataset} in {row.folder}" if row.shares_name else row.dataset
+
+
+def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Pair rows of runs on base classes, tested on these and on the new ones."""
+    by_key = {row.key: row for row in rows}
+    pairs = []
+    for base in by_key.values():
+        new = by_key.get(replace(base, tested=tested_on(base.dataset, "new")).key)
+        if new and base.trained == base.tested == tested_on(base.dataset, "base"):
+            pairs.append((base, new))
+    return pairs
 
 
 def record_cross_dataset(
@@ -175,24 +395,17 @@ def record_cross_dataset(
     Its "settings" are those that are not the run's: the same test by others has its own entry.
     """
     config, record = run.read_config()
-    trained_root = split_content(run.path(folders.SPLIT)).get("root")
     root = str(dataset.root.resolve())
-    settings = {
-        "tested in": (root, trained_root),
-        "tested by": (dataset.template, config.template),
-        "tested in precision": (precision, record.precision),
-    }
-    settings = {name: value for name, (value, of_run) in settings.items() if value != of_run}
-    is_tested = dataset.name in noted_tests(run)[0]
-    if is_tested and not settings:
+    of_run = split_content(run.path(folders.SPLIT)).get("root"), config.template, record.precision
+    tested = zip(TESTED, (root, dataset.template, precision), of_run, strict=True)
+    settings = {name: value for name, value, usual in tested if value != usual}
+    if dataset.name in noted_tests(run)[0] and not settings:
         return
-    is_elsewhere = is_tested and root != trained_root  # other images of that name
     with files.file_lock(run.path(folders.TRANSFER_LOCK)):  # not to lose what another process adds
         _, noted = noted_tests(run)
         entry = ", ".join([dataset.name, *(f"{name} {value}" for name, value in settings.items())])
         noted[entry] = {
-            "tested": f"{dataset.name} in {root}" if is_elsewhere else dataset.name,
-            "zero_shot_accuracy": zero_shot, "accuracy": accuracy,
+            "tested": dataset.name, "zero_shot_accuracy": zero_shot, "accuracy": accuracy,
             "test_images": len(dataset.test), "root": root, "template": dataset.template,
             "settings": settings,
         }  # fmt: skip
@@ -204,172 +417,3 @@ def noted_tests(run: RunFolder) -> tuple[dict, dict]:
     has_summary, has_transfer = (os.path.lexists(run.path(name)) for name in (SUMMARY, TRANSFER))
     tested = run.read_summary(tests=dict)["tests"] if has_summary else {}
     return tested, run.read_json(TRANSFER) if has_transfer else {}
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the tables as Markdown, and what their cells are."""
-    return "\n\n".join(filter(None, [*map(_markdown, tables(rows)), caption(rows)])) + "\n"
-
-
-def _markdown(table: Table) -> str:
-    """Format a table so that its columns also line up as plain text."""
-    title, heads, lines = table
-    lines = [[files.to_single_line(text).replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (heads, ["-" * width for width in widths], *lines)
-    ]
-    return "\n".join([f"**{files.to_single_line(title)}**\n", *(f"| {line} |" for line in lines)])
-
-
-def caption(rows: Sequence[Row]) -> str:
-    """Say over how many seeds accuracies are, and which options are not as published.
-
-    "" if nothing was learned.
-    """
-    learned = [row for row in rows if row.method != "zeroshot"]
-    if not learned:
-        return ""
-    least, *_, most = sorted(len(row.accuracies) for row in learned) * 2
-    seeds = f"{least}" if least == most else f"{least} to {most}"
-    about = "one seed" if most == 1 else f"mean ± standard deviation over {seeds} seeds"
-    unusual: dict[str, list[str]] = {}  # which rows -> options
-    for option in dict.fromkeys(option for row in learned for option in row.unusual):
-        labels = dict.fromkeys(row.label for row in learned if option in row.unusual)
-        of_all = all(option in row.unusual for row in learned)
-        unusual.setdefault("" if of_all else f" ({', '.join(labels)})", []).append(option)
-    return f"Accuracy in percent, {about}." + "".join(
-        f" Settings not as published{where}: {' '.join(each)}." for where, each in unusual.items()
-    )
-
-
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """Return for each CLIP and data set methods by shots, then what goes beyond."""
-    parts = [_by_shots(title, averaged) for title, averaged in averages(rows).items()]
-    for model in sorted({row.model for row in rows}):
-        of_model = [row for row in rows if row.model == model]
-        pairs = base_to_new(of_model)
-        others = [row for row in of_model if not any(row in pair for pair in pairs)]
-        parts += [_by_shots(title, same) for title, same in by_data_set(others).items()]
-        lines = {}
-        for base, new in pairs:
-            zero_shot = base.zero_shot_accuracy, new.zero_shot_accuracy
-            numbers = (f"{each:.1f}" for each in (*zero_shot, harmonic_mean(zero_shot)))
-            lines.setdefault((base.dataset, "zero-shot", ""), numbers)
-            if base.method != "zeroshot":
-                mean = harmonic_mean([base.accuracy, new.accuracy])
-                key = base.dataset, base.label, f"{base.shots}"
-                lines[key] = _cell(base), _cell(new), f"{mean:.1f}"
-        if pairs:
-            heads = ["data set", "method", "shots", "base", "new", "harmonic mean"]
-            lines = [[*key, *cells] for key, cells in lines.items()]
-            parts.append((f"Base to new, CLIP {model}", heads, lines))
-        if crossed := [row for row in others if row.trained != row.tested]:
-            heads = ["trained on", "tested on", "method", "shots", "zero-shot", "accuracy"]
-            lines = [[row.trained, row.tested, row.label, f"{row.shots}",
-                      f"{row.zero_shot_accuracy:.1f}", _cell(row)] for row in crossed]  # fmt: skip
-            parts.append((f"Trained on one, tested on another, CLIP {model}", heads, lines))
-    if any(row.dataset in ELEVEN and row.tested == row.dataset for row in rows):
-        lines = [[name, *(f"{mean:.1f}" for mean in means)] for name, means in PUBLISHED.items()]
-        title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
-        parts.append((title, ["method", "1 shot", "16 shots"], lines))
-    return parts
-
-
-def by_data_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Group rows of one CLIP that were trained and tested on the same, by title."""
-    groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row[1:4]):
-        if row.trained == row.tested:
-            groups.setdefault(f"{row.tested}, CLIP {row.model}", []).append(row)
-    return groups
-
-
-def averages(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Average for each CLIP over its data sets, if there are several, what was run on all.
-
-    That is done for each seed that was run on all of them; the deviation is that of these means.
-    """
-    rows = [row for row in rows if row.trained == row.tested == row.dataset]
-    groups: dict[str, list[Row]] = {}
-    for model, *kind in dict.fromkeys((row.model, *row[4:7]) for row in rows):
-        same_model = [row for row in rows if row.model == model]
-        group = [row for row in same_model if [*row[4:7]] == kind]
-        seeds = [s for s in group[0].accuracies if all(s in row.accuracies for row in group)]
-        count = len({row.dataset for row in same_model})
-        if len(group) == count > 1 and seeds:
-            groups.setdefault(f"Mean of {count} data sets, CLIP {model}", []).append(
-                group[0]._replace(
-                    zero_shot_accuracy=fmean(row.zero_shot_accuracy for row in group),
-                    accuracies={s: fmean(row.accuracies[s] for row in group) for s in seeds},
-                )
-            )
-    return dict(sorted(groups.items()))
-
-
-def _by_shots(title: str, rows: Sequence[Row]) -> Table:
-    """Tabulate methods by shots, zero-shot first."""
-    shots = sorted({row.shots for row in rows if row.shots}) or [0]
-    cells = {(row.label, row.shots): _cell(row) for row in rows}
-    zero_shot = {}  # accuracy → of which variant; most settings do not change it
-    for row in rows:
-        zero_shot.setdefault(f"{row.zero_shot_accuracy:.1f}", row.variant)
-    lines = [
-        [f"zero-shot ({variant})" if variant and len(zero_shot) > 1 else "zero-shot"]
-        + [accuracy] * len(shots)
-        for accuracy, variant in zero_shot.items()
-    ]
-    learned = dict.fromkeys(row.label for row in rows if row.method != "zeroshot")
-    lines += [[label, *(cells.get((label, count), "") for count in shots)] for label in learned]
-    heads = [f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy" for n in shots]
-    return title, ["method", *heads], lines
-
-
-def _cell(row: Row) -> str:
-    deviation = f" ± {row.std:.1f}" if len(row.accuracies) > 1 else ""
-    return f"{row.accuracy:.1f}{deviation}"
-
-
-def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
-    """Write all rows in full digits, and of base-to-new a row of its harmonic mean."""
-    lines = [(row, row.accuracy, row.std if len(row.accuracies) > 1 else "") for row in rows]
-    for base, new in base_to_new(rows):
-        both = [seed for seed in base.accuracies if seed in new.accuracies]
-        row = base._replace(
-            tested=f"{base.dataset}, harmonic mean of base and new",
-            zero_shot_accuracy=harmonic_mean([base.zero_shot_accuracy, new.zero_shot_accuracy]),
-            accuracies={s: harmonic_mean([base.accuracies[s], new.accuracies[s]]) for s in both},
-        )
-        lines.append((row, harmonic_mean([base.accuracy, new.accuracy]), ""))
-    seeds = sorted({seed for row in rows for seed in row.accuracies})
-    header = [*Row._fields[:7], "seeds", "zero_shot_accuracy", "accuracy", "std"]
-    cells = (
-        [*row[:7], len(row.accuracies), row.zero_shot_accuracy, accuracy, std]
-        + [row.accuracies.get(seed, "") for seed in seeds]
-        for row, accuracy, std in lines
-    )
-    files.write_rows(path, header + [f"seed {seed}" for seed in seeds], cells)
-
-
-def write_tables(folder: str | os.PathLike) -> str:
-    """Write table.md and table.csv of a folder; return the Markdown. Raises as `read_rows`."""
-    rows, left_out = read_rows(folder)
-    text = markdown(rows)
-    if left_out:
-        text += f"\nRuns left out of the tables: {left_out}.\n"
-    with files.atomic_write(Path(folder) / "table.md") as unfinished_file:
-        unfinished_file.write_text(text, encoding="utf-8")
-    write_csv(rows, Path(folder) / "table.csv")
-    return text
-
-
-def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """Pair rows of runs on base classes, tested on these and on the new ones."""
-    by_kind = {row[:7]: row for row in rows}
-    pairs = []
-    for base in by_kind.values():
-        if base.tested == base.trained == tested_on(base.dataset, "base"):
-            if new := by_kind.get(base._replace(tested=tested_on(base.dataset, "new"))[:7]):
-                pairs.append((base, new))
-    return pairs
