@@ -17,7 +17,7 @@ import numbers
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from .support.files import short_repr
+from .support.files import check_template, short_repr
 
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
 COMMON, METHOD = "main options", "method"  # groups of options in --help
@@ -26,6 +26,7 @@ KINDS = {
     "int": (numbers.Integral, "a whole number"),
     "float": (numbers.Real, "a number"),
     "str": (str, "a text"),
+    "str | tuple[str, ...]": (str | tuple | list, "a text, or several"),  # templates
 }
 
 
@@ -80,6 +81,8 @@ def check_option(about: Field, value: object) -> Any:
         if not least <= value <= greatest:  # nor NaN
             bound = f"least {least}" if value < least else f"most {greatest:,}"
             raise ValueError(f"{name}: expected at {bound}, got {short_repr(value)}")
+    if "tuple" in about.type:
+        value = check_template(value)
     if limits.choices and value not in limits.choices:
         raise ValueError(f"{name} {short_repr(value)}: expected one of {', '.join(limits.choices)}")
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice, repeat
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .checkpoints.pretrained import NAMES, load
 from .checkpoints.prompt_file import SavedModel
@@ -30,6 +31,22 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class Classification(NamedTuple):
+    """Labels of an image's likeliest classes, best first, their probabilities, and its features.
+
+    features: with the learned prompts, normalised (E,), on the CPU.
+    """
+
+    labels: list[int]
+    probabilities: list[float]
+    features: Tensor
+
+    def predictions(self, classnames: Sequence[str]) -> list[Prediction]:
+        """Return the classes by their names."""
+        names = (classnames[label] for label in self.labels)
+        return list(map(Prediction, names, self.probabilities))
+
+
 Result = list[Prediction] | ValueError | OSError
 
 
@@ -43,10 +60,20 @@ def check_probabilities(probabilities: Tensor, source: str) -> None:
         raise ValueError(f"{source}: expected finite logits, got NaN or infinity: {fix}")
 
 
-def predict_each(
-    model: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
-) -> Iterator[tuple[ImageSource, Result]]:
-    """Predict any number of images in little memory: yields each with its predictions.
+@torch.no_grad()
+def classify_batch(model: Any, images: Tensor, top: int) -> list[Classification]:
+    """Classify preprocessed images (B, 3, R, R); raises as `check_probabilities`."""
+    output = model(images.to(model.clip.device), branches=False)
+    values, labels = output.logits.softmax(dim=-1).topk(min(top, len(model.classnames)))
+    check_probabilities(values.cpu(), model.path)
+    features = F.normalize(output.image_features, dim=-1).cpu()
+    return list(map(Classification, labels.tolist(), values.tolist(), features))
+
+
+def classify_each(
+    model: Any, images: Iterable[ImageSource], top: int, workers: int | None = None
+) -> Iterator[tuple[ImageSource, Classification | ValueError | OSError]]:
+    """Classify any number of images in little memory: yields each with its classification.
 
     model: a `PromptedCLIP`. An image that cannot be read has its error, and so have all of a batch
     if its logits are not finite. Threads (`workers` as in `map_ordered`) read ahead. Raises
@@ -69,11 +96,21 @@ def predict_each(
             if pixels:
                 stacked = torch.from_numpy(np.stack(pixels)).to(clip.device)  # (B, 3, R, R) bytes
                 try:
-                    results = iter(model.predict(clip.normalize(stacked), top))
+                    results = iter(classify_batch(model, clip.normalize(stacked), top))
                 except ValueError as error:
                     results = repeat(error)
             for image, content in batch:
                 yield image, next(results) if isinstance(content, np.ndarray) else content
+
+
+def predict_each(
+    model: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
+) -> Iterator[tuple[ImageSource, Result]]:
+    """Classify as `classify_each`; yields each image with its predictions, or its error."""
+    with closing(classify_each(model, images, top, workers)) as results:
+        for image, result in results:
+            is_error = isinstance(result, Exception)
+            yield image, result if is_error else result.predictions(model.classnames)
 
 
 def predict_all(

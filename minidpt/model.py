@@ -54,15 +54,21 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, Result, check_probabilities, find_clip, predict_all, predict_each
+from .inference import Prediction, Result, classify_batch, find_clip, predict_all, predict_each
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
-from .support.files import MAX_CLASSES, canonical_classname, short_repr, single_line_errors
+from .support.files import (
+    MAX_CLASSES,
+    canonical_classname,
+    check_template,
+    short_repr,
+    single_line_errors,
+)
+from .support.progress import track
 
 TEXT_MEMORY = 3 * 1024**3  # bytes that the text side may keep for gradients, unless told otherwise
 GUIDANCE_WEIGHT = 0.1  # of the plain loss beside the two branches (DPT's published code)
-MAX_TEMPLATE = 1000  # characters; CLIP takes 77 tokens
 
 
 class ModelOutput(NamedTuple):
@@ -74,6 +80,7 @@ class ModelOutput(NamedTuple):
     top_classes: (B, K), the classes zero-shot CLIP finds likeliest, best first. If top_k >= C and
         f0 was not needed, the classes are 0 … C−1 in index order, not by likelihood.
     class_aware_logits: (B, J, K, C), auxiliary logits of the layers j to L, not scaled.
+    image_features: (B, E), f, not normalised; None if f is f0 and n(f0) was an input.
     """
 
     logits: Tensor
@@ -81,6 +88,7 @@ class ModelOutput(NamedTuple):
     image_branch_logits: Tensor | None = None  # VLP, DPT
     top_classes: Tensor | None = None  # DPT
     class_aware_logits: Tensor | None = None  # DPT
+    image_features: Tensor | None = None
 
 
 class PromptFeatures(NamedTuple):
@@ -122,7 +130,7 @@ class PromptedCLIP(nn.Module):
         self,
         clip: CLIP,
         classnames: Sequence[str],
-        template: str,
+        template: str | tuple[str, ...],
         config: PromptConfig,
         world: World = SINGLE,
     ):
@@ -132,14 +140,14 @@ class PromptedCLIP(nn.Module):
         self.classnames = [str(name) for name in classnames]  # of a NumPy array, say
         self.class_keys: list[str] | None = None
         self.allow_duplicates = False  # of class names
-        self.template = str(template)
+        self.template = template
         self.config = config
         self.white_level = WhiteLevel()  # of images of more than 8 bits, as in training
         self.path = "model.pt"  # of the file of its prompts, which errors name
         self.text_prompts = TextPrompts(clip, names, config, world) if config.learns_text else None
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         self.class_chunk = classes_that_fit(clip, self.text_prompts)
-        template_features = encode_template(clip, names, self.template, world)  # W0
+        template_features = encode_templates(clip, names, template, world)  # W0
         self.register_buffer("template_features", template_features, persistent=False)
         self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
         self.to(clip.device)
@@ -162,13 +170,16 @@ class PromptedCLIP(nn.Module):
         # CoOp and zero-shot classify f0, the text branch reads it, DPT selects classes by it.
         selects = config.method == "dpt" and config.top_k < len(self.classnames)
         needs_frozen = not config.learns_image or branches or selects
+        image_features = None
         with torch.no_grad():
             if config.learns_image or frozen_features is None:
                 tokens = visual.embed(images)  # (B, N, D), shared by both passes
             if needs_frozen and frozen_features is None:
-                frozen_features = F.normalize(visual.encode(tokens).float(), dim=-1)
+                image_features = visual.encode(tokens).float()
+                frozen_features = F.normalize(image_features, dim=-1)
         if not config.learns_image:
-            return ModelOutput(self.scaled_cosines(frozen_features, normalized_text_features))
+            logits = self.scaled_cosines(frozen_features, normalized_text_features)
+            return ModelOutput(logits, image_features=image_features)
 
         top_classes = class_features = None
         if config.method == "dpt":
@@ -176,13 +187,15 @@ class PromptedCLIP(nn.Module):
             top_classes, class_features = self.select(frozen_features, text_features, batch)
         last = self.forward_to_last_layer(tokens, prompt_kv, class_features)
         x = visual.transformer.resblocks[-1].forward_cls(last.tokens, last.prompts)  # (B, D)
-        features = F.normalize(visual.project_cls(x).float(), dim=-1)  # (B, E)
+        image_features = visual.project_cls(x).float()  # (B, E)
+        features = F.normalize(image_features, dim=-1)
         logits = self.scaled_cosines(features, normalized_text_features)
         text_branch = image_branch = None
         if branches:
             text_branch = self.scaled_cosines(frozen_features, normalized_text_features)
             image_branch = self.scaled_cosines(features, self.template_features)
-        return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits)
+        return ModelOutput(logits, text_branch, image_branch, top_classes, last.class_aware_logits,
+                           image_features)  # fmt: skip
 
     def loss(self, output: ModelOutput, labels: Tensor, guidance: bool = False) -> Tensor:
         """Compute the training loss of a batch, in fp32; with several ranks, a share of it.
@@ -261,11 +274,19 @@ class PromptedCLIP(nn.Module):
             prompts = self.visual_prompts(len(blocks) + 1)
         return LastLayerInput(x, prompts, class_aware_logits, weights)
 
-    def text_features(self) -> Tensor:
-        """Return text features (C, E) in fp32: g, not normalised, or W0 for a fixed template."""
-        return self.prompt_features().text_features
+    def text_features(self, normalize: bool = False) -> Tensor:
+        """Return text features (C, E) in fp32: g, or W0 (normalised) for a fixed template."""
+        features = self.prompt_features()
+        return features.normalized_text_features if normalize else features.text_features
 
-    @torch.no_grad()
+    def image_features(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Compute image features (B, E) in fp32, with the learned prompts: f.
+
+        images: (B, 3, R, R), from `preprocess`.
+        """
+        features = self(images.to(self.clip.device), branches=False).image_features
+        return F.normalize(features, dim=-1) if normalize else features
+
     def predict(
         self, images: Tensor | ImageSource | Sequence[ImageSource], top: int = 5
     ) -> list[list[Prediction]]:
@@ -283,11 +304,8 @@ class PromptedCLIP(nn.Module):
             return predict_all(self, images, top)
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
-        probabilities = self(images.to(self.clip.device), branches=False).logits.softmax(dim=-1)
-        values, classes = probabilities.topk(min(top, len(self.classnames)))
-        check_probabilities(values.cpu(), self.path)
-        rows = zip(classes.tolist(), values.tolist())
-        return [[Prediction(self.classnames[c], p) for c, p in zip(*row)] for row in rows]
+        results = classify_batch(self, images, top)
+        return [result.predictions(self.classnames) for result in results]
 
     def predict_each(
         self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
@@ -351,7 +369,7 @@ class PromptedCLIP(nn.Module):
     def for_classes(
         self,
         classnames: Sequence[str],
-        template: str | None = None,
+        template: str | Sequence[str] | None = None,
         allow_duplicates: bool | None = None,
     ) -> PromptedCLIP:
         """Return a model of the learned prompts for other classes, ready to predict.
@@ -432,9 +450,22 @@ def check_distinct(classnames: Sequence[str]) -> None:
             raise ValueError(f"class names: expected different ones, got {got}: {fix}")
 
 
+def encode_templates(
+    clip: CLIP, names: Sequence[str], template: str | tuple[str, ...], world: World
+) -> Tensor:
+    """Compute W0 (C, E): of several templates the normalised mean of normalised text features.
+
+    As CLIP's ensembles for zero-shot classification (arXiv 2103.00020, section 3.1.4).
+    """
+    if isinstance(template, str):
+        return encode_template(clip, names, template, world)
+    texts = track(template, "templates encoded", len(template))
+    return F.normalize(sum(encode_template(clip, names, text, world) for text in texts), dim=-1)
+
+
 @torch.no_grad()
 def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
-    """Compute W0, the normalised text features (C, E) of the template with canonical names."""
+    """Compute the normalised text features (C, E) of one template with canonical names."""
     prompts = []
     for name in names:
         prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
@@ -462,7 +493,7 @@ def classes_that_fit(clip: CLIP, text_prompts: TextPrompts | None) -> int | None
 def build_model(
     clip: CLIP,
     classnames: Sequence[str],
-    template: str,
+    template: str | Sequence[str],
     config: PromptConfig | None = None,
     world: World = SINGLE,
     allow_duplicates: bool = False,
@@ -472,7 +503,8 @@ def build_model(
     Args:
         clip: frozen; it is used, not copied.
         classnames: C names; `_` is read as a space.
-        template: with `{}` where the name goes, such as "a photo of a {}.".
+        template: with `{}` where the name goes, such as "a photo of a {}."; or several, of which
+            the normalised text features are averaged and normalised again.
         config: None for DPT as in the paper.
         world: the processes that share it, see `support/distributed.py`; all of them build it
             with the same seed, and call it at the same time, each with its images.
@@ -485,10 +517,7 @@ def build_model(
         raise ValueError(f"classnames: expected a list of names, got {short_repr(classnames)}")
     if not 2 <= len(classnames) <= MAX_CLASSES:
         raise ValueError(f"expected 2 to {MAX_CLASSES:,} class names, got {len(classnames):,}")
-    is_text = isinstance(template, str) and len(template) <= MAX_TEMPLATE
-    if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
-        raise ValueError(f"template {short_repr(template)}: expected {expected}")
+    template = check_template(template)
     if not allow_duplicates:
         check_distinct(classnames)
     model = PromptedCLIP(clip, classnames, template, config or PromptConfig(), world)

@@ -58,6 +58,25 @@ def test_a_template_that_is_too_long_for_a_class_names_it():
         minidpt.build_model(clip, ["ox", "long " * 80], TEMPLATE)
 
 
+def test_several_templates_are_saved_and_one_in_a_list_is_a_text(tmp_path):
+    templates, clip = ["a {}.", "{} texture."], minidpt.build_clip(clip_state(WIDE))
+    model = minidpt.build_model(clip, ["ox", "gnu"], templates)
+    model.save(tmp_path / "several.pt")
+    again = minidpt.load_model(tmp_path / "several.pt", clip)
+    assert again.template == tuple(templates)
+    assert torch.equal(again.template_features, model.template_features)
+    other = model.for_classes(["gnu", "ox"])
+    torch.testing.assert_close(other.template_features, model.template_features[[1, 0]])
+
+    plain, single = (minidpt.build_model(clip, ["ox", "gnu"], t) for t in ("a {}.", ["a {}."]))
+    assert torch.equal(plain.template_features, single.template_features)
+    single.save(tmp_path / "one.pt")
+    assert torch.load(tmp_path / "one.pt", weights_only=True)["template"] == "a {}."
+    for wrong in ([], ["a {}.", 5], ["{}"] * 1001):
+        with pytest.raises(ValueError, match="^template"):
+            minidpt.build_model(clip, ["ox", "gnu"], wrong)
+
+
 def test_prompts_are_fp32_whatever_torchs_default_is():
     clip, images = minidpt.build_clip(clip_state(DEEP)), random_images(DEEP, 2)
     torch.set_default_dtype(torch.float64)
@@ -272,6 +291,24 @@ def test_published_tensors_that_do_not_fit_are_refused_and_change_nothing(method
             pair.model.load_published(tensors)
     for name, value in pair.learned.items():
         assert torch.equal(pair.model.published()[name], value), name
+
+
+@every_method
+def test_features_of_images_and_classes_are_those_of_the_logits(method):
+    pair = ReferencePair(SMALL_CONFIGS[method])
+    model, images = pair.model.eval(), pair.images()
+    with torch.no_grad():
+        features, normalized = (model.image_features(images, normalize=n) for n in (False, True))
+        expected = model(images, branches=False).logits
+        logits = model.clip.logit_scale.exp() * normalized @ model.text_features(normalize=True).T
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+        lengths = features.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(features, lengths * normalized)
+        assert (lengths - 1).abs().min() > 0.01
+        if not model.config.learns_image:
+            assert torch.equal(features, model.clip.encode_image(images).float())
+    if model.config.learns_text:
+        assert (model.text_features().norm(dim=-1) - 1).abs().min() > 0.01
 
 
 # Predictions

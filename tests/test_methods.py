@@ -61,7 +61,9 @@ def test_contexts_from_a_phrase_agree_with_the_reference(phrase, position):
     pair.assert_agree(pair.images(), make_labels(pair, 4))
 
 
-@pytest.mark.parametrize("template", ["{} texture.", "itap of many {}, a type of pet."])
+@pytest.mark.parametrize(
+    "template", ["{} texture.", "itap of many {}, a type of pet.", ["{}", "a bad {}.", "{} art"]]
+)
 @every_method
 def test_templates_agree_with_the_reference(method, template):
     check(SMALL_CONFIGS[method], template=template)

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from ..images.decode import WhiteLevel, check_white_level
-from ..support.files import atomic_write, check_class_keys, check_fields, short_repr
+from ..support.files import (
+    atomic_write,
+    check_class_keys,
+    check_fields,
+    check_template,
+    short_repr,
+)
 from .reader import read_checkpoint
 
 FORMAT = "minidpt 3"  # 1 and 2: of 0.1 and 0.2
-FIELDS = {"learned": dict, "classnames": list, "template": str, "config": dict, "clip": dict,
-          "class_keys": list | None, "allow_duplicates": bool}  # fmt: skip
+FIELDS = {"learned": dict, "classnames": list, "template": str | tuple, "config": dict,
+          "clip": dict, "class_keys": list | None, "allow_duplicates": bool}  # fmt: skip
 CLIP_FIELDS = {"name": str, "quick_gelu": bool, "fingerprint": str, "image_size": int | None}
 
 
@@ -32,7 +38,7 @@ class SavedModel(NamedTuple):
 
     learned: dict[str, Tensor]
     classnames: list[str]
-    template: str
+    template: str | tuple[str, ...]
     config: dict[str, Any]
     white: WhiteLevel
     clip: dict[str, Any]
@@ -68,6 +74,7 @@ def read_model(path: str | os.PathLike) -> SavedModel:
         check_fields(content, "content", **FIELDS)
         check_fields(saved.clip, "clip", **CLIP_FIELDS)
         check_class_keys(saved.class_keys, len(saved.classnames), "content")
-        return saved._replace(white=check_white_level(saved.white))
+        template, white = check_template(saved.template), check_white_level(saved.white)
+        return saved._replace(template=template, white=white)
     except ValueError as error:
         raise ValueError(f"model file {path}: {error}") from error

@@ -7,14 +7,14 @@ lists, else class folders -> Dataset
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ..support.files import read_json, read_text, single_line_errors
+from ..support.files import check_template, read_json, read_text, single_line_errors
 from . import folders as listing
 from . import labels_csv
 from .class_folders import class_folders, list_images, look_through, open_folder, split_folders
@@ -44,7 +44,7 @@ def open_dataset(
     dataset: str | None = None,
     seed: int = 1,
     classnames: str | os.PathLike | None = None,
-    template: str | None = None,
+    template: str | Sequence[str] | None = None,
     read: ReadOptions = DEFAULT_READ,
     draw_split: bool = True,
     least_classes: int = 2,
@@ -64,10 +64,8 @@ def open_dataset(
     """
     root = Path(path).expanduser()
     layout = layout_of(dataset) if dataset is not None else None
-    if template is not None and template.count("{}") != 1:
-        raise ValueError(f"template: expected one {{}} for the class name, got '{template}'")
     changes = {"read": read, "draws_split": draw_split, "least_classes": least_classes}
-    changes |= {} if template is None else {"template": template}
+    changes |= {} if template is None else {"template": check_template(template)}
     if classnames is not None:
         changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
     adapt = partial(replace, **changes)  # a Naming, to the caller's wishes

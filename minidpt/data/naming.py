@@ -99,7 +99,7 @@ class Naming:
     """How a data set and its classes are called; by default as their folders are."""
 
     name: str = ""
-    template: str = DEFAULT_TEMPLATE
+    template: str | tuple[str, ...] = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
     renames: Mapping[str, str] = field(default_factory=dict)  # the caller's, before all others

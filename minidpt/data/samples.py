@@ -52,10 +52,11 @@ class Sample(NamedTuple):
 class Dataset:
     """Three lists of samples with the names that they share.
 
-    `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.". `root` is
-    the folder that all paths lie in, `source` one line that says what was recognised from which
-    files, `notes` lines that the user should see (classes with few images, for example). `drawn`:
-    (shots, seed) of the draw that train and val come from, if they do; `subset`: of the classes.
+    `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.", or several.
+    `root` is the folder that all paths lie in, `source` one line that says what was recognised from
+    which files, `notes` lines that the user should see (classes with few images, for example).
+    `drawn`: (shots, seed) of the draw that train and val come from, if they do; `subset`: of the
+    classes.
     `class_keys[label]` is what the files call a class, its folder or label; None for `classnames`.
     `is_split_drawn`: the data set had no split. `allow_duplicates`: a published list has classes
     of one name.
@@ -64,7 +65,7 @@ class Dataset:
     name: str
     root: Path
     classnames: list[str]
-    template: str
+    template: str | tuple[str, ...]
     train: list[Sample]
     val: list[Sample]
     test: list[Sample]
@@ -80,7 +81,7 @@ class Dataset:
         """Return the same data set with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
-    def renamed(self, classnames: list[str], template: str) -> "Dataset":
+    def renamed(self, classnames: list[str], template: str | tuple[str, ...]) -> "Dataset":
         """Return the same data set with these class names and this template."""
         listed = {
             split: [s._replace(classname=classnames[s.label]) for s in getattr(self, split)]

@@ -41,7 +41,8 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     label; perhaps more of what `write_split` writes. Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
-    kinds = dict.fromkeys(("name", "root", "template", "part"), str | None)
+    kinds = dict.fromkeys(("name", "root", "part"), str | None)
+    kinds["template"] = str | list | None
     kinds |= dict.fromkeys(("classnames", "drawn", "class_keys", *SPLITS), list | None)
     kinds["allow_duplicates"] = bool | None
     most = 5 * files.MAX_IMAGES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
@@ -97,7 +98,7 @@ def read_split(
     name = name or content.get("name") or path.stem
     return make_dataset(
         name, Path(root), classnames, listed, path.name, notes=tuple(notes),
-        template=content.get("template") or DEFAULT_TEMPLATE,
+        template=files.check_template(content.get("template") or DEFAULT_TEMPLATE),
         drawn=tuple(content.get("drawn") or ()) or None, subset=content.get("part") or "all",
         class_keys=content.get("class_keys") or list(classnames),
         allow_duplicates=bool(content.get("allow_duplicates")),

@@ -9,13 +9,14 @@ from argparse import ArgumentTypeError, Namespace
 from contextlib import suppress
 from dataclasses import Field, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..checkpoints.pretrained import NAMES
 from ..config import COMMON, KINDS, check_option
 from ..data.samples import ReadOptions
-from ..support.files import to_single_line
+from ..support.files import check_template, read_text, short_repr, to_single_line
 from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
 from .folders import CONFIG, SWEEP, is_sweep, read_options
 
@@ -65,6 +66,9 @@ class Parser(argparse.ArgumentParser):
                 settings["action"] = "store_true"
             elif kind == "bool":
                 settings["action"] = argparse.BooleanOptionalAction
+            elif "tuple" in kind:
+                settings |= {"type": templates_option, "action": StoreTemplates, "nargs": "+"}
+                settings["metavar"] = about.metavar
             else:
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
@@ -75,6 +79,26 @@ class Parser(argparse.ArgumentParser):
         script = self.prog.partition(" ")[0]
         message = message.removeprefix("argument ")
         self.exit(2, f"{script}: error: {to_single_line(message)} (--help lists all options)\n")
+
+
+class StoreTemplates(argparse.Action):
+    """Stores the templates of all values of an option."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, *option: Any) -> None:
+        setattr(namespace, self.dest, check_template([*chain.from_iterable(values)]))
+
+
+def templates_option(text: str) -> list[str]:
+    """Return a template, or those in a file, one a line; a text without `{}` is a file."""
+    try:
+        templates = [text]
+        if "{}" not in text:
+            where = f"{short_repr(text)} without {{}} is a file of templates"
+            templates = [*filter(None, map(str.strip, read_text(text, where).split("\n")))]
+        check_template(templates)
+    except (OSError, ValueError) as error:
+        raise ArgumentTypeError(str(error)) from None
+    return templates
 
 
 def value_type(about: Field) -> Any:
@@ -174,6 +198,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
     changed = []
     for name, value in options.items():
         there = earlier.get(name, FIELDS[name].default)
+        value = list(value) if isinstance(value, tuple) else value  # as JSON has it
         if not OPTIONS[name].resume_may_change and value not in (there, [there]):
             changed.append(flag(name))
     if changed:

@@ -66,9 +66,10 @@ class RunConfig:
         None, "training epochs (default: CoOp 50 with 1 shot, 100 with 2 to 4, else 200; others 60 "
         "with 1 shot, else 100); lower --warmup-epochs and --guidance-epochs with them", COMMON,
         bounds=(0, 10**6), read_by="training")
-    template: str | None = option(
-        None, "zero-shot prompt, with {} for the class (default: the data set's)", COMMON,
-        eval_commands=TESTS)
+    template: str | tuple[str, ...] | None = option(
+        None, "zero-shot prompt, with {} for the class (default: the data set's); of several, or a "
+        "file of them, one a line, features are averaged", COMMON,
+        metavar="TEXT", eval_commands=TESTS)
     device: str | None = option(
         None, "cpu, cuda, cuda:N, xpu or mps (default: an accelerator if there is one)", COMMON,
         decides_result=False, resume_may_change=True, eval_commands=ON_A_DEVICE)
@@ -176,7 +177,7 @@ class RunConfig:
             if OPTIONS[name].decides_result and self.prompts.reads(OPTIONS[name])
         }
 
-    def resolve(self, dataset: str, template: str | None) -> RunConfig:
+    def resolve(self, dataset: str, template: str | tuple[str, ...] | None) -> RunConfig:
         """Return the config with this template, and the usual epochs in place of None."""
         epochs, warmup_epochs = self.epochs, self.warmup_epochs
         if epochs is None:

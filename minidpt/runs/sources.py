@@ -21,6 +21,7 @@ from ..data.samples import Dataset, find_copies, select_classes
 from ..data.splits import read_split, split_content
 from ..model import PromptedCLIP, load_model
 from ..support.distributed import world_from_environment
+from ..support.files import to_single_line
 from ..support.progress import print_notes
 from .command_line import evaluates_other_data
 from .config import RunConfig, merge_read_options
@@ -101,8 +102,9 @@ def adapt_to_run(
     overrides = read_classnames(args.classnames).values() if args.classnames else ()
     names = [old if old in overrides else new for old, new in zip(dataset.classnames, names)]
     template = dataset.template if args.template else saved.template
-    note = f"{count} of {len(names)} classes are the run's: its names and template '{template}'"
-    note += " are kept (else --classnames, --template)"
+    words = to_single_line(repr(template), 100)
+    note = f"{count} of {len(names)} classes are the run's: its names and template {words} are kept"
+    note += " (else --classnames, --template)"
     return dataset.renamed(names, template).with_notes(note)
 
 

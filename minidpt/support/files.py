@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
@@ -29,6 +29,8 @@ MAX_IMAGES = 2_000_000  # rows of a list of images; ImageNet has 1.3 million for
 MAX_ENTRIES = 1_000_000  # separators in any other text: each may become 200 bytes of objects
 MAX_CLASSES = 25_000  # ImageNet-21k has 21,843
 MAX_NAME = 500  # bytes of a class's name; the 77 tokens of a prompt hardly hold as many
+MAX_TEMPLATE = 1000  # characters
+MAX_TEMPLATES = 1000  # CLIP's ensemble for ImageNet has 80
 
 
 def to_single_line(text: object, limit: int = 500) -> str:
@@ -179,6 +181,20 @@ def validate_name(name: object, where: str, folder: bool = False) -> str:
 def canonical_classname(name: object, where: str) -> str:
     """Return a class name as prompts have it, single spaces for `_`; raises as `validate_name`."""
     return " ".join(validate_name(name, where).replace("_", " ").split())
+
+
+def check_template(template: object) -> str | tuple[str, ...]:
+    """Return a template as a text, several as a tuple; ValueError unless each has `{}` once."""
+    texts = [template] if isinstance(template, str) else template
+    if not isinstance(texts, Sequence) or not 1 <= len(texts) <= MAX_TEMPLATES:
+        got = f"{len(texts):,}" if isinstance(texts, Sequence) else short_repr(texts)
+        raise ValueError(f"template: expected one text, or up to {MAX_TEMPLATES:,}, got {got}")
+    for text in texts:
+        is_text = isinstance(text, str) and len(text) <= MAX_TEMPLATE
+        if not is_text or text.count("{}") != 1 or set("{}") & set(text.replace("{}", "")):
+            expected = f"up to {MAX_TEMPLATE} characters with {{}} once, where the class name goes"
+            raise ValueError(f"template {short_repr(text)}: expected {expected}")
+    return str(texts[0]) if len(texts) == 1 else tuple(map(str, texts))
 
 
 def check_class_keys(keys: list | None, count: int, where: str) -> list[str] | None:

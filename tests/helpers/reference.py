@@ -141,11 +141,14 @@ def encode_text(clip: Tensors, tokens: Tensor) -> Tensor:
 
 
 def zero_shot_classifier(
-    clip: Tensors, classnames: Sequence[str], template: str, tokenize: Tokenize
+    clip: Tensors, classnames: Sequence[str], template: str | Sequence[str], tokenize: Tokenize
 ) -> Tensor:
-    """Return W0 (C, E), normalised."""
-    texts = [template.format(name.replace("_", " ")) for name in classnames]
-    return normalize(encode_text(clip, tokenize(texts)))
+    """Return W0 (C, E), normalised; of several templates from the mean of their features."""
+    features = []
+    for text in [template] if isinstance(template, str) else template:
+        texts = [text.format(name.replace("_", " ")) for name in classnames]
+        features.append(normalize(encode_text(clip, tokenize(texts))))
+    return features[0] if len(features) == 1 else normalize(torch.stack(features).mean(dim=0))
 
 
 # The prompts
@@ -261,7 +264,7 @@ def forward(
     learned: Tensors,
     images: Tensor,
     classnames: Sequence[str],
-    template: str,
+    template: str | Sequence[str],
     tokenize: Tokenize,
     *,
     method: str,

@@ -52,7 +52,7 @@ class ReferencePair:
         config: dict,
         sizes: Sizes = WIDE,
         classnames: list[str] = UNEQUAL_NAMES,
-        template: str = TEMPLATE,
+        template: str | list[str] = TEMPLATE,
     ):
         self.config, self.sizes, self.template = config, sizes, template
         self.classnames = classnames

@@ -35,6 +35,7 @@ from helpers.short_runs import (
 import minidpt
 from minidpt.data.splits import read_split
 from minidpt.runs.config import PRECISIONS, RunConfig
+from minidpt.runs.folders import RunFolder
 
 
 def test_training_prints_what_it_does_and_both_accuracies(training):
@@ -187,11 +188,14 @@ def spy(method: Callable, arguments: list) -> Callable:
 
 
 def test_the_options_of_prompts_reach_the_model(inputs):
+    Path("texts").write_text("my {}.\n\n a {} \n")
     train(inputs, "run", "--epochs", 0, "--ctx-init", "a photo of", "--csc", "--top-k", 1,
           "--class-token-position", "front", "--n-visual", 3, "--class-aware-from", 2,
-          "--alpha", 0.5, "--template", "{} texture.")  # fmt: skip
+          "--alpha", 0.5, "--template", "{} texture.", "texts")  # fmt: skip
     model = minidpt.load_model("run/model.pt", minidpt.load(inputs.clip)[0])
-    assert model.template == "{} texture."
+    assert model.template == ("{} texture.", "my {}.", "a {}")
+    config, _ = RunFolder("run").read_config()
+    assert config.template == config.result_settings()["template"] == model.template
     assert model.config == minidpt.PromptConfig(
         n_ctx=3, ctx_init="a photo of", csc=True, class_token_position="front", n_visual=3,
         class_aware_from=2, alpha=0.5, top_k=1,
