@@ -19,7 +19,7 @@ from ..support.files import printable, to_single_line
 
 WIDTH, HEIGHT = 340, 210  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
-NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|$)")  # how a cell begins that stands right
+NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|–|$)")  # how a cell begins that stands right
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fff, #15181c);
   --ink: light-dark(#1b1f24, #e6e9ed); --soft: light-dark(#59636e, #9aa4af);

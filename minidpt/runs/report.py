@@ -31,9 +31,9 @@ from ..support.progress import print_line
 from .attention_pngs import attention_panels
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
-from .page import Markup, Series, image, line_chart, name, page, section, table, tag
+from .page import Markup, Series, image, line_chart, name, page, section, table, tag, text
 from .results import METHOD_NAMES, Row, read_rows
-from .tables import Cell, by_shots_and_pairs, caption, number_notes, tables
+from .tables import Cell, by_shots_and_pairs, caption, number_notes, shots_table, tables
 
 HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
@@ -392,11 +392,11 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     title = f"{', '.join(methods)} on {where}"
     labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
-    figures = []
+    figures, numbers = [], number_notes(tables(rows))
     for model in sorted({row.model for row in rows}):
         groups, _ = by_shots_and_pairs([row for row in rows if row.model == model])
         for group in (group for group in groups if any(row.shots for row in group if row.metrics)):
-            heading = tag("h3", f"{group[0].tested}, CLIP {model}")
+            heading = tag("h3", html_cell(shots_table(group).title, numbers))
             figures.append(tag("div", heading, chart_by_shots(group, labels)))
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
@@ -426,14 +426,14 @@ def chart_by_shots(group: Sequence[Row], labels: Sequence[str]) -> Markup:
 def html_tables(rows: Sequence[Row]) -> list[Markup]:
     """Return the tables of table.md, and their numbered notes."""
     pages = tables(rows)
-    numbers = number_notes(pages)
-
-    def cell(content: Cell) -> Markup:
-        text = tag("b", content.text) if content.is_best else Markup(tag("span", content.text))
-        return Markup("".join([text, *(tag("sup", numbers[note]) for note in content.notes)]))
-
-    parts = []
-    for title, heads, lines in pages:
-        body = table(list(map(cell, heads)), [list(map(cell, line)) for line in lines])
-        parts.append(tag("div", tag("h3", cell(title)), body))
+    numbers, parts = number_notes(pages), []
+    for each in pages:
+        title, heads, *lines = ([html_cell(cell, numbers) for cell in line] for line in each.rows())
+        parts.append(tag("div", tag("h3", *title), table(heads, lines)))
     return [*parts, tag("ol", *(tag("li", note) for note in numbers))] if numbers else parts
+
+
+def html_cell(cell: Cell, numbers: dict[str, int]) -> Markup:
+    """Return a cell's text, and the numbers of its notes."""
+    content = tag("b", cell.text) if cell.is_best else text(cell.text)
+    return Markup("".join([content, *(tag("sup", numbers[note]) for note in cell.notes)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import NamedTuple
@@ -48,11 +49,13 @@ class Table(NamedTuple):
     heads: Sequence[Cell]
     lines: Sequence[Sequence[Cell]]
 
-    def cells(self) -> Iterable[Cell]:
-        """Yield all cells, as they are read."""
-        yield self.title
-        for line in (self.heads, *self.lines):
-            yield from line
+    def rows(self) -> list[Sequence[Cell]]:
+        """Return the title, the heads and the lines."""
+        return [[self.title], self.heads, *self.lines]
+
+
+def heading(text: str, notes: Sequence[str] = ()) -> Cell:
+    return Cell(text, tuple(notes), is_best=True)
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -127,8 +130,8 @@ def shots_table(group: Sequence[Row]) -> Table:
     heads = [Cell(f"{n} shot{'' if n == 1 else 's'}" if n else "accuracy", of_column[n])
              for n in shots]  # fmt: skip
     title = f"{group[0].tested}, CLIP {group[0].model}"
-    title = Cell(title, (*data_notes(group[0]), *of_table))
-    return Table(title, [Cell("method"), *heads], mark_best(cells))
+    notes = *data_notes(group[0]), *of_table
+    return Table(heading(title, notes), [Cell("method"), *heads], mark_best(cells))
 
 
 def shared_notes(rows: Sequence[Row], but: Sequence[str] = ()) -> tuple[str, ...]:
@@ -178,7 +181,7 @@ def published_table() -> Table:
     lines = [[Cell(name), *(Cell(f"{mean:.1f}") for mean in means)]
              for name, means in PUBLISHED.items()]  # fmt: skip
     title = "Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"
-    return Table(Cell(title), list(map(Cell, ("method", "1 shot", "16 shots"))), lines)
+    return Table(heading(title), list(map(Cell, ("method", "1 shot", "16 shots"))), lines)
 
 
 def base_to_new_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
@@ -198,7 +201,7 @@ def base_to_new_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
         ])  # fmt: skip
     heads = map(Cell, ("data set", "method", "shots", "base", "new", "harmonic mean"))
     lines = [line for block in by_data.values() for line in mark_best(block)]
-    return Table(Cell(f"Base to new, CLIP {pairs[0][0].model}"), list(heads), lines)
+    return Table(heading(f"Base to new, CLIP {pairs[0][0].model}"), list(heads), lines)
 
 
 def cross_dataset_table(rows: Sequence[Row]) -> Table:
@@ -215,12 +218,13 @@ def cross_dataset_table(rows: Sequence[Row]) -> Table:
     heads = map(Cell, ("trained on", "tested on", "method", "shots", "zero-shot", "accuracy"))
     lines = [line for block in by_test.values() for line in mark_best(block)]
     title = f"Trained on one, tested on another, CLIP {rows[0].model}"
-    return Table(Cell(title), list(heads), lines)
+    return Table(heading(title), list(heads), lines)
 
 
 def number_notes(pages: Iterable[Table]) -> dict[str, int]:
     """Return the notes of the cells, numbered from 1 as they are read."""
-    notes = dict.fromkeys(note for table in pages for cell in table.cells() for note in cell.notes)
+    cells = chain.from_iterable(chain(*table.rows()) for table in pages)
+    notes = dict.fromkeys(note for cell in cells for note in cell.notes)
     return {note: number for number, note in enumerate(notes, start=1)}
 
 
@@ -280,15 +284,14 @@ def markdown_table(table: Table, numbers: dict[str, int]) -> str:
         marks = "".join(f" [{numbers[note]}]" for note in cell.notes)
         return (f"**{text}**" if cell.is_best else text) + marks
 
-    lines = [list(map(format_cell, line)) for line in (table.heads, *table.lines)]
+    title, *lines = (list(map(format_cell, line)) for line in table.rows())
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
-    title = format_cell(table.title._replace(is_best=True))
-    return "\n".join([f"{title}\n", *(f"| {line} |" for line in lines)])
+    return "\n".join([f"{title[0]}\n", *(f"| {line} |" for line in lines)])
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
