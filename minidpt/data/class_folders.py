@@ -111,7 +111,7 @@ def find_alike(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
     return [], []
 
 
-def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
+def open_folder(root: Path, naming: Naming) -> Dataset:
     """Open the data set of folders train/, val/, test/ of class folders, or of class folders.
 
     train/ alone is split as class folders are; without train/, the data set is only a test. Class
@@ -119,7 +119,7 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
     """
     folders = split_folders(root)
     if any(map(sub_folders, folders.values())):
-        return _open_split_folders(root, folders, naming, seed)
+        return _open_split_folders(root, folders, naming)
     if folders and not naming.read.folders_are_classes:  # bus/, car/, train/
         expected = f"classes in {shorten([f'{path.name}/' for path in folders.values()])}"
         got = f"none there ({contents(root)})"
@@ -129,10 +129,10 @@ def open_folder(root: Path, naming: Naming, seed: int) -> Dataset:
         how = f"{', '.join(f'{split}/' for split in splits)} in the {how}"
     else:
         splits = {"all": _list_classes(root, classes, naming)}
-    return assemble(root, splits, naming, how, seed).with_notes(*loose_notes(root))
+    return assemble(root, splits, naming, how, loose_notes(root))
 
 
-def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, seed: int) -> Dataset:
+def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming) -> Dataset:
     """Open folders of splits; beside train/, those without images of its classes are left out."""
     splits, notes = _list_splits(folders, naming)
     read = ", ".join(f"{folders[split].name}/" for split in SPLITS if split in splits)
@@ -143,7 +143,7 @@ def _open_split_folders(root: Path, folders: dict[str, Path], naming: Naming, se
         notes.insert(0, f"no labelled test/ beside {read}: test images are drawn from it")
     if others:
         notes.append(f"read: {read}; not read: {shorten(others)}")
-    return assemble(root, splits, naming, how, seed).with_notes(*notes, *loose)
+    return assemble(root, splits, naming, how, (*notes, *loose))
 
 
 def _list_splits(folders: dict[str, Path], naming: Naming) -> tuple[Splits, list[str]]:

@@ -6,6 +6,7 @@ lists, else class folders -> Dataset
 
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from . import labels_csv
 from .class_folders import class_folders, list_images, look_through, open_folder, split_folders
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
-from .samples import DEFAULT_READ, SPLITS, Dataset, ReadOptions
+from .samples import DEFAULT_READ, Dataset, ReadOptions
 from .splits import read_split
 
 
@@ -64,7 +65,7 @@ def open_dataset(
     """
     root = Path(path).expanduser()
     layout = layout_of(dataset) if dataset is not None else None
-    changes = {"read": read, "draws_split": draw_split, "least_classes": least_classes}
+    changes = dict(read=read, seed=seed, draws_split=draw_split, least_classes=least_classes)
     changes |= {} if template is None else {"template": check_template(template)}
     if classnames is not None:
         changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
@@ -73,9 +74,9 @@ def open_dataset(
     if not root.exists():
         raise FileNotFoundError(f"data folder {root}: expected a folder or file, got nothing")
     if root.is_dir():
-        return _open_any_folder(root, layout, adapt, seed)
+        return _open_any_folder(root, layout, adapt)
     if root.suffix.lower() == ".csv":
-        return labels_csv.open_csv(root, adapt(layout or Naming()), seed)
+        return labels_csv.open_csv(root, adapt(layout or Naming()))
     if root.suffix.lower() == ".json":
         split = read_split(root, read.image_root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
@@ -83,49 +84,41 @@ def open_dataset(
 
 
 def _open_any_folder(
-    root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming], seed: int
+    root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming]
 ) -> Dataset:
     """Decide what a folder is, and open it; `layout` if the caller named one."""
     children = {plain(folder.name): folder for folder in listing.sub_folders(root)}
-    layouts = [layout] if layout else LAYOUTS
+    layouts, naming = [layout] if layout else LAYOUTS, adapt(layout or Naming())
     locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
     if len(locations) > 1:
         names = ", ".join(location.layout.name for location in locations)
         raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
     table = labels_csv.find_table(root)
     if table and not locations and (layout is None or labels_csv.lists_images(table)):
-        return labels_csv.open_csv(table, adapt(layout or Naming()), seed)
-    read = adapt(Naming()).read
-    if read.columns is not None or read.image_root is not None:
+        return labels_csv.open_csv(table, naming)
+    if naming.read.columns is not None or naming.read.image_root is not None:
         expected = "a CSV file for --columns or --image-root"
         raise ValueError(f"data folder {root}: expected {expected}, got {listing.contents(root)}")
     if layout and not locations:
         locations = [find_class_folders(layout, root, children)]
-    if not locations:
-        return _open_other(root, adapt, seed)
-    (location,) = locations
-    location = location._replace(layout=adapt(location.layout), named=layout is not None)
-    dataset = _compare_with_published(_open_location(location, seed), location.layout)
-    if table:
-        note = f"{table.name} is not read, as this is {dataset.name}: to read it, pass the file"
-        dataset = dataset.with_notes(note)
-    return dataset
+    if locations:
+        (location,) = locations
+        location = location._replace(layout=adapt(location.layout), named=layout is not None)
+        dataset = _compare_with_published(_open_location(location), location.layout)
+        note = f"is not read, as this is {dataset.name}: to read it, pass the file"
+        return dataset.with_notes(f"{table.name} {note}") if table else dataset
 
-
-def _open_other(root: Path, adapt: Callable[[Naming], Naming], seed: int) -> Dataset:
-    """Open a folder that is none of the fifteen data sets, even if it is called as one of them."""
-    for layout in LAYOUTS:  # its lists without its images?
-        if any((root / file).is_file() for file in (layout.split_file, *layout.lists.values())):
-            raise incomplete_error(layout, root)
+    for each in LAYOUTS:  # its lists without its images?
+        if any((root / file).is_file() for file in (each.split_file, *each.lists.values())):
+            raise incomplete_error(each, root)
     if (inner := look_through(root)) != root:
-        return _open_any_folder(inner, None, adapt, seed)
-    name, notes = "", []
-    if alike := next((layout for layout in LAYOUTS if layout.is_called(name_of(root))), None):
-        name, *notes = distinct_name(alike, root, class_names(root))
-    return open_folder(root, adapt(Naming(name=name)), seed).with_notes(*notes)
+        return _open_any_folder(inner, None, adapt)
+    if alike := next((each for each in LAYOUTS if each.is_called(name_of(root))), None):
+        naming = as_other_data(naming, alike, root, class_names(root))
+    return open_folder(root, naming)
 
 
-def _open_location(location: DatasetLocation, seed: int) -> Dataset:
+def _open_location(location: DatasetLocation) -> Dataset:
     """List a recognised data set: by its split file, its own lists, or its class folders."""
     layout, _, images, _ = location
     names = location.file(layout.names)
@@ -138,17 +131,18 @@ def _open_location(location: DatasetLocation, seed: int) -> Dataset:
     layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
     location = location._replace(layout=layout)
 
-    if layout.has_split_file and (file := location.file(layout.split_file)):
+    if file := location.file(layout.split_file):
         dataset = read_split(file, images, layout.name)
         is_ambiguous = len(set(dataset.classnames)) < len(dataset.classnames)
         return _rename_classes(replace(dataset, allow_duplicates=is_ambiguous), layout)
     if layout.lists and all(map(location.file, layout.lists.values())):
-        dataset = _open_lists(location, seed)
+        dataset = _open_lists(location)
     elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
-        dataset = _open_splits(location, seed)
+        dataset = _open_splits(location)
+    elif layout.nested and not split_folders(images):
+        dataset = _open_nested(location)
     else:
-        nested = layout.nested and not split_folders(images)
-        dataset = (_open_nested if nested else _open_class_folders)(location, seed)
+        dataset = _open_class_folders(location)
     if names:
         those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
@@ -164,8 +158,7 @@ def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
 
 def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     """Add a note if it is not what papers report: a part of the data set, another split."""
-    sizes = (len(dataset.classnames), *(len(getattr(dataset, split)) for split in SPLITS))
-    if dataset.name != layout.name or sizes == layout.published:
+    if dataset.name != layout.name or dataset.sizes == layout.published:
         return dataset
     classes, *counts = layout.published
     published = f"{classes} classes and {'/'.join(map(str, counts))} images"
@@ -173,52 +166,49 @@ def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
     return dataset.with_notes(note)
 
 
-def _open_splits(location: DatasetLocation, seed: int) -> Dataset:
+def _open_splits(location: DatasetLocation) -> Dataset:
     """Open by class folders of each split; a test/ with classes, unlike ImageNet's, is the test."""
     layout, folder, images, named = location
     folders = {split: images / path for split, path in layout.splits.items()}
-    notes = []
     if "train" in folders:
         test, classes = images / "test", class_names(images)
         if test.is_dir() and classes & {f.name for f in listing.sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
         if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            name, *notes = distinct_name(layout, folder, classes)
-            layout = replace(layout, name=name)
+            layout = as_other_data(layout, layout, folder, classes)
     how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
     splits = {split: list_images(class_folders(f, layout)) for split, f in folders.items()}
-    dataset = listing.assemble(images, splits, layout, how, seed)
-    return dataset.with_notes(*notes, *listing.loose_notes(images, *folders.values()))
+    notes = listing.loose_notes(images, *folders.values())
+    return listing.assemble(images, splits, layout, how, notes)
 
 
-def _open_class_folders(location: DatasetLocation, seed: int) -> Dataset:
+def _open_class_folders(location: DatasetLocation) -> Dataset:
     """Open by class folders (or train/ and test/ of them) that nothing else describes."""
     layout, folder, images, named = location
     inside = {child.name for child in listing.sub_folders(images)}
     few = len(inside) < 2 and not split_folders(images)
     if few or inside & set(layout.markers):  # that only a list can name
         raise incomplete_error(layout, folder)
-    usual, notes = layout_of(layout.name), []
-    if usual.renamed and not named and not looks_like(usual, images):  # other classes in its layout
-        name, *notes = distinct_name(usual, folder, class_names(images))
-        layout = replace(layout, name=name)
-    return open_folder(images, layout, seed).with_notes(*notes)
+    if layout.renamed and not named and not looks_like(layout, images):  # other classes in it
+        layout = as_other_data(layout, layout, folder, class_names(images))
+    return open_folder(images, layout)
 
 
-def _open_lists(location: DatasetLocation, seed: int) -> Dataset:
+def _open_lists(location: DatasetLocation) -> Dataset:
     """Open by the set's own lists. Without one for val, a fifth of each class's train is val."""
-    layout, images = location.layout, location.images
+    layout = location.layout
     splits = {split: _read_list(location, name) for split, name in layout.lists.items()}
     how = ", ".join(layout.lists.values())
     if "val" not in splits:
-        generator = random.Random(seed)
+        generator = random.Random(layout.seed)
         splits["val"] = {}
         for key, files in splits["train"].items():
             generator.shuffle(files)
             count = round(0.2 * len(files))  # as CoOp's splits were made
             splits["val"][key], splits["train"][key] = files[:count], files[count:]
-        how += f" (val: a fifth of train, drawn with the fixed seed {seed})"
-    return listing.assemble(images, splits, layout, how, seed, _in_order(location, splits["train"]))
+        how += f" (val: a fifth of train, drawn with the fixed seed {layout.seed})"
+    keys = _in_order(location, splits["train"])
+    return listing.assemble(location.images, splits, layout, how, keys=keys)
 
 
 def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
@@ -235,29 +225,31 @@ def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     for number, line in enumerate(map(str.strip, chain.from_iterable(lists)), start=1):
         if line and not line.startswith("#"):
-            file, key = location.layout.entry(line)
-            if not key:
-                expected = "an image and its class"
-                raise ValueError(f"{where}, line {number}: expected {expected}, got '{line}'")
-            files.setdefault(key, []).append(os.path.join(location.images, file))
+            if not (match := re.fullmatch(location.layout.entry, line)):
+                got = f"'{line}'"
+                raise ValueError(
+                    f"{where}, line {number}: expected an image and its class, got {got}"
+                )
+            file = os.path.join(location.images, f"{match['image']}.jpg")
+            files.setdefault(match["key"], []).append(file)
     if missing := labels_csv.missing_files(chain(*files.values())):
         got = labels_csv.describe_missing(missing)
         raise FileNotFoundError(f"{where}: expected all its images in {location.images}, got {got}")
     return files
 
 
-def _open_nested(location: DatasetLocation, seed: int) -> Dataset:
+def _open_nested(location: DatasetLocation) -> Dataset:
     """Open by folders in folders: the classes are those that hold images."""
-    start = len(os.path.join(location.images, ""))
-    files: dict[str, list[str]] = {}
-    for file in (images := listing.images_in(location.images)):
+    layout, folder, root, _ = location
+    start, files = len(os.path.join(root, "")), {}
+    for file in (images := listing.images_in(root)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     loose = [file[start:] for file in files.pop("", [])]
     if len(files) < 2:
-        raise incomplete_error(location.layout, location.folder)
-    how, order = f"class folders in {location.images}", _in_order(location, files)
-    dataset = listing.assemble(location.images, {"all": files}, location.layout, how, seed, order)
-    return dataset.with_notes(*listing.unread_notes(images.unread), *listing.in_no_class(loose))
+        raise incomplete_error(layout, folder)
+    notes = (*listing.unread_notes(images.unread), *listing.in_no_class(loose))
+    how, keys = f"class folders in {root}", _in_order(location, files)
+    return listing.assemble(root, {"all": files}, layout, how, notes, keys)
 
 
 def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:
@@ -287,8 +279,8 @@ def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> Datas
 def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
     """Find the images, if this is the data set's folder: by markers, or by name and classes."""
     named = layout.is_called(name_of(folder))
-    markers = (layout.split_file, *(layout.markers or layout.images))  # only this data set has them
-    marked = any(any(folder.glob(marker)) for marker in markers)
+    markers = layout.split_file, *(layout.markers or layout.images)  # only this data set has them
+    marked = any(any(folder.glob(marker)) for marker in filter(None, markers))
     splits = layout.splits.values() or (".",)
     for images in layout.images:
         proven = marked or (images != "." and named)
@@ -316,12 +308,13 @@ def name_of(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))
 
 
-def distinct_name(layout: Layout, folder: Path, classes: set[str]) -> tuple[str, str]:
-    """Name a folder of other classes than the data set's, or fewer (ImageNet-100), and note why."""
+def as_other_data(naming: Naming, layout: Layout, folder: Path, classes: set[str]) -> Naming:
+    """Name a folder of other classes than the data set's, or fewer (ImageNet-100); note why."""
     name = folder.resolve().name
     others = f"these {len(classes)} classes are not {layout.name}'s {layout.published[0]}"
     note = f"{others}: read as your own data; if it is {layout.name}, pass --dataset {layout.name}"
-    return f"{name}-{len(classes)}" if name == layout.name else name, note
+    name = f"{name}-{len(classes)}" if name == layout.name else name
+    return replace(naming, name=name, notes=(*naming.notes, note))
 
 
 def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:
@@ -343,13 +336,14 @@ def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) ->
 def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
     """Say what was looked for, what was found, what to put where."""
     images = [f"{name}/" for name in layout.images if name != "."] or layout.markers
-    split_file = layout.split_file if layout.has_split_file else ""
     splits = " and ".join(f"{split}/" for split in layout.splits.values() if split != ".")
-    files = " and ".join(layout.lists.values())
-    lists = [split_file, files, splits or "a folder for each class"]
+    splits = splits or "a folder for each class"
+    lists = layout.split_file, " and ".join(layout.lists.values())
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
     not_read = " (.mat files are not read)" if mats else ""
-    expected = f"images in {' or '.join(images)} with {', or '.join(filter(None, lists))}"
+    expected = (
+        f"images in {' or '.join(images)} with {', or '.join(filter(None, (*lists, splits)))}"
+    )
     got = f"got {listing.contents(folder)}{not_read}"
     return FileNotFoundError(
         f"{layout.name} in {folder}: expected {expected}; {got}: put "
@@ -363,7 +357,7 @@ def folders_of(dataset: Dataset) -> list[Path]:
     `root`, those of the images, those around several of these; none that hold the home folder.
     Then the folder around a known data set's images (caltech-101/).
     """
-    paths = (sample.path for split in SPLITS for sample in getattr(dataset, split))
+    paths = (sample.path for sample in chain(*dataset.splits.values()))
     image_folders = set(map(os.path.abspath, map(os.path.dirname, paths)))
     around = Counter(map(os.path.dirname, image_folders))
     parents = (folder for folder, count in around.items() if count > 1)

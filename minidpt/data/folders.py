@@ -6,7 +6,7 @@ files of each split and class (`Splits`), what classes are called (`Naming`) -> 
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
@@ -154,27 +154,31 @@ Splits = dict[str, dict[str, list[str]]]
 
 
 def assemble(
-    root: Path, splits: Splits, naming: Naming, how: str, seed: int, keys: list[str] | None = None
+    root: Path,
+    splits: Splits,
+    naming: Naming,
+    how: str,
+    notes: Iterable[str] = (),
+    keys: list[str] | None = None,
 ) -> Dataset:
-    """Make a Dataset of the files of each split and class.
+    """Make a Dataset of the files of each split and class; `how` and `notes` are told in it.
 
     `keys` are the classes in the order of labels (None: those of the first split, sorted), each
-    with an image in the first split. "all" is split by class with `seed`, or is the test. Without
-    "test", "val" is the test; without "train", it is a test set only.
+    with an image in the first split. "all" is split by class, or is the test. Without "test",
+    "val" is the test; without "train", it is a test set only.
     """
     first = next(iter(splits))
     keys = keys or naming.ordered(splits[first])
-    names, notes = naming.classnames(root, keys)
+    names, shared_names = naming.classnames(root, keys)
     lists = [files for by_class in splits.values() for files in by_class.values()]
     unread = sum((files.unread for files in lists if isinstance(files, ImageFiles)), Counter())
-    notes += unread_notes(unread)
     if empty := [key for key in keys if not splits[first].get(key)]:
         fix = "; ".join([*unread_notes(unread), "add some or remove the class"])
         got = f"none for '{empty[0]}' ({len(empty)} such); {fix}"
         raise ValueError(f"data folder {root}: expected images of every class, got {got}")
     if is_split_drawn := "all" in splits and naming.draws_split:
-        splits = _split_by_class({key: splits["all"][key] for key in keys}, seed)
-        how += f", no split file: drawn 50/20/30 % with the fixed seed {seed}"
+        splits = _split_by_class({key: splits["all"][key] for key in keys}, naming.seed)
+        how += f", no split file: drawn 50/20/30 % with the fixed seed {naming.seed}"
     elif "all" in splits:
         splits, how = {"test": splits["all"]}, f"{how}, no split file: every image is a test image"
     elif "test" not in splits and "val" in splits:
@@ -195,11 +199,11 @@ def assemble(
             listed[split] += map(Sample, files, repeat(labels[key]), repeat(names[key]))
     name, classnames = naming.name or root.resolve().name, list(names.values())
     dataset = make_dataset(
-        name, root, classnames, listed, how, template=naming.template, notes=tuple(notes),
-        class_keys=list(names), is_split_drawn=is_split_drawn,
+        name, root, classnames, listed, how, template=naming.template, class_keys=list(names),
+        notes=(*shared_names, *unread_notes(unread)), is_split_drawn=is_split_drawn,
         allow_duplicates=len(set(map(str.casefold, classnames))) < len(classnames),
     )  # fmt: skip
-    return naming.credit(dataset, keys)
+    return naming.credit(dataset, keys).with_notes(*naming.notes, *notes)
 
 
 def _split_by_class(files: dict[str, list[str]], seed: int) -> Splits:

@@ -65,7 +65,7 @@ def find_table(folder: Path) -> Path | None:
     return table if table.is_file() and not has_classes and lists_images(table) else None
 
 
-def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
+def open_csv(path: Path, naming: Naming) -> Dataset:
     """Open the data set of a CSV file of `path,label[,split]`; the columns by `_read_table`.
 
     Paths start from its folder, or `naming.read.image_root`, and may lack their ending. The `root`
@@ -108,8 +108,8 @@ def open_csv(path: Path, naming: Naming, seed: int) -> Dataset:
     name = naming.name or (path.resolve().parent.name if is_usual else path.stem)
     parents = {os.path.dirname(moved.get(file, file)) for file in entries}
     root = Path(os.path.commonpath(map(os.path.abspath, parents)))
-    dataset = folders.assemble(root, splits, replace(naming, name=name), path.name, seed)
-    return dataset.with_notes(*_column_notes(columns, header, splits_of), *notes)
+    notes = (*_column_notes(columns, header, splits_of), *notes)
+    return folders.assemble(root, splits, replace(naming, name=name), path.name, notes)
 
 
 _Entries = dict[str, tuple[int, str, str]]  # image -> line, label, cell of the split's column

@@ -4,7 +4,6 @@ They are those of CoOp's data guide (github.com/KaiyangZhou/CoOp, DATASETS.md) a
 downloads. datasets.py tells them apart and reads them.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,22 +30,10 @@ def without_letter_reversed(key: str) -> str:
     return " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
 
 
-def in_folder(line: str) -> tuple[str, str]:
-    """Take a class from its folder: apple_pie/1005649 -> apple_pie/1005649.jpg and apple_pie."""
-    file = line.strip("/")
-    return file if file.endswith(".jpg") else f"{file}.jpg", os.path.dirname(file)
-
-
-def pet(line: str) -> tuple[str, str]:
-    """Take a class from its file: Abyssinian_100 1 1 1 -> Abyssinian_100.jpg and Abyssinian."""
-    name = line.split()[0]
-    return f"{name}.jpg", name.rpartition("_")[0]
-
-
-def variant(line: str) -> tuple[str, str]:
-    """Split number and class: 1025794 707-320 -> 1025794.jpg and 707-320."""
-    number, _, name = line.partition(" ")
-    return f"{number}.jpg", name
+# Lines of lists of images, which lack their ".jpg"
+IN_FOLDER = r"/*(?P<image>(?P<key>.*[^/])/+[^/]+?)(\.jpg)?/*"  # apple_pie/1005649
+PET = r"(?P<image>(?P<key>\S+)_\S*).*"  # Abyssinian_100 1 1 1
+VARIANT = r"(?P<image>\S*) (?P<key>.+)"  # 1025794 707-320
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +47,7 @@ class Layout(Naming):
     rule: Callable[[str], str] = str  # hyphens and capitals are part of the published names
     inner: str = ""  # one more folder, in torchvision's downloads
     lists: Mapping[str, str] = field(default_factory=dict)  # split -> list of its images
-    entry: Callable[[str], tuple[str, str]] = in_folder  # line of a list -> image, class
+    entry: str = IN_FOLDER  # pattern of a line in these
     order: str = ""  # list of all classes, in the order of labels
     names: str = ""  # file of "folder name" lines
     splits: Mapping[str, str] = field(default_factory=dict)  # split -> its class folders, in images
@@ -75,8 +62,8 @@ class Layout(Naming):
 
     @property
     def split_file(self) -> str:
-        """CoOp's list of the published train, val and test images."""
-        return f"split_zhou_{self.name}.json"
+        """CoOp's list of the published train, val and test images, if there is one."""
+        return f"split_zhou_{self.name}.json" if self.has_split_file else ""
 
 
 _imagenet_test_set = partial(
@@ -109,7 +96,7 @@ LAYOUTS = (
         folders=("oxford_pets", "oxford-iiit-pet"),
         markers=("annotations/trainval.txt",),
         lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
-        entry=pet,
+        entry=PET,
         sort=str.lower,
         rule=str.lower,
         classes=("Abyssinian", "yorkshire_terrier"),
@@ -150,7 +137,7 @@ LAYOUTS = (
         markers=("images_variant_train.txt",),
         has_split_file=False,
         lists={split: f"images_variant_{split}.txt" for split in SPLITS},
-        entry=variant,
+        entry=VARIANT,
         order="variants.txt",
         classes=("707-320", "Yak-42"),
         template="a photo of a {}, a type of aircraft.",

@@ -96,7 +96,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How a data set and its classes are called; by default as their folders are."""
+    """How a data set is read and its classes are called; by default as their folders are."""
 
     name: str = ""
     template: str | tuple[str, ...] = DEFAULT_TEMPLATE
@@ -109,6 +109,8 @@ class Naming:
     read: ReadOptions = DEFAULT_READ  # the caller's
     least_classes: int = 2  # of a data set's first split
     draws_split: bool = True  # where there is none; else all images are the test
+    seed: int = 1  # of that split
+    notes: tuple[str, ...] = ()  # on what the data set was taken for
 
     def ordered(self, keys: Collection[str]) -> list[str]:
         """Sort folders or labels in the order of labels: as numbers if all of them are numbers."""

@@ -77,6 +77,16 @@ class Dataset:
     is_split_drawn: bool = False
     allow_duplicates: bool = False
 
+    @property
+    def splits(self) -> dict[str, list[Sample]]:
+        """The samples of each split, in the order of `SPLITS`."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of classes, and of samples in train, val and test."""
+        return len(self.classnames), *map(len, self.splits.values())
+
     def with_notes(self, *notes: str) -> "Dataset":
         """Return the same data set with more notes."""
         return replace(self, notes=(*self.notes, *notes))
@@ -84,8 +94,8 @@ class Dataset:
     def renamed(self, classnames: list[str], template: str | tuple[str, ...]) -> "Dataset":
         """Return the same data set with these class names and this template."""
         listed = {
-            split: [s._replace(classname=classnames[s.label]) for s in getattr(self, split)]
-            for split in SPLITS
+            split: [sample._replace(classname=classnames[sample.label]) for sample in samples]
+            for split, samples in self.splits.items()
         }
         return replace(self, classnames=classnames, template=template, **listed)
 
@@ -93,8 +103,8 @@ class Dataset:
         """Return the SHA-256 of the class names and each split's paths below `root`, and labels."""
         start = os.path.join(self.root, "")
         listed = [
-            [(path.removeprefix(start), label) for path, label, _ in getattr(self, split)]
-            for split in SPLITS
+            [(path.removeprefix(start), label) for path, label, _ in samples]
+            for samples in self.splits.values()
         ]
         return hashlib.sha256(json.dumps([self.classnames, *listed]).encode()).hexdigest()
 
