@@ -186,17 +186,14 @@ class OutputFolderExists(FileExistsError):
 
 @contextmanager
 def lock_output_folder(
-    folder: Path,
-    data: Iterable[Path],
-    resumable: str | None = None,
-    option: str = "--out",
+    folder: Path, data: Iterable[Path], resumable: str | None = None, option: str = "--out"
 ) -> Iterator[Path]:
     """Create a folder and lock it for the block by a file in it, where the file system has locks.
 
     A new or empty folder is accepted, and one without a result that has the file `resumable`.
     Folders that the block leaves empty are removed. Raises ValueError if the folder lies within one
-    of the data folders, or in a sweep that another process writes; OutputFolderExists if it has
-    contents that are not accepted, BlockingIOError if another process has locked it.
+    of the data folders, or another process writes to the folder around it or to one in it;
+    OutputFolderExists if it has contents that are not accepted, BlockingIOError if it is locked.
     """
 
     def check() -> None:
@@ -216,7 +213,8 @@ def lock_output_folder(
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / LOCK, BUSY.format(folder)):
             check()  # nobody else writes to it now
-            check_unlocked(folder.parent)
+            for lock in (folder.parent / LOCK, *folder.glob(f"*/{LOCK}")):  # of sweep or runs
+                check_unlocked(lock.parent)
             remove_unfinished(folder)
             yield folder
     finally:
@@ -235,18 +233,6 @@ def lock_numbered_folder(folder: Path, data: list[Path]) -> Iterator[Path]:
                 lock.enter_context(lock_output_folder(path, data))
                 break
         yield path
-
-
-@contextmanager
-def lock_sweep_folder(folder: Path, data: list[Path], runs: Iterable[str]) -> Iterator[Path]:
-    """Lock a folder for runs of these names: a new or empty one, or a sweep to continue.
-
-    Raises ValueError if another process writes to one of the runs.
-    """
-    with lock_output_folder(folder, data, SWEEP):
-        for name in runs:
-            check_unlocked(folder / name)
-        yield folder
 
 
 def is_sweep(folder: str | os.PathLike) -> bool:

@@ -70,16 +70,12 @@ class TrainingState:
             raise ValueError(f"{path}: {expected}: {START_OVER_HINT}") from error
         lines = read_text(run.path(METRICS), METRICS).splitlines(keepends=True)
         try:
-            self._take(check_fields(content, "content", format=str))
+            self._take(check_fields(content, "content", format=str), lines)
         except (ValueError, RuntimeError, TypeError) as error:
             problem = f"not the state of this run, {error}"
             raise ValueError(f"{path}: {problem}: {START_OVER_HINT}") from error
-        if len(lines) < self.epoch:
-            got = f"expected {self.epoch} lines, got {len(lines)}"
-            raise ValueError(f"{run.path(METRICS)}: {got}: {START_OVER_HINT}")
-        self.metrics = "".join(lines[: self.epoch])
 
-    def _take(self, content: dict[str, Any]) -> None:
+    def _take(self, content: dict[str, Any], lines: list[str]) -> None:
         if content["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {short_repr(content['format'])}")
         kinds = dict.fromkeys(("learned", "momentum", "scaler", "generators"), dict)
@@ -97,7 +93,8 @@ class TrainingState:
         learned = self.model.prompt_state_dict()
         if not 0 <= epoch <= epochs:
             raise ValueError(f"expected an epoch from 0 to {epochs}, got {short_repr(epoch)}")
-
+        if len(lines) < epoch:
+            raise ValueError(f"expected {epoch} lines of {METRICS}, got {len(lines)}")
         momentum, generators = content["momentum"], self._generators()
         # fp16's scaler may have left out all steps so far.
         begun = epoch and (momentum or not self.scaler.is_enabled())
@@ -116,7 +113,7 @@ class TrainingState:
         for name, value in momentum.items():
             parameter = learned[name]
             self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter, copy=True)
-        self.epoch = epoch
+        self.epoch, self.metrics = epoch, "".join(lines[:epoch])
 
     def _generators(self) -> dict[str, Any]:
         """Return for each kind of device the torch module with its random generator."""

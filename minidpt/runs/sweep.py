@@ -89,7 +89,8 @@ def is_finished(folder: str) -> bool:
     if is_sweep(folder):
         return False
     if run_folder.path(folders.SUMMARY).is_file():
-        folders.check_unlocked(Path(folder))  # which removes the lock of a process killed just then
+        if world_from_environment().is_main:  # else the processes would find each other's lock
+            folders.check_unlocked(run_folder.folder)  # removes that of a process killed just then
         return run_folder.has_result()
     is_begun = all(run_folder.path(name).is_file() for name in (folders.METRICS, folders.MODEL))
     if is_begun and not run_folder.path(folders.STATE).is_file():
@@ -143,8 +144,7 @@ def open_output(
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
     out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
-    lock = folders.lock_sweep_folder(out, data, [run.name for run in runs])
-    with entrypoint.main_process_first(world, lock):
+    with entrypoint.main_process_first(world, folders.lock_output_folder(out, data, folders.SWEEP)):
         yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
 
 

@@ -33,6 +33,8 @@ from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.runs.folders import RunFolder, lock_output_folder
 from minidpt.runs.state import TrainingState
+from minidpt.runs.sweep import is_finished
+from minidpt.support.files import file_lock
 
 TRAIN = SCRIPTS["train.py"]
 
@@ -222,6 +224,22 @@ def test_a_finished_run_says_so(full_run):
     assert result.out == "run -run is finished; test it: python eval.py test ./-run\n"
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_main_process_asks_whether_a_finished_run_is_locked(full_run, rank, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, rank)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    shutil.copytree(full_run, "run")
+    Path("run/.minidpt.lock").touch()
+    with file_lock(Path("run/.minidpt.lock")):  # as another rank that looks at it
+        if rank == "1":
+            assert is_finished("run")
+        else:
+            with pytest.raises(ValueError, match="another process writes to it"):
+                is_finished("run")
+
+
 def test_what_a_kill_after_the_result_leaves_is_removed(full_run):
     shutil.copytree(full_run, "run")
     for name in ("state.pt", ".minidpt.lock"):
@@ -337,7 +355,7 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     shutil.copytree(stopped, "short")
     Path("short/metrics.jsonl").write_text(lines[0])
     result = run_command("train.py", "--resume", "short")
-    assert_one_line(result, "train.py", "metrics.jsonl: expected 3 lines, got 1", ": start anew")
+    assert_one_line(result, "train.py", "expected 3 lines of metrics.jsonl, got 1: start anew")
 
 
 def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
