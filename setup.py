@@ -11,12 +11,11 @@ import re
 import tarfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
-ROOMS = ("checkpoints", "clip", "data", "demo", "images", "runs", "support")
 BESIDE = ("weights/tiny.pt", "train.py", "eval.py")
 (VERSION,) = re.findall('__version__ = "(.*)"', (HERE / "minidpt/__init__.py").read_text())
 os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # 1980, the earliest that a wheel can say
@@ -69,7 +68,7 @@ setup(
         "test": ["pytest>=7", "pytest-xdist>=3"],
         "peers": ["open_clip_torch>=2.24", "transformers>=4.40", "safetensors"],  # tests, optional
     },
-    packages=["minidpt", *(f"minidpt.{room}" for room in ROOMS)],
+    packages=find_packages(include=["minidpt", "minidpt.*"]),
     # Said outright, an editable install is this folder's path: with a finder in its place, Python
     # run in the folder around a checkout called minidpt would import that, empty, before it asks.
     package_dir={"": "."},

@@ -98,15 +98,11 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, 
     Raises ValueError for the tensors of another method.
     """
     shapes = {name: tuple(v.shape) for name, v in tensors.items() if v.numel()}
-    dimensions = {f"{TEXT}.ctx": (2, 3), f"{VISUAL}.ctx": (3,), f"{CLASS_AWARE}.ctx": (3,)}
-    for name, counts in dimensions.items():
-        if name in shapes and len(shapes[name]) not in counts:
-            expected = f"{' or '.join(map(str, counts))} dimensions"
-            raise ValueError(f"{name}: expected {expected}, got shape {shapes[name]}")
-    text, visual, aware = (shapes.get(name, ()) for name in dimensions)
+    text, visual, aware = (shapes.get(f"{each}.ctx", ()) for each in (TEXT, VISUAL, CLASS_AWARE))
     method = METHODS.get((bool(text), bool(visual), bool(aware)))
-    if method is None:
-        raise ValueError(f"published prompts: expected CoOp's or DPT's, got {listed([*shapes])}")
+    if method is None or len(text) not in (0, 2, 3) or not {len(visual), len(aware)} <= {0, 3}:
+        got = listed([f"{name} {shape}" for name, shape in shapes.items()])
+        raise ValueError(f"published prompts: expected CoOp's or DPT's, got {got}")
     config = {"method": method, "csc": len(text) == 3}
     if text:
         config["n_ctx"] = text[-2]

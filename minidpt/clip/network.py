@@ -327,11 +327,10 @@ class CLIP(nn.Module):
         Norms, `logit_scale` and the two projections stay fp32, so features are not rounded.
         """
         self.fingerprint()  # before any weight is rounded
-        for module in self.modules():
-            if not isinstance(module, LayerNorm):
-                for name, parameter in module.named_parameters(recurse=False):
-                    if name not in ("logit_scale", "proj", "text_projection"):
-                        parameter.data = parameter.data.to(dtype)
+        exact = ("logit_scale", "visual.proj", "text_projection")
+        for name, parameter in self.named_parameters():
+            if name not in exact and ".ln_" not in f".{name}":
+                parameter.data = parameter.data.to(dtype)
         return self
 
     @torch.no_grad()

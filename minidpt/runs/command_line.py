@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from contextlib import suppress
 from dataclasses import Field, fields
 from functools import partial
@@ -21,14 +21,6 @@ from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_gri
 from .folders import CONFIG, SWEEP, is_sweep, read_options
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows `N ...` for an option with several values."""
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        name = action.metavar or default_metavar
-        return f"{name} ..." if action.nargs == "+" else "" if action.nargs == 0 else name
-
-
 class Parser(argparse.ArgumentParser):
     """Parses a script's command line; options that were not given are not in its result.
 
@@ -38,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, text: str = "", **settings: Any):
         super().__init__(
             description="\n\n".join(text.split("\n\n")[:2]),
-            formatter_class=partial(HelpFormatter, max_help_position=26),
+            formatter_class=partial(RawDescriptionHelpFormatter, max_help_position=26),
             allow_abbrev=False,
             add_help=False,
             argument_default=argparse.SUPPRESS,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import ClassVar, TextIO, TypeVar
+from typing import ClassVar, TypeVar
 
 from .files import printable
 
@@ -59,17 +59,10 @@ class Progress:
 
     shown: ClassVar[Progress | None] = None  # whose line the cursor stands in
 
-    def __init__(
-        self,
-        task: str,
-        total: int | None,
-        after: float | None = None,
-        done: int = 0,
-        stream: TextIO | None = None,
-    ):
+    def __init__(self, task: str, total: int | None, after: float | None = None, done: int = 0):
         self.task, self.total = task, total
         self.after = AFTER if after is None else after
-        self.first, self.stream, self.length = done, stream or sys.stderr, 0
+        self.first, self.stream, self.length = done, sys.stderr, 0
         self.tenths = done * 10 // total if total else 0
         self.started, self.updated = time.monotonic(), -math.inf
         self.is_rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -22,14 +23,14 @@ class Terminal(io.StringIO):
 def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    with progress.Progress("epoch", 8, after=0, stream=(terminal := Terminal())) as tell:
+    with redirect_stderr(Terminal()) as terminal, progress.Progress("epoch", 8, after=0) as tell:
         tell(1, "loss 2.5")
         tell(4)
     shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
     monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
-    with progress.Progress("epoch", 30, after=0, stream=(stream := io.StringIO())) as tell:
+    with redirect_stderr(io.StringIO()) as stream, progress.Progress("epoch", 30, after=0) as tell:
         for epoch in range(1, 31):  # as a log file
             tell(epoch)
     shown = stream.getvalue().splitlines()
@@ -40,7 +41,7 @@ def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(monkeypatch):
 def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width):
     sizes = {99: os.terminal_size((width, 24))}
     monkeypatch.setattr(progress.os, "get_terminal_size", sizes.__getitem__)
-    with progress.Progress("epoch", 9, after=0, stream=(terminal := Terminal())) as tell:
+    with redirect_stderr(Terminal()) as terminal, progress.Progress("epoch", 9, after=0) as tell:
         for epoch in range(1, 10):
             tell(epoch, "loss 1.234 · a\x1b[31m b\nc")
     lines = terminal.getvalue().removesuffix("\n").split("\r")
@@ -52,7 +53,7 @@ def test_the_progress_never_wraps_and_has_no_escape_sequence(monkeypatch, width)
 def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
     monkeypatch.setattr(progress.time, "monotonic", lambda: 1.9 * len(passed))
     passed: list[int] = []
-    with progress.Progress("images", 10, stream=stream) as tell:
+    with redirect_stderr(stream), progress.Progress("images", 10) as tell:
         passed.append(1)
         tell(9)
         assert stream.getvalue() == ""
@@ -62,7 +63,7 @@ def test_a_job_of_less_than_two_seconds_shows_nothing(monkeypatch, stream):
 
 
 def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
-    with progress.Progress("images", 4, after=0, stream=(terminal := Terminal())) as tell:
+    with redirect_stderr(Terminal()) as terminal, progress.Progress("images", 4, after=0) as tell:
         tell(1, "slow")
         progress.print_line("note: so", stream=terminal)
         tell(2, "slow")
@@ -78,15 +79,15 @@ def test_times_are_written_as_on_a_clock():
 
 
 def test_a_job_within_a_job_leaves_nothing_of_the_others_line():
-    how = dict(after=1e-9, stream=Terminal())
-    with progress.Progress("many pictures", 9, **how) as outer:
+    is_late = dict(after=1e-9)
+    with redirect_stderr(Terminal()) as terminal, progress.Progress("texts", 9, **is_late) as outer:
         outer(1)
-        with progress.Progress("texts", 2, **how) as inner:
+        with progress.Progress("images", 2, **is_late) as inner:
             inner(1)
         outer(9)
     shown = [""]
-    for line in how["stream"].getvalue().split("\r"):
+    for line in terminal.getvalue().split("\r"):
         shown.append(line + shown[-1][len(line) :])  # what stood further right stays
     assert [line.rstrip() for line in shown if line.strip()] == [
-        "many pictures 1/9 · 0:00 left", "texts 1/2 · 0:00 left", "many pictures 9/9 · 0:00 left",
+        "texts 1/9 · 0:00 left", "images 1/2 · 0:00 left", "texts 9/9 · 0:00 left",
     ]  # fmt: skip
