@@ -14,11 +14,12 @@ Each has its options: python eval.py test --help
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -86,11 +87,11 @@ def report_model(run: RunFolder, args: Namespace) -> PromptedCLIP:
 
 def export_run(args: Namespace) -> None:
     """Write a run's model as one program."""
-    check_target(args.file)
+    check_target(args.file, args.overwrite)
     run = RunFolder.open(args.run)
     check_outside(Path(args.file), sources.data_folders(run), "file", "FILE")
     (model,), precision = sources.load_runs([run], args)
-    export(model, args.file)
+    export(model, args.file, args.overwrite)
     size, count = model.clip.visual.resolution, len(model.classnames)
     print_line(
         f"{args.file}: images (B, 3, {size}, {size}) to probabilities of {count} classes, "
@@ -102,17 +103,18 @@ def export_run(args: Namespace) -> None:
 def predict(args: Namespace) -> int:
     """Classify images; with `--json -` nothing but JSON goes to standard output."""
     stdout = sys.stdout
+    if args.json == "-" and isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(encoding="utf-8")
     with redirect_stdout(sys.stderr if args.json == "-" else stdout):
         run = RunFolder.open(args.run)
         data = [*map(Path, args.images), *sources.data_folders(run)]
         check_new_files(args, data)
         (model,), _ = sources.load_runs([run], args)
-        batches = image_batches(args.images)
-        options = args.top, args.workers, args.csv, args.json, stdout
-        if args.attention_maps is None:
-            return classify(model, batches, *options)
-        with attention_map_folder(args.attention_maps, data, model, args.top) as draw_maps:
-            return classify(model, batches, *options, draw_maps)
+        maps = nullcontext()
+        if args.attention_maps is not None:
+            maps = attention_map_folder(args.attention_maps, data, model, args.top)
+        with maps as draw_maps:
+            return classify(model, image_batches(args.images), args, stdout, draw_maps)
 
 
 def evaluate_runs(args: Namespace) -> None:

@@ -49,8 +49,8 @@ class ImageClassifier(PromptedCLIP):
 
 
 @torch.no_grad()
-def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
-    """Write a new file with a program that predicts as the model does, without this package.
+def export(model: PromptedCLIP, path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write a file with a program that predicts as the model does, without this package.
 
     Preprocessed images (B, 3, R, R) in fp32 → probabilities (B, C), for any B, on the model's
     device and in its precision. A `.pt2` file is for `torch.export.load`, an `.onnx` file for ONNX
@@ -65,7 +65,7 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
     is_onnx = path.suffix == ".onnx"
     if is_onnx and clip.dtype != torch.float32:
         raise ValueError(f"{path}: expected a CLIP in fp32, got {clip.dtype}: use --precision fp32")
-    check_target(path)
+    check_target(path, overwrite)
     weights = 4 * sum(weight.numel() for weight in clip.visual.parameters())
     if is_onnx and weights > MAX_ONNX:
         raise ValueError(f"{path}: expected at most {MAX_ONNX:,} bytes, got {weights:,}: use .pt2")
@@ -94,15 +94,17 @@ def export(model: PromptedCLIP, path: str | os.PathLike) -> None:
         unfinished.write_bytes(content.getbuffer())
 
 
-def check_target(path: str | os.PathLike) -> None:
+def check_target(path: str | os.PathLike, overwrite: bool = False) -> None:
     """Check that `export` can write this file, before anything is loaded.
 
-    Raises FileExistsError if it exists, FileNotFoundError if its folder does not, and ValueError
-    if its suffix is neither .pt2 nor .onnx, or a package is missing for that.
+    Raises FileExistsError if it exists (with `overwrite`, if it is no file), FileNotFoundError if
+    its folder does not, and ValueError if its suffix is neither .pt2 nor .onnx, or a package is
+    missing for that.
     """
     path = Path(path)
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path}: expected a new file, got one that exists")
+    if os.path.lexists(path) and not (overwrite and path.is_file()):
+        fix = "pass another" if overwrite else "remove it, or pass overwrite (--overwrite)"
+        raise FileExistsError(f"{path}: expected a new file, got one that exists: {fix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.suffix not in (".pt2", ".onnx"):

@@ -125,6 +125,14 @@ def path_option(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def probability_option(text: str) -> float:
+    """Return a probability."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise ArgumentTypeError(f"expected a number from 0 to 1, got {short_repr(text)}")
+
+
 class TrainCommand(NamedTuple):
     """What train.py is asked for.
 
@@ -203,12 +211,13 @@ COMMANDS = {  # what it takes, what it does, its arguments beside the options of
     "test": ("RUN ...", "test runs on their own test images, or on other data",
              ("runs", "--per-class", "--csv", "--among-all")),
     "predict": ("RUN IMAGE ...", "classify images",
-                ("run", "images", "--top", "--csv", "--json", "--attention-maps")),
+                ("run", "images", "--top", "--unknown-below", "--csv", "--json", "--features",
+                 "--overwrite", "--attention-maps")),
     "table": ("DIR", "print and write the table of all runs in a folder", ("folder",)),
     "report": ("DIR ...", "write report.html of runs from their files",
                ("folders", "--image-root")),
     "export": ("RUN FILE", "write a run's model as a program that classifies images",
-               ("run", "file")),
+               ("run", "file", "--overwrite")),
     "published": ("DIR --data DATA", "test prompts of the published code of CoOp or DPT",
                   ("folder", "--per-class", "--csv")),
 }
@@ -227,6 +236,11 @@ ARGUMENTS = {
     "--per-class": dict(action="store_true", help="also print each class's accuracy and mistakes"),
     "--top": dict(type=value_type(FIELDS["top_k"]), default=5, metavar="N",  # as bounded as top_k
         help="classes of each image (default: 5)"),
+    "--unknown-below": dict(type=probability_option, metavar="P", help="call an image unknown if "
+        "its likeliest class has a lower probability (0 to 1)"),
+    "--features": PATH | dict(metavar="FILE", help="new .npz file for the normalised features of "
+        "images and classes"),
+    "--overwrite": dict(action="store_true", help="replace the files of an earlier command"),
     "--csv": PATH | dict(metavar="FILE", help="new file for the classes of each image, with "
         "probabilities"),
     "--json": PATH | dict(metavar="FILE",
@@ -239,6 +253,7 @@ OF_RUN = {  # what options of runs say where a run has its own
     "device": {"help": "cpu, cuda, cuda:N, xpu or mps (default: the run's)"},
     "precision": {"help": "precision of the frozen CLIP (default: the run's)"},
 }
+BEGINNINGS = {"--csv": b"image,label,class,", "--json": b'{"image": ', "--features": b"PK"}
 OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
 CHANGES = {
     "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN, "table": {},
@@ -291,23 +306,38 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
     if args.command == "predict" and "-" in args.images and len(args.images) > 1:
         parser.error("IMAGE: expected '-' alone, got it beside other images")
     maps = args.attention_maps and os.path.realpath(args.attention_maps)
+    options: dict[str, str] = {}  # by file
     for name, path in new_files(args):
+        if (other := options.setdefault(os.path.realpath(path), name)) != name:
+            parser.error(f"{name}: expected another file than {other}, got {path} for both")
         if path == "-":
             parser.error(f"{name}: expected a file, got '-'")
-        if os.path.lexists(path):
-            parser.error(f"{name}: expected a new file, got {path}, which exists")
+        if os.path.lexists(path) and not (args.overwrite and is_output(path, name)):
+            expected = "an earlier output of it" if args.overwrite else "a new file"
+            fix = "" if args.overwrite or args.command != "predict" else " (else --overwrite)"
+            parser.error(f"{name}: expected {expected}, got {path}, which exists{fix}")
         if not os.path.isdir(os.path.dirname(path) or "."):
             parser.error(f"{name}: expected a file in a folder that exists, got {path}")
         if maps and Path(os.path.realpath(path)).is_relative_to(maps):
             parser.error(f"{name}: expected a file outside --attention-maps, got {path}")
-    if len({os.path.realpath(path) for _, path in new_files(args)}) < len(new_files(args)):
-        parser.error(f"--json: expected another file than --csv, got {args.json} for both")
+        if name == "--features" and not path.endswith(".npz"):
+            parser.error(f"{name}: expected a name that ends in .npz, got {path}")
 
 
 def new_files(args: Namespace) -> list[tuple[str, str]]:
     """Return the options that name a file to be written, with the files."""
     files = [("--csv", args.csv), ("--json", None if args.json == "-" else args.json)]
+    files.append(("--features", args.features))
     return [(name, path) for name, path in files if path is not None]
+
+
+def is_output(path: str, name: str) -> bool:
+    """Whether a file is one that `predict` has written for an option, or an empty one."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        begin = file.read(len(BEGINNINGS[name]))
+    return begin in (b"", BEGINNINGS[name])
 
 
 def evaluates_other_data(args: Namespace) -> bool:

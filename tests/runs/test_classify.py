@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -12,9 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from helpers.image_folders import draw_image
 from helpers.run_command import ROOT, SHORT, assert_one_line, fork_command, run_command, save_clip
+from helpers.short_runs import read_csv
 from PIL import Image
 
 import minidpt
@@ -23,7 +27,7 @@ from minidpt.images.transforms import Preprocess
 from minidpt.runs import classify
 from minidpt.support import progress
 
-NAMES = ["gnu", "ox"]
+KEYS, NAMES = ["RedGnu", "ox"], ["Red Gnu", "ox"]  # folders, classes
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def run(tmp_path_factory) -> Path:
     """A run of CoOp. Only read it."""
     folder = tmp_path_factory.mktemp("trained")
     for number in range(12):
-        for label, name in enumerate(NAMES):
+        for label, name in enumerate(KEYS):
             draw_image(
                 folder / "data" / name / f"{number}.png", color=(20 * number, 250 * label, 90)
             )
@@ -257,6 +261,8 @@ def test_json_lines_hold_what_is_printed_and_what_failed(run, model):
         [[(p["class"], p["probability"]) for p in entry["predictions"]] for entry in actual],
         one_by_one(model, paths),
     )
+    keys = dict(zip(NAMES, KEYS))
+    assert all(p["label"] == keys[p["class"]] for entry in actual for p in entry["predictions"])
     assert failed["image"] == "gone.png" and failed["error"] in result.err
     assert result.out.count("\n") == 3
 
@@ -270,24 +276,103 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
-def test_json_keeps_undecodable_file_names_and_csv_spells_them_out(run):
-    name = os.fsdecode(b"caf\xe9\n\x1b.png")
+def test_json_is_utf8_but_for_bytes_that_are_not_and_csv_spells_these_out(run):
+    name = os.fsdecode(b"caf\xe9 \xc3\xbc \n\x1b\xc2\x9b.png")
     draw_image(Path(name))
-    out = run_command("eval.py", "predict", run, "--json", "-", "--csv", "o.csv", name).out
-    assert out.isascii() and json.loads(out)["image"] == name
-    assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9\n\x1b.png") == 2
+    command = ("eval.py", "predict", run, name, "--json")
+    run_command(*command, "o.jsonl", "--csv", "o.csv")
+    line = Path("o.jsonl").read_bytes()
+    assert b'"image": "caf\\udce9 \xc3\xbc \\n\\u001b\\u009b.png"' in line
+    assert json.loads(line)["image"] == name and run_command(*command, "-").out == line.decode()
+    assert Path("o.csv").read_text(encoding="utf-8").count("caf\\udce9 ü \n\x1b\x9b.png") == 2
+
+
+def test_a_csv_has_keys_beside_names_and_images_that_failed(run, model):
+    (good,) = draw_images(1)
+    run_command("eval.py", "predict", run, "gone.png", good, "--csv", "o.csv", "--top", 1)
+    failed, row = read_csv("o.csv")
+    assert failed.pop("error") == "image gone.png: expected an image, got nothing there"
+    assert failed == dict.fromkeys(classify.HEADER[:-1], "") | {"image": "gone.png"}
+    (best,) = one_by_one(model, [good], top=1)[0]
+    key = KEYS[NAMES.index(best.classname)]
+    assert list(row.values())[:3] + [row["error"]] == [good, key, best.classname, ""]
+
+
+def test_an_image_is_unknown_below_a_probability(run, model):
+    paths = draw_images(2)
+    shares = [best.probability for (best,) in one_by_one(model, paths, top=1)]
+    unsure, sure = sorted(paths, key=dict(zip(paths, shares)).get)
+    command = ("eval.py", "predict", run, unsure, sure, "--unknown-below", sum(shares) / 2)
+    first, second = run_command(*command, "--json", "o.jsonl", "--csv", "o.csv").out.splitlines()
+    assert re.fullmatch(f"{unsure}: unknown \\(likeliest: .* %, .* %\\)", first)
+    assert "unknown" not in second
+    assert [answer["unknown"] for answer in lines(Path("o.jsonl").read_text())] == [True, False]
+    assert [len(answer["predictions"]) for answer in lines(Path("o.jsonl").read_text())] == [2, 2]
+    assert [row["unknown"] for row in read_csv("o.csv")] == ["unknown"] * 2 + [""] * 2
+    assert_one_line(run_command(*command[:-1], 60), "eval.py", "--unknown-below", "0 to 1", "60")
+
+
+def test_features_of_images_that_can_be_read_are_written_with_the_classes(run, model):
+    paths = draw_images(2)
+    command = ["predict", run, paths[0], "gone.png", paths[1], "--features"]
+    assert run_command("eval.py", *command, "o.npz").status == 2
+    content = np.load("o.npz")
+    assert content["paths"].tolist() == paths and content["features"].dtype == np.float32
+    assert (content["classnames"].tolist(), content["class_keys"].tolist()) == (NAMES, KEYS)
+    logits = float(model.clip.logit_scale.exp()) * content["features"] @ content["class_features"].T
+    shares = torch.tensor(logits).softmax(dim=-1).max(dim=-1).values.tolist()
+    best = [best.probability for (best,) in one_by_one(model, paths, top=1)]
+    assert shares == pytest.approx(best, abs=1e-5)
+    assert_one_line(run_command("eval.py", *command, "o.csv"), "eval.py", "--features", ".npz")
+
+
+def test_files_of_an_earlier_command_are_replaced_when_all_is_there(run, monkeypatch):
+    paths = draw_images(2)
+    options = ["--csv", "o.csv", "--json", "o.jsonl", "--features", "o.npz", "--overwrite"]
+    command = ["eval.py", "predict", run, *options]
+    assert run_command(*command, *paths).status == 0
+    before = {name: Path(name).read_bytes() for name in ("o.csv", "o.jsonl", "o.npz")}
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "classify_batch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_command(*command, paths[0])
+    assert {name: Path(name).read_bytes() for name in before} == before
+    assert sorted(os.listdir()) == ["many", *before]
+    assert run_command(*command, paths[0]).status == 0
+    assert [entry["image"] for entry in lines(Path("o.jsonl").read_text())] == paths[:1]
+    assert len(read_csv("o.csv")) == 2 and np.load("o.npz")["paths"].tolist() == paths[:1]
+
+
+def test_the_file_of_a_stream_is_replaced_at_once_and_stays_if_stopped():
+    Path("o.csv").write_text("an earlier one")
+    with pytest.raises(ZeroDivisionError), classify.open_output("o.csv", True, True) as file:
+        print("answer", file=file, flush=True)
+        assert Path("o.csv").read_text() == "answer\n"
+        raise ZeroDivisionError
+    assert Path("o.csv").read_text() == "answer\n"
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json", "--features"])
+def test_a_file_that_is_not_of_an_earlier_command_is_never_replaced(run, option):
+    Path("mine.npz").write_text("mine")
+    os.symlink("mine.npz", "link.npz")
+    command = ("eval.py", "predict", run, *draw_images(1), "--overwrite", option)
+    for name in ("mine.npz", "link.npz", "many"):
+        result = run_command(*command, name)
+        assert_one_line(result, "eval.py", option, "an earlier output of it", name)
+    assert Path("mine.npz").read_text() == "mine"
 
 
 def test_an_answer_is_in_the_file_before_the_next_image_is_classified(run, monkeypatch):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
-    sizes, predict = [], minidpt.PromptedCLIP.predict
+    sizes, classify_batch = [], inference.classify_batch
 
-    def noting(model, *options):
+    def noting(*options):
         content = Path("o.jsonl").read_text()
         sizes.append(content.count("\n"))
-        return predict(model, *options)
+        return classify_batch(*options)
 
-    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", noting)
+    monkeypatch.setattr(inference, "classify_batch", noting)
     run_command("eval.py", "predict", run, "--json", "o.jsonl", *draw_images(3))
     assert sizes == [0, 1, 2]
 
@@ -295,15 +380,15 @@ def test_an_answer_is_in_the_file_before_the_next_image_is_classified(run, monke
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
 def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, error, status):
     monkeypatch.setattr(inference, "PREDICT_BATCH", 1)
-    predict, calls = minidpt.PromptedCLIP.predict, []
+    classify_batch, calls = inference.classify_batch, []
 
-    def stopped(model, *options):
+    def stopped(*options):
         calls.append(options)
         if len(calls) > 2:
             raise error
-        return predict(model, *options)
+        return classify_batch(*options)
 
-    monkeypatch.setattr(minidpt.PromptedCLIP, "predict", stopped)
+    monkeypatch.setattr(inference, "classify_batch", stopped)
     options = ["predict", run, "--csv", "o.csv", "--json", "o.jsonl", *draw_images(4)]
     result = run_command("eval.py", *options)
     assert result.status == status
