@@ -35,7 +35,10 @@ from .page import Markup, Series, image, line_chart, name, page, section, table,
 from .results import METHOD_NAMES, Row, read_rows
 from .tables import Cell, by_shots_and_pairs, caption, number_notes, shots_table, tables
 
-HEADER = ("path", "label", "learned", "learned probability", "zero-shot", "zero-shot probability")
+HEADER = (  # of predictions.csv: labels are what the data's files call a class
+    "path", "label", "class", "learned label", "learned", "learned probability",
+    "zero-shot label", "zero-shot", "zero-shot probability",
+)  # fmt: skip
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
 MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
@@ -148,28 +151,30 @@ def write_predictions(
     run: RunFolder, dataset: Dataset, learned: EvalPredictions, zero_shot: EvalPredictions
 ) -> None:
     """Write a line for each test image, in the order of split.json."""
+    names = list(zip(dataset.class_keys or dataset.classnames, dataset.classnames))
     columns = []
     for labels, probabilities in (learned, zero_shot):
-        columns.append([dataset.classnames[label] for label in labels.tolist()])
-        columns.append([f"{probability:.6f}" for probability in probabilities.tolist()])
+        shares = zip(labels.tolist(), probabilities.tolist())
+        columns.append([(*names[label], f"{share:.6f}") for label, share in shares])
     rows = (
-        (os.path.relpath(item.path, dataset.root), item.classname, *predicted)
-        for item, *predicted in zip(dataset.test, *columns, strict=True)
+        (os.path.relpath(item.path, dataset.root), *names[item.label], *after, *before)
+        for item, after, before in zip(dataset.test, *columns, strict=True)
     )
     files.write_rows(run.path(PREDICTIONS), HEADER, rows)
 
 
 @files.single_line_errors
-def read_predictions(run: RunFolder, classnames: Sequence[str]) -> Predictions:
+def read_predictions(run: RunFolder, class_keys: Sequence[str]) -> Predictions:
     """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
     path = run.path(PREDICTIONS)
-    content = files.read_text(path, str(path), most=8 * files.MAX_IMAGES)
-    known = {str(files.escape_formula(name)): label for label, name in enumerate(classnames)}
+    content = files.read_text(path, str(path), most=11 * files.MAX_IMAGES)
+    cells = (str(files.escape_formula(key)) for key in class_keys)
+    known = {cell.encode(errors="backslashreplace").decode(): n for n, cell in enumerate(cells)}
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
-        _, label, learned, probability, zero_shot, other_probability = zip(*rows, strict=True)
+        _, label, _, learned, _, share, zero_shot, _, other_share = zip(*rows, strict=True)
         labels = [np.array([known[n] for n in column]) for column in (label, learned, zero_shot)]
-        shares = [np.array(column, float) for column in (probability, other_probability)]
+        shares = [np.array(column, float) for column in (share, other_share)]
         if tuple(header) != HEADER or not all(np.all((0 <= p) & (p <= 1)) for p in shares):
             raise ValueError("other columns, or a probability that is none")
     except (KeyError, ValueError, csv.Error) as error:
@@ -193,11 +198,12 @@ class RunReport:
 
     def content(self) -> list[Markup]:
         method, classnames = self.config["method"], self.split["classnames"]
+        keys = self.split.get("class_keys") or classnames
         parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
         if method != "zeroshot":
             parts.append(self._made("Curves", METRICS, self.curves))
         predictions = self._made(
-            "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, classnames)
+            "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, keys)
         )
         if predictions:
             labels, count = predictions.labels, len(classnames)

@@ -37,6 +37,7 @@ from minidpt.runs.report import HEADER, class_results, read_predictions, write_r
 
 NASTY = "<script>alert(1)</script>"
 CLASSNAMES = ["Owl", NASTY, 'a "b" & <i>', "=sum(1)", "\u05d0\u05d1 x"]
+KEYS = ["Owl_", *CLASSNAMES[1:]]  # what the CSV file calls them
 
 
 class Page(HTMLParser):
@@ -69,7 +70,7 @@ def inputs(tmp_path_factory) -> RunInputs:
     """A list of images whose classes have names that are no good HTML; a CLIP."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = []
-    for label, name in enumerate(CLASSNAMES):
+    for label, name in enumerate(KEYS):
         for number in range(6):
             path = draw_image(
                 folder / f"{label}/{number}.png", (27, 23), (40 * label, 30 * number, 90)
@@ -112,18 +113,20 @@ def test_predictions_are_those_of_the_model_and_of_zero_shot_clip(trained, input
         image = minidpt.load(inputs.clip)[1](Image.open(path))[None]
         feature = torch.nn.functional.normalize(model.clip.encode_image(image), dim=-1)
         shares = (model.clip.logit_scale.exp() * feature @ plain.T).softmax(-1)[0]
-        expected = [row["label"].removeprefix("'"), likeliest.classname]
+        expected = [row["class"].removeprefix("'"), likeliest.classname]
         expected.append(model.classnames[int(shares.argmax())])
         assert expected[0] == CLASSNAMES[int(path.parent.name)]
-        names_read = [row[name].removeprefix("'") for name in ("label", "learned", "zero-shot")]
+        names_read = [row[name].removeprefix("'") for name in ("class", "learned", "zero-shot")]
         assert names_read == expected
+        keys = [row[name].removeprefix("'") for name in HEADER[1:8] if name.endswith("label")]
+        assert keys == [KEYS[CLASSNAMES.index(name)] for name in expected]
         assert float(row["learned probability"]) == pytest.approx(likeliest.probability, abs=2e-5)
         assert float(row["zero-shot probability"]) == pytest.approx(float(shares.max()), abs=2e-5)
 
 
 def test_predictions_of_a_base_to_new_run_are_of_the_base_classes(inputs, tmp_path):
     train(inputs, "--classes", "base", "--out", tmp_path / "base", "--method", "coop")
-    names = json.loads((tmp_path / "base/split.json").read_text())["classnames"]
+    names = json.loads((tmp_path / "base/split.json").read_text())["class_keys"]
     predictions = read_predictions(RunFolder(tmp_path / "base"), names)
     results = class_results(predictions.labels, predictions.learned, len(names))
     assert [result.images for result in results] == [3, 3, 3]
@@ -138,7 +141,7 @@ def test_counts_of_predictions_are_those_of_a_loop(run):
     names, rows = ["a", "b", "c"], np.random.default_rng(0).integers(0, 3, (40, 3)).tolist()
     with open(run / "predictions.csv", "w", newline="") as file:
         csv.writer(file).writerows([HEADER, *(
-            (f"{n}.png", names[a], names[b], 0.01 * n, names[c], 0.5)
+            (f"{n}.png", *[names[a]] * 2, *[names[b]] * 2, 0.01 * n, *[names[c]] * 2, 0.5)
             for n, (a, b, c) in enumerate(rows)
         )])  # fmt: skip
     predictions = read_predictions(RunFolder(run), names)
@@ -220,8 +223,8 @@ def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    "", "a,b\n", ",".join(HEADER) + "\n", ",".join(HEADER) + "\nx.png,Owl,gnu,0.5,Owl,0.5\n",
-    ",".join(HEADER) + "\nx.png,Owl,Owl,nan,Owl,0.5\n", ",".join(HEADER) + "\nx.png,Owl\n",
+    "", "a,b\n", ",".join(HEADER) + "\n", ",".join(HEADER) + "\nx,Owl,,gnu,,0.5,Owl,,0.5\n",
+    ",".join(HEADER) + "\nx.png,Owl,,Owl,,nan,Owl,,0.5\n", ",".join(HEADER) + "\nx.png,Owl\n",
     ",".join(HEADER) + '\n"' + "x" * 200_000,
 ], ids=["empty", "header", "no rows", "class", "nan", "short", "quote"])  # fmt: skip
 def test_damaged_predictions_are_one_note(run, content):
@@ -318,7 +321,8 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     with open(tmp_path / "predictions.csv", "w", newline="") as file:
         taken = rng.integers(0, classes, images)
         csv.writer(file).writerows([HEADER, *(
-            (f"{n}.png", names[n % classes], names[taken[n]], 1 - n / images, names[0], 0.5)
+            (f"{n}.png", *[names[n % classes]] * 2, *[names[taken[n]]] * 2, 1 - n / images,
+             *[names[0]] * 2, 0.5)
             for n in range(images)
         )])  # fmt: skip
     notes = write_report(tmp_path)
