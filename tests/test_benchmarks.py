@@ -15,6 +15,7 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
 import attention_share  # noqa: E402
+import concentration  # noqa: E402
 from attention_share import covered, shares  # noqa: E402
 from launches import Launches, build, forward_pass, training_step  # noqa: E402
 from launches import counted as launched  # noqa: E402
@@ -107,3 +108,29 @@ def test_the_share_of_attention_is_that_on_the_covered_patches():
     }  # fmt: skip
     assert {name: value.item() for name, value in actual.items()} == pytest.approx(expected)
     assert shares(maps, thing[None], torch.tensor([3]))["true class"].isnan()
+
+
+def test_images_drawn_again_lack_the_surroundings_alone(monkeypatch):
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 1)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 1)
+    with_others, alone = (
+        [np.array(image, int) for _, image in concentration.draw_images(("cup", "fish"), each)]
+        for each in (False, True)
+    )
+    for image, image_alone in zip(with_others, alone, strict=True):
+        differs = (image != image_alone).any(axis=2)
+        assert 0 < differs.mean() < 0.5  # the main thing, the ground and the grain are the same
+
+
+def test_share_of_the_surroundings_is_worked_out_by_hand():
+    def unit(*degrees: float) -> torch.Tensor:
+        angles = torch.deg2rad(torch.tensor(degrees))
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    labels = torch.tensor([0, 0, 1])
+    features = unit(0, 0, 90)  # cosines to other classes: all 0
+    unmoved = concentration.surroundings_share(features, features, labels)
+    assert unmoved == pytest.approx(0, abs=1e-6)
+    moved = unit(60, 0, 90)  # one of three moves by 1 - cos 60°
+    share = concentration.surroundings_share(features, moved, labels)
+    assert share == pytest.approx(0.5 / 3)

@@ -1,9 +1,12 @@
-"""The README's options exist, its examples run, and its demo is as shown."""
+"""The READMEs' links lead somewhere, their commands and examples run, and the demo is as shown."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +20,55 @@ from torch.distributed import run as torchrun
 
 from minidpt.runs import command_line
 
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+
+import figures  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PATHS = [ROOT / "README.md", *sorted(ROOT.glob("minidpt/*/README.md"))]
+PATHS.append(ROOT / "tests" / "benchmarks" / "README.md")
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PATHS}
+README = TEXTS[PATHS[0]]
 COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    line.partition("  #")[0].strip()
+    for text in TEXTS.values()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 260
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a Markdown file's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path):
+    links = re.findall(r"\]\(([^)\s]+)\)", TEXTS[path])
+    for link in links:
+        file, _, anchor = link.partition("#")
+        if not file.startswith("https://"):
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+    assert links or path.parent.name == "data"
+
+
+def test_figures_are_those_that_were_measured():
+    kept = json.loads((ROOT / "tests/benchmarks/figures.json").read_text(encoding="utf-8"))
+    shown = {}
+    for path, text in TEXTS.items():
+        assert figures.fill(text, kept) == text, path
+        readme = str(path.relative_to(ROOT))
+        shown |= {match[2]: readme for match in figures.MARKERS.finditer(text)}
+    assert shown == {name: figure.readme for name, figure in figures.FIGURES.items()}
+    assert shown.keys() == kept.keys()
 
 
 def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
@@ -52,7 +96,7 @@ def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4's own
 def test_the_python_examples_run(monkeypatch, tmp_path, capsys):
     """With a tiny random CLIP in place of ViT-B/32."""
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", "".join(TEXTS.values()), re.DOTALL)
     assert len(examples) == 3
     for name in ("a.jpg", "b.jpg", "CLIP.png"):
         Image.new("RGB", (31, 29), "red").save(tmp_path / name)
@@ -77,7 +121,7 @@ def demo(begun_demo) -> tuple[Path, str]:
     return folder, out
 
 
-def figures(text: str) -> list[str]:
+def without_figures(text: str) -> list[str]:
     """Lines without what may differ between machines: times, and accuracies a little."""
     return [re.sub(r"[+-]?\d+\.\d+|\d+:\d+", "#", line) for line in text.splitlines()]
 
@@ -90,7 +134,7 @@ def accuracies(text: str) -> tuple[float, float]:
 def test_the_demo_prints_what_the_readme_shows_and_gains_ten_points(demo):
     _, out = demo
     (shown,) = re.findall(r"```\n(demo-v.*?)```", README, re.DOTALL)
-    assert figures(out) == figures(shown)
+    assert without_figures(out) == without_figures(shown)
     (ours, zero_shot), theirs = accuracies(out), accuracies(shown)
     assert ours >= zero_shot + 10
     # Another processor adds up in another order, and the training carries it on.
@@ -113,3 +157,30 @@ def test_the_command_that_the_demo_prints_repeats_its_accuracy(demo, monkeypatch
     image = next(Path().glob("runs/demo-v*/test/fish/*.png"))
     guesses = run_command(script, "predict", options[1], image)
     assert re.fullmatch(rf"{re.escape(str(image))}: (\w+ [\d.]+ %(, )?){{5}}\n", guesses.out)
+
+
+def test_commands_that_need_no_download_run(demo, monkeypatch):
+    """Those of a service and of published data are only parsed, see above."""
+    folder, out = demo
+    monkeypatch.chdir(folder)
+    run, photos = str(Path(out.splitlines()[-2]).parent), Path("my_pictures")
+    for name in ("cup", "fish", "house"):
+        shutil.copytree(next(Path().glob(f"runs/demo-v*/train/{name}")), photos / name)
+    shutil.copytree(next(Path().glob("runs/demo-v*/test/tree")), "folder")
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(next(photos.rglob("*.png")), name)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    commands = []
+    for command in COMMANDS:
+        program, script, *words = shlex.split(command.partition("&& ")[2] or command)
+        offline = {"tiny", "--resume", "--config"} if script == "train.py" else {script}
+        absent = {"./data", "DATA", "PROMPTS", "-"} & {*words}
+        if program == "python" and offline & {script, *words} and not absent:
+            directory = photos if "--data" in words else run
+            values = {"RUN": run, "DIR": directory, "RUN/config.json": f"{run}/config.json"}
+            shorter = ["--epochs", "1"] if script == "train.py" and "--resume" not in words else []
+            commands.append([script, *(values.get(word, word) for word in words), *shorter])
+    assert len(commands) >= 10
+    for command in commands:
+        result = run_command(*command)
+        assert result.status == 0, (command, result.err)
