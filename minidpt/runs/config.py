@@ -33,6 +33,7 @@ AUTO = "auto"
 DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
 MAX_FLOAT = float(torch.finfo(torch.float32).max)
 MAX_RUNS = 10_000  # of a sweep
+SHORT = 50  # epochs: the fewest published; with fewer warm-up and guidance are shorter, too
 GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help
 TESTS = ("test", "published")  # subcommands of eval.py
 ON_A_DEVICE = (*TESTS, "predict", "report", "export")
@@ -43,7 +44,8 @@ class RunConfig:
     """The settings of one run. Raises as `check_option`.
 
     data: None for the demo's images, until they are drawn.
-    epochs, warmup_epochs, template, model: None for the usual ones, until `resolve`.
+    epochs, warmup_epochs, guidance_epochs, template, model: None for the usual ones, until
+    `resolve`.
     """
 
     # fmt: off
@@ -64,7 +66,7 @@ class RunConfig:
         is_path=True, decides_result=False, resume_may_change=True, eval_commands=ON_A_DEVICE)
     epochs: int | None = option(
         None, "training epochs (default: CoOp 50 with 1 shot, 100 with 2 to 4, else 200; others 60 "
-        "with 1 shot, else 100); lower --warmup-epochs and --guidance-epochs with them", COMMON,
+        "with 1 shot, else 100)", COMMON,
         bounds=(0, 10**6), read_by="training")
     template: str | tuple[str, ...] | None = option(
         None, "zero-shot prompt, with {} for the class (default: the data set's); of several, or a "
@@ -112,9 +114,10 @@ class RunConfig:
         bounds=(1, MAX_RESOLUTION), eval_commands=("published",))
     batch_size: int = option(
         32, "images per training step", OPTIMISATION, bounds=(1, 10**5), read_by="training")
-    guidance_epochs: int = option(
-        30, "first epochs, where each side learns beside the other's frozen features (VLP, DPT)",
-        OPTIMISATION, bounds=(0, 10**6), read_by="guidance")
+    guidance_epochs: int | None = option(
+        None, "first epochs, where each side learns beside the other's frozen features (VLP, DPT; "
+        f"default: 30, with fewer than {SHORT} epochs 3/10 of them)", OPTIMISATION,
+        bounds=(0, 10**6), read_by="guidance")
     visual_lr: float = option(
         0.01, "learning rate of the image side", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="image")
@@ -122,8 +125,8 @@ class RunConfig:
         0.002, "learning rate of the text context", OPTIMISATION,
         bounds=(0, MAX_FLOAT), read_by="text")
     warmup_epochs: int | None = option(
-        None, "warm-up epochs of the image side (default: 10, for ImageNet 1; text side: 1)",
-        OPTIMISATION,
+        None, "warm-up epochs of the image side (default: 10, with fewer than "
+        f"{SHORT} epochs 1/10 of them, for ImageNet 1; text side: 1)", OPTIMISATION,
         bounds=(0, 10**6), read_by="image")
     precision: str | None = option(
         None, "precision of the frozen CLIP (default: fp32 on a CPU, bf16 or fp16 on a GPU); auto: "
@@ -178,13 +181,26 @@ class RunConfig:
         }
 
     def resolve(self, dataset: str, template: str | tuple[str, ...] | None) -> RunConfig:
-        """Return the config with this template, and the usual epochs in place of None."""
-        epochs, warmup_epochs = self.epochs, self.warmup_epochs
+        """Return the config with this template, and the usual epochs in place of None.
+
+        They are the published ones; of a short run warm-up and guidance take their shares.
+        """
+        epochs, warmup, guidance = self.epochs, self.warmup_epochs, self.guidance_epochs
         if epochs is None:
             epochs = default_epochs(self.prompts.method, self.shots, dataset)
-        if warmup_epochs is None:
-            warmup_epochs = 1 if dataset == "ImageNet" else 10
-        return replace(self, epochs=epochs, warmup_epochs=warmup_epochs, template=template)
+        if warmup is None:
+            share = 10 if epochs >= SHORT else max(epochs // 10, 1)
+            warmup = min(1 if dataset == "ImageNet" else share, max(epochs - 1, 0))
+        if guidance is None:
+            guidance = 30 if epochs >= SHORT else max(3 * epochs // 10, 1)
+        return replace(
+            self, epochs=epochs, warmup_epochs=warmup, guidance_epochs=guidance, template=template
+        )
+
+    @property
+    def text_warmup_epochs(self) -> int:
+        """The warm-up epochs of the text side: the published 1, none in a single epoch."""
+        return 0 if self.epochs == 1 else 1
 
     def run_name(self, dataset: str) -> str:
         """Return the name of the run's folder, which tells it from others of a sweep."""
@@ -224,6 +240,19 @@ def published_settings(
         for name, about in OPTIONS.items()
         if about.read_by and not about.is_grid and usual.prompts.reads(about)
     }
+
+
+def short_schedule_note(config: RunConfig, dataset: str) -> str:
+    """Say how long the stages of a short run are that are not as published; "" for none."""
+    usual = published_settings(config.prompts.method, config.shots, dataset)
+    lengths = {}
+    for name, stage in (("warmup_epochs", "warm-up"), ("guidance_epochs", "guidance")):
+        if name in usual:
+            lengths[stage] = getattr(config, name), usual[name]
+    lengths.setdefault("warm-up", (config.text_warmup_epochs, 1))
+    stages = [f"{stage} takes {n} (published: {m})" for stage, (n, m) in lengths.items() if n != m]
+    is_short = config.epochs < SHORT
+    return f"of {config.epochs} epochs {', '.join(stages)}" if is_short and stages else ""
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from minidpt import PromptConfig
-from minidpt.runs.config import OPTIONS, RunConfig, RunRecord, expand_grid, published_settings
+from minidpt.runs.config import (
+    OPTIONS,
+    RunConfig,
+    RunRecord,
+    expand_grid,
+    published_settings,
+    short_schedule_note,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DECLARATIONS = [ROOT / "minidpt" / "config.py", ROOT / "minidpt" / "runs" / "config.py"]
@@ -90,7 +97,31 @@ def test_what_is_usual_follows_the_data_set():
     config = RunConfig(prompts=PromptConfig("coop"), shots=1).resolve("ImageNet", "a {}.")
     assert (config.epochs, config.warmup_epochs, config.template) == (50, 1, "a {}.")
     config = replace(RunConfig(), epochs=3).resolve("pets", None)
-    assert (config.epochs, config.warmup_epochs) == (3, 10)
+    assert config.epochs == 3 and config.resolve("pets", None) == config
+
+
+@pytest.mark.parametrize(("epochs", "dataset", "options", "expected"), [
+    (100, "pets", {}, (10, 30, 1)), (50, "pets", {}, (10, 30, 1)), (49, "pets", {}, (4, 14, 1)),
+    (9, "pets", {}, (1, 2, 1)), (2, "pets", {}, (1, 1, 1)), (1, "pets", {}, (0, 1, 0)),
+    (60, "ImageNet", {}, (1, 30, 1)), (40, "ImageNet", {}, (1, 12, 1)),
+    (1, "ImageNet", {}, (0, 1, 0)), (20, "pets", {"warmup_epochs": 10}, (10, 6, 1)),
+    (20, "pets", {"guidance_epochs": 0}, (2, 0, 1)),
+])  # fmt: skip
+def test_short_runs_have_short_warm_up_and_guidance(epochs, dataset, options, expected):
+    config = RunConfig(epochs=epochs, **options).resolve(dataset, None)
+    used = config.warmup_epochs, config.guidance_epochs, config.text_warmup_epochs
+    assert used == expected
+
+
+@pytest.mark.parametrize(("method", "epochs", "note"), [
+    ("dpt", 10, "of 10 epochs warm-up takes 1 (published: 10), guidance takes 3 (published: 30)"),
+    ("vpt", 20, "of 20 epochs warm-up takes 2 (published: 10)"), ("coop", 20, ""),
+    ("coop", 1, "of 1 epochs warm-up takes 0 (published: 1)"), ("vlp", 50, ""),
+])  # fmt: skip
+def test_a_note_says_how_the_schedule_of_a_short_run_is(method, epochs, note):
+    config = RunConfig(prompts=PromptConfig(method), epochs=epochs).resolve("pets", None)
+    assert short_schedule_note(config, "pets") == note
+    assert short_schedule_note(replace(config, epochs=50), "pets") == ""
 
 
 def test_a_record_comes_back_from_its_json():
