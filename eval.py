@@ -42,7 +42,14 @@ from minidpt.runs.command_line import (
     published_config,
 )
 from minidpt.runs.entrypoint import run_command
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
+from minidpt.runs.evaluation import (
+    EvalSet,
+    compute_metrics,
+    describe_metrics,
+    predict_eval_set,
+    read_images,
+    zero_shot,
+)
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.report import print_class_accuracy, write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset
@@ -200,16 +207,17 @@ def evaluate_model(
     begin: str, model: PromptedCLIP, eval_set: EvalSet, where: str, args: Namespace
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
-    labels = predict_eval_set(model, eval_set).labels
-    before = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
-    result = top1_accuracy(labels, eval_set.labels)
+    learned, classes = predict_eval_set(model, eval_set), len(model.classnames)
+    metrics = compute_metrics(learned, zero_shot(model, eval_set), eval_set.labels, classes)
+    before, result = metrics["zero_shot_accuracy"], metrics["accuracy"]
     if eval_set.world.is_main:
         print_line(
             f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
-            f"on {len(eval_set)} test images ({model.clip.name} {where})"
+            f"on {len(eval_set)} test images ({model.clip.name} {where})",
+            f"{begin}{describe_metrics(metrics)}",
         )
         if args.per_class:
-            print_class_accuracy(model.classnames, eval_set.labels, labels, args.csv)
+            print_class_accuracy(model.classnames, eval_set.labels, learned.predicted, args.csv)
     return before, result
 
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from statistics import harmonic_mean
 
 import torch
 
@@ -28,25 +27,26 @@ from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
-from minidpt.runs.config import RunConfig, versions
+from minidpt.runs.config import RunConfig, short_schedule_note, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, format_command, run_command
-from minidpt.runs.evaluation import EvalSet, predict_eval_set, read_images, top1_accuracy, zero_shot
+from minidpt.runs.evaluation import (
+    EvalSet,
+    compute_metrics,
+    predict_eval_set,
+    print_results,
+    read_images,
+    top1_accuracy,
+    zero_shot,
+)
 from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER
-from minidpt.runs.report import write_predictions, write_report, write_words
+from minidpt.runs.report import SIDES, write_predictions, write_report, write_words
 from minidpt.runs.results import tested_on
 from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
-from minidpt.support.progress import (
-    Progress,
-    TimedIterator,
-    format_duration,
-    print_line,
-    print_notes,
-)
+from minidpt.support.progress import Progress, TimedIterator, print_line, print_notes
 from minidpt.training import check_finite, learning_rate, parameter_groups
 
-TEXT_WARMUP = 1  # epochs
 MIN_STEPS = 10  # warn below this; the shortest published schedule has 49 (CoOp, 1 shot)
 
 
@@ -81,13 +81,15 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     if learned := model.learned_parameters():
         method, count = config.prompts.method, sum(parameter.numel() for parameter in learned)
         print_line(f"{method} trains {count:,} parameters on {len(drawn.train)} images")
-        print_notes(training_notes(config, len(drawn.train)))
+    notes = [*drawn.notes, *training_notes(config, drawn.name, len(drawn.train))]
+    print_notes(notes[len(planned.dataset.notes) :])  # those before were printed on opening
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
-    print_notes(read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers))
+    more = read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers)
+    print_notes(more)
     eval_set = next(iter(eval_sets.values()))
-    accuracy = top1_accuracy(zero_shot(model, eval_set).labels, eval_set.labels)
+    accuracy = top1_accuracy(zero_shot(model, eval_set).predicted, eval_set.labels)
     print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
     if shared.world.is_main:
         run_folder.create(config, replace(record, white_level=dict(model.white_level)))
@@ -103,7 +105,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
         if config.prompts.learns_text:
             write_words(run_folder, model)
     seconds = time.monotonic() - started
-    write_summary(planned, model, drawn, results, seconds)
+    write_summary(planned, model, drawn, results, [*notes, *more], seconds)
     print_results(config.prompts.method, results, seconds)
     if not (shared.is_sweep or config.no_report):
         with optional_output(run_folder.folder, "the report"):
@@ -118,25 +120,26 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
     if planned.config.prompts.method == "zeroshot":
         return replace(subset, train=[], val=[])
     drawn = few_shot(planned.dataset, planned.config.shots, planned.config.seed)
-    print_notes(drawn.notes[len(planned.dataset.notes) :])  # those before were printed on opening
     return select_classes(drawn, subset_name)  # the published protocol draws before it selects
 
 
-def training_notes(config: RunConfig, train_images: int) -> list[str]:
-    """Return notes on settings that leave too little training."""
-    notes, learns_image = [], config.prompts.learns_image
-    warmup = config.warmup_epochs if learns_image else TEXT_WARMUP
+def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[str]:
+    """Return notes on a schedule that is not as published, or leaves too little training."""
+    if not config.epochs:
+        return []
+    notes, learns_image = [short_schedule_note(config, dataset)], config.prompts.learns_image
+    warmup = config.warmup_epochs if learns_image else config.text_warmup_epochs
     steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
-    if config.epochs and steps < MIN_STEPS:
+    if steps < MIN_STEPS:
         fewer = " or lower --warmup-epochs" if learns_image and warmup else ""
         notes.append(
             f"only {steps} training steps after warm-up; with fewer than {MIN_STEPS}, accuracy "
             f"says little about the method or the number of shots: raise --epochs{fewer}"
         )
-    if config.prompts.guided and 0 < config.epochs <= config.guidance_epochs:
+    if config.prompts.guided and config.epochs <= config.guidance_epochs:
         share = f"all {config.epochs} epochs are guidance (published: 30 of 100)"
         notes.append(f"{share}: lower --guidance-epochs")
-    return notes
+    return [note for note in notes if note]
 
 
 def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Shared) -> None:
@@ -145,7 +148,7 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
     record = shared.records[planned.dataset.name]
     groups = parameter_groups(model, config.visual_lr, config.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
-    warmup = {"visual": config.warmup_epochs, "text": TEXT_WARMUP}
+    warmup = {"visual": config.warmup_epochs, "text": config.text_warmup_epochs}
     is_fp16 = record.precision == "fp16"
     # If GradScaler skips the first step, fused SGD reads a momentum that was never written.
     fused = device.type != "cpu" and not is_fp16
@@ -229,9 +232,10 @@ def train_one_epoch(
 
 def epoch_line(metrics: dict) -> str:
     """Format the metrics of an epoch for the progress line."""
-    rates = "/".join(f"{rate:.1e}" for rate in metrics["lr"].values())
+    rates = ", ".join(f"{SIDES[name]} {rate:.1e}" for name, rate in metrics["lr"].items())
     return (
-        f"loss {metrics['loss']:.3f} · accuracy {metrics['train_accuracy']:.1f} % · lr {rates} · "
+        f"loss {metrics['loss']:.3f} · training accuracy (random crops) "
+        f"{metrics['train_accuracy']:.1f} % · lr {rates} · "
         f"{metrics['images_per_second']:.0f} images/s, "
         f"{100 * metrics['waited_for_images']:.0f} % of time waiting"
     )
@@ -250,15 +254,18 @@ def evaluate(
         tested = model if classnames == model.classnames else model.for_classes(classnames)
         predictions = predict_eval_set(tested, eval_set), zero_shot(tested, eval_set)
         first = first or predictions
-        accuracy, before = (top1_accuracy(each.labels, eval_set.labels) for each in predictions)
-        results[tested_on(planned.dataset.name, subset)] = {
-            "zero_shot_accuracy": before, "accuracy": accuracy, "test_images": len(eval_set),
-        }  # fmt: skip
+        metrics = compute_metrics(*predictions, eval_set.labels, len(classnames))
+        results[tested_on(planned.dataset.name, subset)] = metrics
     return results, first
 
 
 def write_summary(
-    planned: PlannedRun, model: PromptedCLIP, drawn: Dataset, results: dict, seconds: float
+    planned: PlannedRun,
+    model: PromptedCLIP,
+    drawn: Dataset,
+    results: dict,
+    notes: list[str],
+    seconds: float,
 ) -> None:
     """Write summary.json, which makes the run a finished one."""
     config, run_folder, learns = planned.config, planned.folder, bool(model.learned_parameters())
@@ -267,24 +274,10 @@ def write_summary(
         "shots": config.shots if learns else 0, "seed": config.seed if learns else 0,
         "model": model.clip.name, "epochs": config.epochs if learns else 0,
         "train_images": len(drawn.train), **next(iter(results.values())), "tests": results,
-        "seconds": round(seconds, 1), "versions": versions(),
+        "notes": notes, "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     for name in (STATE, TRANSFER):  # TRANSFER has results of the half-trained prompts
         run_folder.path(name).unlink(missing_ok=True)
-
-
-def print_results(method: str, results: dict[str, dict], seconds: float) -> None:
-    """Print the accuracy on the first subset; on others also the harmonic mean of both."""
-    (_, first), *others = results.items()
-    accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
-    print_line(
-        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}) "
-        f"in {format_duration(seconds)}"
-    )
-    for name, other in others:
-        mean = f"{harmonic_mean([accuracy, other['accuracy']]):.2f}"
-        print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
-            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean with base {mean} %")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracy on a test set.
+"""Predictions for a test set, and what they are worth: accuracy, confidence.
 
 What is the same for every model is computed once: a test image's pixels, and the frozen CLIP's
 feature of it. Zero-shot and CoOp need only that; VPT, VLP and DPT one pass with their prompts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from ..images.decode import WhiteLevel
 from ..inference import check_probabilities
 from ..model import PromptedCLIP
 from ..support.distributed import SINGLE, World
-from ..support.progress import task_progress
+from ..support.progress import format_duration, print_line, task_progress
+
+BINS = 15  # of confidence
 
 
 class EvalSet:
@@ -136,10 +139,14 @@ def read_images(
 
 
 class EvalPredictions(NamedTuple):
-    """Of each test image the likeliest class (N,) and its probability (N,), on the CPU."""
+    """Of N test images the likeliest class (N,), its probability (N,), and the five likeliest.
 
-    labels: Tensor
+    All on the CPU. top5: (N, 5), or (N, C) with fewer classes.
+    """
+
+    predicted: Tensor
     probabilities: Tensor
+    top5: Tensor
 
 
 @torch.no_grad()
@@ -162,14 +169,71 @@ def zero_shot(model: PromptedCLIP, eval_set: EvalSet) -> EvalPredictions:
 
 def _likeliest(logits: Iterable[Tensor], world: World, source: str) -> EvalPredictions:
     """Return what the logits (B, C) of each rank's shard predict, in the order of all images."""
-    best = [(each.argmax(dim=-1), each.softmax(dim=-1).amax(dim=-1)) for each in logits]
-    labels, probabilities = map(torch.cat, zip(*best)) if best else torch.empty(2, 0)
-    parts = world.all_gather_object([labels.tolist(), probabilities.tolist()])
-    labels, probabilities = (torch.tensor([*chain(*each)]) for each in zip(*parts))
-    check_probabilities(probabilities, source)  # at once, as each check waits for the GPU
-    return EvalPredictions(labels, probabilities)
+    best = []
+    for each in logits:
+        top5 = each.topk(min(5, each.shape[1])).indices
+        best.append((each.argmax(dim=-1), each.softmax(dim=-1).amax(dim=-1), top5))
+    shard = map(torch.cat, zip(*best)) if best else torch.empty(3, 0)
+    parts = world.all_gather_object([each.tolist() for each in shard])
+    predictions = EvalPredictions(*(torch.tensor([*chain(*each)]) for each in zip(*parts)))
+    check_probabilities(predictions.probabilities, source)  # at once: each check waits for the GPU
+    return predictions
 
 
 def top1_accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Return the share of right labels (N,), in percent."""
     return 100 * int((predicted == labels).sum()) / len(labels)
+
+
+def compute_metrics(
+    learned: EvalPredictions, zero_shot: EvalPredictions, labels: Tensor, classes: int
+) -> dict[str, float]:
+    """Return the result of a test for summary.json: all but `test_images` in percent.
+
+    top5_accuracy: with more than five classes. mean_class_accuracy: over classes with test images.
+    mean_confidence: the mean probability of the predicted classes. calibration_error: the expected
+    one over 15 bins of equal width (Guo et al. 2017). largest_class_share: of the test images.
+    """
+    right, confidence = (learned.predicted == labels).double(), learned.probabilities.double()
+    counts = labels.bincount()
+    class_accuracy = labels.bincount(right)[counts > 0] / counts[counts > 0]
+    gaps = (confidence * BINS).ceil().long().bincount(right - confidence)  # sums by bin
+    metrics = {
+        "zero_shot_accuracy": top1_accuracy(zero_shot.predicted, labels),
+        "accuracy": top1_accuracy(learned.predicted, labels),
+        "test_images": len(labels),
+        "mean_class_accuracy": 100 * class_accuracy.mean().item(),
+        "mean_confidence": 100 * confidence.mean().item(),
+        "calibration_error": 100 * gaps.abs().sum().item() / len(labels),
+        "largest_class_share": 100 * counts.max().item() / len(labels),
+    }
+    if classes > 5:
+        in_top5 = (learned.top5 == labels[:, None]).any(dim=-1)
+        metrics["top5_accuracy"] = 100 * int(in_top5.sum()) / len(labels)
+    return metrics
+
+
+def describe_metrics(metrics: dict[str, float]) -> str:
+    """Return the line that follows the accuracy of a test."""
+    words = {"top5_accuracy": "top-5 accuracy", "mean_class_accuracy": "mean over classes"}
+    parts = [f"{words[name]} {metrics[name]:.2f} %" for name in words if name in metrics]
+    right, largest = metrics["accuracy"], metrics["largest_class_share"]
+    parts.append(f"confidence {metrics['mean_confidence']:.1f} %, right {right:.1f} %")
+    if right < largest:
+        parts.append(f"naming the largest class each time: {largest:.2f} %")
+    return "; ".join(parts)
+
+
+def print_results(method: str, results: dict[str, dict], seconds: float) -> None:
+    """Print the accuracy on the first subset; on others also the harmonic mean of both."""
+    (_, first), *others = results.items()
+    accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
+    print_line(
+        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}) "
+        f"in {format_duration(seconds)}",
+        describe_metrics(first),
+    )
+    for name, other in others:
+        mean = f"{harmonic_mean([accuracy, other['accuracy']]):.2f}"
+        print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
+            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean with base {mean} %")  # fmt: skip

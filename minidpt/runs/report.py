@@ -153,8 +153,8 @@ def write_predictions(
     """Write a line for each test image, in the order of split.json."""
     names = list(zip(dataset.class_keys or dataset.classnames, dataset.classnames))
     columns = []
-    for labels, probabilities in (learned, zero_shot):
-        shares = zip(labels.tolist(), probabilities.tolist())
+    for predictions in (learned, zero_shot):
+        shares = zip(predictions.predicted.tolist(), predictions.probabilities.tolist())
         columns.append([(*names[label], f"{share:.6f}") for label, share in shares])
     rows = (
         (os.path.relpath(item.path, dataset.root), *names[item.label], *after, *before)

@@ -35,6 +35,7 @@ from helpers.tiny_models import DEEP
 
 import minidpt
 from minidpt.runs import report
+from minidpt.runs.evaluation import describe_metrics
 
 # The test
 
@@ -45,14 +46,14 @@ def test_eval_gives_the_accuracy_of_the_training_to_the_last_digit(trained, tmp_
     assert result.out == (
         f"dpt accuracy {content['accuracy']:.2f} %, "
         f"zero-shot {content['zero_shot_accuracy']:.2f} % on 12 test images "
-        f"({content['model']} on cpu in fp32)\n"
+        f"({content['model']} on cpu in fp32)\n{describe_metrics(content)}\n"
     )
     assert "." in f"{content['accuracy']}" and content["accuracy"] != content["zero_shot_accuracy"]
 
 
 def test_eval_tells_how_each_class_fares(trained):
     result = run_checked("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
-    total, *lines, mean = result.out.splitlines()
+    total, _, *lines, mean = result.out.splitlines()
     matches = [re.fullmatch(r"  (\w.*?) +([\d.]+) %  (\d+) of (\d+).*", line) for line in lines]
     assert [match[1] for match in matches] == CLASSNAMES
     correct, counts = ([int(match[number]) for match in matches] for number in (3, 4))

@@ -79,8 +79,20 @@ def test_accuracy_is_that_of_the_model_on_every_image(method, clip, items):
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for samples, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
         test = evaluation.EvalSet(samples, clip, batch_size=3, workers=0)
-        predictions = evaluation.predict_eval_set(model, test).labels
+        predictions = evaluation.predict_eval_set(model, test).predicted
         assert evaluation.top1_accuracy(predictions, test.labels) == pytest.approx(expected)
+
+
+def test_the_likeliest_classes_of_every_image_are_kept(clip, items):
+    torch.manual_seed(0)
+    names = ["ox", "owl", "gnu", "yak", "emu", "elk", "cow"]
+    model = minidpt.build_model(clip, names, "a {}.", minidpt.PromptConfig("coop", n_ctx=3))
+    logits = naive_logits(model.eval(), items)
+    predictions = evaluation.predict_eval_set(model, evaluation.EvalSet(items, clip, batch_size=3))
+    assert predictions.top5.tolist() == logits.argsort(descending=True)[:, :5].tolist()
+    assert predictions.predicted.tolist() == predictions.top5[:, 0].tolist()
+    shares = logits.softmax(dim=-1).amax(dim=-1)
+    torch.testing.assert_close(predictions.probabilities, shares, rtol=1e-4, atol=1e-6)
 
 
 def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
@@ -88,7 +100,7 @@ def test_zero_shot_accuracy_is_that_of_the_template(clip, items):
     labels = naive_logits(build(clip, "zeroshot"), items).argmax(dim=-1)
     right = [item._replace(label=int(label)) for item, label in zip(items, labels)]
     predictions = evaluation.zero_shot(model, evaluation.EvalSet(right, clip))
-    assert predictions.labels.tolist() == labels.tolist()
+    assert predictions.predicted.tolist() == labels.tolist()
 
 
 def test_frozen_features_are_those_of_the_images(clip, items):
@@ -140,6 +152,41 @@ def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
     test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
     next(iter(test.pixels()))
     assert sum(len(batch.labels) for batch in test.pixels()) == 7
+
+
+def test_metrics_of_a_test_are_those_of_loops_over_images():
+    rng = np.random.default_rng(0)
+    labels, predicted, frozen = rng.choice(6, (3, 200), p=[0.4, 0.2, 0.2, 0.1, 0.1, 0])
+    shares = rng.uniform(0.2, 1, 200).round(2)  # also 0.2 and 0.6, which end a bin
+    top5 = np.array([rng.permutation(6)[:5] for _ in labels])
+    learned = evaluation.EvalPredictions(*map(torch.tensor, (predicted, shares, top5)))
+    zero_shot = learned._replace(predicted=torch.tensor(frozen))
+    metrics = evaluation.compute_metrics(learned, zero_shot, torch.tensor(labels), 6)
+    right = predicted == labels
+    error = 0
+    for number in range(15):
+        inside = (shares * 15 > number + 1e-9) & (shares * 15 <= number + 1 + 1e-9)
+        if inside.any():
+            error += inside.sum() / 2 * abs(right[inside].mean() - shares[inside].mean())
+    assert metrics == pytest.approx({
+        "zero_shot_accuracy": 100 * np.mean(frozen == labels), "accuracy": 100 * right.mean(),
+        "test_images": 200, "mean_confidence": 100 * shares.mean(), "calibration_error": error,
+        "mean_class_accuracy": 20 * sum(right[labels == label].mean() for label in range(5)),
+        "largest_class_share": max(np.mean(labels == label) * 100 for label in range(6)),
+        "top5_accuracy": 100 * np.mean([label in row for label, row in zip(labels, top5)]),
+    })  # fmt: skip
+    assert "top5_accuracy" not in evaluation.compute_metrics(
+        learned, zero_shot, torch.tensor(labels), 5
+    )
+
+
+def test_a_result_below_the_largest_class_is_said():
+    metrics = {"accuracy": 24.25, "mean_class_accuracy": 31, "mean_confidence": 80.04,
+               "largest_class_share": 50, "top5_accuracy": 90}  # fmt: skip
+    line = "top-5 accuracy 90.00 %; mean over classes 31.00 %; confidence 80.0 %, right 24.2 %"
+    below = "; naming the largest class each time: 50.00 %"
+    assert evaluation.describe_metrics(metrics) == line + below
+    assert evaluation.describe_metrics({**metrics, "largest_class_share": 24.25}) == line
 
 
 # Images of more than 8 bits, and copies
