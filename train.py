@@ -68,7 +68,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     A resumed run repeats all of this but the finished epochs.
     """
     started, config, run_folder = time.monotonic(), planned.config, planned.folder
-    record = shared.records[planned.dataset.name]
+    record = planned.record
     drawn = draw_train_set(planned)
     torch.manual_seed(config.seed)
     model = build_model(
@@ -145,7 +145,7 @@ def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[s
 def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Shared) -> None:
     """Train the prompts by SGD, from the state in the run's folder on; save after each epoch."""
     config, run_folder, device = planned.config, planned.folder, model.clip.device
-    record = shared.records[planned.dataset.name]
+    record = planned.record
     groups = parameter_groups(model, config.visual_lr, config.text_lr)
     base_lr = {group["name"]: group["lr"] for group in groups}
     warmup = {"visual": config.warmup_epochs, "text": config.text_warmup_epochs}

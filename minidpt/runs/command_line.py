@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
-                settings["nargs"] = "+" if about.is_grid else None
+                settings.setdefault("nargs", "+" if about.is_grid else None)
             self.groups[about.group].add_argument(flag(name), **settings)
 
     def error(self, message: str) -> NoReturn:
@@ -257,11 +257,13 @@ BEGINNINGS = {"--csv": b"image,label,class,", "--json": b'{"image": ', "--featur
 OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
 CHANGES = {
     "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN, "table": {},
-    "test": {**OF_RUN, **OF_TABLE, "data": {"help": "other data to test on, given as to train.py"},
+    "test": {**OF_RUN, **OF_TABLE,
+             "data": {"nargs": None, "help": "other data to test on, given as to train.py"},
              "classes": {"help": "classes to test on"},
              "image_root": {"help": "folder of the run's images, if it has moved; with --data "
                             "the folder that the paths in a CSV file start from"}},
-    "published": {**OF_TABLE, "data": {"required": True, "help": "the data set to test on"},
+    "published": {**OF_TABLE,
+                  "data": {"nargs": None, "required": True, "help": "the data set to test on"},
                   "folder": {"help": "output folder of the published code"},
                   "model": {"help": f"{', '.join(NAMES)}, or a checkpoint (default: ViT-B/32)"}},
 }

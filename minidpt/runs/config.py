@@ -52,7 +52,7 @@ class RunConfig:
     data: str | None = option(
         None, "a folder of class folders or of train/ val/ test/ with these, a CSV of path,label"
         "[,split], a split.json, or a folder of known data sets (default: the demo)", COMMON,
-        metavar="PATH", is_path=True, decides_result=False, resume_may_change=True,
+        metavar="PATH", is_path=True, decides_result=False, resume_may_change=True, is_grid=True,
         eval_commands=TESTS)
     prompts: PromptConfig = PromptConfig()
     shots: int = option(
@@ -203,7 +203,7 @@ class RunConfig:
         return 0 if self.epochs == 1 else 1
 
     def run_name(self, dataset: str) -> str:
-        """Return the name of the run's folder, which tells it from others of a sweep."""
+        """Return the name of the run's folder, which tells it from others on a data set."""
         name = f"{dataset}-{self.prompts.method}"
         if self.prompts.method != "zeroshot":
             name += f"-{self.shots}shots-seed{self.seed}"

@@ -5,6 +5,7 @@ One run, or those of a sweep, share CLIP, data sets and test images.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
 from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
+from ..support.files import validate_name
 from ..support.progress import print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
@@ -34,34 +36,38 @@ from .report import write_report
 from .results import read_rows
 from .tables import markdown, write_tables
 
+DataKey = tuple[str, str | None]  # of a data set: options data and dataset
+
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make: its settings, its data set, and the subsets of the classes by name.
+    """A run to make: its name, settings, data set, and the subsets of the classes by name.
 
-    The first subset is the one to train on. folder: the run's, once it is locked.
+    The first subset is the one to train on. folder: the run's, once it is locked; record: before
+    the run begins.
     """
 
+    name: str
     config: RunConfig
     dataset: Dataset
     subsets: dict[str, Dataset]
     folder: RunFolder | None = None
+    record: RunRecord | None = None
 
     @property
-    def name(self) -> str:
-        return self.config.run_name(self.dataset.name)
+    def data_key(self) -> DataKey:
+        return self.config.data, self.config.dataset
 
 
 @dataclass
 class Shared:
     """Resources that the runs of a command share.
 
-    clip: on its device, in its precision. records: by data set, the `RunRecord` before a run
-    begins. images: decoded training images. world: the processes that share a run.
+    clip: on its device, in its precision. images: decoded training images. world: the processes
+    that share a run.
     """
 
     clip: CLIP
-    records: dict[str, RunRecord]
     images: ImageCache
     world: World
     is_sweep: bool
@@ -105,27 +111,53 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     Raises ValueError if a data set is only a test.
     """
     configs = expand_grid(command.options)
-    folder = Path(configs[0].data or draw_demo("runs")).expanduser()
+    roots = dict.fromkeys(config.data for config in configs)
+    roots = {data: Path(data or draw_demo("runs")).expanduser() for data in roots}
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
     planned, datasets, drawn = {}, {}, set()
     for config in configs:
         name = config.dataset and layout_of(config.dataset).name
-        if name not in datasets:
+        root = roots[config.data]
+        config = replace(config, data=str(root.resolve()), dataset=name, model=model)
+        key = config.data, name
+        if key not in datasets:
             options = {"classnames": config.classnames, "template": config.template}
-            dataset = open_dataset(folder, name, **options, read=merge_read_options(config))
+            dataset = open_dataset(root, name, **options, read=merge_read_options(config))
             print_line(dataset.source)
             print_notes(dataset.notes)
             names = ("base", "new") if config.classes == "base" else (config.classes,)
-            datasets[name] = dataset, {each: select_classes(dataset, each) for each in names}
-        dataset, subsets = datasets[name]
-        if config.prompts.method != "zeroshot" and name not in drawn:
+            datasets[key] = dataset, {each: select_classes(dataset, each) for each in names}
+        dataset, subsets = datasets[key]
+        if config.prompts.method != "zeroshot" and key not in drawn:
             few_shot(dataset, config.shots, config.seed)
-            drawn.add(name)
-        config = replace(config, data=str(folder.resolve()), dataset=name, model=model)
-        run = PlannedRun(config.resolve(dataset.name, dataset.template), dataset, subsets)
-        planned[run.name] = run
+            drawn.add(key)
+        config = config.resolve(dataset.name, dataset.template)
+        run = PlannedRun(config.run_name(dataset.name), config, dataset, subsets)
+        planned[key, run.name] = run
+    names = distinct_names({key: dataset.name for key, (dataset, _) in datasets.items()})
     order = list(datasets)
-    return sorted(planned.values(), key=lambda run: order.index(run.config.dataset))
+    runs = [replace(run, name=run.config.run_name(names[run.data_key])) for run in planned.values()]
+    return sorted(runs, key=lambda run: order.index(run.data_key))
+
+
+def distinct_names(names: dict[DataKey, str]) -> dict[DataKey, str]:
+    """Append to names of data sets that are alike what tells their paths apart.
+
+    It is the first folder in which they differ, or the path from there on where some share it.
+    """
+    distinct = dict(names)
+    for name in {name.casefold() for name in names.values()}:
+        keys = [key for key in names if names[key].casefold() == name]
+        if len(keys) == 1:
+            continue
+        start = os.path.commonpath([os.path.dirname(path) for path, _ in keys])
+        parts = [Path(path).relative_to(start).parts for path, _ in keys]
+        ends = [first for first, *_ in parts]
+        if len(set(ends)) < len(keys):
+            ends = map("-".join, parts)
+        for key, end in zip(keys, ends):
+            distinct[key] = validate_name(f"{names[key]}-{end}", "--data", folder=True)
+    return distinct
 
 
 @contextmanager
@@ -133,8 +165,9 @@ def open_output(
     command: TrainCommand, runs: list[PlannedRun], world: World
 ) -> Iterator[tuple[list[PlannedRun], Path | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
-    datasets = {run.dataset.name: run.dataset for run in runs}.values()
-    data = [Path(runs[0].config.data), *chain.from_iterable(map(folders_of, datasets))]
+    datasets = {run.data_key: run.dataset for run in runs}
+    paths = [Path(path) for path in dict.fromkeys(path for path, _ in datasets)]
+    data = [*paths, *chain.from_iterable(map(folders_of, datasets.values()))]
     out = command.out
     if len(runs) == 1 and not (out and is_sweep(out)):
         lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)
@@ -143,7 +176,7 @@ def open_output(
         with entrypoint.main_process_first(world, lock) as folder:
             yield [replace(runs[0], folder=RunFolder(folder))], None
         return
-    out = Path(out or Path("runs") / f"{Path(runs[0].config.data).name}-sweep")
+    out = Path(out or Path("runs") / f"{'-'.join(path.name for path in paths)[:100]}-sweep")
     with entrypoint.main_process_first(world, folders.lock_output_folder(out, data, folders.SWEEP)):
         yield [replace(run, folder=RunFolder(out / run.name)) for run in runs], out
 
@@ -159,15 +192,15 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
     planned = plan_runs(command)
     with open_output(command, planned, world) as (runs, sweep):
         try:
-            todo, clip, records = prepare(command, runs, sweep, device, world)
+            todo, clip = prepare(command, runs, sweep, device, world)
             world.barrier()  # all have seen what is there, before any of them writes
             images = ImageCache(IMAGE_MEMORY // world.local_size)
             if sweep:
-                shared = Shared(clip, records, images, world.single(), True)
+                shared = Shared(clip, images, world.single(), True)
                 failed = make_runs_of_sweep(todo, shared, world, run_once)
                 return finish_sweep(sweep, runs, failed) if world.is_main else 0
             for run in todo:
-                run_once(run, Shared(clip, records, images, world, False))
+                run_once(run, Shared(clip, images, world, False))
             return 0
         except (entrypoint.Interrupted, PeerLost) as stop:
             stop.how_to_resume = resume_command(runs, sweep, world)
@@ -230,8 +263,8 @@ def prepare(
     sweep: Path | None,
     device: torch.device,
     world: World,
-) -> tuple[list[PlannedRun], CLIP, dict[str, RunRecord]]:
-    """Return the runs without a result in order, CLIP on its device, and records by data set.
+) -> tuple[list[PlannedRun], CLIP]:
+    """Return the runs without a result in order, with records, and CLIP on its device.
 
     Raises ValueError if a run was begun with other weights or other data, or if the prompts of one
     do not fit this CLIP.
@@ -241,15 +274,15 @@ def prepare(
     precision, reason = choose_precision(config.precision, device)
     reason = "the run's" if command.resume else reason
     where = str(device) if world.size == 1 else device.type
-    records = {}
-    for name, dataset in {run.dataset.name: run.dataset for run in runs}.items():
-        fingerprints = clip.fingerprint(), dataset.fingerprint()
-        records[name] = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
+    of_clip, datasets = clip.fingerprint(), {run.data_key: run.dataset for run in runs}
+    of_data = {key: dataset.fingerprint() for key, dataset in datasets.items()}
     fix = [folders.START_OVER_HINT] if command.resume else []
     todo = []
     for run in runs:
-        if not run.folder.is_finished(run.config, records[run.dataset.name], *fix):
-            todo.append(run)
+        fingerprints = of_clip, of_data[run.data_key]
+        record = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
+        if not run.folder.is_finished(run.config, record, *fix):
+            todo.append(replace(run, record=record))
     if world.size > 1:
         todo.sort(key=dealing_order)
     print_output_folder(sweep, runs, todo)
@@ -260,9 +293,10 @@ def prepare(
         clip = move_clip(clip, device, precision)
         print_line(f"CLIP {clip.name} on {device} in {precision} ({reason})")
         if sweep and world.is_main:
-            chosen = {"data": config.data, "model": config.model, "precision": precision}
+            data = list(dict.fromkeys(run.config.data for run in runs))
+            chosen = {"data": data, "model": config.model, "precision": precision}
             RunFolder(sweep).write_json(folders.SWEEP, {**command.options, **chosen})
-    return todo, clip, records
+    return todo, clip
 
 
 def print_output_folder(sweep: Path | None, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
@@ -296,4 +330,4 @@ def dealing_order(run: PlannedRun) -> tuple[int, str, int]:
     """
     config = run.config
     training = config.epochs * config.shots * METHODS.index(config.prompts.method)
-    return -len(run.dataset.classnames), run.dataset.name, -training
+    return -len(run.dataset.classnames), f"{run.dataset.name} {config.data}", -training

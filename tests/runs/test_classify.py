@@ -276,7 +276,7 @@ def test_json_on_standard_output_has_nothing_beside_it(run):
     assert [entry["image"] for entry in lines(result.out)] == ["many/000.png", "many/001.png"]
 
 
-def test_json_is_utf8_but_for_bytes_that_are_not_and_csv_spells_these_out(run):
+def test_json_is_utf8_but_for_what_is_not_which_csv_spells_out(run):
     name = os.fsdecode(b"caf\xe9 \xc3\xbc \n\x1b\xc2\x9b.png")
     draw_image(Path(name))
     command = ("eval.py", "predict", run, name, "--json")
@@ -343,7 +343,7 @@ def test_files_of_an_earlier_command_are_replaced_when_all_is_there(run, monkeyp
     assert len(read_csv("o.csv")) == 2 and np.load("o.npz")["paths"].tolist() == paths[:1]
 
 
-def test_the_file_of_a_stream_is_replaced_at_once_and_stays_if_stopped():
+def test_the_file_of_a_stream_is_replaced_at_once():
     Path("o.csv").write_text("an earlier one")
     with pytest.raises(ZeroDivisionError), classify.open_output("o.csv", True, True) as file:
         print("answer", file=file, flush=True)

@@ -230,6 +230,53 @@ def test_a_sweep_that_cannot_end_does_not_begin(guide, options, words):
     assert not Path("sweep").exists()
 
 
+def test_data_sets_of_one_name_are_told_apart_by_their_folders(images, clip):
+    for number, parent in enumerate(("left", "right")):
+        shutil.copytree(images, Path(parent, "photos"))
+        for label in range(number):  # so that their test sets differ
+            shutil.rmtree(Path(parent, "photos", sorted(os.listdir(images))[label]))
+    command = ["--data", "left/photos", "right/photos", "./left/photos", "--model", clip, *SHORT]
+    command += ["--epochs", 1, "--method", "coop"]
+    result = run_checked("train.py", *command, "--seed", 1, 2)
+    folder = Path("runs/photos-photos-sweep")
+    assert "4 runs in runs/photos-photos-sweep, 0 of them finished" in result.out
+    summaries = {run.name: read_summary(run) for run in folder.glob("*/")}
+    classes = {name: each["classes"] for name, each in summaries.items()}
+    names = {side: f"photos-{side}-coop-3shots-seed" for side in ("left", "right")}
+    expected = {f"{names[side]}{n}": 5 - (side == "right") for side in names for n in (1, 2)}
+    assert classes == expected
+    configs = {name: json.loads((folder / name / "config.json").read_text()) for name in classes}
+    assert all(f"/{name.split('-')[1]}/photos" in c["data"] for name, c in configs.items())
+    assert len({config["record"]["data_fingerprint"] for config in configs.values()}) == 2
+    assert {each["dataset"] for each in summaries.values()} == {"photos"}
+
+    shutil.rmtree(folder / f"{names['right']}2")
+    shutil.move("left", "moved/left")
+    shutil.move("right", "moved/right")
+    moved = ["--resume", folder, "--data", "moved/left/photos", "moved/right/photos"]
+    result = run_checked("train.py", *moved)
+    assert "4 runs in runs/photos-photos-sweep, 3 of them finished" in result.out
+    assert {run.name: read_summary(run)["classes"] for run in folder.glob("*/")} == expected
+    content = json.loads((folder / "sweep.json").read_text())
+    assert [Path(path).parts[-3:] for path in content["data"]] == [
+        ("moved", side, "photos") for side in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["/x/a", "/x/b"], ["d-a", "d-b"]),
+        (["/x/a/d", "/x/b/d", "/x/b/e"], ["d-a-d", "d-b-d", "d-b-e"]),
+        (["/x", "/x/x"], ["d-x", "d-x-x"]),
+        (["/x/d"], ["d"]),
+    ],
+)
+def test_names_that_are_alike_get_the_folders_that_differ(paths, expected):
+    names = {(path, None): "d" for path in paths} | {("/x/other", "DTD"): "DTD"}
+    assert list(sweeps.distinct_names(names).values()) == [*expected, "DTD"]
+
+
 def test_a_data_set_that_is_named_twice_is_trained_on_once(guide, clip):
     command = ("--data", guide, "--dataset", "EuroSAT", "eurosat", "--model", clip)
     result = run_checked("train.py", *command, "--method", "zeroshot", "--out", "run")
