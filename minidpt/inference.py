@@ -103,16 +103,6 @@ def classify_each(
                 yield image, next(results) if isinstance(content, np.ndarray) else content
 
 
-def predict_each(
-    model: Any, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
-) -> Iterator[tuple[ImageSource, Result]]:
-    """Classify as `classify_each`; yields each image with its predictions, or its error."""
-    with closing(classify_each(model, images, top, workers)) as results:
-        for image, result in results:
-            is_error = isinstance(result, Exception)
-            yield image, result if is_error else result.predictions(model.classnames)
-
-
 def predict_all(
     model: Any, images: ImageSource | Iterable[ImageSource], top: int
 ) -> list[list[Prediction]]:

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ from .clip.state_dict import check_tensors
 from .clip.tokenizer import EOT_TOKEN, SOT_TOKEN, encode
 from .config import PromptConfig
 from .images.decode import ImageSource, WhiteLevel
-from .inference import Prediction, Result, classify_batch, find_clip, predict_all, predict_each
+from .inference import Prediction, Result, classify_batch, classify_each, find_clip, predict_all
 from .losses import auxiliary_loss, cross_entropy, global_counts
 from .prompts import TextPrompts, build_visual_prompts, check_length, initial_context
 from .support.distributed import SINGLE, World
@@ -310,8 +311,11 @@ class PromptedCLIP(nn.Module):
     def predict_each(
         self, images: Iterable[ImageSource], top: int = 5, workers: int | None = None
     ) -> Iterator[tuple[ImageSource, Result]]:
-        """Predict any number of images in little memory, see `inference.predict_each`."""
-        return predict_each(self, images, top, workers)
+        """Predict any number of images in little memory, see `inference.classify_each`."""
+        with closing(classify_each(self, images, top, workers)) as results:
+            for image, result in results:
+                is_error = isinstance(result, Exception)
+                yield image, result if is_error else result.predictions(self.classnames)
 
     def prompt_state_dict(self) -> dict[str, Tensor]:
         """Return the learned parameters by name, all but CLIP's: themselves, not copies."""

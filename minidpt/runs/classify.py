@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data.folders import images_in, unread_notes
 from ..inference import PREDICT_BATCH, Classification, classify_each
@@ -27,22 +28,6 @@ MAX_LINE = 2**16  # bytes of a path
 HEADER = ("image", "label", "class", "probability", "unknown", "error")
 # What JSON leaves as it is, though terminals act on it, lines may end in it, or UTF-8 lacks it.
 UNSAFE = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-class Answer(NamedTuple):
-    """What is said of an image.
-
-    result: its classification, or why it could not be read. guesses: the key of a class in the
-        files of the data set, its name and probability, best first; none with an error.
-    is_unknown: whether the first is below --unknown-below; None without that option.
-    maps: the file of its attention maps, if any.
-    """
-
-    image: str
-    result: Classification | ValueError | OSError
-    guesses: list[tuple[str, str, float]]
-    is_unknown: bool | None
-    maps: Path | None
 
 
 def classify(
@@ -62,131 +47,123 @@ def classify(
     Returns 2 if an image could not be read, after the others.
     """
     total = sum(map(len, batches)) if isinstance(batches, list) else 0
-    status, closed, message, answers = 0, None, "", []
+    status, closed, message, features = 0, None, "", {}
     with ExitStack() as stack:
         outputs = [partial(print_json, stdout) if args.json == "-" else print_classes]
-        is_stream = args.images == ["-"]
         for path, write in ((args.csv, write_rows), (args.json, print_json)):
             if path not in (None, "-"):
-                file = stack.enter_context(open_output(path, args.overwrite, is_stream))
-                outputs.append(partial(write, file))
-        if args.features:
-            outputs.append(answers.append)
+                outputs.append(partial(write, stack.enter_context(open_output(path, args))))
         options = args.top, args.workers
         results = (each for paths in batches for each in classify_each(model, paths, *options))
         if total > PREDICT_BATCH and not stdout.isatty():
             results = track(results, "images", total)
         for path, result in stack.enter_context(closing(results)):
-            if failed := isinstance(result, Exception):
+            answer = describe(model, path, result, args.unknown_below)
+            if "error" in answer:
                 status = 2
-                if str(result) != message:  # that of a model is the same for all images
+                if answer["error"] != message:  # that of a model is the same for all images
                     print_error(result)
-                message = str(result)
-            maps = draw_maps(path) if draw_maps and not failed else None
-            answer = make_answer(model, path, result, args.unknown_below, maps)
+                message = answer["error"]
+            else:
+                answer |= {"explained": str(draw_maps(path))} if draw_maps else {}
+                features |= {path: result.features} if args.features else {}
             for output in list(outputs):
                 try:
                     output(answer)
                 except BrokenPipeError as error:
                     closed = error
                     outputs.remove(output)
-            if not outputs:
+            if not outputs and not args.features:
                 break
         if args.features:
-            write_features(args.features, model, answers)
+            write_features(args.features, model, features)
     if closed:
         raise closed
     return status
 
 
-def make_answer(
+def describe(
     model: PromptedCLIP,
     image: str,
     result: Classification | ValueError | OSError,
     unknown_below: float | None,
-    maps: Path | None,
-) -> Answer:
-    """Name the classes of an image, and decide whether it is unknown."""
+) -> dict[str, Any]:
+    """Return what JSON says of an image: "error", or "predictions" and perhaps "unknown"."""
     if isinstance(result, Exception):
-        return Answer(image, result, [], None, maps)
+        return {"image": image, "error": str(result)}
     keys, names = model.class_keys or model.classnames, model.classnames
-    guesses = [(keys[n], names[n], share) for n, share in zip(result.labels, result.probabilities)]
-    is_unknown = None if unknown_below is None else guesses[0][2] < unknown_below
-    return Answer(image, result, guesses, is_unknown, maps)
+    predictions = [
+        {"label": keys[label], "class": names[label], "probability": round(share, 6)}
+        for label, share in zip(result.labels, result.probabilities)
+    ]
+    answer = {"image": image, "predictions": predictions}
+    if unknown_below is not None:
+        answer["unknown"] = result.probabilities[0] < unknown_below
+    return answer
 
 
-def print_classes(answer: Answer) -> None:
+def print_classes(answer: dict[str, Any]) -> None:
     """Print a line of text; none for an image that was not read."""
-    if answer.guesses:
-        guesses = ", ".join(f"{name} {100 * share:.1f} %" for _, name, share in answer.guesses)
-        guesses = f"unknown (likeliest: {guesses})" if answer.is_unknown else guesses
-        print_line(f"{answer.image}: {guesses}" + (f" -> {answer.maps}" if answer.maps else ""))
+    if "error" in answer:
+        return
+    shares = [(each["class"], 100 * each["probability"]) for each in answer["predictions"]]
+    guesses = ", ".join(f"{name} {percent:.1f} %" for name, percent in shares)
+    guesses = f"unknown (likeliest: {guesses})" if answer.get("unknown") else guesses
+    maps = f" -> {answer['explained']}" if "explained" in answer else ""
+    print_line(f"{answer['image']}: {guesses}{maps}")
 
 
-def print_json(file: TextIO, answer: Answer) -> None:
-    """Print a line of JSON: "image", then "error", or "predictions" and what else there is."""
-    entry = {"image": answer.image}
-    if answer.is_unknown is not None:
-        entry["unknown"] = answer.is_unknown
-    if answer.guesses:
-        entry["predictions"] = [
-            {"label": key, "class": name, "probability": round(share, 6)}
-            for key, name, share in answer.guesses
-        ]
-    else:
-        entry["error"] = str(answer.result)
-    if answer.maps:
-        entry["explained"] = str(answer.maps)
-    line = json.dumps(entry, allow_nan=False, ensure_ascii=False)
+def print_json(file: TextIO, answer: dict[str, Any]) -> None:
+    """Print a line of JSON in UTF-8, with the bytes of a path that are none as escapes."""
+    line = json.dumps(answer, allow_nan=False, ensure_ascii=False)
     print(UNSAFE.sub(lambda letter: f"\\u{ord(letter[0]):04x}", line), file=file, flush=True)
 
 
-def write_rows(file: TextIO, answer: Answer) -> None:
+def write_rows(file: TextIO, answer: dict[str, Any]) -> None:
     """Write a row of CSV for each class of an image, or its error; before the first the header."""
-    writer = csv.writer(file)
+    writer = csv.DictWriter(file, HEADER, extrasaction="ignore")
     if not file.tell():
-        writer.writerow(HEADER)
-    unknown = "unknown" if answer.is_unknown else ""
-    rows = [(key, name, f"{share:.6f}", unknown, "") for key, name, share in answer.guesses]
-    for row in rows or [("", "", "", "", str(answer.result))]:
-        writer.writerow(map(escape_formula, (answer.image, *row)))
+        writer.writeheader()
+    answer = {**answer, "unknown": "unknown" if answer.get("unknown") else ""}
+    for guess in answer.get("predictions", [{}]):
+        row = {**answer, **guess}
+        row |= {"probability": f"{guess['probability']:.6f}"} if guess else {}
+        writer.writerow({name: escape_formula(value) for name, value in row.items()})
     file.flush()
 
 
 @torch.no_grad()
-def write_features(path: str, model: PromptedCLIP, answers: list[Answer]) -> None:
-    """Write an .npz file of normalised features, of the images that could be read and the classes.
+def write_features(path: str, model: PromptedCLIP, features: dict[str, Tensor]) -> None:
+    """Write an .npz file of normalised features of images, by path, and of the classes.
 
     paths: (N,), features: (N, E), classnames and class_keys: (C,), class_features: (C, E).
     """
-    answers = [answer for answer in answers if answer.guesses]
-    class_features = model.text_features(normalize=True).cpu().numpy()
-    features = [answer.result.features.numpy() for answer in answers]
+    class_features = model.text_features(normalize=True).cpu()
+    rows = torch.cat([class_features[:0], *(each[None] for each in features.values())])
     with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(
-            file,
-            paths=np.array([answer.image for answer in answers], dtype=str),
-            features=np.array(features, dtype=np.float32).reshape(-1, class_features.shape[1]),
+            file, paths=np.array([*features], dtype=str),
+            features=rows,
             classnames=np.array(model.classnames),
             class_keys=np.array(model.class_keys or model.classnames),
             class_features=class_features,
-        )
+        )  # fmt: skip
 
 
 @contextmanager
-def open_output(path: str, overwrite: bool, is_stream: bool) -> Iterator[TextIO]:
+def open_output(path: str, args: Namespace) -> Iterator[TextIO]:
     """Open a file for results, which has each as it comes.
 
-    If the block raises, a new file goes while it is empty, else a line says so. One that is there
-    is replaced after the block; but that of a stream, which may never end, at once.
+    If the block raises, a new file goes while it is empty, else a line says so. With --overwrite
+    one that is there is replaced after the block; that of a stream, which may never end, at once.
     """
     settings = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-    if overwrite and os.path.exists(path) and not is_stream:
+    if args.overwrite and os.path.exists(path) and args.images != ["-"]:
         with atomic_write(path) as unfinished, open(unfinished, "w", **settings) as file:
             yield file
         return
     with explain_full_disk(path):
-        file = open(path, "w" if overwrite else "x", **settings)
+        file = open(path, "w" if args.overwrite else "x", **settings)
         try:
             with file:
                 yield file

@@ -9,7 +9,6 @@ from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from contextlib import suppress
 from dataclasses import Field, fields
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -59,8 +58,7 @@ class Parser(argparse.ArgumentParser):
             elif kind == "bool":
                 settings["action"] = argparse.BooleanOptionalAction
             elif "tuple" in kind:
-                settings |= {"type": templates_option, "action": StoreTemplates, "nargs": "+"}
-                settings["metavar"] = about.metavar
+                settings |= {"action": StoreTemplates, "nargs": "+", "metavar": about.metavar}
             else:
                 settings["type"] = value_type(FIELDS[name])
                 settings["metavar"] = about.metavar or ("N" if kind == "int" else None)
@@ -74,23 +72,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class StoreTemplates(argparse.Action):
-    """Stores the templates of all values of an option."""
+    """Stores one or more templates; a value without `{}` is a file with one a line."""
 
     def __call__(self, parser: Any, namespace: Namespace, values: Any, *option: Any) -> None:
-        setattr(namespace, self.dest, check_template([*chain.from_iterable(values)]))
-
-
-def templates_option(text: str) -> list[str]:
-    """Return a template, or those in a file, one a line; a text without `{}` is a file."""
-    try:
-        templates = [text]
-        if "{}" not in text:
-            where = f"{short_repr(text)} without {{}} is a file of templates"
-            templates = [*filter(None, map(str.strip, read_text(text, where).split("\n")))]
-        check_template(templates)
-    except (OSError, ValueError) as error:
-        raise ArgumentTypeError(str(error)) from None
-    return templates
+        texts = []
+        for text in values:
+            where = f"--template: {short_repr(text)} without {{}} is a file of templates"
+            texts += [text] if "{}" in text else map(str.strip, read_text(text, where).split("\n"))
+        setattr(namespace, self.dest, check_template([*filter(None, texts)]))
 
 
 def value_type(about: Field) -> Any:
@@ -123,14 +112,6 @@ def path_option(text: str) -> str:
             got = f"one of {len(os.fsencode(text))} bytes"
             raise ArgumentTypeError(f"expected a shorter path, got {got}") from None
     return os.path.expanduser(text)
-
-
-def probability_option(text: str) -> float:
-    """Return a probability."""
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) <= 1:
-            return value
-    raise ArgumentTypeError(f"expected a number from 0 to 1, got {short_repr(text)}")
 
 
 class TrainCommand(NamedTuple):
@@ -209,7 +190,7 @@ def check_moved(parser: Parser, options: dict[str, Any], earlier: dict[str, Any]
 # fmt: off
 COMMANDS = {  # what it takes, what it does, its arguments beside the options of runs
     "test": ("RUN ...", "test runs on their own test images, or on other data",
-             ("runs", "--per-class", "--csv", "--among-all")),
+             ("runs", "--per-class", "--csv", "--overwrite", "--among-all")),
     "predict": ("RUN IMAGE ...", "classify images",
                 ("run", "images", "--top", "--unknown-below", "--csv", "--json", "--features",
                  "--overwrite", "--attention-maps")),
@@ -219,7 +200,7 @@ COMMANDS = {  # what it takes, what it does, its arguments beside the options of
     "export": ("RUN FILE", "write a run's model as a program that classifies images",
                ("run", "file", "--overwrite")),
     "published": ("DIR --data DATA", "test prompts of the published code of CoOp or DPT",
-                  ("folder", "--per-class", "--csv")),
+                  ("folder", "--per-class", "--csv", "--overwrite")),
 }
 PATH = {"type": path_option}
 ARGUMENTS = {
@@ -236,7 +217,7 @@ ARGUMENTS = {
     "--per-class": dict(action="store_true", help="also print each class's accuracy and mistakes"),
     "--top": dict(type=value_type(FIELDS["top_k"]), default=5, metavar="N",  # as bounded as top_k
         help="classes of each image (default: 5)"),
-    "--unknown-below": dict(type=probability_option, metavar="P", help="call an image unknown if "
+    "--unknown-below": dict(type=float, metavar="P", help="call an image unknown if "
         "its likeliest class has a lower probability (0 to 1)"),
     "--features": PATH | dict(metavar="FILE", help="new .npz file for the normalised features of "
         "images and classes"),
@@ -253,7 +234,10 @@ OF_RUN = {  # what options of runs say where a run has its own
     "device": {"help": "cpu, cuda, cuda:N, xpu or mps (default: the run's)"},
     "precision": {"help": "precision of the frozen CLIP (default: the run's)"},
 }
-BEGINNINGS = {"--csv": b"image,label,class,", "--json": b'{"image": ', "--features": b"PK"}
+BEGINNINGS = {  # of what commands write
+    "--csv": (b"image,label,class,", b"class,accuracy,"), "--json": b'{"image": ',
+    "--features": b"PK",
+}
 OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
 CHANGES = {
     "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN, "table": {},
@@ -307,6 +291,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
                              "none of these: add one")  # fmt: skip
     if args.command == "predict" and "-" in args.images and len(args.images) > 1:
         parser.error("IMAGE: expected '-' alone, got it beside other images")
+    if args.unknown_below is not None and not 0 <= args.unknown_below <= 1:
+        parser.error(f"--unknown-below: expected 0 to 1, got {args.unknown_below}")
     maps = args.attention_maps and os.path.realpath(args.attention_maps)
     options: dict[str, str] = {}  # by file
     for name, path in new_files(args):
@@ -315,9 +301,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
         if path == "-":
             parser.error(f"{name}: expected a file, got '-'")
         if os.path.lexists(path) and not (args.overwrite and is_output(path, name)):
-            expected = "an earlier output of it" if args.overwrite else "a new file"
-            fix = "" if args.overwrite or args.command != "predict" else " (else --overwrite)"
-            parser.error(f"{name}: expected {expected}, got {path}, which exists{fix}")
+            also = "" if args.overwrite else " (--overwrite replaces earlier output)"
+            parser.error(f"{name}: expected a new file, got {path}, which is none{also}")
         if not os.path.isdir(os.path.dirname(path) or "."):
             parser.error(f"{name}: expected a file in a folder that exists, got {path}")
         if maps and Path(os.path.realpath(path)).is_relative_to(maps):
@@ -334,12 +319,11 @@ def new_files(args: Namespace) -> list[tuple[str, str]]:
 
 
 def is_output(path: str, name: str) -> bool:
-    """Whether a file is one that `predict` has written for an option, or an empty one."""
+    """Whether a file may be one that an earlier command has written for an option."""
     if os.path.islink(path) or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        begin = file.read(len(BEGINNINGS[name]))
-    return begin in (b"", BEGINNINGS[name])
+        return file.read(100).startswith(BEGINNINGS[name])
 
 
 def evaluates_other_data(args: Namespace) -> bool:

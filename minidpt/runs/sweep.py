@@ -36,8 +36,6 @@ from .report import write_report
 from .results import read_rows
 from .tables import markdown, write_tables
 
-DataKey = tuple[str, str | None]  # of a data set: options data and dataset
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -53,10 +51,6 @@ class PlannedRun:
     subsets: dict[str, Dataset]
     folder: RunFolder | None = None
     record: RunRecord | None = None
-
-    @property
-    def data_key(self) -> DataKey:
-        return self.config.data, self.config.dataset
 
 
 @dataclass
@@ -111,10 +105,11 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     Raises ValueError if a data set is only a test.
     """
     configs = expand_grid(command.options)
-    roots = dict.fromkeys(config.data for config in configs)
-    roots = {data: Path(data or draw_demo("runs")).expanduser() for data in roots}
+    data = {config.data for config in configs}
+    roots = {path: Path(path or draw_demo("runs")).expanduser() for path in data}
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
-    planned, datasets, drawn = {}, {}, set()
+    planned: dict[tuple, dict[str, PlannedRun]] = {}  # data set -> name -> run
+    datasets, drawn = {}, set()
     for config in configs:
         name = config.dataset and layout_of(config.dataset).name
         root = roots[config.data]
@@ -132,31 +127,30 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
             few_shot(dataset, config.shots, config.seed)
             drawn.add(key)
         config = config.resolve(dataset.name, dataset.template)
-        run = PlannedRun(config.run_name(dataset.name), config, dataset, subsets)
-        planned[key, run.name] = run
-    names = distinct_names({key: dataset.name for key, (dataset, _) in datasets.items()})
-    order = list(datasets)
-    runs = [replace(run, name=run.config.run_name(names[run.data_key])) for run in planned.values()]
-    return sorted(runs, key=lambda run: order.index(run.data_key))
+        name = config.run_name(dataset.name)
+        planned.setdefault(key, {})[name] = PlannedRun(name, config, dataset, subsets)
+    paths = [(dataset.name, path) for (path, _), (dataset, _) in datasets.items()]
+    return [
+        replace(run, name=run.config.run_name(name))
+        for name, runs in zip(distinct_names(paths), planned.values())
+        for run in runs.values()
+    ]
 
 
-def distinct_names(names: dict[DataKey, str]) -> dict[DataKey, str]:
-    """Append to names of data sets that are alike what tells their paths apart.
+def distinct_names(paths: list[tuple[str, str]]) -> list[str]:
+    """Return the names of data sets, given with paths, with what tells apart those that are alike.
 
-    It is the first folder in which they differ, or the path from there on where some share it.
+    That is the first folder in which they differ, or the path from there on where some share it.
     """
-    distinct = dict(names)
-    for name in {name.casefold() for name in names.values()}:
-        keys = [key for key in names if names[key].casefold() == name]
-        if len(keys) == 1:
-            continue
-        start = os.path.commonpath([os.path.dirname(path) for path, _ in keys])
-        parts = [Path(path).relative_to(start).parts for path, _ in keys]
-        ends = [first for first, *_ in parts]
-        if len(set(ends)) < len(keys):
-            ends = map("-".join, parts)
-        for key, end in zip(keys, ends):
-            distinct[key] = validate_name(f"{names[key]}-{end}", "--data", folder=True)
+    distinct = []
+    for name, path in paths:
+        alike = [other for each, other in paths if each.casefold() == name.casefold()]
+        if len(alike) > 1:
+            start = len(Path(os.path.commonpath(map(os.path.dirname, alike))).parts)
+            is_enough = len({Path(other).parts[start] for other in alike}) == len(alike)
+            end = "-".join(Path(path).parts[start : start + 1 if is_enough else None])
+            name = validate_name(f"{name}-{end}", "--data", folder=True)
+        distinct.append(name)
     return distinct
 
 
@@ -165,9 +159,9 @@ def open_output(
     command: TrainCommand, runs: list[PlannedRun], world: World
 ) -> Iterator[tuple[list[PlannedRun], Path | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
-    datasets = {run.data_key: run.dataset for run in runs}
-    paths = [Path(path) for path in dict.fromkeys(path for path, _ in datasets)]
-    data = [*paths, *chain.from_iterable(map(folders_of, datasets.values()))]
+    paths = [Path(path) for path in dict.fromkeys(run.config.data for run in runs)]
+    datasets = {id(run.dataset): run.dataset for run in runs}.values()
+    data = [*paths, *chain.from_iterable(map(folders_of, datasets))]
     out = command.out
     if len(runs) == 1 and not (out and is_sweep(out)):
         lock = folders.lock_numbered_folder(Path("runs") / runs[0].name, data)
@@ -274,12 +268,12 @@ def prepare(
     precision, reason = choose_precision(config.precision, device)
     reason = "the run's" if command.resume else reason
     where = str(device) if world.size == 1 else device.type
-    of_clip, datasets = clip.fingerprint(), {run.data_key: run.dataset for run in runs}
+    of_clip, datasets = clip.fingerprint(), {id(run.dataset): run.dataset for run in runs}
     of_data = {key: dataset.fingerprint() for key, dataset in datasets.items()}
     fix = [folders.START_OVER_HINT] if command.resume else []
     todo = []
     for run in runs:
-        fingerprints = of_clip, of_data[run.data_key]
+        fingerprints = of_clip, of_data[id(run.dataset)]
         record = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
         if not run.folder.is_finished(run.config, record, *fix):
             todo.append(replace(run, record=record))

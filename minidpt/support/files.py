@@ -187,8 +187,8 @@ def check_template(template: object) -> str | tuple[str, ...]:
     """Return a template as a text, several as a tuple; ValueError unless each has `{}` once."""
     texts = [template] if isinstance(template, str) else template
     if not isinstance(texts, Sequence) or not 1 <= len(texts) <= MAX_TEMPLATES:
-        got = f"{len(texts):,}" if isinstance(texts, Sequence) else short_repr(texts)
-        raise ValueError(f"template: expected one text, or up to {MAX_TEMPLATES:,}, got {got}")
+        got = short_repr(template)
+        raise ValueError(f"template: expected a text, or up to {MAX_TEMPLATES:,}, got {got}")
     for text in texts:
         is_text = isinstance(text, str) and len(text) <= MAX_TEMPLATE
         if not is_text or text.count("{}") != 1 or set("{}") & set(text.replace("{}", "")):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -345,7 +346,8 @@ def test_files_of_an_earlier_command_are_replaced_when_all_is_there(run, monkeyp
 
 def test_the_file_of_a_stream_is_replaced_at_once():
     Path("o.csv").write_text("an earlier one")
-    with pytest.raises(ZeroDivisionError), classify.open_output("o.csv", True, True) as file:
+    stream = Namespace(images=["-"], overwrite=True)
+    with pytest.raises(ZeroDivisionError), classify.open_output("o.csv", stream) as file:
         print("answer", file=file, flush=True)
         assert Path("o.csv").read_text() == "answer\n"
         raise ZeroDivisionError
@@ -359,7 +361,7 @@ def test_a_file_that_is_not_of_an_earlier_command_is_never_replaced(run, option)
     command = ("eval.py", "predict", run, *draw_images(1), "--overwrite", option)
     for name in ("mine.npz", "link.npz", "many"):
         result = run_command(*command, name)
-        assert_one_line(result, "eval.py", option, "an earlier output of it", name)
+        assert_one_line(result, "eval.py", option, "expected a new file", name)
     assert Path("mine.npz").read_text() == "mine"
 
 

@@ -273,8 +273,8 @@ def test_data_sets_of_one_name_are_told_apart_by_their_folders(images, clip):
     ],
 )
 def test_names_that_are_alike_get_the_folders_that_differ(paths, expected):
-    names = {(path, None): "d" for path in paths} | {("/x/other", "DTD"): "DTD"}
-    assert list(sweeps.distinct_names(names).values()) == [*expected, "DTD"]
+    named = [*(("d", path) for path in paths), ("DTD", "/x/other")]
+    assert sweeps.distinct_names(named) == [*expected, "DTD"]
 
 
 def test_a_data_set_that_is_named_twice_is_trained_on_once(guide, clip):
