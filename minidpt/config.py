@@ -64,7 +64,7 @@ def option(default: Any, help: str, group: str, **more: Any) -> Any:
 
 
 def check_option(about: Field, value: object) -> Any:
-    """Return an option's value, numbers of NumPy as Python's.
+    """Return an option's value: numbers of NumPy as Python's, one of its choices in lower case.
 
     Raises TypeError for a value of another type than the field's, ValueError for one that is not
     among its choices or outside its bounds.
@@ -83,9 +83,9 @@ def check_option(about: Field, value: object) -> Any:
             raise ValueError(f"{name}: expected at {bound}, got {short_repr(value)}")
     if "tuple" in about.type:
         value = check_template(value)
-    if limits.choices and value not in limits.choices:
+    if limits.choices and value.lower() not in limits.choices:
         raise ValueError(f"{name} {short_repr(value)}: expected one of {', '.join(limits.choices)}")
-    return value
+    return value.lower() if limits.choices else value
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def open_dataset(
     if not root.exists():
         raise FileNotFoundError(f"data folder {root}: expected a folder or file, got nothing")
     if root.is_dir():
-        return _open_any_folder(root, layout, adapt)
+        dataset = _open_any_folder(root, layout, adapt)
+        return dataset.with_notes(*listing.ignored_notes(root))
     if root.suffix.lower() == ".csv":
         return labels_csv.open_csv(root, adapt(layout or Naming()))
     if root.suffix.lower() == ".json":

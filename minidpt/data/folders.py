@@ -122,6 +122,12 @@ def unread_notes(unread: Counter[str]) -> list[str]:
     return [f"not read: {named} (convert or rename images)"] if named else []
 
 
+def ignored_notes(folder: Path) -> list[str]:
+    """Note the folders that systems have made for themselves, such as __MACOSX, if any."""
+    names = sorted(f"{name}/" for name in os.listdir(folder) if name.lower() in _OF_SYSTEMS)
+    return [f"ignored: {shorten(names)}"] if names else []
+
+
 def loose_notes(*folders: Path) -> tuple[str, ...]:
     """Note the images beside class folders in `folders`, the data folder first."""
     loose = []

@@ -393,7 +393,7 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
 def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     """Return title and content of the report of many runs."""
     runs = sum(len(row.metrics) for row in rows if row.is_test_of_own_data)
-    datasets = list(dict.fromkeys(row.trained for row in rows))
+    datasets = list({(row.trained, row.data): row.trained for row in rows}.values())
     methods = dict.fromkeys(METHOD_NAMES[row.method] for row in rows)
     where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     title = f"{', '.join(methods)} on {where}"

@@ -25,7 +25,7 @@ from ..demo.demo import draw_demo
 from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
 from ..support.files import validate_name
-from ..support.progress import print_line, print_notes
+from ..support.progress import notes_once, print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
 from .config import RunConfig, RunRecord, expand_grid, merge_read_options
@@ -191,7 +191,8 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
             images = ImageCache(IMAGE_MEMORY // world.local_size)
             if sweep:
                 shared = Shared(clip, images, world.single(), True)
-                failed = make_runs_of_sweep(todo, shared, world, run_once)
+                with notes_once():
+                    failed = make_runs_of_sweep(todo, shared, world, run_once)
                 return finish_sweep(sweep, runs, failed) if world.is_main else 0
             for run in todo:
                 run_once(run, Shared(clip, images, world, False))

@@ -144,6 +144,23 @@ def print_line(*lines: object, stream=None) -> None:
         print(printable(str(line)), file=stream, flush=True)
 
 
+_printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
+
+
+@contextmanager
+def notes_once() -> Iterator[None]:
+    """Print each note of the block once only, such as those that all runs of a sweep share."""
+    token = _printed.set(set())
+    try:
+        yield
+    finally:
+        _printed.reset(token)
+
+
 def print_notes(notes: Iterable[object]) -> None:
     """Print notes, a line each."""
-    print_line(*(f"note: {note}" for note in notes))
+    printed = _printed.get()
+    lines = [f"note: {note}" for note in notes]
+    print_line(*(line for line in lines if printed is None or line not in printed))
+    if printed is not None:
+        printed.update(lines)

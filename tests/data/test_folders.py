@@ -117,7 +117,9 @@ def test_only_visible_images_are_found_and_sub_folders_searched(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["a", "b", "recycler", "temporary items"]
-    assert dataset.notes == ("not read: 1 image in no class folder, first loose.png",)
+    ignored = "#recycle/, $RECYCLE.BIN/, @eaDir/ and 4 more"
+    assert dataset.notes == ("not read: 1 image in no class folder, first loose.png",
+                             f"ignored: {ignored}")  # fmt: skip
     assert sorted(
         f for f in relative_paths(all_samples(dataset), tmp_path) if f.startswith("a/")
     ) == [

@@ -125,7 +125,7 @@ def test_a_run_that_fails_is_named_and_the_sweep_continues(images, clip):
     assert first.startswith(f"train.py: error: {failed}: epoch ") and "the loss is" in first
     assert last == f"train.py: error: 1 of 2 runs failed: {failed}"
     assert [row["method"] for row in read_csv("sweep/table.csv")] == ["coop"]
-    assert "[2/2]" in result.out and "| coop " in result.out
+    assert "[2/2]" in result.out and "| CoOp " in result.out
     again = run_command("train.py", *command)
     assert "2 runs in sweep, 1 of them finished" in again.out and again.status == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -12,15 +13,16 @@ import pytest
 from helpers.run_command import assert_one_line, read_summary, run_command
 from helpers.short_runs import read_csv, run_checked
 
-from minidpt.runs import results
+from minidpt.runs import results, tables
 from minidpt.runs.config import RunConfig, published_settings
 
 
 def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
     folder, _, _ = sweep
     table = {(row["method"], row["shots"]): row for row in read_csv(folder / "table.csv")}
-    assert set(table) == {("zeroshot", "0"), *((m, s) for m in ("coop", "dpt") for s in "13")}
-    for method in ("coop", "dpt"):
+    assert set(table) == {("zeroshot", ""), *((m, s) for m in ("coop", "dpt") for s in "13")}
+    names = {"coop": "CoOp", "dpt": "DPT"}
+    for method in names:
         for shots in "13":
             runs = [read_summary(path) for path in folder.glob(f"*-{method}-{shots}shots-seed*")]
             accuracies = [run["accuracy"] for run in runs]
@@ -31,7 +33,7 @@ def test_the_table_is_the_mean_and_deviation_over_seeds(sweep):
             assert float(row["zero_shot_accuracy"]) == runs[0]["zero_shot_accuracy"]
             shown = f"{fmean(accuracies):.1f} ± {pstdev(accuracies):.1f}"
             lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
-            assert any(line.startswith(f"| {method}") and shown in line for line in lines)
+            assert any(f"| {names[method]} " in line and shown in line for line in lines)
 
 
 def make_link_loop(path: Path) -> None:
@@ -45,6 +47,8 @@ def make_link_loop(path: Path) -> None:
         ("summary.json", "", "summary.json: expected JSON"),
         ("summary.json", {"shots": True}, "'shots' (int)"),
         ("summary.json", {"method": "x"}, "of a known method"),
+        ("summary.json", {"shots": -1}, "-1 shots"),
+        ("summary.json", {"notes": [5]}, "'note' (str), got 5"),
         ("summary.json", {"model": 5}, "'model' (str)"),
         ("summary.json", {"dataset": "../x"}, "'../x'"),
         ("summary.json", {"tests": {"x": {"accuracy": 101, "zero_shot_accuracy": 1}}}, "101"),
@@ -73,7 +77,7 @@ def test_a_damaged_run_is_named_and_the_others_are_in_the_table(sweep, file, dam
     out = run_checked("eval.py", "table", "again").out
     left_out = out.split("Runs left out of the tables: ")[1]
     assert left_out.startswith(str(path.parent)) and words in left_out
-    assert "| coop" in out and "| dpt" not in out
+    assert "| CoOp" in out and "| DPT" not in out
     result = run_command("eval.py", "table", path.parent)
     assert_one_line(result, "eval.py", "expected finished runs in it, got", words)
 
@@ -90,7 +94,7 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, image
     shutil.copytree(run, "again/longer")
     config = json.loads(Path("again/longer/config.json").read_text())
     Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
-    text = results.write_tables("again")
+    text = tables.write_tables("again")
     rows = [
         row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
     ]
@@ -100,34 +104,127 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, image
     (other,) = Path("again").glob("*-dpt-3shots-seed0")
     assert float(usual["accuracy"]) == pytest.approx((read_summary(other)["accuracy"] + 12.5) / 2)
     assert float(longer["accuracy"]) == read_summary(folder / run.name)["accuracy"]
-    assert "dpt (epochs 50)" in text and "| coop " in text
+    assert "DPT (epochs 50)" in text and "| CoOp " in text
+
+
+def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, **more):
+    """Return the row of one run; of settings all but those of the method's training are given."""
+    fields = {"trained": dataset, "tested": dataset, "model": "tiny", "shots": 16}
+    fields |= {name: more.pop(name) for name in [*more] if name in results.Row.__annotations__}
+    metrics = {seed: {"zero_shot_accuracy": zero_shot, "accuracy": accuracy}}
+    return results.Row(
+        dataset, method=method, **{"metrics": metrics, "settings": {"epochs": 100} | more, **fields}
+    )
+
+
+def markdown(*rows: results.Row) -> str:
+    return tables.markdown(results.summarise(rows))
+
+
+def lines_of(text: str, title: str) -> list[list[str]]:
+    """Return the cells below the heads of a table, by line."""
+    block = text.split(f"**{title}**")[1].split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in block[2:]]
 
 
 def test_the_mean_over_data_sets_is_taken_for_each_seed():
-    def row(dataset: str, accuracies: dict[int, float]) -> results.Row:
-        return results.Row(dataset, dataset, dataset, "tiny", "dpt", 1, "", 50.0, accuracies)
+    rows = [result("EuroSAT", seed=n, accuracy=a) for n, a in ((1, 10.0), (2, 30.0), (3, 99.0))]
+    rows += [result("DTD", seed=n, accuracy=a) for n, a in ((1, 30.0), (2, 10.0))]
+    text = markdown(*rows)
+    mean = lines_of(text, "Mean of 2 data sets, CLIP tiny")
+    assert mean == [["zero-shot CLIP", "**50.0**"], ["DPT", "20.0 ± 0.0 (-30.0)"]]  # up and down
+    assert "for each seed that all of them have (2 of up to 3), then over these seeds." in text
+    assert "that all of them have, then" in markdown(*rows[:2], *rows[3:])
 
-    rows = [row("EuroSAT", {1: 10.0, 2: 30.0, 3: 99.0}), row("DTD", {1: 30.0, 2: 10.0})]
-    table = results.markdown(rows)
-    mean = table.split("Mean of 2 data sets")[1].split("**")[1]
-    assert "| dpt       | 20.0 ± 0.0 |" in mean  # one goes up where the other goes down
+
+def test_what_a_mean_lacks_is_named_beside_it():
+    rows = [
+        result(name, method) for name in ("DTD", "Pets", "EuroSAT") for method in ("vpt", "dpt")
+    ]
+    text = markdown(*(row for row in rows if (row.dataset, row.method) != ("Pets", "vpt")))
+    mean = lines_of(text, "Mean of 3 data sets, CLIP tiny")
+    assert mean[1:] == [["VPT [1]", "–"], ["DPT", "**60.0 (+10.0)**"]]
+    assert text.endswith("\n\n1. no mean: no result on Pets\n")
+    text = markdown(result("DTD", seed=1), result("Pets", seed=2))
+    assert "**Mean of 2 data sets, CLIP tiny** [1]\n" in text
+    assert text.endswith("\n1. no mean: no seed that all data sets have\n")
 
 
-def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, tested=None, **more):
-    tested = tested or dataset
-    return results.Row(
-        dataset, dataset, tested, "tiny", method, 16, "", zero_shot, {seed: accuracy},
-        {"epochs": 100} | more,
-    )  # fmt: skip
+def test_data_sets_of_one_name_have_a_heading_each_and_a_mean(tmp_path):
+    first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    rows = results.summarise([
+        result("pets", accuracy=60.0, zero_shot=40.0, folder="/x/pets", data_fingerprint=first),
+        result("pets", accuracy=80.0, zero_shot=70.0, folder="/y/pets", data_fingerprint=second),
+    ])  # fmt: skip
+    text = tables.markdown(rows)
+    assert "**pets, CLIP tiny** [1]\n" in text and "**pets, CLIP tiny** [2]\n" in text
+    assert lines_of(text, "Mean of 2 data sets, CLIP tiny")[1] == ["DPT", "**70.0 (+15.0)**"]
+    assert lines_of(text, "pets, CLIP tiny")[0] == ["zero-shot CLIP", "40.0"]
+    assert text.endswith("1. data in /x/pets, fingerprint 01234567\n"
+                         "2. data in /y/pets, fingerprint fedcba98\n")  # fmt: skip
+    tables.write_csv(rows, tmp_path / "table.csv")
+    cells = [(row["dataset"], row["data"], row["data_fingerprint"], row["accuracy"])
+             for row in read_csv(tmp_path / "table.csv")]  # fmt: skip
+    mean = ("Mean of 2 data sets", "", "", "70.0")
+    assert cells == [
+        ("pets", "/x/pets", first, "60.0"), ("pets", "/y/pets", second, "80.0"), mean,
+    ]  # fmt: skip
+
+
+def test_zero_shot_depends_on_neither_shots_nor_epochs():
+    plain = result(method="zeroshot", shots=0, zero_shot=50.0, accuracy=50.0, settings={})
+    rows = [result(shots=n, epochs=e, accuracy=60.0 + n + e) for n in (1, 4) for e in (5, 10)]
+    for text in (markdown(*rows), markdown(plain, *rows)):
+        assert lines_of(text, "DTD, CLIP tiny") == [
+            ["zero-shot CLIP", "50.0", "50.0"],
+            ["DPT (epochs 10)", "**71.0 (+21.0)**", "**74.0 (+24.0)**"],
+            ["DPT (epochs 5)", "66.0 (+16.0)", "69.0 (+19.0)"],
+        ]
+    assert "| accuracy |" in markdown(plain) and "DPT" not in markdown(plain)
+
+
+def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
+    text = markdown(*(
+        result(template=template, zero_shot=zero_shot, method=method)
+        for template, zero_shot, method in (("a {}", 40.0, "dpt"), ("b {}", 50.0, "coop"))
+    ))  # fmt: skip
+    assert [line[:2] for line in lines_of(text, "DTD, CLIP tiny")] == [
+        ["zero-shot CLIP (template b {})", "50.0"], ["zero-shot CLIP (template a {})", "40.0"],
+        ["CoOp (template b {})", "**60.0 (+10.0)**"], ["DPT (template a {})", "**60.0 (+20.0)**"],
+    ]  # fmt: skip
+
+
+def test_methods_stand_in_their_order_and_the_best_is_bold():
+    accuracies = {"dpt": 49.96, "vlp": 63.04, "vpt": 63.0, "coop": 62.9}
+    text = markdown(*(result(method=method, accuracy=a) for method, a in accuracies.items()))
+    assert lines_of(text, "DTD, CLIP tiny") == [
+        ["zero-shot CLIP", "50.0"], ["CoOp", "62.9 (+12.9)"], ["VPT", "**63.0 (+13.0)**"],
+        ["VLP", "**63.0 (+13.0)**"], ["DPT", "50.0 (+0.0)"],
+    ]  # fmt: skip
+
+
+def test_notes_stand_below_the_tables_with_a_number_where_they_belong():
+    cells = [("coop", 1, ("all", "a")), ("coop", 9, ("all", "few")), ("vpt", 1, ("all",)),
+             ("dpt", 1, ("all", "slow")), ("dpt", 9, ("few", "slow", "all"))]  # fmt: skip
+    text = markdown(*(
+        result(method=method, shots=shots, notes=notes, accuracy=accuracy)
+        for accuracy, (method, shots, notes) in enumerate(cells, start=50)
+    ))  # fmt: skip
+    assert "**DTD, CLIP tiny** [1]\n" in text and "| 9 shots [2] " in text
+    assert lines_of(text, "DTD, CLIP tiny")[1:] == [
+        ["CoOp", "50.0 (+0.0) [3]", "51.0 (+1.0)"], ["VPT", "52.0 (+2.0)", ""],
+        ["DPT [4]", "**53.0 (+3.0)**", "**54.0 (+4.0)**"],
+    ]  # fmt: skip
+    assert text.endswith("\n\n1. all\n2. few\n3. a\n4. slow\n")
 
 
 def test_a_setting_that_varies_on_one_data_set_leaves_the_mean():
     rows = results.summarise([result("DTD"), result("Pets"), result("Pets", epochs=200)])
-    assert {(row.dataset, row.variant) for row in rows} == {
-        ("DTD", "epochs 100"), ("Pets", "epochs 100"), ("Pets", "epochs 200"),
-    }  # fmt: skip
-    mean = results.markdown(rows).split("Mean of 2 data sets")[1].split("**")[1]
-    assert "dpt (epochs 100) | 60.0" in mean and "epochs 200" not in mean
+    assert [(row.dataset, row.label) for row in rows] == [
+        ("DTD", "DPT"), ("Pets", "DPT"), ("Pets", "DPT (epochs 200)"),
+    ]  # fmt: skip
+    mean = lines_of(tables.markdown(rows), "Mean of 2 data sets, CLIP tiny")
+    assert mean[1:] == [["DPT", "**60.0 (+10.0)**"], ["DPT (epochs 200) [1]", "–"]]
 
 
 @pytest.mark.parametrize("setting", ["data_fingerprint", "clip_fingerprint"])
@@ -135,43 +232,72 @@ def test_runs_on_other_images_or_of_other_weights_are_not_pooled(setting):
     first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
     others = [result(**{setting: second}, seed=n, accuracy=a) for n, a in ((2, 10.0), (3, 20.0))]
     rows = results.summarise([result(**{setting: first}), *others])
-    assert {row.variant: row.accuracy for row in rows} == {
-        f"{setting} 0123456789a … abcdef": 60.0, f"{setting} fedcba98765 … 543210": 15.0,
-    }  # fmt: skip
+    assert [row.accuracies for row in rows] == [{1: 60.0}, {2: 10.0, 3: 20.0}]
+    text = tables.markdown(rows)
+    assert "0123" not in text.split("\n1. ")[0] and "\n1. " in text  # only in notes
+    if setting == "clip_fingerprint":
+        assert [row.label for row in rows] == ["DPT", "DPT"]
+        assert "1. clip fingerprint 0123456789a … abcdef\n2. clip fingerprint fedcba98765" in text
 
 
 def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
-    assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
-    assert "dpt" not in results.markdown(rows).split("Mean of 2 data sets")[-1].split("**DTD")[0]
+    assert [row.describe_variant(99) for row in rows] == ["epochs 8", "epochs 4"]
+    mean = lines_of(tables.markdown(rows), "Mean of 2 data sets, CLIP tiny")
+    assert [line[1] for line in mean] == ["50.0", "–", "–"]
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
     usual = [result("DTD", "vlp", warmup_epochs=10),
              result("ImageNet", "vlp", warmup_epochs=1, accuracy=80.0)]  # fmt: skip
     rows = results.summarise(usual)
-    assert [row.variant for row in rows] == ["", ""]
-    assert "vlp       | 70.0" in results.markdown(rows).split("Mean of 2 data sets")[1]
-    rows = results.summarise([usual[0], usual[1]._replace(dataset="Pets")])
-    assert [row.variant for row in rows] == ["warmup_epochs 10", "warmup_epochs 1"]
+    assert [row.label for row in rows] == ["VLP", "VLP"]
+    assert "VLP            | **70.0 (+20.0)**" in tables.markdown(rows)
+    other = replace(usual[1], dataset="Pets", trained="Pets", tested="Pets")
+    rows = results.summarise([usual[0], other])
+    assert [row.label for row in rows] == ["VLP", "VLP (warmup epochs 1)"]
 
 
 def test_options_that_are_not_published_stand_in_the_caption():
+    def caption(*rows: results.Row) -> str:
+        return tables.caption(results.summarise(rows))
+
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
-    text = results.caption(results.summarise([result(**short), result(method="coop", **short)]))
-    assert text == "Accuracy in percent, one seed. Settings not as published: --epochs 6 --csc."
+    text = caption(result(**short), result(method="coop", **short))
+    assert text == (
+        "Top-1 accuracy in percent, one seed; in parentheses the gain over zero-shot CLIP in "
+        "points; the best in bold. Settings not as published: --epochs 6 --csc."
+    )
     usual = result(method="coop", epochs=200, csc=False, n_ctx=16)
-    text = results.caption(results.summarise([result(**short), usual, result(method="zeroshot")]))
-    assert text.endswith("one seed. Settings not as published (dpt): --epochs 6 --csc.")
+    text = caption(result(**short), usual, result(method="zeroshot"))
+    assert text.endswith("bold. Settings not as published (DPT): --epochs 6 --csc.")
     # by shots
-    rows = [result(method="coop", epochs=50)._replace(shots=n) for n in (1, 16)]
-    text = results.caption(results.summarise(rows))
-    assert text.endswith("one seed. Settings not as published (coop): --epochs 50.")
+    text = caption(*(result(method="coop", epochs=50, shots=n) for n in (1, 16)))
+    assert text.endswith("bold. Settings not as published (CoOp): --epochs 50.")
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
-    assert {row.label for row in rows} == {"dpt (epochs 6)", "dpt (epochs 100)"}
-    assert results.caption(rows) == (
-        "Accuracy in percent, mean ± standard deviation over 1 to 2 seeds. "
-        "Settings not as published: --csc."
-    )
+    assert {row.label for row in rows} == {"DPT (epochs 6)", "DPT"}
+    text = tables.caption(rows)
+    assert text.startswith("Top-1 accuracy in percent: mean ± standard deviation over 1 to 2 seeds "
+                           "(divided by their number, as in CoOp's tables); ")  # fmt: skip
+    assert text.endswith("bold. Settings not as published: --csc.")
+    assert caption(result(method="zeroshot")) == "Top-1 accuracy in percent."
+
+
+def test_published_means_stand_only_below_the_eleven_data_sets_of_vit_b_32():
+    def text(names: list[str], model: str = "ViT-B/32") -> str:
+        return markdown(*(result(name, model=model) for name in names))
+
+    below = text(tables.ELEVEN).split("**Mean of 11 data sets, CLIP ViT-B/32**")[1]
+    assert below.split("**")[3].startswith("Published means over the 11 data sets")
+    published = lines_of(below, "Published means over the 11 data sets, ViT-B/32 (read off a plot, "
+                         "±0.2)")  # fmt: skip
+    assert published[0] == ["CoOp", "63.0", "75.7"] and published[5] == [
+        "CLIP-LoRA",
+        "67.9",
+        "78.9",
+    ]
+    for names, model in ((tables.ELEVEN[1:], "ViT-B/32"), (tables.ELEVEN, "ViT-B/16"),
+                         ([*tables.ELEVEN[1:], "mine"], "ViT-B/32")):  # fmt: skip
+        assert "Published" not in text(names, model) and "Mean of" in text(names, model)
 
 
 def test_published_options_are_the_defaults_of_train_py():
@@ -209,52 +335,72 @@ def test_what_is_no_run_is_left_out_of_the_tables(sweep):
 
 
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
-    rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0),
-                              result("Pets", seed=2, accuracy=5.5)])  # fmt: skip
-    results.write_csv(rows, tmp_path / "table.csv")
+    plain = result(method="zeroshot", shots=0, seed=0, accuracy=50.0)
+    rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0), plain])
+    tables.write_csv([*rows, *results.summarise([result("Pets", seed=2, accuracy=5.5)])],
+                     tmp_path / "table.csv")  # fmt: skip
     table = read_csv(tmp_path / "table.csv")
+    assert "seed 0" not in table[0]
     cells = [[row[f"seed {seed}"] for seed in (1, 2, 3)] for row in table]
-    assert cells == [["60.0", "", "70.0"], ["", "5.5", ""]]
-    assert [(row["seeds"], row["accuracy"]) for row in table] == [("2", "65.0"), ("1", "5.5")]
+    assert cells == [["", "", ""], ["60.0", "", "70.0"], ["", "5.5", ""]]
+    names = ("method", "shots", "seeds", "accuracy", "std")
+    assert [[row[name] for name in names] for row in table] == [
+        ["zeroshot", "", "", "50.0", ""], ["dpt", "16", "2", "65.0", "5.0"],
+        ["dpt", "16", "1", "5.5", ""],
+    ]  # fmt: skip
 
 
 def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
-    halves = {"base": {1: 60.0, 2: 80.0, 3: 9.0}, "new": {1: 30.0, 2: 20.0}}
+    halves = {"base": {1: 60.0, 2: 80.0, 3: 10.0}, "new": {1: 30.0, 2: 20.0, 3: 40.0}}
     rows = [
-        results.Row("DTD", "DTD, base classes", f"DTD, {half} classes", "tiny", "dpt", 16, "", 50.0,
-                    accuracies)
-        for half, accuracies in halves.items()
+        result(trained="DTD, base classes", tested=f"DTD, {half} classes", seed=seed, accuracy=a)
+        for half, accuracies in halves.items() for seed, a in accuracies.items()
     ]  # fmt: skip
-    results.write_csv(rows, tmp_path / "table.csv")
+    rows = results.summarise(rows)
+    tables.write_csv(rows, tmp_path / "table.csv")
     mean = read_csv(tmp_path / "table.csv")[2]
-    assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "2"
-    assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", ""]
+    assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "3"
+    assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", "16.0"]
+    assert float(mean["accuracy"]) == pytest.approx(2 * 50 * 30 / (50 + 30))  # not their mean
+    assert mean["zero_shot_accuracy"] == "50.0" and mean["std"] == ""
+    text = tables.markdown(rows)
+    assert lines_of(text, "Base to new, CLIP tiny")[1][3:] == [
+        "**50.0 ± 29.4 (+0.0)**", "30.0 ± 8.2 (-20.0)", "37.5 (-12.5)",
+    ]  # fmt: skip
+    assert "Harmonic means are those of average accuracies." in text
+    pets = [replace(row, dataset="Pets", trained=row.trained.replace("DTD", "Pets"),
+                    tested=row.tested.replace("DTD", "Pets")) for row in rows]  # fmt: skip
+    lines = lines_of(tables.markdown([*rows, *pets]), "Base to new, CLIP tiny")
+    assert [line[0] for line in lines] == ["Mean of 2 data sets"] * 2 + ["DTD"] * 2 + ["Pets"] * 2
+
+
+def test_the_csv_has_all_that_was_measured(tmp_path, sweep):
+    shutil.copytree(sweep[0], "again")
+    for path in Path("again").glob("*-dpt-3shots-seed*/summary.json"):
+        content = json.loads(path.read_text())
+        (test,) = content["tests"].values()
+        test |= {"top5_accuracy": 90.5, "mean_confidence": 80.5, "test_images": 15}
+        path.write_text(json.dumps(content | {"notes": ["a", "b", "c", "d", "e"]}))
+    text = tables.write_tables("again")
+    (row,) = (r for r in read_csv("again/table.csv") if (r["method"], r["shots"]) == ("dpt", "3"))
+    assert (row["top5_accuracy"], row["mean_confidence"]) == ("90.5", "80.5")
+    assert (row["test_images"], row["calibration_error"]) == ("15", "")
+    assert row["notes"] == "a; b; c; 2 more notes in summary.json" and "1. a\n2. b\n" in text
 
 
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
     odd = result("a|b", tested="@x\x1b[31m\ny")
     rows = results.summarise([result("=1+1"), odd, result("caf\udce9")])
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     names = [row["dataset"] for row in read_csv(tmp_path / "table.csv")]
-    assert names == ["'=1+1", "a|b", "caf\\udce9"]
+    assert names == ["'=1+1", "a|b", "caf\\udce9", "Mean of 2 data sets"]
     assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
-    table = results.markdown(rows)
+    table = tables.markdown(rows)
     assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
     assert "**caf\\udce9, CLIP tiny**" in table
 
 
-def test_zero_shot_accuracies_of_unequal_settings_are_not_averaged():
-    asked = {"a {}.": 40.0, "my {}.": 50.0}
-    rows = results.summarise(
-        result(template=template, zero_shot=zero_shot) for template, zero_shot in asked.items()
-    )
-    table = results.markdown(rows)
-    assert "zero-shot (template a {}.)  | 40.0" in table
-    assert "zero-shot (template my {}.) | 50.0" in table
-
-
 def test_runs_on_the_new_classes_are_in_the_table():
-    row = results.summarise([result()])[0]
-    only_new = row._replace(trained="DTD, new classes", tested="DTD, new classes")
-    table = results.markdown([row, only_new])
+    only_new = result(trained="DTD, new classes", tested="DTD, new classes")
+    table = markdown(result(), only_new)
     assert "**DTD, new classes, CLIP tiny**" in table and "Mean of" not in table
