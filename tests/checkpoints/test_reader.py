@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from pathlib import Path
@@ -97,9 +98,8 @@ def test_a_modules_state_dict_with_parameters_and_metadata_gives_only_tensors(tm
 def test_names_are_joined_with_dots_and_only_tensors_are_read(tmp_path):
     content = {"epoch": 3, "net": {"module.a": torch.ones(1), "names": ["b"], 7: torch.ones(1)}}
     torch.save(content | {"b": torch.ones(2), "args": {"lr": 0.1}}, tmp_path / "a.pt")
-    assert_same(
-        read_state_dict(tmp_path / "a.pt"), {"net.module.a": torch.ones(1), "b": torch.ones(2)}
-    )
+    expected = {"net.module.a": torch.ones(1), "b": torch.ones(2)}
+    assert_same(read_state_dict(tmp_path / "a.pt"), expected)
 
 
 def test_what_a_prompt_file_holds_comes_back_as_it_was(tmp_path):
@@ -121,12 +121,12 @@ def test_an_archive_that_another_tool_packed_unaligned_is_read(tmp_path):
     assert_same(read_state_dict(tmp_path / "b.pt"), small_state())
 
 
-def test_a_handmade_archive_is_read_when_it_is_sound(tmp_path):
-    path = write_archive(tmp_path / "a.pt", pickle_tensors({"a": Rebuilt()}), byteorder=b"little")
-    assert read_state_dict(path)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
 # ---- damaged files, and files that are something else
+
+
+def zip_of_arrays() -> bytes:
+    np.savez(stream := io.BytesIO(), a=np.ones(3))
+    return stream.getvalue()
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):
@@ -166,14 +166,6 @@ def test_numbers_of_another_byte_order_are_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
-    path, bomb = tmp_path / "a.pt", {"data/0": bytes(10**7)}
-    write_archive(path, pickle_tensors({"a": Rebuilt()}), zipfile.ZIP_DEFLATED, **bomb)
-    assert path.stat().st_size < 10**5
-    with pytest.raises(ValueError, match="member 'data/0' is compressed"):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -183,6 +175,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
         (b'\x40\0\0\0\0\0\0\0{"__metadata__":', "safetensors header"),
         (b"GIF89a", "begins with b'GIF89a'"),
         (b"PK", "cut short"),
+        (zip_of_arrays(), "expected an archive by torch.save or TorchScript"),
     ],
 )
 def test_a_file_that_is_something_else_is_named(tmp_path, content, message):
@@ -230,12 +223,6 @@ def test_what_stops_a_reader_is_one_line(error, expected):
     with pytest.raises((ValueError, OSError, NotImplementedError), match=expected) as caught:
         read("x")
     assert len(str(caught.value)) <= 500
-
-
-def test_another_zip_file_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", a=np.ones(3))
-    with pytest.raises(ValueError, match="a.npz: expected an archive by torch.save or TorchScript"):
-        read_checkpoint(tmp_path / "a.npz")
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path):

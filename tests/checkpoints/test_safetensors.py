@@ -33,18 +33,10 @@ def test_every_precision_and_shape_is_read_to_the_bit(tmp_path):
 def test_a_header_as_long_as_a_zips_first_bytes_is_read(length, tmp_path):
     content = safetensors_bytes({"a": torch.arange(3.0)}, {"__metadata__": {"pad": ""}})
     end = 8 + int.from_bytes(content[:8], "little")
-    (tmp_path / "a").write_bytes(
-        length.to_bytes(8, "little") + content[8:end].ljust(length) + content[end:]
-    )
-    assert (tmp_path / "a").read_bytes()[:2] == b"PK"
+    content = length.to_bytes(8, "little") + content[8:end].ljust(length) + content[end:]
+    (tmp_path / "a").write_bytes(content)
+    assert content.startswith(b"PK")
     assert read_state_dict(tmp_path / "a")["a"].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("magic", [b"PK\3\4", b"PK\5\6", b"PK\7\x08"])
-def test_a_header_longer_than_any_is_refused_as_that(magic, tmp_path):
-    (tmp_path / "a").write_bytes(magic + bytes(4) + b"{}".ljust(99))
-    with pytest.raises(ValueError, match="header of at most 2,097,152 bytes, got"):
-        read_state_dict(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +99,7 @@ def with_header(text: bytes) -> bytes:
         (with_header(b'{"\xff": {}}'), "utf-8.*codec can't decode"),
         (with_header(b'{"a": {}}')[:-3], "expected JSON"),
         ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "header of at most 2,097,152 bytes"),
+        (b"PK\3\4" + bytes(4) + b"{}".ljust(99), "header of at most 2,097,152 bytes, got"),
         (safetensors_bytes({"a": torch.ones(9)}) + b"\0", "expected 36 bytes .* at 37"),
         (safetensors_bytes({"a": torch.ones(9)})[:-1], "expected 36 bytes .* at 35"),
     ],
