@@ -6,9 +6,10 @@
 
 A mutant compares, calculates or decides otherwise, has another constant, leaves a call out or swaps
 two arguments. Each is written into a copy of the checkout, the tests that are nearest to its module
-(`NEAREST`) run there until one fails, and the file is put back. Prints a line for each that lives,
-and a table. mutants.json has mutants written by hand, [file, old, new], and `equivalent` ones,
-[file, old, new, why], that compute the same by another way and are not counted.
+(`NEAREST`) run there until one fails, and the file is put back. Prints a line for each, with the
+test that failed, and a table. If the tests do not end in time, that is no death: the machine may be
+slow. mutants.json has mutants written by hand, [file, old, new], and `equivalent` ones, [file, old,
+new, why], that compute the same by another way and are not counted.
 """
 
 from __future__ import annotations
@@ -158,10 +159,14 @@ def nearest_tests(file: str) -> list[str]:
     return list(dict.fromkeys([*(str(each.relative_to(ROOT)) for each in alone), *tests]))
 
 
-def dies(mutant: Mutant, checkout: Path, limit: float) -> bool:
-    """Run the nearest tests on a mutant in a fork; whether one fails, or none ends in time."""
-    path = checkout / mutant.file
-    original = path.read_bytes()
+def killer(mutant: Mutant, checkout: Path, limit: float) -> str:
+    """Run the nearest tests on a mutant in a fork; return which fails, "" if all pass.
+
+    "timeout" if they take longer than `limit` seconds.
+    """
+    path, failed = checkout / mutant.file, checkout / "failed"
+    failed.write_text("")
+    original, stat = path.read_bytes(), path.stat()
     end = mutant.start + len(mutant.old.encode())
     path.write_bytes(original[: mutant.start] + mutant.new.encode() + original[end:])
     try:
@@ -172,27 +177,39 @@ def dies(mutant: Mutant, checkout: Path, limit: float) -> bool:
             if time.monotonic() > deadline:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return True
+                return "timeout"
             time.sleep(0.05)
-        return ended[1] != 0
+        return (failed.read_text() or "import") if ended[1] else ""
     finally:
         path.write_bytes(original)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # its bytecode is valid again
 
 
-def run_tests(checkout: Path, tests: list[str]) -> None:
+class FailedTest:
+    """A plugin of pytest: writes the name of a test that fails into a file."""
+
+    @staticmethod
+    def pytest_runtest_logreport(report):
+        if report.failed:
+            Path("failed").write_text(report.nodeid)
+
+
+def run_tests(checkout: Path, tests: list[str], *more: str) -> None:
     """Exit with 0 if the tests pass in a checkout. To be called in a fork."""
     import pytest
 
     os.setsid()  # with all that the tests start
     os.chdir(checkout)
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
+    if not more:
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
     sys.path[:1] = [str(checkout)]
     there = [test for test in tests if (checkout / test).exists()]
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *there])
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *more]
+    status = pytest.main([*options, *there], plugins=[FailedTest])
     os.killpg(0, signal.SIGKILL) if status and status != 1 else os._exit(int(status != 0))
 
 
@@ -218,26 +235,29 @@ def main() -> None:
         mutants = [each for file in args.files or code for each in generate(file)]
         mutants = [m for m in mutants if (m.file, m.old, m.new) not in equivalent]
         mutants = random.Random(args.seed).sample(mutants, min(args.count, len(mutants)))
-    import torch  # noqa: F401 (once, for all forks)
+    import torch._dynamo  # noqa: F401 (once, for all forks)
 
-    died, total = Counter(), Counter()
+    counts = {"died": Counter(), "lives": Counter(), "timeout": Counter()}
     with tempfile.TemporaryDirectory() as folder:
         for file in tracked:
             target = Path(folder, file)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, target)
+        if not (child := os.fork()):  # compiles the tests and what they import
+            run_tests(Path(folder), ["tests"], "--collect-only")
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError("expected tests that can be imported, got an error: run them")
         for mutant in sorted(mutants):
-            dead = dies(mutant, Path(folder), args.limit)
-            total[mutant.file] += 1
-            died[mutant.file] += dead
-            if not dead:
-                line = (ROOT / mutant.file).read_bytes()[: mutant.start].count(b"\n") + 1
-                print(f"lives: {mutant.file}:{line} {mutant.kind}: {mutant.old!r} -> "
-                      f"{mutant.new!r}", flush=True)  # fmt: skip
-    print("\n| file | mutants | died |\n|---|---|---|")
-    for file in sorted(total):
-        print(f"| {file} | {total[file]} | {died[file]} |")
-    print(f"| all | {total.total()} | {died.total()} |")
+            test = killer(mutant, Path(folder), args.limit)
+            outcome = "timeout" if test == "timeout" else "died" if test else "lives"
+            counts[outcome][mutant.file] += 1
+            line = (ROOT / mutant.file).read_bytes()[: mutant.start].count(b"\n") + 1
+            print(f"{outcome}: {mutant.file}:{line} {mutant.kind}: {mutant.old!r} -> "
+                  f"{mutant.new!r} {test}", flush=True)  # fmt: skip
+    print("\n| file | died | live | timeout |\n|---|---|---|---|")
+    for file in sorted({mutant.file for mutant in mutants}):
+        print(f"| {file} | {' | '.join(str(each[file]) for each in counts.values())} |")
+    print(f"| all | {' | '.join(str(each.total()) for each in counts.values())} |")
 
 
 if __name__ == "__main__":
