@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag, text
 from .results import METHOD_NAMES, Row, read_rows
-from .tables import Cell, by_shots_and_pairs, caption, number_notes, shots_table, tables
+from .tables import Cell, Table, caption, number_notes, tables
 
 HEADER = (  # of predictions.csv: labels are what the data's files call a class
     "path", "label", "class", "learned label", "learned", "learned probability",
@@ -254,7 +254,7 @@ class RunReport:
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
         numbers = (tag("div", tag("b", number), about) for number, about in tiles)
         rows, _ = read_rows(self.run.folder)
-        more = html_tables(rows) if len(rows) > 1 else []
+        more = html_tables(tables(rows)) if len(rows) > 1 else []
         return tag("section", tag("div", *numbers, class_="numbers"), *more)
 
     def curves(self) -> Markup:
@@ -397,45 +397,44 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     methods = dict.fromkeys(METHOD_NAMES[row.method] for row in rows)
     where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     title = f"{', '.join(methods)} on {where}"
-    labels = list(dict.fromkeys(row.label for row in rows if row.method != "zeroshot"))
-    figures, numbers = [], number_notes(tables(rows))
-    for model in sorted({row.model for row in rows}):
-        groups, _ = by_shots_and_pairs([row for row in rows if row.model == model])
-        for group in (group for group in groups if any(row.shots for row in group if row.metrics)):
-            heading = tag("h3", html_cell(shots_table(group).title, numbers))
-            figures.append(tag("div", heading, chart_by_shots(group, labels)))
+    labels = list(dict.fromkeys(row.label for row in rows if row.shots))
+    pages = tables(rows)
+    numbers = number_notes(pages)
+    figures = [
+        tag("div", tag("h3", html_cell(each.title, numbers)), chart_by_shots(each.rows, labels))
+        for each in pages if any(row.shots and row.metrics for row in each.rows)
+    ]  # fmt: skip
     parts = [tag("h1", title), tag("p", f"{runs} runs. {caption(rows)}", class_="soft")]
     if figures:
         about = "Means over seeds, if there are several, with bars of one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
-    return title, [*parts, section("Tables", "", *html_tables(rows))]
+    return title, [*parts, section("Tables", "", *html_tables(pages))]
 
 
-def chart_by_shots(group: Sequence[Row], labels: Sequence[str]) -> Markup:
-    """Draw a table's accuracies; zero-shot CLIP's is the same for any number of shots."""
-    rows = [row for row in group if row.shots and row.metrics]
-    shots = sorted({row.shots for row in rows})
-    series = []
-    for row in (row for row in group if row.method == "zeroshot" and row.metrics):
-        ends = [(x, row.accuracy) for x in (-0.5, len(shots) - 0.5)]
-        series.append(Series(row.label, "cz", ends))
+def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
+    """Draw accuracies by shots; zero-shot CLIP's is the same for any number of them."""
+    rows = [row for row in rows if row.metrics]
+    shots = sorted({row.shots for row in rows if row.shots})
+    series = [
+        Series(row.label, "cz", [(x, row.mean("accuracy")) for x in (-0.5, len(shots) - 0.5)])
+        for row in rows if not row.shots
+    ]  # fmt: skip
     for number, label in enumerate(labels):
         aside = 0.5 * ((number + 0.5) / len(labels) - 0.5)  # so that bars do not hide others
-        if same := [row for row in rows if row.label == label]:
-            points = [(shots.index(row.shots) + aside, row.accuracy) for row in same]
-            deviations = [row.std for row in same]
+        if same := [row for row in rows if row.shots and row.label == label]:
+            points = [(shots.index(row.shots) + aside, row.mean("accuracy")) for row in same]
+            deviations = [pstdev(row.accuracies.values()) for row in same]
             series.append(Series(label, f"c{number % 5}", points, deviations))
     x_title = "shots (training images per class)"
     return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 
-def html_tables(rows: Sequence[Row]) -> list[Markup]:
+def html_tables(pages: Sequence[Table]) -> list[Markup]:
     """Return the tables of table.md, and their numbered notes."""
-    pages = tables(rows)
     numbers, parts = number_notes(pages), []
-    for each in pages:
-        title, heads, *lines = ([html_cell(cell, numbers) for cell in line] for line in each.rows())
-        parts.append(tag("div", tag("h3", *title), table(heads, lines)))
+    for title, heads, lines, _ in pages:
+        content = table(heads, [[html_cell(cell, numbers) for cell in line] for line in lines])
+        parts.append(tag("div", tag("h3", html_cell(title, numbers)), content))
     return [*parts, tag("ol", *(tag("li", note) for note in numbers))] if numbers else parts
 
 

@@ -1,7 +1,7 @@
 """Results of runs: read from their folders, grouped over seeds, averaged over data sets.
 
 read_rows: */summary.json below a folder -> Row, one for runs that differ in their seed alone
-average_rows: Rows -> Rows of means over data sets. tables.py lays all of them out.
+average_rows, base_to_new: Rows -> Rows of means. tables.py lays all of them out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import harmonic_mean, mean
 from typing import Any
 
 from ..config import METHODS
@@ -22,25 +22,23 @@ from ..data.splits import split_content
 from ..support import files
 from . import folders
 from .config import OPTIONS, flag, published_settings
-from .folders import FINGERPRINTS, SUMMARY, TRANSFER, RunFolder
+from .folders import SUMMARY, TRANSFER, RunFolder
 
 METHOD_NAMES = dict(zip(METHODS, ("zero-shot CLIP", "CoOp", "VPT", "VLP", "DPT"), strict=True))
 PERCENTAGES = ("zero_shot_accuracy", "accuracy", "top5_accuracy", "mean_class_accuracy",
                "mean_confidence", "calibration_error", "largest_class_share")  # fmt: skip
+NUMBER = int | float
 OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int, "tests": dict,
           "notes": list | None}  # fmt: skip
-OF_TEST = dict.fromkeys(PERCENTAGES, int | float | None) | {
-    "zero_shot_accuracy": int | float, "accuracy": int | float, "test_images": int | None,
-    "tested": str | None, "settings": dict | None,
-}  # fmt: skip
+OF_TEST = dict.fromkeys(PERCENTAGES, NUMBER | None) | dict.fromkeys(PERCENTAGES[:2], NUMBER)
+OF_TEST |= {"test_images": int | None, "tested": str | None, "settings": dict | None}
 MOST_NOTES = 3  # of a run
-SUBSETS = ("all", "base", "new")
 
-# Settings that columns of tables name
-FIELDS_OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
+OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
+OF_TRAINING = {name for name, about in OPTIONS.items() if about.read_by}  # zero-shot has none
 TESTED = ("tested in", "tested by", "tested in precision")  # only where they are not the run's
-OF_DATA = {"template", "classnames", "tested in", "tested by"}  # that each data set has its own of
-LONG = {*FINGERPRINTS, "tested in", *(name for name, about in OPTIONS.items() if about.is_path)}
+OF_DATA = {"template", "classnames", *TESTED}  # that each data set has its own of
+LONG = {"clip_fingerprint", "tested in", *(n for n, about in OPTIONS.items() if about.is_path)}
 
 
 @dataclass(frozen=True)
@@ -53,33 +51,30 @@ class Row:
     model: str
     method: str
     shots: int  # 0 for zero-shot CLIP
-    metrics: dict[int, dict[str, float]]  # by seed; those of `PERCENTAGES` that were measured
+    metrics: dict[int, dict[str, float]]  # by seed: `PERCENTAGES` and "test_images"; {}: no mean
     settings: dict[str, Any] = field(default_factory=dict)  # all others that decide the result
     folder: str = ""  # of the data
-    notes: tuple[str, ...] = ()
-    # What `summarise` finds out by comparison with other rows:
-    variant: dict[str, Any] = field(default_factory=dict)  # settings that tell it from these
+    fingerprint: str = ""  # of the data, which tells data sets of one name apart
+    notes: tuple[str, ...] = ()  # to stand below the tables
+    means: dict[str, float] | None = None  # over seeds, if it is not the mean
+    # `summarise` sets these by comparison with other rows:
+    variant: str = ""  # settings that tell it from rows that are otherwise of the same kind
+    label: str = ""  # the method, and what of `variant` fits in a cell; notes have the rest
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
-    shares_name: bool = False  # with another data set
+    data_note: str = ""  # of a data set that shares its name with another
 
     @property
     def data(self) -> tuple[str, str]:
-        """The data set: its name, and the fingerprint that tells it from others of that name."""
-        return self.dataset, self.settings.get("data_fingerprint", "")
+        return self.dataset, self.fingerprint
 
     @property
-    def kind(self) -> tuple:
-        """What rows on several data sets have in common to be averaged, or compared."""
-        return self.method, self.shots, self.describe_variant(100)
-
-    @property
-    def key(self) -> tuple:
-        """What tells it from all other rows."""
-        return self.data, self.model, self.trained, self.tested, self.kind
+    def kind(self) -> tuple[str, int, str]:
+        """What rows on several data sets have in common to be averaged."""
+        return self.method, self.shots, self.variant
 
     @property
     def is_test_of_own_data(self) -> bool:
-        """Whether its classes and images are those of the data set that was trained on."""
+        """Whether it was tested on the data and classes that it was trained on."""
         return self.trained == self.tested and "tested in" not in self.settings
 
     @property
@@ -87,74 +82,30 @@ class Row:
         """Top-1 accuracy by seed, in percent."""
         return {seed: metrics["accuracy"] for seed, metrics in self.metrics.items()}
 
-    @property
-    def accuracy(self) -> float:
-        """The mean over seeds."""
-        return self.mean("accuracy")
-
-    @property
-    def zero_shot_accuracy(self) -> float:
-        """Zero-shot CLIP's, as these runs have measured it."""
-        return self.mean("zero_shot_accuracy")
-
-    @property
-    def std(self) -> float:
-        """The deviation over seeds, divided by their number, as in CoOp's published tables."""
-        return pstdev(self.accuracies.values())
-
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds; None if a seed lacks it."""
         values = [metrics.get(metric) for metrics in self.metrics.values()]
-        return None if None in values or not values else fmean(values)
+        if self.means is not None:
+            return self.means.get(metric)
+        return mean(values) if values and None not in values else None
 
     @cached_property
-    def published(self) -> dict[str, Any]:
-        """The published values of the settings that its method's training reads."""
-        return published_settings(self.method, self.shots, self.dataset)
+    def defaults(self) -> set[str]:
+        """The settings that have their default values, which are the published ones.
 
-    @cached_property
-    def default_names(self) -> set[str]:
-        """The settings that have their default values; some depend on the row's epochs."""
-        epochs = self.settings.get("epochs")
-        defaults = published_settings(self.method, self.shots, self.dataset, epochs)
-        defaults = {**defaults, "epochs": self.published.get("epochs")}
-        return {n for n, value in self.settings.items() if n in defaults and defaults[n] == value}
-
-    @property
-    def label(self) -> str:
-        """The method and its variant: "DPT (epochs 50)"; `footnotes` has the rest of that."""
-        variant = self.describe_variant(60, long=False)
-        return f"{METHOD_NAMES[self.method]} ({variant})" if variant else METHOD_NAMES[self.method]
-
-    @property
-    def footnotes(self) -> tuple[str, ...]:
-        """Settings that tell it from other rows, but are no text for a cell."""
-        long = {n: value for n, value in self.variant.items() if n in LONG and n != "tested in"}
-        return tuple(describe_setting(name, value, 200) for name, value in sorted(long.items()))
-
-    def describe_variant(self, limit: int, long: bool = True) -> str:
-        """Return the settings of `variant`: "csc, epochs 50"; perhaps without `LONG` ones."""
-        return ", ".join(
-            describe_setting(name, value, limit)
-            for name, value in sorted(self.variant.items())
-            if long or name not in LONG
-        )
-
-
-def describe_setting(name: str, value: Any, limit: int) -> str:
-    """Return a setting in words: "epochs 50", "csc"; of a fingerprint both ends."""
-    name, limit = name.replace("_", " "), 20 if name in FINGERPRINTS else limit
-    return name if value is True else f"{name} {files.to_single_line(value, limit)}"
+        Those of warm-up and guidance depend on the row's epochs.
+        """
+        args = self.method, self.shots, self.dataset
+        values = published_settings(*args, epochs=self.settings.get("epochs"))
+        values |= {"epochs": published_settings(*args).get("epochs")}
+        return {
+            name for name in self.settings.keys() & values if self.settings[name] == values[name]
+        }
 
 
 def tested_on(dataset: str, subset: str) -> str:
     """Return the name of a data set or subset in tables: "EuroSAT", "EuroSAT, base classes"."""
     return dataset if subset == "all" else f"{dataset}, {subset} classes"
-
-
-def subset_of(dataset: str, name: str) -> str | None:
-    """Return the subset that `tested_on` has named; None if that is another data set."""
-    return next((each for each in SUBSETS if tested_on(dataset, each) == name), None)
 
 
 @files.single_line_errors
@@ -186,44 +137,33 @@ def read_results(run: RunFolder) -> list[Row]:
     """Read a row for each test of a finished run. Raises ValueError if it is damaged."""
     config, record = run.read_config()
     settings = config.result_settings() | record.result_settings()
-    settings = {name: settings[name] for name in settings if name not in FIELDS_OF_ROWS}
-    summary, rows = run.read_summary(**OF_RUN), []
-    where = str(run.path(SUMMARY))
+    fingerprint = settings.pop("data_fingerprint")
+    settings = {name: settings[name] for name in settings if name not in OF_ROWS}
+    summary, rows, where = run.read_summary(**OF_RUN), [], str(run.path(SUMMARY))
     dataset = files.validate_name(summary["dataset"], where, folder=True)
-    if summary["method"] not in METHODS or summary["shots"] < 0:
-        got = f"{files.short_repr(summary['method'])} with {summary['shots']} shots"
+    method, shots, seed = summary["method"], summary["shots"], summary["seed"]
+    if method == "zeroshot":
+        shots = seed = 0
+    elif method not in METHODS or shots < 1:
+        got = f"{shots} of {files.short_repr(method)}"
         raise ValueError(f"{where}: expected shots of a known method, got {got}")
-    notes = read_notes(summary.get("notes") or [], where)
-    # What train.py has tested counts, not what eval.py has tested under the same name.
+    notes = [str(note) for note in summary.get("notes") or []]
+    more = [f"{len(notes) - MOST_NOTES} more notes in {SUMMARY}"] if notes[MOST_NOTES:] else []
+    # What train.py has tested goes before what eval.py has tested under the same name.
     for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
-        metrics = read_metrics(test, f"{run.folder}, test {name[:60]!r}")
+        where = f"{run.folder}, test {name[:60]!r}"
+        files.check_fields(test, where, **OF_TEST)
+        metrics = {n: test[n] for n in (*PERCENTAGES, "test_images") if test.get(n) is not None}
+        if wrong := [n for n in PERCENTAGES if not 0 <= metrics.get(n, 0) <= 100]:
+            got = f"{wrong[0]} {metrics[wrong[0]]}"
+            raise ValueError(f"{where}: expected percentages, got {got}")
         rows.append(Row(
             dataset, tested_on(dataset, config.classes), test.get("tested") or name,
-            summary["model"], summary["method"], summary["shots"], {summary["seed"]: metrics},
-            settings | (test.get("settings") or {}), config.data, notes,
+            summary["model"], method, shots, {seed: metrics},
+            settings | (test.get("settings") or {}), config.data, fingerprint,
+            (*notes[:MOST_NOTES], *more),
         ))  # fmt: skip
     return rows
-
-
-def read_notes(notes: list, where: str) -> tuple[str, ...]:
-    """Return the first notes of a run, a line each. Raises ValueError for what is no text."""
-    for note in notes:
-        files.check_fields({"note": note}, where, note=str)
-    shown = [files.to_single_line(note, 300) for note in notes[:MOST_NOTES]]
-    if more := len(notes) - len(shown):
-        shown.append(f"{more} more notes in {SUMMARY}")
-    return tuple(shown)
-
-
-def read_metrics(test: object, where: str) -> dict[str, float]:
-    """Return the percentages of a test. Raises ValueError, which `where` begins."""
-    test = files.check_fields(test, where, **OF_TEST)
-    metrics = {name: test[name] for name in PERCENTAGES if test.get(name) is not None}
-    for name, value in metrics.items():
-        if not 0 <= value <= 100:
-            raise ValueError(f"{where}: expected a percentage '{name}', got {value}")
-    images = test.get("test_images")
-    return metrics if images is None else {**metrics, "test_images": images}
 
 
 def summarise(results: Iterable[Row]) -> list[Row]:
@@ -232,102 +172,76 @@ def summarise(results: Iterable[Row]) -> list[Row]:
     Of runs that differ in nothing, not even the seed, the last counts.
     """
     groups: dict[tuple, dict[int, Row]] = {}  # all but the seed -> seed -> result
-    for result in results:
-        settings = json.dumps(result.settings, sort_keys=True)
-        key = (*result.data, result.trained, result.tested, result.model,
-               METHODS.index(result.method), result.shots, settings)  # fmt: skip
-        for seed in result.metrics:
-            groups.setdefault(key, {})[seed] = result
-    rows = [pool_seeds(groups[key]) for key in sorted(groups)]
+    for row in results:
+        key = (*row.data, row.trained, row.tested, row.model, METHODS.index(row.method), row.shots,
+               json.dumps(row.settings, sort_keys=True))  # fmt: skip
+        for seed in row.metrics:
+            groups.setdefault(key, {})[seed] = row
+    rows = []
+    for _, group in sorted(groups.items()):
+        first, *_ = seeds = sorted(group)
+        notes = dict.fromkeys(note for seed in seeds for note in group[seed].notes)
+        metrics = {seed: group[seed].metrics[seed] for seed in seeds}
+        rows.append(replace(group[first], metrics=metrics, notes=tuple(notes)))
     varying = varying_settings(rows)
-    fingerprints: dict[str, set] = {}
-    for row in rows:
-        fingerprints.setdefault(row.dataset, set()).add(row.data)
-    return [
-        replace(
-            row,
-            variant=(variant := variant_of(row, varying)),
-            unusual=unusual_options(row, variant),
-            shares_name=len(fingerprints[row.dataset]) > 1,
-        )
-        for row in rows
-    ]
-
-
-def pool_seeds(group: dict[int, Row]) -> Row:
-    """Return one row of results by seed."""
-    seeds = sorted(group)
-    notes = dict.fromkeys(note for seed in seeds for note in group[seed].notes)
-    metrics = {seed: group[seed].metrics[seed] for seed in seeds}
-    return replace(group[seeds[0]], metrics=metrics, notes=tuple(notes))
+    return [describe_row(row, varying, {each.data for each in rows}) for row in rows]
 
 
 def varying_settings(rows: Sequence[Row]) -> set[tuple]:
-    """Return the settings that tell rows apart, as `comparison` names them.
+    """Return the settings that tell rows apart, with the rows compared (`comparison`).
 
     Values that are all alike, or all the default ones of their rows, tell none apart.
     """
-    values: dict[tuple, set[str]] = {}
-    defaults: dict[tuple, set[bool]] = {}
+    values: dict[tuple, set[tuple[str, bool]]] = {}
     for row in rows:
         for name in row.settings.keys() | set(TESTED):
-            key, value = comparison(row, name), row.settings.get(name)
-            values.setdefault(key, set()).add(json.dumps(value))
-            defaults.setdefault(key, set()).add(name in row.default_names)
-    return {key for key in values if len(values[key]) > 1 and defaults[key] != {True}}
+            value = json.dumps(row.settings.get(name)), name in row.defaults
+            values.setdefault(comparison(row, name), set()).add(value)
+    return {
+        key for key, pairs in values.items()
+        if len({value for value, _ in pairs}) > 1 and not all(default for _, default in pairs)
+    }  # fmt: skip
 
 
 def comparison(row: Row, name: str) -> tuple:
-    """Return the key of the rows that a row is compared with in a setting.
+    """Return a setting, and with which rows it is compared: those of the CLIP; of the method, too,
+    if zero-shot CLIP does not read it; of the test, if each data set has its own.
 
-    These are all of its CLIP, and of its test if each data set has its own value; of its method if
-    zero-shot CLIP does not read it. What varies between data sets is named on all of them: only
-    what is alike is averaged.
+    What varies between data sets is named on all of them: only what is alike is averaged.
     """
     test = (*row.data, row.trained, row.tested) if name in OF_DATA else ()
-    return name, row.model, row.method if is_of_training(name) else "", *test
+    return name, row.model, row.method if name in OF_TRAINING else "", *test
 
 
-def is_of_training(name: str) -> bool:
-    """Whether zero-shot CLIP does not depend on a setting."""
-    return name in OPTIONS and bool(OPTIONS[name].read_by)
+def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) -> Row:
+    """Name what tells a row from others, but for default values; options may be unusual on all."""
+    texts, unusual = {}, []
+    for name, value in sorted(row.settings.items()):
+        if name in row.defaults or value is None or value is False:
+            continue
+        shown = "" if value is True else files.to_single_line(value, 20 if name in LONG else 60)
+        if comparison(row, name) in varying:
+            shown = files.to_single_line(value, 200) if name == "tested in" else shown
+            texts[name] = f"{name.replace('_', ' ')} {shown}".strip()
+        elif name in OF_TRAINING:
+            unusual.append(f"{flag(name)} {shown}".strip())
+    short = ", ".join(text for name, text in texts.items() if name not in LONG)
+    notes = [text for name, text in texts.items() if name in LONG]
+    label = METHOD_NAMES[row.method]
+    shares_name = sum(name == row.dataset for name, _ in datasets) > 1
+    return replace(
+        row, variant=", ".join(texts.values()), label=f"{label} ({short})" if short else label,
+        notes=tuple(dict.fromkeys([*notes, *row.notes])), unusual=tuple(unusual),
+        data_note=f"data in {row.folder}, fingerprint {row.fingerprint[:8]}" if shares_name else "",
+    )  # fmt: skip
 
 
-def variant_of(row: Row, varying: set[tuple]) -> dict[str, Any]:
-    """Return the settings that vary, but for the fingerprint of the data and default values."""
-    return {
-        name: value
-        for name, value in row.settings.items()
-        if comparison(row, name) in varying
-        and name != "data_fingerprint"
-        and name not in row.default_names
-        and value is not None
-        and value is not False
-    }
-
-
-def unusual_options(row: Row, variant: dict[str, Any]) -> tuple[str, ...]:
-    """Return the options, as they are typed, that are neither as published nor in `variant`."""
-    return tuple(
-        flag(name) if value is True else f"{flag(name)} {files.to_single_line(value, 200)}"
-        for name, value in row.settings.items()
-        if name in row.published and value != row.published[name] and name not in variant
-    )
-
-
-def zero_shot_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return a row of zero-shot CLIP for each test and its settings, as the runs measured it."""
-    measured: dict[tuple, Row] = {}
-    for row in sorted(rows, key=lambda row: METHODS.index(row.method)):
-        variant = {n: value for n, value in row.variant.items() if not is_of_training(n)}
-        accuracy = row.zero_shot_accuracy
-        plain = replace(
-            row, method="zeroshot", shots=0, variant=variant, unusual=(),
-            notes=row.notes if row.method == "zeroshot" else (),
-            metrics={0: {"accuracy": accuracy, "zero_shot_accuracy": accuracy}},
-        )  # fmt: skip
-        measured.setdefault(plain.key, plain)
-    return list(measured.values())
+def zero_shot_row(row: Row) -> Row:
+    """Return zero-shot CLIP's row of the same test: it depends on no setting of training."""
+    accuracy = row.mean("zero_shot_accuracy")
+    settings = {n: value for n, value in row.settings.items() if n not in OF_TRAINING}
+    metrics = {0: {"zero_shot_accuracy": accuracy, "accuracy": accuracy}}
+    return replace(row, method="zeroshot", shots=0, settings=settings, metrics=metrics, notes=())
 
 
 def average_rows(rows: Sequence[Row]) -> list[Row]:
@@ -338,53 +252,61 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
     """
     groups: dict[tuple, list[Row]] = {}  # CLIP, subsets of the classes -> rows
     for row in rows:
-        if "tested in" not in row.settings and (tested := subset_of(row.dataset, row.tested)):
-            trained = subset_of(row.dataset, row.trained)
+        subsets = {tested_on(row.dataset, subset): subset for subset in ("all", "base", "new")}
+        trained, tested = subsets[row.trained], subsets.get(row.tested)
+        if row.is_test_of_own_data or (trained, tested) == ("base", "new"):
             groups.setdefault((row.model, trained, tested), []).append(row)
-    means = []
+    averages = []
     for (_, trained, tested), group in sorted(groups.items()):
         datasets = {row.data: row for row in group}
         name = f"Mean of {len(datasets)} data sets"
-        fields = {"dataset": name, "folder": "", "settings": {}, "shares_name": False}
+        fields = {"dataset": name, "folder": "", "fingerprint": "", "data_note": ""}
         fields |= {"trained": tested_on(name, trained), "tested": tested_on(name, tested)}
-        kinds = dict.fromkeys(row.kind for row in group) if len(datasets) > 1 else ()
-        for kind in sorted(kinds, key=lambda kind: METHODS.index(kind[0])):
+        kinds = {row.kind for row in group} if len(datasets) > 1 else ()
+        for kind in sorted(kinds, key=lambda kind: (METHODS.index(kind[0]), *kind)):
             alike = [row for row in group if row.kind == kind]
-            metrics, notes = mean_metrics(alike), ()
-            if lacking := datasets.keys() - {row.data for row in alike}:
-                names = [name_with_folder(datasets[data]) for data in sorted(lacking)]
-                metrics, notes = {}, (f"no mean: no result on {shorten(names)}",)
-            elif not metrics:
-                notes = ("no mean: no seed that all data sets have",)
-            means.append(replace(alike[0], **fields, metrics=metrics, notes=notes))
-    return means
+            lacking = datasets.keys() - {row.data for row in alike}
+            metrics, notes = {} if lacking else mean_metrics(alike), ()
+            if not metrics:
+                names = (" ".join([name, datasets[name, data].data_note]).strip()
+                         for name, data in sorted(lacking))  # fmt: skip
+                why = (
+                    f"result on {shorten([*names])}" if lacking else "seed that all data sets have"
+                )
+                notes = (f"no mean: no {why}",)
+            averages.append(replace(alike[0], **fields, metrics=metrics, notes=notes))
+    return averages
 
 
 def mean_metrics(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
-    """Average metrics over rows, for each seed that all have."""
-    seeds = [seed for seed in rows[0].metrics if all(seed in row.metrics for row in rows)]
+    """Average percentages over rows, for each seed that all have."""
     means = {}
-    for seed in seeds:
-        each = [row.metrics[seed] for row in rows]
-        shared = [name for name in PERCENTAGES if all(name in metrics for metrics in each)]
-        means[seed] = {name: fmean(metrics[name] for metrics in each) for name in shared}
+    for seed in rows[0].metrics:
+        each = [row.metrics.get(seed, {}) for row in rows]
+        if all(each):
+            names = [name for name in PERCENTAGES if all(name in metrics for metrics in each)]
+            means[seed] = {name: mean(metrics[name] for metrics in each) for name in names}
     return means
 
 
-def name_with_folder(row: Row) -> str:
-    """Return the data set's name, with its folder if there are two of that name."""
-    return f"{row.dataset} in {row.folder}" if row.shares_name else row.dataset
+def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, Row]]:
+    """Pair rows of runs on base classes, tested on these and on new ones; add the harmonic mean.
 
-
-def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """Pair rows of runs on base classes, tested on these and on the new ones."""
-    by_key = {row.key: row for row in rows}
-    pairs = []
-    for base in by_key.values():
-        new = by_key.get(replace(base, tested=tested_on(base.dataset, "new")).key)
-        if new and base.trained == base.tested == tested_on(base.dataset, "base"):
-            pairs.append((base, new))
-    return pairs
+    That is the mean of the two averages over seeds.
+    """
+    names, triples = PERCENTAGES[:2], []
+    by_test = {(row.data, row.model, row.trained, row.kind, row.tested): row for row in rows}
+    for (*key, tested), base in by_test.items():
+        new = by_test.get((*key, tested_on(base.dataset, "new")))
+        if new and base.trained == tested == tested_on(base.dataset, "base"):
+            metrics = {
+                seed: {n: harmonic_mean([values[n], new.metrics[seed][n]]) for n in names}
+                for seed, values in base.metrics.items() if seed in new.metrics
+            }  # fmt: skip
+            means = {n: harmonic_mean([base.mean(n), new.mean(n)]) for n in names if metrics}
+            both = f"{base.dataset}, harmonic mean of base and new"
+            triples.append((base, new, replace(base, tested=both, metrics=metrics, means=means)))
+    return triples
 
 
 def record_cross_dataset(
