@@ -21,7 +21,7 @@ import tempfile
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -226,21 +226,24 @@ def problem_with(call: Callable[[], object]) -> str | None:
     return f"took {seconds:.1f} s" if seconds > SECONDS else None
 
 
-def run(count: int, seed: int = 0, stop_at: float = float("inf")) -> list[str]:
-    """What is wrong with reading `count` damaged files, in this process; the number and the file.
+def draws(count: int, seed: int, stop_at: float) -> Iterator[tuple[int, random.Random]]:
+    """Yield `count` numbers and what the input of each is drawn by, for at most so many seconds."""
+    started = time.monotonic()
+    for number in range(count):
+        if time.monotonic() - started > stop_at:
+            break
+        yield number, random.Random(f"{seed} {number}")
 
-    An input depends on the seed and its number alone. Ends earlier after `stop_at` seconds.
-    """
-    clip, failures, started = minidpt.build_clip(clip_state(SIZES)), [], time.monotonic()
+
+def run(count: int, seed: int = 0, stop_at: float = float("inf")) -> list[str]:
+    """What is wrong with reading `count` damaged files: the number, the file and how."""
+    clip, failures = minidpt.build_clip(clip_state(SIZES)), []
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as used:
         sound = sound_files(Path(made), clip)
         models = {name: sound[name] for name in ("coop", "dpt")}
         published = Path(used) / "prompt_learner" / "model.pth.tar-1"
         published.parent.mkdir()
-        for number in range(count):
-            if time.monotonic() - started > stop_at:
-                break
-            draw = random.Random(f"{seed} {number}")
+        for number, draw in draws(count, seed, stop_at):
             damage = draw.choice((flipped, with_a_number, cut, with_another_pickle,
                                   with_another_pickle, with_another_entry))  # fmt: skip
             of_entries = damage is with_another_entry
@@ -277,8 +280,7 @@ CONFIGS = {  # of the folders that are damaged, beside the weights that each goe
 
 def run_folders(count: int, seed: int = 0, stop_at: float = float("inf")) -> list[str]:
     """The same of folders, whose configuration or index is damaged."""
-    failures, started = [], time.monotonic()
-    state = {name: value.half() for name, value in clip_state(SIZES).items()}
+    failures, state = [], {name: value.half() for name, value in clip_state(SIZES).items()}
     state["token_embedding.weight"] = torch.ones(3, 64).half()
     theirs = hugging_face_state(state)
     index = {"weight_map": dict.fromkeys(theirs, "a.safetensors")}
@@ -294,10 +296,7 @@ def run_folders(count: int, seed: int = 0, stop_at: float = float("inf")) -> lis
         (folders[2] / "model.safetensors.index.json").write_text(json.dumps(index))
         for folder in folders:
             minidpt.load(folder)  # sound
-        for number in range(count):
-            if time.monotonic() - started > stop_at:
-                break
-            draw = random.Random(f"{seed} {number}")
+        for number, draw in draws(count, seed, stop_at):
             file = draw.choice([path for folder in folders for path in folder.glob("*.json")])
             sound = file.read_bytes()
             damage = draw.choice((flipped, cut, with_another_header, with_another_header))

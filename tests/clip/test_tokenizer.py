@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import gzip
 import hashlib
 import html
 import json
 import lzma
 import random
+import struct
 import subprocess
 import sys
 import zipfile
@@ -36,10 +36,7 @@ def byte_order() -> list[int]:
 
 
 def stored_pairs() -> list[tuple[int, int]]:
-    numbers = array.array("H", lzma.decompress(DATA.read_bytes()))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return list(zip(numbers[::2], numbers[1::2]))
+    return list(struct.iter_unpack("<HH", lzma.decompress(DATA.read_bytes())))
 
 
 @pytest.fixture(scope="module")

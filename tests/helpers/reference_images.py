@@ -8,19 +8,9 @@ import random
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minidpt.images.transforms import random_resized_crop_box
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def to_rgb(path) -> Image.Image:
@@ -29,9 +19,7 @@ def to_rgb(path) -> Image.Image:
     # be turned on its side, with width for height.
     with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         image.load()
-        turn = TURNS.get(image.getexif().get(0x0112, 1))
-        if turn is not None:
-            image = image.transpose(turn)
+        image = ImageOps.exif_transpose(image)
         if image.mode == "F" or image.mode.startswith("I"):
             image = grey(image)
         if image.mode.endswith(("A", "a")) or "transparency" in image.info:

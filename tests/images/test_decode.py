@@ -27,19 +27,11 @@ def drawn(mode: str, size: tuple[int, int], seed: int = 0) -> tuple[Image.Image,
         return image.convert("RGB").quantize(31), {}
     if mode == "P, see-through":
         return image.convert("RGB").quantize(31), {"transparency": bytes(range(0, 248, 8))}
-    if mode == "RGB, see-through":
-        rgb = image.convert("RGB")
-        return rgb, {"transparency": rgb.getpixel((0, 0))}
-    if mode == "L, see-through":
-        return image.convert("L"), {"transparency": image.convert("L").getpixel((0, 0))}
-    if mode == "I;16, see-through":
-        image, _ = drawn("I;16", size, seed)
+    if mode.endswith(", see-through"):
+        image, _ = drawn(mode.removesuffix(", see-through"), size, seed)
         return image, {"transparency": image.getpixel((0, 0))}
     if mode == "CMYK":
         return Image.frombytes("CMYK", size, noise.tobytes()), {}
-    if mode == "LA":
-        grey = image.convert("L")
-        return Image.merge("LA", (grey, image.getchannel("A"))), {}
     return image.convert(mode), {}
 
 

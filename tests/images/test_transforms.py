@@ -57,33 +57,6 @@ def test_preprocess_equals_the_whole_chain_of_torchvision():
     assert torch.equal(images[:, 2, 1:3], torch.tensor(expected))
 
 
-def bicubic(values: np.ndarray, size: int) -> np.ndarray:
-    """Resamples the first axis to `size`: Keys' cubic (a = -1/2), widened when it shrinks."""
-    scale = len(values) / size
-    wide = max(scale, 1.0)
-    out = []
-    for i in range(size):
-        distance = np.abs((np.arange(len(values)) + 0.5 - (i + 0.5) * scale) / wide)
-        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-        weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
-        out.append(np.tensordot(weights / weights.sum(), values, 1))
-    return np.clip(np.round(out), 0, 255)  # Pillow stores 8 bits between its two passes
-
-
-@pytest.mark.parametrize("resolution", [5, 17])
-def test_resampling_is_antialiased_bicubic(resolution):
-    pixels = np.asarray(draw_pattern(), np.float64)[1:8, 2:11]
-    rows = bicubic(pixels.transpose(1, 0, 2), resolution).transpose(1, 0, 2)
-    expected = bicubic(rows, resolution)
-    actual = np.asarray(
-        transforms.resized_crop(draw_pattern(), (2, 1, 11, 8), resolution), np.float64
-    )
-    # Pillow's weights are rounded to 22 bits: at most a step of one where the sum is near a half
-    assert np.abs(actual - expected).max() <= 1
-    assert (actual != expected).mean() < 0.02
-
-
 def test_short_side_is_exact_and_long_side_rounded_down():
     assert transforms.resize_short_side(Image.new("RGB", (13, 11)), 7).size == (8, 7)  # 8.27
     assert transforms.resize_short_side(Image.new("RGB", (11, 17)), 7).size == (7, 10)  # 10.8
