@@ -24,13 +24,6 @@ from .reader import read_checkpoint
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CLASS_AWARE = "image_encoder.transformer.extractor"
-METHODS = {  # text, visual and class-aware prompts → method
-    (True, False, False): "coop",
-    (False, True, False): "vpt",
-    (True, True, False): "vlp",
-    (True, False, True): "dpt",
-    (True, True, True): "dpt",
-}
 FILE = r"model\.pth\.tar-(\d{1,9})"
 NOT_LEARNED = ("token_prefix", "token_suffix")  # frozen embeddings of the class names
 
@@ -99,10 +92,11 @@ def infer_config(tensors: Mapping[str, Tensor], layers: int) -> tuple[dict[str, 
     """
     shapes = {name: tuple(v.shape) for name, v in tensors.items() if v.numel()}
     text, visual, aware = (shapes.get(f"{each}.ctx", ()) for each in (TEXT, VISUAL, CLASS_AWARE))
-    method = METHODS.get((bool(text), bool(visual), bool(aware)))
-    if method is None or len(text) not in (0, 2, 3) or not {len(visual), len(aware)} <= {0, 3}:
+    are_prompts = len(text) in (0, 2, 3) and {len(visual), len(aware)} <= {0, 3}
+    if not are_prompts or not (text or visual) or (aware and not text):
         got = listed([f"{name} {shape}" for name, shape in shapes.items()])
         raise ValueError(f"published prompts: expected CoOp's or DPT's, got {got}")
+    method = "dpt" if aware else "vlp" if text and visual else "coop" if text else "vpt"
     config = {"method": method, "csc": len(text) == 3}
     if text:
         config["n_ctx"] = text[-2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.tiny_models import WIDE, clip_state, learned_shapes, learned_tensor
 from torch import Tensor, nn
 
 import minidpt
+from minidpt.checkpoints.published import CLASS_AWARE, TEXT, VISUAL, infer_config
 
 NAMES = ["ox", "red fox", "gnu"]
 TEMPLATE = "a photo of a {}."
@@ -157,3 +159,13 @@ def test_a_run_of_another_method_is_refused(saved, wanted, message, tmp_path):
     tensors = minidpt.read_published(save_published(tmp_path, learned_of(saved), 50))
     with pytest.raises(ValueError, match=message):
         new_model(wanted).load_published(tensors)
+
+
+@pytest.mark.parametrize(
+    "shapes", [{}, {TEXT: (64,)}, {VISUAL: (2, 64)}, {VISUAL: (2, 2, 64), CLASS_AWARE: (1, 2, 64)}]
+)
+def test_tensors_of_no_method_are_refused_with_their_shapes(shapes):
+    tensors = {f"{part}.ctx": torch.zeros(shape) for part, shape in shapes.items()}
+    expected = "".join(f".*{part}.ctx {re.escape(str(shape))}" for part, shape in shapes.items())
+    with pytest.raises(ValueError, match=f"expected CoOp's or DPT's, got {expected}"):
+        infer_config(tensors, 12)
