@@ -135,7 +135,6 @@ def find_or_download(name: str) -> Path:
         raise FileNotFoundError(f"expected {file} in {searched}, got none: copy it there")
     target, url = Path(CACHE).expanduser() / file, f"{BASE_URL}/{SHA256[name]}/{file}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         download(url, target, SHA256[name])
     except (OSError, HTTPException) as error:
         fix = f"try again, or put {url} at {target} or into the folder MINIDPT_WEIGHTS"

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image, ImageChops, ImageDraw
 
-from ..support.files import explain_full_disk, file_lock
+from ..support.files import explain_write_error, file_lock
 from .things import THINGS, Point
 
 CLASSES = tuple(THINGS)[:12]
@@ -64,9 +64,8 @@ def draw_demo(parent: str | os.PathLike) -> Path:
     folder = Path(parent) / f"demo-v{VERSION}"
     if folder.is_dir():
         return folder
-    Path(parent).mkdir(parents=True, exist_ok=True)
     rng, unfinished = random.Random(SEED), folder.with_name(f"{folder.name}.part")
-    with file_lock(folder.with_name(f"{folder.name}.lock")), explain_full_disk(folder):
+    with file_lock(folder.with_name(f"{folder.name}.lock")), explain_write_error(folder):
         if folder.is_dir():  # drawn by another process meanwhile
             return folder
         try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.folders import images_in, unread_notes
 from ..inference import PREDICT_BATCH, Classification, classify_each
 from ..model import PromptedCLIP
-from ..support.files import atomic_write, escape_formula, explain_full_disk
+from ..support.files import atomic_write, escape_formula, explain_write_error
 from ..support.progress import print_line, print_notes, track
 from .entrypoint import print_error
 
@@ -162,7 +162,7 @@ def open_output(path: str, args: Namespace) -> Iterator[TextIO]:
         with atomic_write(path) as unfinished, open(unfinished, "w", **settings) as file:
             yield file
         return
-    with explain_full_disk(path):
+    with explain_write_error(path):
         file = open(path, "w" if args.overwrite else "x", **settings)
         try:
             with file:

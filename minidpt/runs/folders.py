@@ -210,7 +210,6 @@ def lock_output_folder(
     check()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / LOCK, BUSY.format(folder)):
             check()  # nobody else writes to it now
             for lock in (folder.parent / LOCK, *folder.glob(f"*/{LOCK}")):  # of sweep or runs

@@ -214,15 +214,21 @@ def escape_formula(value: object) -> object:
 
 
 @contextmanager
-def explain_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """Make an OSError of the block for want of room name the path it writes to, and a fix."""
+def explain_write_error(path: str | os.PathLike) -> Iterator[None]:
+    """Make an OSError of the block name the path it writes to, and a fix."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            expected, fix = "free space", "free some, or write to another disk"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            expected, fix = "a folder to write to", "allow it, or write to another folder"
+        elif error.errno == errno.ENOENT and not os.path.isdir(os.path.dirname(path) or "."):
+            expected, fix = "its folder", "it was removed meanwhile: run the command again"
+        else:
             raise
-        fix = "free some, or write to another disk"
-        raise OSError(f"{path}: expected free space, got {error.strerror}: {fix}") from error
+        text = f"{path}: expected {expected}, got {error.strerror}: {fix}"
+        raise type(error)(text) from error
 
 
 @contextmanager
@@ -236,7 +242,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: expected a file to replace, got a folder, device or pipe")
-    with explain_full_disk(path):
+    with explain_write_error(path):
         unfinished = _create_unfinished(path)
         try:
             yield unfinished
@@ -270,16 +276,19 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """Let one process at a time into the block, by an empty file; yields whether it is locked.
 
     It is not on file systems without locks. The lock ends with the process: a file left behind
-    stops nobody. While another is in the block, waits, or raises BlockingIOError with text `busy`.
-    Raises FileExistsError if something else than a file has its name.
+    stops nobody. Creates its folder. While another is in the block, waits, or raises
+    BlockingIOError with text `busy`. Raises FileExistsError if no file has its name.
     """
+    with explain_write_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileExistsError(f"{path}: expected a file, got a folder or pipe: remove it")
     is_locked = False
     with ExitStack() as files:
         while fcntl and not is_locked:
-            file = files.enter_context(open(path, "ab"))
+            with explain_write_error(path):
+                file = files.enter_context(open(path, "ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
                 # Its owner has removed it since, if the name is of another file now, or of none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -138,6 +139,34 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
     assert_one_line(result, "train.py", "sweep/table.md", "free space")
     assert "| coop" in result.out and "| vpt" in result.out
     assert not list(Path("sweep").rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("call", ["mkdir", "touch"])  # of the run's folder; of a file in it
+def test_a_folder_that_cannot_be_written_to_is_named_with_a_fix(options, monkeypatch, call, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))  # also of root, whom permissions do not stop
+
+    monkeypatch.setattr(Path, call, refuse)
+    result = run_command("train.py", *options, "--out", "run")
+    path = "run: " if call == "mkdir" else "run/config.json: "
+    got = f"{path}expected a folder to write to, got {os.strerror(number)}: allow it, or"
+    assert_one_line(result, "train.py", got)
+    assert not Path("run").exists()
+
+
+def test_a_run_folder_removed_meanwhile_ends_in_a_fix(options, monkeypatch):
+    def remove(*arguments):
+        shutil.rmtree("run")
+        return 0.1
+
+    monkeypatch.setattr(SCRIPTS["train.py"], "learning_rate", remove)
+    result = run_command("train.py", *options, "--out", "run")
+    words = "run/metrics.jsonl: expected its folder", "it was removed meanwhile: run the command"
+    assert_one_line(result, "train.py", *words)
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\]"):  # nothing of ours was removed
+        with files.explain_write_error("new.csv"):
+            open("missing.csv")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
