@@ -68,6 +68,12 @@ class Row:
         return self.dataset, self.fingerprint
 
     @property
+    def key(self) -> tuple:
+        """What two runs have in common that differ in their seed only; sorts rows."""
+        return (*self.data, self.trained, self.tested, self.model, METHODS.index(self.method),
+                self.shots, json.dumps(self.settings, sort_keys=True))  # fmt: skip
+
+    @property
     def kind(self) -> tuple[str, int, str]:
         """What rows on several data sets have in common to be averaged."""
         return self.method, self.shots, self.variant
@@ -130,7 +136,7 @@ def read_rows(folder: str | os.PathLike) -> tuple[list[Row], str]:
     if not results:
         got = others or "none"
         raise FileNotFoundError(f"folder {folder}: expected finished runs in it, got {got}")
-    return summarise(results), others
+    return summarise(tell_data_apart(results)), others
 
 
 def read_results(run: RunFolder) -> list[Row]:
@@ -166,6 +172,21 @@ def read_results(run: RunFolder) -> list[Row]:
     return rows
 
 
+def tell_data_apart(results: Sequence[Row]) -> list[Row]:
+    """Add the folder to the fingerprint of data where the same run was made in several folders.
+
+    Fingerprints are of the files' names: the images may be others.
+    """
+    places: dict[tuple, set[str]] = {}
+    for row in results:
+        places.setdefault((row.data, row.key, *row.metrics), set()).add(row.folder)
+    alike = {data for (data, *_), found in places.items() if len(found) > 1}
+    return [
+        replace(row, fingerprint=f"{row.fingerprint} {row.folder}") if row.data in alike else row
+        for row in results
+    ]
+
+
 def summarise(results: Iterable[Row]) -> list[Row]:
     """Group results that differ in the seed only into rows, by data set, method and shots.
 
@@ -173,10 +194,8 @@ def summarise(results: Iterable[Row]) -> list[Row]:
     """
     groups: dict[tuple, dict[int, Row]] = {}  # all but the seed -> seed -> result
     for row in results:
-        key = (*row.data, row.trained, row.tested, row.model, METHODS.index(row.method), row.shots,
-               json.dumps(row.settings, sort_keys=True))  # fmt: skip
         for seed in row.metrics:
-            groups.setdefault(key, {})[seed] = row
+            groups.setdefault(row.key, {})[seed] = row
     rows = []
     for _, group in sorted(groups.items()):
         first, *_ = seeds = sorted(group)

@@ -99,6 +99,7 @@ def cross_dataset(model: str, groups: Iterable[Sequence[Row]]) -> Table:
     """Tabulate tests, each a group, on what the runs were not trained on."""
     entries = []
     for rows in groups:
+        rows = [row for row in rows if row.metrics]
         for row in [row for row in rows if row.shots] or rows:
             zero_shot = f"{row.mean('zero_shot_accuracy'):.1f}"
             line = row.trained, row.tested, row.label, f"{row.shots or ''}", zero_shot
@@ -241,7 +242,7 @@ def csv_record(row: Row, seeds: Sequence[int]) -> dict[str, object]:
         "zero_shot_accuracy": row.mean("zero_shot_accuracy"), "accuracy": row.mean("accuracy"),
         "std": pstdev(accuracies.values()) if len(accuracies) > 1 else None,
         **{name: row.mean(name) for name in (*PERCENTAGES[2:], "test_images")},
-        "data": row.folder, "data_fingerprint": row.fingerprint, "notes": "; ".join(row.notes),
+        "data": row.folder, "data_fingerprint": row.fingerprint[:64], "notes": "; ".join(row.notes),
         **{f"seed {seed}": accuracies.get(seed) for seed in seeds},
     }  # fmt: skip
 
