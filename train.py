@@ -125,7 +125,7 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
 
 def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[str]:
     """Return notes on a schedule that is not as published, or leaves too little training."""
-    if not config.epochs:
+    if not config.epochs or config.prompts.method == "zeroshot":
         return []
     notes, learns_image = [short_schedule_note(config, dataset)], config.prompts.learns_image
     warmup = config.warmup_epochs if learns_image else config.text_warmup_epochs

@@ -228,8 +228,9 @@ def print_results(method: str, results: dict[str, dict], seconds: float) -> None
     """Print the accuracy on the first subset; on others also the harmonic mean of both."""
     (_, first), *others = results.items()
     accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
+    gain = "" if method == "zeroshot" else f" ({accuracy - before:+.2f})"
     print_line(
-        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} % ({accuracy - before:+.2f}) "
+        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} %{gain} "
         f"in {format_duration(seconds)}",
         describe_metrics(first),
     )

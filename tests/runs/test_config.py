@@ -62,6 +62,13 @@ def test_a_config_comes_back_from_its_json_and_names_what_is_wrong():
             RunConfig.from_dict(values, "x.json")
 
 
+def test_choices_are_taken_in_any_case():
+    assert PromptConfig(method="CoOp") == PromptConfig(method="coop")
+    assert RunConfig(precision="FP32", classes="Base") == RunConfig(
+        precision="fp32", classes="base"
+    )
+
+
 def test_several_values_are_a_grid():
     options = {"method": ["vpt", "coop"], "shots": 2, "seed": [0, 7], "n_ctx": 5}
     configs = [(c.prompts.method, c.shots, c.seed) for c in expand_grid(options)]

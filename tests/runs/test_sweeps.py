@@ -42,6 +42,15 @@ def test_a_sweep_has_a_run_for_each_method_shots_and_seed(sweep):
     assert (folder / "table.md").read_text(encoding="utf-8") in result.out
 
 
+def test_a_sweep_says_a_note_once_and_compares_zero_shot_with_nothing(sweep):
+    lines = sweep[2].out.splitlines()
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert len(notes) == len(set(notes)) and any("training steps" in note for note in notes)
+    results = [line for line in lines if " accuracy " in line and " in 0:" in line]
+    assert len(results) == 9
+    assert [line.split()[0] for line in results if " % (" not in line] == ["zeroshot"]
+
+
 def test_a_run_of_a_sweep_equals_the_run_made_alone(sweep, images, clip):
     (run,) = sweep[0].glob("*-dpt-3shots-seed2")
     train(RunInputs(images, clip), "alone", "--epochs", 2, "--seed", 2)

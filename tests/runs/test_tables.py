@@ -171,6 +171,15 @@ def test_data_sets_of_one_name_have_a_heading_each_and_a_mean(tmp_path):
     ]  # fmt: skip
 
 
+def test_data_of_equal_names_are_told_apart_by_folder_where_a_run_was_made_in_both():
+    first, again = result(folder="/x"), result(folder="/y", accuracy=70.0)
+    moved = result("Pets", folder="/x"), result("Pets", folder="/y", seed=2)  # another seed
+    rows = results.summarise(results.tell_data_apart([first, again, *moved]))
+    assert [(row.dataset, row.folder, row.accuracies) for row in rows] == [
+        ("DTD", "/x", {1: 60.0}), ("DTD", "/y", {1: 70.0}), ("Pets", "/x", {1: 60.0, 2: 60.0}),
+    ]  # fmt: skip
+
+
 def test_zero_shot_depends_on_neither_shots_nor_epochs():
     plain = result(method="zeroshot", shots=0, seed=0, accuracy=50.0, settings={})
     rows = [result(shots=n, epochs=e, accuracy=60.0 + n + e) for n in (1, 4) for e in (5, 10)]
