@@ -84,8 +84,7 @@ class Row:
         return self.trained == self.tested and "tested in" not in self.settings
 
     @property
-    def accuracies(self) -> dict[int, float]:
-        """Top-1 accuracy by seed, in percent."""
+    def accuracies(self) -> dict[int, float]:  # top-1, by seed
         return {seed: metrics["accuracy"] for seed, metrics in self.metrics.items()}
 
     def mean(self, metric: str) -> float | None:
@@ -154,7 +153,8 @@ def read_results(run: RunFolder) -> list[Row]:
         got = f"{shots} of {files.short_repr(method)}"
         raise ValueError(f"{where}: expected shots of a known method, got {got}")
     notes = [str(note) for note in summary.get("notes") or []]
-    more = [f"{len(notes) - MOST_NOTES} more notes in {SUMMARY}"] if notes[MOST_NOTES:] else []
+    if more := notes[MOST_NOTES:]:
+        notes[MOST_NOTES:] = [f"{len(more)} more notes in {SUMMARY}"]
     # What train.py has tested goes before what eval.py has tested under the same name.
     for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
         where = f"{run.folder}, test {name[:60]!r}"
@@ -166,8 +166,7 @@ def read_results(run: RunFolder) -> list[Row]:
         rows.append(Row(
             dataset, tested_on(dataset, config.classes), test.get("tested") or name,
             summary["model"], method, shots, {seed: metrics},
-            settings | (test.get("settings") or {}), config.data, fingerprint,
-            (*notes[:MOST_NOTES], *more),
+            settings | (test.get("settings") or {}), config.data, fingerprint, tuple(notes),
         ))  # fmt: skip
     return rows
 
@@ -198,10 +197,9 @@ def summarise(results: Iterable[Row]) -> list[Row]:
             groups.setdefault(row.key, {})[seed] = row
     rows = []
     for _, group in sorted(groups.items()):
-        first, *_ = seeds = sorted(group)
-        notes = dict.fromkeys(note for seed in seeds for note in group[seed].notes)
-        metrics = {seed: group[seed].metrics[seed] for seed in seeds}
-        rows.append(replace(group[first], metrics=metrics, notes=tuple(notes)))
+        notes = dict.fromkeys(note for row in group.values() for note in row.notes)
+        metrics = {seed: group[seed].metrics[seed] for seed in sorted(group)}
+        rows.append(replace(group[min(group)], metrics=metrics, notes=tuple(notes)))
     varying = varying_settings(rows)
     return [describe_row(row, varying, {each.data for each in rows}) for row in rows]
 
@@ -246,11 +244,11 @@ def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) 
             unusual.append(f"{flag(name)} {shown}".strip())
     short = ", ".join(text for name, text in texts.items() if name not in LONG)
     notes = [text for name, text in texts.items() if name in LONG]
-    label = METHOD_NAMES[row.method]
+    label = f"{METHOD_NAMES[row.method]} ({short})" if short else METHOD_NAMES[row.method]
     shares_name = sum(name == row.dataset for name, _ in datasets) > 1
     return replace(
-        row, variant=", ".join(texts.values()), label=f"{label} ({short})" if short else label,
-        notes=tuple(dict.fromkeys([*notes, *row.notes])), unusual=tuple(unusual),
+        row, variant=", ".join(texts.values()), label=label, unusual=tuple(unusual),
+        notes=tuple(dict.fromkeys([*notes, *row.notes])),
         data_note=f"data in {row.folder}, fingerprint {row.fingerprint[:8]}" if shares_name else "",
     )  # fmt: skip
 
@@ -284,15 +282,12 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
         kinds = {row.kind for row in group} if len(datasets) > 1 else ()
         for kind in sorted(kinds, key=lambda kind: (METHODS.index(kind[0]), *kind)):
             alike = [row for row in group if row.kind == kind]
-            lacking = datasets.keys() - {row.data for row in alike}
-            metrics, notes = {} if lacking else mean_metrics(alike), ()
-            if not metrics:
-                names = (" ".join([name, datasets[name, data].data_note]).strip()
-                         for name, data in sorted(lacking))  # fmt: skip
-                why = (
-                    f"result on {shorten([*names])}" if lacking else "seed that all data sets have"
-                )
-                notes = (f"no mean: no {why}",)
+            metrics, notes = mean_metrics(alike), ()
+            if lacking := datasets.keys() - {row.data for row in alike}:
+                names = [f"{data[0]} {datasets[data].data_note}".strip() for data in lacking]
+                metrics, notes = {}, (f"no mean: no result on {shorten(sorted(names))}",)
+            elif not metrics:
+                notes = ("no mean: no seed that all data sets have",)
             averages.append(replace(alike[0], **fields, metrics=metrics, notes=notes))
     return averages
 

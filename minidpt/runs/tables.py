@@ -13,21 +13,9 @@ from typing import NamedTuple
 
 from ..data.layouts import LAYOUTS
 from ..support import files
-from .results import (
-    PERCENTAGES,
-    Row,
-    average_rows,
-    base_to_new,
-    read_rows,
-    summarise,
-    zero_shot_row,
-)
+from . import results
+from .results import PERCENTAGES, Row, average_rows, base_to_new
 
-# Top-1 accuracy over the 11 data sets, ViT-B/32, 1 and 16 shots; read off a plot in CLIP-LoRA's
-# repository (github.com/MaxZanella/CLIP-LoRA), ±0.2.
-PUBLISHED = {"CoOp": (63.0, 75.7), "ProGrad": (64.8, 75.9), "TaskRes": (64.0, 76.8),
-             "Tip-Adapter-F": (66.5, 77.1), "PLOT++": (66.5, 77.6),
-             "CLIP-LoRA": (67.9, 78.9)}  # fmt: skip
 ELEVEN = [layout.name for layout in LAYOUTS[:11]]  # the other four are tests of ImageNet's classes
 
 
@@ -48,6 +36,16 @@ class Table(NamedTuple):
     rows: Sequence[Row] = ()
 
 
+# Read off a plot in CLIP-LoRA's repository, github.com/MaxZanella/CLIP-LoRA
+PUBLISHED = Table(
+    Cell("Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)"),
+    ["method", "1 shot", "16 shots"],
+    [list(map(Cell, line)) for line in (
+        ("CoOp", "63.0", "75.7"), ("ProGrad", "64.8", "75.9"), ("TaskRes", "64.0", "76.8"),
+        ("Tip-Adapter-F", "66.5", "77.1"), ("PLOT++", "66.5", "77.6"),
+        ("CLIP-LoRA", "67.9", "78.9"),
+    )],
+)  # fmt: skip
 Entry = tuple[tuple[str, ...], str, Row]  # the cells before the first accuracy, the column, the row
 
 
@@ -56,7 +54,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
     Zero-shot CLIP stands in each, whether it was a run or not.
     """
-    rows = summarise([*map(zero_shot_row, rows), *rows])
+    rows = results.summarise([*map(results.zero_shot_row, rows), *rows])
     rows = [*average_rows(rows), *rows]
     pages = []
     for model in sorted({row.model for row in rows}):
@@ -72,7 +70,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         for group in by_data.values():
             pages.append(by_shots(group))
             if model == "ViT-B/32" and not group[0].fingerprint and datasets == sorted(ELEVEN):
-                pages.append(published_means())
+                pages.append(PUBLISHED)
         if triples:
             columns = ("base", "new", "harmonic mean")
             entries = [((row.dataset, row.label, f"{row.shots or ''}"), column, row)
@@ -107,13 +105,6 @@ def cross_dataset(model: str, groups: Iterable[Sequence[Row]]) -> Table:
     title = Cell(f"Trained on one, tested on another, CLIP {model}")
     heads = "trained on", "tested on", "method", "shots", "zero-shot"
     return pivot(title, heads, ["accuracy"], entries)
-
-
-def published_means() -> Table:
-    title = Cell("Published means over the 11 data sets, ViT-B/32 (read off a plot, ±0.2)")
-    lines = [[Cell(name), *(Cell(f"{mean:.1f}") for mean in means)]
-             for name, means in PUBLISHED.items()]  # fmt: skip
-    return Table(title, ["method", "1 shot", "16 shots"], lines)
 
 
 def pivot(
@@ -176,8 +167,7 @@ def caption(rows: Sequence[Row]) -> str:
         return "Top-1 accuracy in percent."
     least, *_, most = sorted(len(row.metrics) for row in learned) * 2
     seeds = f"{most}" if least == most else f"{least} to {most}"
-    about = (f"mean ± standard deviation over {seeds} seeds (divided by their number, as in CoOp's "
-             "tables)")  # fmt: skip
+    about = f"mean ± standard deviation over {seeds} seeds (divided by their number, as in CoOp's)"
     sentences = [f"Top-1 accuracy in percent, {about if most > 1 else 'one seed'}; in parentheses "
                  "the gain over zero-shot CLIP in points; the best in bold."]  # fmt: skip
     if counts := [len(row.metrics) for row in average_rows(learned) if row.metrics]:
@@ -249,7 +239,7 @@ def csv_record(row: Row, seeds: Sequence[int]) -> dict[str, object]:
 
 def write_tables(folder: str | os.PathLike) -> str:
     """Write table.md and table.csv of a folder; return the Markdown. Raises as `read_rows`."""
-    rows, left_out = read_rows(folder)
+    rows, left_out = results.read_rows(folder)
     text = markdown(rows)
     if left_out:
         text += f"\nRuns left out of the tables: {left_out}.\n"
