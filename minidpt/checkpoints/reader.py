@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..support.files import check_fields, parse_json, short_repr, single_line_errors
+from ..support.files import check_fields, check_is_file, parse_json, short_repr, single_line_errors
 from .unpickler import DTYPES, MAX_DIMENSIONS, Unpickler
 
 MAX_ENTRIES = 100_000  # in a checkpoint, its nesting flattened; ViT-L/14 has 446 tensors
@@ -84,8 +84,7 @@ def read_checkpoint(path: str | PathLike, verify: bool = False) -> object:
     or names a function or class that no checkpoint needs (nothing of it is executed).
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: expected a checkpoint")
+    check_is_file(path, str(path))
     with open(path, "rb") as file:
         head = file.read(30)
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if head else b"")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..support.distributed import SINGLE, World
-from ..support.files import check_fields, short_repr, single_line_errors
+from ..support.files import check_fields, check_is_file, short_repr, single_line_errors
 
 # Only image formats: Pillow also opens EPS, for which it starts another program (Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -143,7 +142,7 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
     Of an animation, the first frame. `source` is the path of a regular file, a file object, or a
     Pillow image. white_level: of a run; None: the image's own.
 
-    Raises FileNotFoundError if there is no such file, and a ValueError that names the file if it is
+    Raises FileNotFoundError if it is no file, and a ValueError that names the file if it is
     damaged, cut short, not an image or too large.
     """
     if isinstance(source, Image.Image):
@@ -157,12 +156,9 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
     where = f"image {name if name != '' else repr('')}"
     fix = "replace or remove it"
     expected = f"{where}: expected a readable image ({', '.join(formats())})"
+    if is_path:
+        check_is_file(source, where)  # a pipe would be waited for
     try:
-        mode = os.stat(source).st_mode if is_path else stat.S_IFREG
-        if stat.S_ISDIR(mode):
-            raise ValueError(f"{where}: expected an image, got a folder: pass its images")
-        if not stat.S_ISREG(mode):  # would be waited for
-            raise ValueError(f"{expected}, got a pipe, socket or device: {fix}")
         with (
             open(source, "rb") if is_path else nullcontext(source) as file,
             Image.open(file, formats=formats()) as image,
@@ -174,8 +170,6 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
                 rgb = image._new(image.im)
             rgb.info = {}
             return rgb
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: expected an image, got nothing there") from None
     except MemoryError:
         raise ValueError(f"{where}: out of memory: shrink the image") from None
     except UnidentifiedImageError as error:
@@ -185,8 +179,6 @@ def open_image(source: ImageSource, white_level: WhiteLevel | None = None) -> Im
         fix = "make it smaller, or raise the limit (--max-pixels)"
         raise ValueError(f"{where}: expected fewer pixels, got: {reason}: {fix}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        if str(error).startswith(where):
-            raise
         reason = f"{type(error).__name__}: {error}".replace(str(source), "it")
         raise ValueError(f"{expected}, got {reason}: {fix}") from error
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -87,20 +86,25 @@ def single_line_errors(reader: Function) -> Function:
     return reading
 
 
+def check_is_file(path: str | os.PathLike, where: str) -> None:
+    """Raise FileNotFoundError, which begins with `where`, unless a path is a regular file's."""
+    if not os.path.isfile(path):
+        got = "a broken link" if os.path.islink(path) else "none"
+        got = "a pipe or device" if os.path.exists(path) else got
+        got = "a folder" if os.path.isdir(path) else got
+        raise FileNotFoundError(f"{where}: expected a file, got {got}")
+
+
 def read_text(path: str | os.PathLike, where: str, most: int = MAX_ENTRIES) -> str:
     """Read a UTF-8 file, every line ending in "\\n"; errors begin with `where`.
 
     Raises FileNotFoundError if it is no regular file, ValueError if it is not UTF-8, too large, or
     has more than `most` entries.
     """
-    path = Path(path)
-    if not path.is_file():
-        got = "a broken link" if path.is_symlink() else "none"
-        got = "a folder" if path.is_dir() else "a pipe or device" if path.exists() else got
-        raise FileNotFoundError(f"{where}: expected a file, got {got}")
-    if (size := path.stat().st_size) > MAX_TEXT:
+    check_is_file(path, where)
+    if (size := os.path.getsize(path)) > MAX_TEXT:
         raise ValueError(f"{where}: expected at most {MAX_TEXT:,} bytes, got {size:,}: split it")
-    content = path.read_bytes()
+    content = Path(path).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -281,9 +285,8 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
     """
     with explain_write_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FileExistsError(f"{path}: expected a file, got a folder or pipe: remove it")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: expected a file, got a folder or pipe: remove it")
     is_locked = False
     with ExitStack() as files:
         while fcntl and not is_locked:

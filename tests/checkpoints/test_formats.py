@@ -228,7 +228,7 @@ def test_the_names_in_an_index_are_those_of_files_beside_it(shard, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": shard}}))
     error = (ValueError, FileNotFoundError)
-    with pytest.raises(error, match="Invalid name|is no file|empty name"):
+    with pytest.raises(error, match="Invalid name|expected a file|empty name"):
         minidpt.load(tmp_path)
 
 
@@ -296,7 +296,7 @@ def test_a_configuration_that_cannot_be_read_is_not_passed_over(make, name, tmp_
 def test_weights_behind_a_broken_link_are_not_passed_over_for_others(tmp_path):
     folder = write_open_clip(tmp_path / "a")
     (folder / "open_clip_model.safetensors").symlink_to("gone")
-    with pytest.raises(FileNotFoundError, match="open_clip_model.safetensors is no file"):
+    with pytest.raises(FileNotFoundError, match="safetensors: expected a file, got a broken link"):
         minidpt.load(folder)
 
 

@@ -226,9 +226,9 @@ def test_what_stops_a_reader_is_one_line(error, expected):
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.pt is no file: expected a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="none.pt: expected a file, got none"):
         read_state_dict(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="is no file: expected a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="expected a file, got a folder"):
         read_state_dict(str(tmp_path))
 
 

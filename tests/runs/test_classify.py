@@ -232,9 +232,9 @@ def test_a_service_answers_each_path_at_once_and_ends_with_its_input(service, mo
     for answer, (prediction,) in zip(answers[::4], expected):
         ((share, name),) = [(p["probability"], p["class"]) for p in answer["predictions"]]
         assert name == prediction.classname and share == pytest.approx(prediction.probability)
-    assert "gone.png: expected an image" in answers[1]["error"]
-    assert answers[2]["error"] == "image '': expected an image, got nothing there"
-    assert answers[3]["error"] == "image many: expected an image, got a folder: pass its images"
+    assert "gone.png: expected a file" in answers[1]["error"]
+    assert answers[2]["error"] == "image '': expected a file, got none"
+    assert answers[3]["error"] == "image many: expected a file, got a folder"
     service.stdin.close()
     assert service.stdout.read() == ""
     assert service.wait() == 2  # some could not be read
@@ -292,7 +292,7 @@ def test_a_csv_has_keys_beside_names_and_images_that_failed(run, model):
     (good,) = draw_images(1)
     run_command("eval.py", "predict", run, "gone.png", good, "--csv", "o.csv", "--top", 1)
     failed, row = read_csv("o.csv")
-    assert failed.pop("error") == "image gone.png: expected an image, got nothing there"
+    assert failed.pop("error") == "image gone.png: expected a file, got none"
     assert failed == dict.fromkeys(classify.HEADER[:-1], "") | {"image": "gone.png"}
     (best,) = one_by_one(model, [good], top=1)[0]
     key = KEYS[NAMES.index(best.classname)]

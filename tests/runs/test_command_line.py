@@ -103,7 +103,7 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
     [
         ("", ["COMMAND"]),
         ("predict RUN", ["IMAGE"]),
-        ("predict RUN empty", ["empty: expected an image, got a folder"]),
+        ("predict RUN empty", ["empty: expected a file, got a folder"]),
         ("predict RUN picture.png --top abc", ["--top: expected a whole number, got 'abc'"]),
         ("predict RUN picture.png --csv -", ["--csv: expected a file, got '-'"]),
         ("predict RUN picture.png --csv loop", ["--csv: expected a new file, got loop"]),
