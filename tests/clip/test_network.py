@@ -104,9 +104,8 @@ def test_an_mlp_is_two_products_and_the_gelu_in_value_and_gradient(quick):
 
 def test_exact_gelu_is_a_choice_and_makes_a_difference(monkeypatch):
     images, tokens = random_images(WIDE, 3), minidpt.tokenize(TEXTS)
-    quick, exact = build(), build(quick_gelu=False)
-    assert (quick.encode_image(images) - exact.encode_image(images)).abs().max() > 1e-3
-    assert (quick.encode_text(tokens) - exact.encode_text(tokens)).abs().max() > 1e-3
+    exact = build(quick_gelu=False)
+    assert (build().encode_image(images) - exact.encode_image(images)).abs().max() > 1e-3
     monkeypatch.setattr(reference, "quick_gelu", F.gelu)
     state = to_double(clip_state(WIDE))
     assert_close(exact.encode_image(images), reference.encode_image(state, images.double()))

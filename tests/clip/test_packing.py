@@ -148,16 +148,12 @@ def in_precision(layout: PackedPrompts, dtype: torch.dtype) -> PackedPrompts:
     return replace(layout, mask=layout.mask.to(dtype))
 
 
-def double_layout(prompts: list[list[int]]) -> PackedPrompts:
-    return in_precision(pack(prompts), torch.float64)
-
-
 @pytest.mark.parametrize(
     "prompts",
     [HAND_MADE, [[SOT, 2, EOT]], [[SOT, 2, EOT]] * 2, [[2, EOT], [3, EOT], [EOT]], HAND_MADE * 20],
 )
 def test_packed_attention_is_causal_attention_within_each_prompt(prompts):
-    layout = double_layout(prompts)
+    layout = in_precision(pack(prompts), torch.float64)
     q, k, v = random_rows(layout)
     result = packed_attention(q, torch.stack([k, v], dim=1), layout)
     assert result.shape == q.shape

@@ -64,20 +64,15 @@ def naive_bpe():
     def bpe(word: str) -> list[int]:
         parts = [bytes([b]) for b in word.encode()]
         parts[-1] += b"</w>"
-        while True:
-            known = [pair for pair in zip(parts, parts[1:]) if pair in world]
-            if not known:
-                return [ids[symbol] for symbol in parts]
-            best = min(known, key=world.__getitem__)
-            merged, i = [], 0
-            while i < len(parts):
-                if tuple(parts[i : i + 2]) == best:
-                    merged.append(parts[i] + parts[i + 1])
-                    i += 2
+        while known := [pair for pair in zip(parts, parts[1:]) if pair in world]:
+            best, merged = min(known, key=world.__getitem__), parts[:1]
+            for part in parts[1:]:
+                if (merged[-1], part) == best:
+                    merged[-1] += part
                 else:
-                    merged.append(parts[i])
-                    i += 1
+                    merged.append(part)
             parts = merged
+        return [ids[symbol] for symbol in parts]
 
     return bpe
 
