@@ -78,10 +78,11 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     model.class_keys = drawn.class_keys
     if config.class_chunk is not None:
         model.class_chunk = config.class_chunk or None  # 0: all classes at once
+    notes = list(drawn.notes)
     if learned := model.learned_parameters():
         method, count = config.prompts.method, sum(parameter.numel() for parameter in learned)
         print_line(f"{method} trains {count:,} parameters on {len(drawn.train)} images")
-    notes = [*drawn.notes, *training_notes(config, drawn.name, len(drawn.train))]
+        notes += training_notes(config, drawn.name, len(drawn.train))
     print_notes(notes[len(planned.dataset.notes) :])  # those before were printed on opening
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
@@ -133,11 +134,11 @@ def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[s
     if steps < MIN_STEPS:
         fewer = " or lower --warmup-epochs" if learns_image and warmup else ""
         notes.append(
-            f"only {steps} training steps after warm-up; with fewer than {MIN_STEPS}, accuracy "
-            f"says little about the method or the number of shots: raise --epochs{fewer}"
+            f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS}, accuracy says "
+            f"little about the method or the number of shots: raise --epochs{fewer}"
         )
     if config.prompts.guided and config.epochs <= config.guidance_epochs:
-        share = f"all {config.epochs} epochs are guidance (published: 30 of 100)"
+        share = "guidance takes all epochs (published: 30 of 100)"
         notes.append(f"{share}: lower --guidance-epochs")
     return [note for note in notes if note]
 

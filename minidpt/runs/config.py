@@ -252,7 +252,7 @@ def short_schedule_note(config: RunConfig, dataset: str) -> str:
     lengths.setdefault("warm-up", (config.text_warmup_epochs, 1))
     stages = [f"{stage} takes {n} (published: {m})" for stage, (n, m) in lengths.items() if n != m]
     is_short = config.epochs < SHORT
-    return f"of {config.epochs} epochs {', '.join(stages)}" if is_short and stages else ""
+    return f"--epochs {config.epochs}: {', '.join(stages)}" if is_short and stages else ""
 
 
 def flag(name: str) -> str:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..support.files import printable, to_single_line
 
-WIDTH, HEIGHT = 340, 210  # of a chart
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36  # margins
+WIDTH, HEIGHT = 340, 216  # of a chart
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 24, 36  # margins
 NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|–|$)")  # how a cell begins that stands right
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fff, #15181c);
@@ -28,11 +28,11 @@ STYLE = """
 .c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: light-dark(#009e73, #2fc99b) }
 .c3 { color: light-dark(#b0578d, #dd93c0) } .c4 { color: light-dark(#a87d00, #e2c04f) }
 .cz, .soft, figcaption, summary, small, thead { color: var(--soft) }
-* { box-sizing: border-box; overflow-wrap: anywhere }
-body { margin: auto; padding: 24px 16px; max-width: 1080px; background: var(--paper);
-  color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", sans-serif }
+* { box-sizing: border-box }
+body { margin: auto; padding: 24px 16px; max-width: 1080px; overflow-wrap: anywhere;
+  background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", sans-serif }
 h2 { margin: 40px 0 0 } p { margin: 0 0 10px }
-.numbers { display: flex; flex-wrap: wrap; gap: 12px }
+.numbers { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 10px }
 .numbers div { background: var(--wash); padding: 10px 16px; flex: 1 1 150px }
 .numbers b { display: block; font-size: 28px }
 .grid { display: grid; gap: 20px;
@@ -49,6 +49,9 @@ td, th { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--rule); overflow
 .track { width: clamp(90px, 30vw, 320px) }
 .matrix td { min-width: 27px; padding: 0; text-align: center; background: var(--wash) }
 .matrix td span { display: block } .matrix thead span { writing-mode: vertical-rl }
+.thumbnails { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr));
+  font-size: 12px }
+.thumbnails img { width: 100% }
 .views { display: flex; gap: 3px } .views img { flex: 1 1 0; min-width: 0 }
 """
 
@@ -174,7 +177,7 @@ def line_chart(
         parts.append(tag("text", f"{y:g}", x=LEFT - 6, y=y_of(y) + 4, text_anchor="end"))
     for x, label in labels.items():
         parts.append(tag("text", label, x=x_of(x), y=HEIGHT - 21, text_anchor="middle"))
-    parts.append(tag("text", y_title, x=0, y=TOP - 8))
+    parts.append(tag("text", y_title, x=0, y=TOP - 12))
     parts.append(tag("text", x_title, x=WIDTH / 2, y=HEIGHT - 4, text_anchor="middle"))
     parts += [_line(each, x_of, y_of) for each in series]
     chart = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -28,11 +29,12 @@ from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support import files
 from ..support.progress import print_line
-from .attention_pngs import attention_panels
+from .attention_pngs import Panel, attention_panels
+from .entrypoint import format_command
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, image, line_chart, name, page, section, table, tag, text
-from .results import METHOD_NAMES, Row, read_rows
+from .results import METHOD_NAMES, OF_TEST, Row, read_rows
 from .tables import Cell, Table, caption, number_notes, tables
 
 HEADER = (  # of predictions.csv: labels are what the data's files call a class
@@ -40,9 +42,36 @@ HEADER = (  # of predictions.csv: labels are what the data's files call a class
     "zero-shot label", "zero-shot", "zero-shot probability",
 )  # fmt: skip
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
+THUMBNAILS, THUMBNAIL = 32, 96  # the same of training images
+MOST_NOTES = 20  # of a run
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
 MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
+METHODS = {
+    "zeroshot": "Zero-shot CLIP (Radford et al. 2021): nothing is learned; an image gets the class "
+    "whose prompt its features are nearest to.",
+    "coop": "CoOp, Context Optimization (Zhou et al. 2022): learns the words around the names of "
+    "classes, as vectors.",
+    "vpt": "VPT, Visual Prompt Tuning (Jia et al. 2022): learns vectors that join the patches of "
+    "the image in every layer.",
+    "vlp": "VLP, visual and language prompts (Xing et al. 2023): learns those of CoOp and of VPT "
+    "together.",
+    "dpt": "DPT, Dual-modality Prompt Tuning (Xing et al. 2023): VLP whose last visual prompts are "
+    "made for each image, from the classes that zero-shot CLIP finds likeliest.",
+}
+MEANINGS = {  # of numbers in summary.json
+    "accuracy": ("accuracy", "test images that are classified right"),
+    "zero_shot_accuracy": ("zero-shot CLIP", "the same before any training"),
+    "largest_class_share": ("largest class", "accuracy of always naming the class with the most "
+                            "test images"),
+    "mean_class_accuracy": ("mean over classes", "accuracy where a small class counts as much as a "
+                            "large one"),
+    "top5_accuracy": ("top-5 accuracy", "test images whose class is among the five likeliest"),
+    "mean_confidence": ("confidence", "mean probability of the predicted classes; above the "
+                        "accuracy, the model is surer than it should be"),
+    "calibration_error": ("calibration error", "mean distance of confidence from accuracy, in 15 "
+                          "bins of confidence; best is 0"),
+}  # fmt: skip
 Model = Callable[[], PromptedCLIP | None]
 
 
@@ -63,6 +92,9 @@ def write_report(
     else:
         rows, left_out = read_rows(folder)
         title, content = sweep_report(rows)
+        methods = (tag("li", about) for method, about in METHODS.items()
+                   if any(row.method == method for row in rows))  # fmt: skip
+        content += [section("Methods", "", tag("ul", *methods)), links_to_runs(folder)]
         notes = [f"Runs: {left_out}"] if left_out else []
     if notes:
         items = (tag("li", note) for note in notes)
@@ -188,23 +220,32 @@ class RunReport:
 
     def __init__(self, run: RunFolder, model: Model, root: str | None):
         self.run, self.model, self.notes = run, model, []
+        self.shown, self.unreadable = 0, []  # images: how many, and errors of the others
         config, record = run.read_config()
         self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
+        self.white_level = check_white_level(self.config["white_level"])
         self.method = METHOD_NAMES[self.config["method"]]
         dataset = files.to_single_line(self.split.get("name") or "images", 80)
         self.title = f"{self.method} on {dataset}"
 
     def content(self) -> list[Markup]:
         method, classnames = self.config["method"], self.split["classnames"]
-        keys = self.split.get("class_keys") or classnames
-        parts = [self.header(), self._made("Accuracy", SUMMARY, self.accuracy)]
+        keys, parts, predictions = self.split.get("class_keys") or classnames, [self.header()], None
+        is_finished = self.run.path(SUMMARY).is_file()
+        if is_finished:
+            parts.append(self._made("Accuracy", SUMMARY, self.accuracy))
+        else:
+            fix = format_command("train", "--resume", self.run.folder)
+            self.notes.append(f"no result yet: {fix} ends the run")
         if method != "zeroshot":
             parts.append(self._made("Curves", METRICS, self.curves))
-        predictions = self._made(
-            "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, keys)
-        )
+            parts.append(self._made("Training images", SPLIT, self.training_images))
+        if is_finished:
+            predictions = self._made(
+                "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, keys)
+            )
         if predictions:
             labels, count = predictions.labels, len(classnames)
             learned = class_results(labels, predictions.learned, count)
@@ -213,11 +254,14 @@ class RunReport:
             if count <= MATRIX:
                 parts.append(confusion_matrix(classnames, learned))
             parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
-        if method in ("coop", "vlp", "dpt"):
+        if is_finished and method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
         rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
+        if self.unreadable:
+            count = f"{len(self.unreadable)} of {self.shown + len(self.unreadable)} images left out"
+            self.notes.append(files.to_single_line(f"{count}: {self.unreadable[0]}"))
         return [each for each in parts if each]
 
     def _made(self, title: str, file: str, make: Callable[[], Any]) -> Any:
@@ -236,26 +280,42 @@ class RunReport:
         config, split = self.config, self.split
         facts = [f"{len(split['classnames'])} classes ({config['classes']})"]
         if config["method"] != "zeroshot":
-            facts += [f"{config['shots']} shots", f"{config['epochs']} epochs"]
+            count, epochs = config["shots"], config["epochs"]
+            facts += ["1 shot" if count == 1 else f"{count} shots"]
+            facts += ["1 epoch" if epochs == 1 else f"{epochs} epochs"]
             facts.append(f"{len(split['train']):,} training images")
         facts.append(f"{len(split['test']):,} test images")
         facts.append(f"CLIP {files.to_single_line(config['model'], 60)}")
-        return tag("header", tag("h1", self.title), tag("p", " · ".join(facts), class_="soft"))
+        about = tag("p", METHODS[config["method"]], class_="soft")
+        facts = tag("p", " · ".join(facts), class_="soft")
+        return tag("header", tag("h1", self.title), facts, about)
 
     def accuracy(self) -> Markup:
-        """Return the result beside zero-shot CLIP's, and tables of what else was tested."""
-        kinds = dict.fromkeys(("accuracy", "zero_shot_accuracy", "seconds"), int | float)
-        summary = self.run.read_summary(**kinds)
+        """Return the result beside zero-shot CLIP's, what it means, and what else was tested."""
+        summary = self.run.read_summary(**OF_TEST, seconds=int | float, notes=list | None)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
         tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
         if self.config["method"] != "zeroshot":
             tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy"))
-            tiles.append((f"{accuracy - zero_shot:+.2f}", "points above zero-shot"))
+            side = "below" if accuracy < zero_shot else "above"
+            tiles.append((f"{abs(accuracy - zero_shot):.2f}", f"points {side} zero-shot"))
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
         numbers = (tag("div", tag("b", number), about) for number, about in tiles)
+        lines = (
+            (words, f"{summary[key]:.2f} %", about)
+            for key, (words, about) in MEANINGS.items()
+            if summary.get(key) is not None
+        )
+        parts = [tag("div", *numbers, class_="numbers")]
+        if fix := advice(summary):
+            parts.append(tag("p", tag("b", fix)))
+        parts.append(table(("result", "", "what it means"), lines))
         rows, _ = read_rows(self.run.folder)
-        more = html_tables(tables(rows)) if len(rows) > 1 else []
-        return tag("section", tag("div", *numbers, class_="numbers"), *more)
+        parts += html_tables(tables(rows)) if len(rows) > 1 else []
+        notes = [files.to_single_line(note, 500) for note in summary.get("notes") or []]
+        more = [f"{len(notes) - MOST_NOTES} more notes in {SUMMARY}"] if notes[MOST_NOTES:] else []
+        parts.append(tag("ul", *(tag("li", note) for note in [*notes[:MOST_NOTES], *more])))
+        return tag("section", *parts)
 
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""
@@ -275,13 +335,42 @@ class RunReport:
 
         charts = [
             chart("training loss (cross-entropy, nats)", "loss"),
-            chart("accuracy on training views, %", "train_accuracy"),
+            chart("training accuracy (random crops), %", "train_accuracy"),
             chart("learning rate", *(side for side in SIDES if side in records[0]["lr"])),
         ]
-        about = "Values of each epoch. Training views are random crops, mirrored at random."
+        about = "Values of each epoch, on random crops of the training images."
         if shaded:
             about += " Shaded: guidance epochs; their loss adds that of the two branches."
         return section("Training", about, tag("div", *charts, class_="grid"))
+
+    def training_images(self) -> Markup:
+        """Return thumbnails of training images, of as many classes as there is space for."""
+        seen, samples = Counter(), []
+        for path, label, _ in self.split["train"]:
+            samples.append((seen[label], label, path))  # the first of each class, then the second
+            seen[label] += 1
+        figures = []
+        for label, path in sorted(sample[1:] for sample in sorted(samples)[:THUMBNAILS]):
+            if views := self.views(path, THUMBNAIL):
+                about = tag("figcaption", name(self.split["classnames"][label], 40))
+                figures.append(tag("figure", *(image(view, path) for _, view in views), about))
+        about = f"{len(figures)} of {len(samples):,}, as CLIP sees them without random crops."
+        return section("Training images", about, tag("div", *figures, class_="thumbnails"))
+
+    def views(self, path: str, side: int, model: PromptedCLIP | None = None) -> list[Panel]:
+        """Return what the model sees of an image, with maps of attention; nothing on an error."""
+        file = os.path.join(self.root, path)
+        try:
+            if model:
+                views = attention_panels(model, file, side)[0]
+            else:
+                pixels = eval_pixels(self.white_level.open(file), side)
+                views = [("What the model sees", Image.fromarray(pixels.transpose(1, 2, 0)))]
+        except (OSError, ValueError) as error:
+            self.unreadable.append(error)
+            return []
+        self.shown += 1
+        return views
 
     def mistakes(self, predictions: Predictions) -> Markup:
         """Return the surest mistakes, with maps of attention where the model is to be had."""
@@ -290,19 +379,11 @@ class RunReport:
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
         chosen = predictions.surest_mistakes(MISTAKES)
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
-        cards, errors, white_level = [], [], check_white_level(self.config["white_level"])
+        cards = []
         for index in chosen:
             label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
-            views, path = [], samples[index][0]
-            file = os.path.join(self.root, path)
-            try:
-                if model:
-                    views = attention_panels(model, file, SIDE)[0]
-                else:
-                    view = eval_pixels(white_level.open(file), SIDE)
-                    views = [("What the model sees", Image.fromarray(view.transpose(1, 2, 0)))]
-            except (OSError, ValueError) as error:
-                errors.append(error)
+            path = samples[index][0]
+            views = self.views(path, SIDE, model)
             captions = [
                 tag("span", tag("b", name(names[label])), " taken for ",
                     tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
@@ -312,9 +393,6 @@ class RunReport:
             ]  # fmt: skip
             images = tag("div", *(image(view, about) for about, view in views), class_="views")
             cards.append(tag("figure", images, tag("figcaption", *captions)))
-        if errors:
-            count = f"{len(errors)} of {len(chosen)} images left out"
-            self.notes.append(files.to_single_line(f"Mistakes: {count}: {errors[0]}"))
         right = predictions.learned == predictions.labels
         before = predictions.zero_shot == predictions.labels
         about = (
@@ -346,6 +424,32 @@ class RunReport:
             "Euclidean distance. A hyphen marks a token that is not the end of a word."
         )
         return section("Learned context in words", about, *parts)
+
+
+def advice(summary: dict[str, Any]) -> str:
+    """Say what to do about a result that is worse than one without training; "" for others."""
+    accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
+    largest = summary.get("largest_class_share") or 0
+    if accuracy >= max(zero_shot, largest):
+        return ""
+    if largest > zero_shot:
+        better = "naming the largest class each time"
+        fix = "class names in plain words (--classnames), another --template or a larger --model"
+    else:
+        better = "zero-shot CLIP"
+        fix = "more --shots, more --epochs or lower learning rates"
+    return f"This result is worse than {better}: try {fix}."
+
+
+def links_to_runs(folder: Path) -> Markup:
+    """Return links to the finished runs in a folder: to their reports, where there are any."""
+    items = []
+    for path in sorted(path.parent for path in folder.rglob(SUMMARY)):
+        target = path / REPORT if (path / REPORT).is_file() else path
+        run = path.relative_to(folder)
+        items.append(tag("li", tag("a", run, href=quote(os.fsencode(target.relative_to(folder))))))
+    about = "Their folders, or their reports, which python eval.py report RUN makes."
+    return section("Runs", about, tag("ul", *items))
 
 
 def accuracy_by_class(

@@ -160,8 +160,11 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
     for text in (
         "DPT on", "5 classes", "3 shots", "6 epochs", "15 training images", "15 test images",
         f"{result['accuracy']:.2f} %", f"{result['zero_shot_accuracy']:.2f} %", "training loss",
-        "accuracy on training views, %", "learning rate", "Accuracy by class", "Confusion matrix",
-        "Surest mistakes", "Learned context in words", "All settings",
+        "training accuracy (random crops), %", "learning rate", "Accuracy by class",
+        "Confusion matrix", "Surest mistakes", "Learned context in words", "All settings",
+        "Dual-modality Prompt Tuning (Xing et al. 2023)", *result["notes"],
+        f"largest class {result['largest_class_share']:.2f} % accuracy of always naming",
+        f"confidence {result['mean_confidence']:.2f} % mean probability",
     ):  # fmt: skip
         assert text in page.text, text
     config = json.loads((trained / "config.json").read_text())
@@ -204,22 +207,51 @@ def test_eval_makes_the_report_again_from_the_files(run):
 
 
 def test_what_the_files_do_not_give_is_left_out_with_a_note(run, tmp_path):
-    images = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8")))
+    mistakes = len(re.findall("<img", (run / "report.html").read_text(encoding="utf-8"))) - 15
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"model": "gone.pt"}))
     result = run_command("eval.py", "report", run)
     assert result.status == 0 and "Maps of attention: left out" in result.out
     assert "Maps of attention: left out" in page_of(run).text
-    assert [name for name, _ in page_of(run).tags].count("img") == images // 3
+    assert [name for name, _ in page_of(run).tags].count("img") == 15 + mistakes // 3
 
     assert write_report(run, root=str(tmp_path)) and "img" not in dict(page_of(run).tags)
     assert "images left out" in page_of(run).text and "Surest mistakes" in page_of(run).text
 
-    for name in ("predictions.csv", "words.json", "metrics.jsonl", "summary.json"):
+    for name in ("predictions.csv", "words.json", "metrics.jsonl"):
         (run / name).unlink()
-    notes = write_report(run)  # stopped before its first epoch
-    assert len(notes) == 4 and "All settings" in page_of(run).text
-    assert all(note in page_of(run).text for note in notes)
+    notes = write_report(run)
+    assert [note.split(":")[0] for note in notes] == ["Curves", "Classes and mistakes", "Words"]
+    assert all(note in page_of(run).text for note in [*notes, "All settings"])
+
+
+def test_the_report_of_an_unfinished_run_has_one_note(run):
+    for name in ("predictions.csv", "words.json", "summary.json"):
+        (run / name).unlink()
+    (note,) = write_report(run)
+    assert re.fullmatch(rf"no result yet: \S* ?\S*train.py --resume {run} ends the run", note)
+    page = page_of(run)
+    assert note in page.text and "training loss" in page.text and "Euclidean" not in page.text
+
+
+@pytest.mark.parametrize(("accuracy", "zero_shot", "largest", "better"), [
+    (24.3, 14.8, 50, "naming the largest class"), (24.3, 30, 20, "zero-shot CLIP"),
+    (24.3, 24.3, 24.3, None), (24.3, 10, None, None),
+])  # fmt: skip
+def test_advice_follows_a_result_worse_than_none(accuracy, zero_shot, largest, better):
+    summary = {"accuracy": accuracy, "zero_shot_accuracy": zero_shot}
+    text = report.advice(summary | {"largest_class_share": largest})
+    assert (better is None) == (text == "") and f"worse than {better}" in text or not text
+
+
+def test_training_images_are_shown_class_by_class(run):
+    shown = report.RunReport(RunFolder(run), lambda: None, None)
+    shown.split["train"] = [[f"{n}.png", n // 20, "x"] for n in range(100)]
+    shown.views = lambda path, side: [("", Image.new("RGB", (side, side)))]
+    tags = Page(shown.training_images()).tags
+    numbers = [int(attrs["alt"].removesuffix(".png")) for name, attrs in tags if name == "img"]
+    assert [number // 20 for number in numbers] == [0] * 7 + [1] * 7 + [2] * 6 + [3] * 6 + [4] * 6
+    assert {number % 20 for number in numbers} == {*range(7)}
 
 
 @pytest.mark.parametrize("content", [
@@ -296,23 +328,37 @@ def test_a_sweep_ends_with_a_report_of_all_its_runs(sweep, tmp_path):
     assert all(cell in page.text for cell in cells if re.match(r"[\d.]+ ± ", cell))
     assert "9 runs" in page.text and "shots (training images per class)" in page.text
     assert not list(sweep[0].glob("*/report.html"))  # but with eval.py
-    run = shutil.copytree(next(sweep[0].glob("*coop*")), tmp_path / "run")
-    assert run_command("eval.py", "report", run).status == 0 and page_of(run)
+    for method in ("Zero-shot CLIP (Radf", "CoOp, Context", "DPT, Dual-modality Prompt Tuning"):
+        assert method in page.text
+    assert "VPT" not in page.text
+    links = [attrs["href"] for name, attrs in page.tags if name == "a"]
+    assert links == sorted(path.parent.name for path in sweep[0].glob("*/summary.json"))
+
+    runs = shutil.copytree(sweep[0], tmp_path / "runs", ignore=shutil.ignore_patterns("*dpt*"))
+    run = next(runs.glob("*coop*")).rename(runs / "a #1")
+    assert run_command("eval.py", "report", run, runs).status == 0 and page_of(run)
+    assert [attrs["href"] for name, attrs in page_of(runs).tags if name == "a"][0] == (
+        "a%20%231/report.html"
+    )
 
 
 def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     classes, images, epochs, rng = 1000, 50_000, 1000, np.random.default_rng(0)
     names = [f"{NASTY} {number}" for number in range(classes)]
     rows = [[f"{n}.png", n % classes, names[n % classes]] for n in range(images)]
-    for number in range(24):
+    for number in range(32):
         noise = rng.integers(0, 256, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png", compress_level=0)
     run = RunFolder(tmp_path)
     prompts = minidpt.PromptConfig(method="vlp")
     config = RunConfig("d", prompts, model="m", guidance_epochs=300)
     run.create(config, RunRecord("c", "d", "cpu", "fp32", True))
+    run.write_json("summary.json", {
+        "accuracy": 50, "zero_shot_accuracy": 40, "seconds": 9, "dataset": "large", "model": "m",
+        "method": "vlp", "shots": 1, "seed": 1, "tests": {"large": {}}, "notes": ["oh"] * 999,
+    })  # fmt: skip
     run.write_json("split.json", {
-        "name": "large", "root": str(tmp_path), "classnames": names, "train": [], "test": rows,
+        "name": "large", "root": str(tmp_path), "classnames": names, "train": rows, "test": rows,
     })  # fmt: skip
     with open(tmp_path / "metrics.jsonl", "w") as file:
         for epoch in range(1, epochs + 1):
@@ -329,8 +375,9 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path):
     assert [note.split(":")[0] for note in notes] == ["Accuracy", "Words"]
     page = page_of(tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
-    assert [name for name, _ in page.tags].count("img") == 24
+    assert [name for name, _ in page.tags].count("img") == 24 + 32
     assert "taken for" in page.text and "Confusion matrix" not in page.text
+    assert "979 more notes" in page.text
     assert "The 500 lowest of 1,000 classes" in page.text
 
 

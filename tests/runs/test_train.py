@@ -51,7 +51,7 @@ def test_training_prints_what_it_does_and_both_accuracies(training):
     assert lines[2] == f"dpt trains {count:,} parameters on 12 images"
     content = read_summary(folder)
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
-    assert lines.pop(3).startswith("note: of 6 epochs warm-up takes 1 (published: 10), guidance")
+    assert lines.pop(3).startswith("note: --epochs 6: warm-up takes 1 (published: 10), guidance")
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
     assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
     assert lines.pop(5).startswith("mean over classes ") and "top-5" not in result.out
@@ -77,7 +77,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(trained, inputs):
     (test,) = content["tests"].values()
     assert len(test) == 7 and test.items() <= content.items()
     assert content["largest_class_share"] == 25 and "top5_accuracy" not in content
-    assert [note.split(" (")[0] for note in content["notes"]] == ["of 6 epochs warm-up takes 1"]
+    assert [note.split(" (")[0] for note in content["notes"]] == ["--epochs 6: warm-up takes 1"]
     assert content["seconds"] > 0
     assert content["versions"]["torch"] == torch.__version__
     assert {"python", "numpy", "pillow"} < content["versions"].keys()
@@ -310,7 +310,7 @@ def test_few_epochs_beyond_warm_up_or_guidance_are_said(
     options = dict(epochs=epochs, warmup_epochs=warmup, guidance_epochs=guidance, batch_size=5)
     config = RunConfig(prompts=minidpt.PromptConfig(method), **options)
     notes = "; ".join(SCRIPTS["train.py"].training_notes(config, "pets", train_images=12))
-    assert (f"only {steps} training steps after warm-up;" in notes) == (steps is not None)
-    assert ("are guidance" in notes) == is_all_guidance
+    assert (f"training steps after warm-up: {steps};" in notes) == (steps is not None)
+    assert ("guidance takes all" in notes) == is_all_guidance
     can_lower = steps is not None and method != "coop" and warmup > 0
     assert ("or lower --warmup-epochs" in notes) == can_lower
