@@ -78,17 +78,16 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     model.class_keys = drawn.class_keys
     if config.class_chunk is not None:
         model.class_chunk = config.class_chunk or None  # 0: all classes at once
-    notes = list(drawn.notes)
     if learned := model.learned_parameters():
         method, count = config.prompts.method, sum(parameter.numel() for parameter in learned)
         print_line(f"{method} trains {count:,} parameters on {len(drawn.train)} images")
-        notes += training_notes(config, drawn.name, len(drawn.train))
-    print_notes(notes[len(planned.dataset.notes) :])  # those before were printed on opening
+        drawn = drawn.with_notes(*training_notes(config, drawn.name, len(drawn.train)))
+    print_notes(drawn.notes[len(planned.dataset.notes) :])  # those before were printed on opening
 
     # All images are decoded before anything is written: a broken one is an error now, not later.
     eval_sets = shared.eval_sets(planned)
-    more = read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers)
-    print_notes(more)
+    notes = read_images(model, eval_sets.values(), drawn.train, shared.images, config.workers)
+    print_notes(notes)
     eval_set = next(iter(eval_sets.values()))
     accuracy = top1_accuracy(zero_shot(model, eval_set).predicted, eval_set.labels)
     print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
@@ -106,7 +105,7 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
         if config.prompts.learns_text:
             write_words(run_folder, model)
     seconds = time.monotonic() - started
-    write_summary(planned, model, drawn, results, [*notes, *more], seconds)
+    write_summary(planned, model, drawn.with_notes(*notes), results, seconds)
     print_results(config.prompts.method, results, seconds)
     if not (shared.is_sweep or config.no_report):
         with optional_output(run_folder.folder, "the report"):
@@ -261,12 +260,7 @@ def evaluate(
 
 
 def write_summary(
-    planned: PlannedRun,
-    model: PromptedCLIP,
-    drawn: Dataset,
-    results: dict,
-    notes: list[str],
-    seconds: float,
+    planned: PlannedRun, model: PromptedCLIP, drawn: Dataset, results: dict, seconds: float
 ) -> None:
     """Write summary.json, which makes the run a finished one."""
     config, run_folder, learns = planned.config, planned.folder, bool(model.learned_parameters())
@@ -275,7 +269,7 @@ def write_summary(
         "shots": config.shots if learns else 0, "seed": config.seed if learns else 0,
         "model": model.clip.name, "epochs": config.epochs if learns else 0,
         "train_images": len(drawn.train), **next(iter(results.values())), "tests": results,
-        "notes": notes, "seconds": round(seconds, 1), "versions": versions(),
+        "notes": drawn.notes, "seconds": round(seconds, 1), "versions": versions(),
     })  # fmt: skip
     for name in (STATE, TRANSFER):  # TRANSFER has results of the half-trained prompts
         run_folder.path(name).unlink(missing_ok=True)

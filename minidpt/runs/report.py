@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import pstdev
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -48,30 +48,22 @@ VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single 
 MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 METHODS = {
-    "zeroshot": "Zero-shot CLIP (Radford et al. 2021): nothing is learned; an image gets the class "
-    "whose prompt its features are nearest to.",
-    "coop": "CoOp, Context Optimization (Zhou et al. 2022): learns the words around the names of "
-    "classes, as vectors.",
-    "vpt": "VPT, Visual Prompt Tuning (Jia et al. 2022): learns vectors that join the patches of "
-    "the image in every layer.",
-    "vlp": "VLP, visual and language prompts (Xing et al. 2023): learns those of CoOp and of VPT "
-    "together.",
-    "dpt": "DPT, Dual-modality Prompt Tuning (Xing et al. 2023): VLP whose last visual prompts are "
-    "made for each image, from the classes that zero-shot CLIP finds likeliest.",
+    "zeroshot": "Zero-shot CLIP (Radford et al. 2021): nothing is learned.",
+    "coop": "CoOp, Context Optimization (Zhou et al. 2022): the words around a name are learned.",
+    "vpt": "VPT, Visual Prompt Tuning (Jia et al. 2022): learned vectors join an image's patches.",
+    "vlp": "VLP, visual and language prompts (Xing et al. 2023): CoOp and VPT, learned together.",
+    "dpt": "DPT, Dual-modality Prompt Tuning (Xing et al. 2023): VLP with prompts made for each "
+    "image, from its likeliest classes.",
 }
 MEANINGS = {  # of numbers in summary.json
-    "accuracy": ("accuracy", "test images that are classified right"),
-    "zero_shot_accuracy": ("zero-shot CLIP", "the same before any training"),
-    "largest_class_share": ("largest class", "accuracy of always naming the class with the most "
-                            "test images"),
-    "mean_class_accuracy": ("mean over classes", "accuracy where a small class counts as much as a "
-                            "large one"),
-    "top5_accuracy": ("top-5 accuracy", "test images whose class is among the five likeliest"),
-    "mean_confidence": ("confidence", "mean probability of the predicted classes; above the "
-                        "accuracy, the model is surer than it should be"),
-    "calibration_error": ("calibration error", "mean distance of confidence from accuracy, in 15 "
-                          "bins of confidence; best is 0"),
-}  # fmt: skip
+    "accuracy": "test images that are classified right",
+    "zero_shot_accuracy": "the same before any training",
+    "largest_class_share": "accuracy of always naming the class with the most test images",
+    "mean_class_accuracy": "accuracy where a small class counts as much as a large one",
+    "top5_accuracy": "test images whose class is among the five likeliest",
+    "mean_confidence": "mean probability of the predicted classes; more than accuracy: too sure",
+    "calibration_error": "mean distance of confidence from accuracy, in 15 bins; 0 is best",
+}
 Model = Callable[[], PromptedCLIP | None]
 
 
@@ -160,7 +152,7 @@ def class_results(
 def print_class_accuracy(
     classnames: list[str], labels: Tensor, predicted: Tensor, table: str | None = None
 ) -> None:
-    """Print each class's accuracy and its three most frequent mistakes, then the classes' mean.
+    """Print each class's accuracy and its three most frequent mistakes.
 
     table: a CSV file for it, with all mistakes.
     """
@@ -173,8 +165,6 @@ def print_class_accuracy(
         print_line(f"  {classname:{width}} {share}  {result.correct} of {result.images}{mistakes}")
         mistakes = result.taken_for(classnames, most=None)
         rows.append((classname, accuracy, result.correct, result.images, mistakes))
-    accuracies = [result.accuracy for result in results if result.images]
-    print_line(f"mean of {len(accuracies)} classes {fmean(accuracies):.2f} %")
     if table:
         files.write_rows(table, ("class", "accuracy", "right", "total", "taken for"), rows)
 
@@ -302,8 +292,8 @@ class RunReport:
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
         numbers = (tag("div", tag("b", number), about) for number, about in tiles)
         lines = (
-            (words, f"{summary[key]:.2f} %", about)
-            for key, (words, about) in MEANINGS.items()
+            (key.replace("_", " "), f"{summary[key]:.2f} %", about)
+            for key, about in MEANINGS.items()
             if summary.get(key) is not None
         )
         parts = [tag("div", *numbers, class_="numbers")]

@@ -163,8 +163,8 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
         "training accuracy (random crops), %", "learning rate", "Accuracy by class",
         "Confusion matrix", "Surest mistakes", "Learned context in words", "All settings",
         "Dual-modality Prompt Tuning (Xing et al. 2023)", *result["notes"],
-        f"largest class {result['largest_class_share']:.2f} % accuracy of always naming",
-        f"confidence {result['mean_confidence']:.2f} % mean probability",
+        f"largest class share {result['largest_class_share']:.2f} % accuracy of always naming",
+        f"mean confidence {result['mean_confidence']:.2f} % mean probability",
     ):  # fmt: skip
         assert text in page.text, text
     config = json.loads((trained / "config.json").read_text())
