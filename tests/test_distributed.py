@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,20 @@ from helpers.distributed_training import SIZES, TRAININGS, Trained
 from helpers.golden_cases import METHOD_CASES, assert_tensors_equal, load_case
 from helpers.image_folders import draw_class_folders
 from helpers.run_command import fork_command
+from torch import distributed
+from torch.distributed import HashStore
 
 from minidpt.data.batches import train_batches
 from minidpt.data.samples import Sample
 from minidpt.images.decode import open_image
-from minidpt.support.distributed import NO_LABEL, SINGLE, PeerLost, World, world_from_environment
+from minidpt.support.distributed import (
+    NO_LABEL,
+    SINGLE,
+    PeerLost,
+    World,
+    join_world,
+    world_from_environment,
+)
 
 LOSSES, WEIGHTS = 2e-5, 1e-4  # fp32 sums in another order: absolute, and of the norm
 
@@ -100,6 +111,42 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
     assert layer.weight.grad is None
     assert list(SINGLE.work_queue(3)) == [0, 1, 2]
     assert SINGLE.all_gather_object({"a": 1}) == [{"a": 1}]
+
+
+def test_sums_over_ranks_leave_their_arguments_alone(monkeypatch):
+    def double(total: torch.Tensor) -> None:  # as if the other rank had the same
+        assert total.is_contiguous() and not total.requires_grad
+        total.mul_(2)
+
+    monkeypatch.setattr(distributed, "all_reduce", double)
+    rows = torch.arange(6.0).view(3, 2).requires_grad_()
+    before, world = rows.detach().clone(), World(0, 2)
+    assert torch.equal(world.all_reduce_sum(rows.T), 2 * before.T)
+    world.all_gather(rows, 6).sum().backward()  # this rank's 3 of the 6 rows
+    assert torch.equal(rows.detach(), before) and rows.grad.eq(2).all()
+    world.all_reduce_gradients([rows])
+    assert rows.grad.eq(4).all()
+
+
+def test_ranks_wait_a_minute_within_a_step_and_five_to_meet(torchrun, monkeypatch):
+    calls = []
+
+    def meet(*address, **options):
+        calls.append((address, options))
+        yield HashStore(), 1, 4
+
+    monkeypatch.setattr(distributed, "rendezvous", meet)
+    monkeypatch.setattr(distributed, "init_process_group", lambda **options: calls.append(options))
+    world = join_world(torch.device("cpu"))
+    assert (world, world.parent) == (World(1, 4, 1, 2), os.getppid())
+    (address, options), group = calls
+    assert (address, options) == (("env://",), {"timeout": timedelta(minutes=5)})
+    del group["store"]
+    assert group == {"rank": 1, "world_size": 4, "timeout": timedelta(minutes=1)}
+
+
+def test_a_run_that_a_process_has_alone_still_shares_the_machine():
+    assert World(5, 8, 1, 4).single() == World(0, 1, 1, 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 7])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +126,18 @@ def test_a_model_whose_logits_are_not_finite_is_not_exported(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.pt2", "model.pt"]
 
 
+def test_a_program_that_cannot_be_written_whole_leaves_nothing(tmp_path, monkeypatch):
+    def fill_disk(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_disk)
+    with pytest.raises(OSError, match="a.pt2: expected free space"):
+        minidpt.export(model_of(OF_METHOD["zeroshot"]), tmp_path / "a.pt2")
+    assert not os.listdir(tmp_path)
+
+
 def test_an_unwritable_target_is_refused_in_one_line_beforehand(tmp_path, monkeypatch):
     model = model_of(OF_METHOD["zeroshot"])
     with pytest.raises(ValueError, match="a.txt: expected a name that ends in .pt2 or .onnx"):
@@ -131,6 +145,10 @@ def test_an_unwritable_target_is_refused_in_one_line_beforehand(tmp_path, monkey
     (tmp_path / "a.pt2").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="a.pt2: expected a new file"):
         minidpt.export(model, tmp_path / "a.pt2")
+    (tmp_path / "link.pt2").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="link.pt2: expected a new file"):
+        minidpt.export(model, tmp_path / "link.pt2")
+    (tmp_path / "link.pt2").unlink()
     with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
         minidpt.export(model, tmp_path / "none" / "a.pt2")
     (tmp_path / "b.pt2").mkdir()

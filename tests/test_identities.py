@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import minidpt
-from minidpt.data.samples import Sample, make_dataset
+from minidpt.data.samples import Sample, file_digest, make_dataset
 
 
 def test_the_fingerprint_of_the_small_clip_is_pinned():
@@ -26,3 +26,9 @@ def test_the_fingerprint_of_a_data_set_is_pinned():
     others = lists | {"val": [Sample("/d/owl/3.png", 0, "owl")]}
     dataset = make_dataset("birds", *names, others, "written by hand", template="a {}.")
     assert dataset.fingerprint() != pinned
+
+
+def test_the_digest_of_a_training_image_is_its_size_and_sha256(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"abc")  # the example of FIPS 180-2
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_digest(str(tmp_path / "a.png")).hex() == f"{3:016x}{sha256}"

@@ -135,11 +135,12 @@ def test_guidance_without_the_branches_is_refused(method):
 @every_method
 def test_nothing_of_clip_gets_a_gradient_and_every_learned_tensor_does(method):
     pair = ReferencePair(SMALL_CONFIGS[method])
-    loss = pair.model.loss(pair.model(pair.images()), make_labels(pair, 4), guidance=True)
+    images = pair.images().requires_grad_()
+    loss = pair.model.loss(pair.model(images), make_labels(pair, 4), guidance=True)
     assert loss.requires_grad == (method != "zeroshot")
     if method != "zeroshot":
         loss.backward()
-    assert all(value.grad is None for value in pair.clip.parameters())
+    assert all(value.grad is None for value in [images, *pair.clip.parameters()])
     assert not any(value.requires_grad for value in pair.clip.parameters())
     trained = [value for value in pair.model.parameters() if value.requires_grad]
     assert all(value.grad is not None and value.grad.any() for value in trained)

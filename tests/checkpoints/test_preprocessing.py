@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 from helpers.foreign_checkpoints import write_hugging_face_folder
 from helpers.tiny_models import WIDE, clip_state
+from PIL import Image
 
 import minidpt
 from minidpt.images.transforms import CLIP_MEAN, CLIP_STD
@@ -59,8 +61,12 @@ def test_preprocessing_that_equals_ours_is_taken_and_null_is_absent(changes, tmp
         write_hugging_face_folder(tmp_path / "a", STATE, processor_config=settings)
     )
     is_ours = "image_mean" in changes  # null
-    assert clip.mean == preprocess.mean == (CLIP_MEAN if is_ours else MEAN)
-    assert clip.std == preprocess.std == (CLIP_STD if is_ours else (0.5, 1.0, 0.25))
+    mean, std = (CLIP_MEAN, CLIP_STD) if is_ours else (MEAN, (0.5, 1.0, 0.25))
+    assert (clip.mean, clip.std) == (preprocess.mean, preprocess.std) == (mean, std)
+    pixels = torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 21, 21)
+    expected = (torch.tensor([1, 0, 0.2]) - torch.tensor(mean)) / torch.tensor(std)
+    for images in (preprocess(Image.new("RGB", (30, 25), (255, 0, 51))), clip.normalize(pixels)):
+        torch.testing.assert_close(images, expected.view(3, 1, 1).expand(3, 21, 21))
 
 
 @pytest.mark.parametrize(

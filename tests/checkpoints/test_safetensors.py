@@ -59,6 +59,12 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+def halves(first: int, second: int) -> dict[str, dict]:
+    """The header of two tensors of 8 bytes that begin there, of which the file has 24."""
+    starts = {"b": second, "a": first}
+    return {name: entry(shape=(2,), offsets=(n, n + 8)) for name, n in starts.items()}
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -68,6 +74,9 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
         ({"a": entry(shape=(2**20, 3), offsets=(0, 12 * 2**20))}, "expected 12,582,912 bytes of"),
         ({"b": entry()}, "expected 24 bytes .* at 0"),
         ({"b": entry(shape=(0, 3), offsets=(30, 30))}, "expected 24 bytes .* at 30"),
+        (halves(0, 16), "expected 8 bytes of tensors, got the next, or the end, at 16"),  # a hole
+        (halves(0, 4), "expected 8 bytes of tensors, got the next, or the end, at 4"),
+        (halves(4, 16), "expected 0 bytes of tensors, got the next, or the end, at 4"),
         ({"a": entry(shape=(-2, -3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2.0, 3))}, "its bytes do not fit"),
         ({"a": entry(shape=(2**62, 2**62))}, "its bytes do not fit"),

@@ -67,7 +67,8 @@ def test_each_epoch_and_seed_has_its_own_order_and_crops(samples):
     copies = samples[:1] * 8  # order plays no part: the crops of one image must differ
     images = torch.cat([batch.images for batch in epoch(copies)])
     assert len({image.numpy().tobytes() for image in images}) == 8
-    assert not same(epoch(copies), epoch(copies, epoch=1))
+    for other in (epoch(copies, epoch=1), epoch(copies, seed=0)):
+        assert not same(epoch(copies), other)
 
 
 def test_an_epoch_shows_each_image_once(samples):
@@ -78,6 +79,11 @@ def test_an_epoch_shows_each_image_once(samples):
     shown = batches[0].images[:, 0, 0, 0].tolist()
     assert sorted(shown) == list(range(11)) and shown != sorted(shown)
     assert batches[0].labels.tolist() == [number % 2 for number in shown]
+    orders = {tuple(shown)}  # crops play no part: each image is of one colour
+    for seed, number in ((1, 1), (0, 0), (11, 0), (0, 1)):
+        (batch,) = epoch(samples, seed, number, store=store, batch_size=20)
+        orders.add(tuple(batch.images[:, 0, 0, 0].tolist()))
+    assert len(orders) == 5
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4]), (11, [11]), (12, [11])])

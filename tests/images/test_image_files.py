@@ -117,6 +117,8 @@ def test_exif_rotated(tmp_path, orientation, name):
     image = saved(tmp_path, stored, name, exif=exif)
     assert np.array_equal(np.asarray(image), upright)
     assert np.array_equal(np.asarray(decode.open_image(image)), upright)  # not turned again
+    with Image.open(tmp_path / name) as unloaded:  # Pillow itself turns a TIFF while it loads it
+        assert np.array_equal(np.asarray(decode.open_image(unloaded)), upright)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])

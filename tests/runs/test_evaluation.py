@@ -21,6 +21,7 @@ from minidpt.images import decode
 from minidpt.images.decode import WhiteLevel
 from minidpt.images.transforms import Preprocess, normalize
 from minidpt.runs import evaluation
+from minidpt.support.distributed import World
 from minidpt.support.progress import use_progress
 
 CLASSNAMES = ["ox", "owl", "gnu"]
@@ -108,7 +109,9 @@ def test_frozen_features_are_those_of_the_images(clip, items):
     images = torch.stack([preprocess(Image.open(item.path).convert("RGB")) for item in items])
     with torch.no_grad():
         expected = F.normalize(clip.encode_image(images), dim=-1)
-    features = evaluation.EvalSet(items, clip, batch_size=2).features()
+    trained = minidpt.build_clip(clip_state(WIDE))
+    trained.visual.ln_post.requires_grad_(True)  # by a user: no_grad is what the test needs
+    features = evaluation.EvalSet(items, trained, batch_size=2).features()
     torch.testing.assert_close(features, expected)
     assert not features.requires_grad
 
@@ -146,6 +149,40 @@ def test_test_images_that_take_too_much_memory_are_decoded_again(
     test = evaluation.EvalSet(items, clip, batch_size=3, max_bytes=size + spare)
     assert_same(list(test.pixels()), list(test.pixels()))
     assert len(decoded) == 7 * times
+
+
+def test_processes_on_one_machine_share_the_memory_of_pixels(clip, items):
+    size = 7 * 3 * clip.visual.resolution**2
+    for max_bytes, keeps_pixels in ((3 * size, True), (3 * size - 1, False)):
+        world = World(local_size=3)
+        test = evaluation.EvalSet(items, clip, max_bytes=max_bytes, world=world)
+        assert test.keeps_pixels == keeps_pixels
+
+
+def test_all_ranks_have_read_their_images_before_anything_is_written(clip, items):
+    steps = []
+
+    class Recorded(World):
+        def barrier(self):
+            steps.append("barrier")
+
+    class ReadSet(evaluation.EvalSet):
+        def features(self):
+            steps.append("features")
+
+    model = build(clip, "coop")
+    model.world = Recorded()
+    assert evaluation.read_images(model, [ReadSet(items, clip)]) == []
+    assert steps == ["features", "barrier"]
+
+
+def test_prompts_are_computed_once_for_all_test_images(clip, items, monkeypatch):
+    model, computed = build(clip, "dpt"), []
+    compute = model.compute_prompt_features
+    monkeypatch.setattr(model, "compute_prompt_features", lambda: computed.append(1) or compute())
+    evaluation.predict_eval_set(model, evaluation.EvalSet(items, clip, batch_size=3))
+    model.predict([item.path for item in items])
+    assert computed == [1]
 
 
 def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
@@ -207,6 +244,9 @@ def test_another_white_level_is_another_test(tmp_path, clip):
     test.set_white_level(WhiteLevel())  # by the test images' own, one for all
     assert torch.equal(test.features(), first) and test.white_level == {"integer": 4095}
     assert torch.equal(normalize(next(test.pixels())[0])[0], expected)
+    model = build(clip, "coop")
+    evaluation.read_images(model, [evaluation.EvalSet(items, clip, workers=0)])
+    assert model.white_level == {}  # is that of its training images
 
 
 def test_copies_are_found_by_their_bytes(tmp_path, monkeypatch):

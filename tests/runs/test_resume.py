@@ -375,6 +375,38 @@ def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
     assert state.epoch == 3 and not optimizer.state
 
 
+def test_a_state_comes_back_with_momentum_scaler_and_random_numbers(full_run):
+    config, record = RunFolder(full_run).read_config()
+    settings, names = config.result_settings() | record.result_settings(), ["gnu", "ox", "yak"]
+
+    def new_state() -> TrainingState:
+        model = build_model(shared_clip(WIDE), names, config.template, config.prompts)
+        optimizer = torch.optim.SGD(parameter_groups(model), momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", enabled=True)
+        return TrainingState(model, optimizer, scaler, settings, {"a.png": bytes(40)})
+
+    saved = new_state()
+    Path("run").mkdir()
+    saved.scaler.load_state_dict(saved.scaler.state_dict() | {"scale": 96.0, "_growth_tracker": 7})
+    learned = saved.model.prompt_state_dict()
+    for number, value in enumerate(learned.values()):
+        saved.optimizer.state[value]["momentum_buffer"] = torch.full_like(value, number)
+    saved.epoch, saved.metrics = 2, "{}\n{}\n"
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    saved.save(RunFolder("run"))
+    resumed = new_state()
+    resumed.load(RunFolder("run"))
+    assert torch.equal(torch.rand(3), expected)
+    assert (resumed.epoch, resumed.metrics) == (2, "{}\n{}\n")
+    assert resumed.scaler.state_dict() == saved.scaler.state_dict()
+    assert resumed.scaler.get_scale() == 96
+    for number, (name, value) in enumerate(resumed.model.prompt_state_dict().items()):
+        assert torch.equal(value, learned[name])
+        assert resumed.optimizer.state[value]["momentum_buffer"].eq(number).all()
+
+
 def test_a_second_signal_does_not_wait_for_the_step(command, monkeypatch):
     def twice(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)

@@ -25,10 +25,13 @@ from helpers.short_runs import (
 )
 
 import minidpt
+from minidpt.data.samples import Dataset
 from minidpt.images import decode
 from minidpt.runs import folders as runs
 from minidpt.runs import sweep as sweeps
+from minidpt.runs.command_line import TrainCommand
 from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.support.distributed import World
 
 
 def test_a_sweep_has_a_run_for_each_method_shots_and_seed(sweep):
@@ -205,6 +208,46 @@ def test_a_sweep_decodes_test_images_once_and_runs_clip_on_them_once(images, cli
     monkeypatch.setattr(decode, "open_image", counting)
     train(RunInputs(images, clip), "sweep", "--epochs", 1, "--method", "vpt", "coop")
     assert len(decoded) == len(set(decoded))
+
+
+def test_runs_are_dealt_out_by_classes_then_data_set_then_length():
+    def planned(name: str, classes: int, method: str, shots: int, epochs: int = 2):
+        config = RunConfig("d", epochs=epochs, shots=shots, prompts=minidpt.PromptConfig(method))
+        names = [f"ox {number}" for number in range(classes)]
+        data_set = Dataset(name, Path("d"), names, "{}.", [], [], [], "made")
+        return sweeps.PlannedRun(config, data_set, {})
+
+    order = [
+        planned("many", 9, "coop", 1),
+        planned("more", 7, "dpt", 2), planned("more", 7, "dpt", 1),
+        planned("other", 7, "dpt", 8), planned("other", 7, "vpt", 3, epochs=4),
+        planned("other", 7, "vpt", 3), planned("other", 7, "coop", 3),
+        planned("a few", 2, "dpt", 16, epochs=99),
+    ]  # fmt: skip
+    assert sorted(order[::-1], key=sweeps.dealing_order) == order
+
+
+def test_no_process_writes_before_all_have_seen_what_is_there(images, clip, monkeypatch):
+    steps, shared, prepare = [], [], sweeps.prepare
+
+    class Recorded(World):
+        def barrier(self):
+            steps.append("barrier")
+
+    def run_once(run, resources):
+        steps.append("run")
+        shared.append(resources)
+
+    monkeypatch.setattr(sweeps, "prepare", lambda *a: steps.append("prepare") or prepare(*a))
+    monkeypatch.setattr(sweeps, "join_world", lambda device: Recorded(local_size=2))
+    monkeypatch.setattr(sweeps, "finish_sweep", lambda *_: 0)
+    options = {"data": str(images), "model": str(clip), "method": ["coop"], "epochs": 0}
+    for out, seeds in (("run", 1), ("sweep", [1, 2])):
+        command = TrainCommand({**options, "seed": seeds}, out, None)
+        sweeps.make_runs(command, run_once)
+    assert steps == ["prepare", "barrier", "run", "prepare", "barrier", "run", "run"]
+    for resources in shared:  # two processes on one machine share its memory
+        assert resources.images.max_bytes == 2**30 and resources.world.local_size == 2
 
 
 def test_seeds_in_another_order_and_one_run_more_are_the_same_sweep(sweep):
