@@ -147,7 +147,7 @@ def test_chunks_of_classes_save_memory(method):
 )
 def test_parameter_groups_are_the_sides_that_learn_image_side_first(config, rates):
     pair = ReferencePair(config)
-    groups = minidpt.parameter_groups(pair.model, visual_lr=0.01, text_lr=0.002)
+    groups = minidpt.parameter_groups(pair.model)  # by default the published rates
     sides = {0.01: "visual", 0.002: "text"}
     assert [(group["lr"], group["name"]) for group in groups] == [
         *zip(rates, map(sides.get, rates))

@@ -402,6 +402,13 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, 
     assert result.status == status and not Path("new.jsonl").exists()  # it would have no line
 
 
+def test_a_new_file_is_none_that_a_link_points_to():
+    Path("o.csv").symlink_to("gone")
+    with pytest.raises(FileExistsError), classify.new_file("o.csv"):
+        pass
+    assert os.readlink("o.csv") == "gone" and not Path("gone").exists()
+
+
 def test_many_images_are_counted_where_their_lines_go_elsewhere(run, monkeypatch):
     monkeypatch.setattr(classify, "PREDICT_BATCH", 2)
     monkeypatch.setattr(inference, "PREDICT_BATCH", 2)

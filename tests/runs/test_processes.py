@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,24 @@ def test_what_is_not_shared_the_first_process_does_alone(task, monkeypatch, tmp_
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         result = run_command("eval.py", *task)
         assert result.status == status and result.out == "", result
+
+
+def test_a_process_beside_the_first_waits_to_be_ended_before_it_prints(monkeypatch, capsys):
+    """What ends it has ended the first, which has said so: torchrun sees that within 6 s."""
+    slept = []
+    monkeypatch.setattr(entrypoint.time, "sleep", slept.append)
+    monkeypatch.setattr(entrypoint, "catch_signals", lambda handler: {})
+    monkeypatch.setattr(signal, "signal", lambda *arguments: slept.append(arguments))
+
+    def fail():
+        raise ValueError("of this process alone")
+
+    for rank, steps in ((0, []), (1, [(signal.SIGTERM, signal.SIG_DFL), 6])):
+        monkeypatch.setattr(entrypoint, "world_from_environment", lambda: World(rank, 2))  # noqa: B023
+        with pytest.raises(SystemExit) as ended:
+            entrypoint.run_command(fail)
+        assert (ended.value.code, slept) == (2, steps)
+        assert capsys.readouterr().err.endswith(": error: of this process alone\n")
 
 
 def test_lines_behind_a_name_are_written_whole(capsys):

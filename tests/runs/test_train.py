@@ -173,7 +173,11 @@ def test_every_method_runs_and_says_what_it_learned(inputs, method):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_lower_precision_run_has_fp32_prompts_and_is_tested_in_it(inputs, precision, monkeypatch):
-    result = train(inputs, "run", "--precision", precision, "--epochs", 3)
+    options = ("--epochs", 3, "--visual-lr", 0.05, "--text-lr", 0.02, "--warmup-epochs", 0)
+    train(inputs, "exact", *options)
+    result = train(inputs, "run", *options, "--precision", precision)
+    losses = [[record["loss"] for record in read_metrics(run)] for run in ("run", "exact")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[1][2] < 0.7 * losses[1][0]
     assert f"in {precision} (as set)" in result.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == precision
     assert all(value.dtype == torch.float32 for value in read_prompts("run").values())
