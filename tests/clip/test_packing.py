@@ -94,8 +94,15 @@ def test_few_rows_are_left_over_also_of_very_many_prompts(seed, many):
     lengths = Counter(min(15, 3 + int(rng.expovariate(0.5))) for _ in range(many))
     size = best_bin_size(lengths, 17)
     used = 17 + sum(length * count for length, count in lengths.items())
-    assert 17 <= size <= MAX_BIN
+    bins = {each: len(first_fit_decreasing(lengths, 17, each)) for each in range(17, 65)}
+    cost = {each: count * each + count * (17 + each) / 10 for each, count in bins.items()}
+    assert size == min(cost, key=cost.get)
     assert used <= size * len(first_fit_decreasing(lengths, 17, size)) <= 1.05 * used
+
+
+def test_a_bin_has_64_rows_at_most_unless_a_prompt_is_longer():
+    assert best_bin_size({13: 99}, 13) == 52 == MAX_BIN - 12  # of the sizes 13, 26, 39, 52
+    assert best_bin_size({70: 99}, 13) == 70
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -181,7 +188,10 @@ def test_scores_of_half_precision_are_in_fp32(dtype):
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
     prompts = [[SOT, 2, *[3] * n, 10 + n, EOT] for n in (7, 3, 15, 1, 12, 2)] * 20
     layout, decoded = pack(prompts), []
-    for rows, piece in iter_chunks(layout, size):
+    pieces = list(iter_chunks(layout, size))
+    for (_, piece), (_, after) in zip(pieces, pieces[1:]):  # one more bin would not fit
+        assert len(piece.ends) + after.prompts_per_bin[1] > size
+    for rows, piece in pieces:
         assert piece.prefix == layout.prefix
         assert len(piece.ends) <= max(size, *layout.prompts_per_bin)  # a bin is the least
         assert len(piece.ends) == sum(piece.prompts_per_bin)

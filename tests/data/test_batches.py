@@ -80,7 +80,7 @@ def test_an_epoch_shows_each_image_once(samples):
     assert sorted(shown) == list(range(11)) and shown != sorted(shown)
     assert batches[0].labels.tolist() == [number % 2 for number in shown]
     orders = {tuple(shown)}  # crops play no part: each image is of one colour
-    for seed, number in ((1, 1), (0, 0), (11, 0), (0, 1)):
+    for seed, number in ((1, 1), (0, 0), (11, 0), (1, 10)):
         (batch,) = epoch(samples, seed, number, store=store, batch_size=20)
         orders.add(tuple(batch.images[:, 0, 0, 0].tolist()))
     assert len(orders) == 5

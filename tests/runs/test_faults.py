@@ -164,6 +164,9 @@ def test_a_run_folder_removed_meanwhile_ends_in_a_fix(options, monkeypatch):
     result = run_command("train.py", *options, "--out", "run")
     words = "run/metrics.jsonl: expected its folder", "it was removed meanwhile: run the command"
     assert_one_line(result, "train.py", *words)
+    with pytest.raises(PermissionError, match="^new.csv: expected a folder to write to"):
+        with files.explain_write_error("new.csv"):
+            raise PermissionError(errno.EACCES, "denied")
     with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\]"):  # nothing of ours was removed
         with files.explain_write_error("new.csv"):
             open("missing.csv")
