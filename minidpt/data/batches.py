@@ -125,9 +125,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield one epoch in random order, each image randomly cropped and mirrored.
 
-    Order and crops depend on `seed`, `epoch` and the place in the epoch alone, so they are the same
-    for any number of `workers` (of `map_ordered`). The last, smaller batch is dropped if there is
-    at least one full one. `read`: of an `ImageCache`; `pin_memory` for CUDA.
+    Order and crops depend on `seed`, `epoch` and the place in the epoch alone, not on `workers`.
+    After a full batch, a smaller last one is dropped. `read`: of an `ImageCache`.
 
     Of several ranks each gets its share of every batch: images that lie beside each other in
     `samples`, for the most part those in its cache. Where it has none it gets a black one, whose

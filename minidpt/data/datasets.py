@@ -13,30 +13,21 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
-from ..support.files import check_template, read_json, read_text, single_line_errors
+from ..support.files import (
+    check_template,
+    input_error,
+    read_json,
+    read_text,
+    single_line_errors,
+)
 from . import folders as listing
 from . import labels_csv
-from .class_folders import class_folders, list_images, look_through, open_folder, split_folders
+from .folders import class_folders, list_images, split_folders, sub_folders
 from .layouts import LAYOUTS, Layout, layout_of, plain
 from .naming import Naming, imagenet_classnames, read_classnames
 from .samples import DEFAULT_READ, Dataset, ReadOptions
 from .splits import read_split
-
-
-class DatasetLocation(NamedTuple):
-    """Where a data set lies: its folder, and the folder of its images."""
-
-    layout: Layout
-    folder: Path
-    images: Path
-    named: bool = False  # by the caller, not recognised
-
-    def file(self, name: str) -> Path | None:
-        """Find a list that belongs to it: in its folder, with the images, or beside either."""
-        beside = (self.folder, self.images, self.folder.parent, self.images.resolve().parent)
-        return next((where / name for where in beside if (where / name).is_file()), None)
 
 
 @single_line_errors
@@ -59,13 +50,13 @@ def open_dataset(
     `dataset` names one of the fifteen: `path` may then hold several, or its images in plain class
     folders. `classnames` is a file that renames classes (`read_classnames`), `template` replaces
     the data set's. Where no split is given, `seed` draws one (not the few-shot draw: all runs share
-    a test set), or without `draw_split` all images are the test. `read` decides what is left open.
-
-    Raises FileNotFoundError or ValueError (one line: expected, got, what to do).
+    a test set), or without `draw_split` all images are the test. Raises FileNotFoundError or
+    ValueError (one line: expected, got, what to do).
     """
     root = Path(path).expanduser()
     layout = layout_of(dataset) if dataset is not None else None
     changes = dict(read=read, seed=seed, draws_split=draw_split, least_classes=least_classes)
+    changes |= {"is_named": dataset is not None}
     changes |= {} if template is None else {"template": check_template(template)}
     if classnames is not None:
         changes |= {"renames": read_classnames(classnames), "renames_file": os.fspath(classnames)}
@@ -88,62 +79,72 @@ def _open_any_folder(
     root: Path, layout: Layout | None, adapt: Callable[[Naming], Naming]
 ) -> Dataset:
     """Decide what a folder is, and open it; `layout` if the caller named one."""
-    children = {plain(folder.name): folder for folder in listing.sub_folders(root)}
+    children = {plain(folder.name): folder for folder in sub_folders(root)}
     layouts, naming = [layout] if layout else LAYOUTS, adapt(layout or Naming())
-    locations = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
-    if len(locations) > 1:
-        names = ", ".join(location.layout.name for location in locations)
-        raise ValueError(f"data folder {root}: expected one data set, got {names}: pass --dataset")
+    located = list(filter(None, (find_dataset(each, root, children) for each in layouts)))
+    if len(located) > 1:
+        names = ", ".join(each.name for each in located)
+        raise input_error(f"data folder {root}", "one data set", names, "pass --dataset")
     table = labels_csv.find_table(root)
-    if table and not locations and (layout is None or labels_csv.lists_images(table)):
+    if table and not located and (layout is None or labels_csv.lists_images(table)):
         return labels_csv.open_csv(table, naming)
     if naming.read.columns is not None or naming.read.image_root is not None:
         expected = "a CSV file for --columns or --image-root"
-        raise ValueError(f"data folder {root}: expected {expected}, got {listing.contents(root)}")
-    if layout and not locations:
-        locations = [find_class_folders(layout, root, children)]
-    if locations:
-        (location,) = locations
-        location = location._replace(layout=adapt(location.layout), named=layout is not None)
-        dataset = _compare_with_published(_open_location(location), location.layout)
-        note = f"is not read, as this is {dataset.name}: to read it, pass the file"
-        return dataset.with_notes(f"{table.name} {note}") if table else dataset
+        raise input_error(f"data folder {root}", expected, listing.contents(root))
+    if layout and not located:
+        located = [find_class_folders(layout, root, children)]
+    for layout in located:
+        dataset = _open_layout(adapt(layout))
+        if dataset.name == layout.name and dataset.sizes != layout.published:
+            classes, *counts = layout.published
+            published = f"{classes} classes and {'/'.join(map(str, counts))} images"
+            note = f"{layout.name} as published has {published}: mind this when you compare"
+            dataset = dataset.with_notes(note)
+        if table:
+            note = f"is not read, as this is {dataset.name}: to read it, pass the file"
+            dataset = dataset.with_notes(f"{table.name} {note}")
+        return dataset
 
     for each in LAYOUTS:  # its lists without its images?
         if any((root / file).is_file() for file in (each.split_file, *each.lists.values())):
-            raise incomplete_error(each, root)
-    if (inner := look_through(root)) != root:
+            raise incomplete_error(replace(each, folder=root))
+    if (inner := listing.look_through(root)) != root:
         return _open_any_folder(inner, None, adapt)
     if alike := next((each for each in LAYOUTS if each.is_called(name_of(root))), None):
-        naming = as_other_data(naming, alike, root, class_names(root))
-    return open_folder(root, naming)
+        naming = as_other_data(naming, replace(alike, folder=root, root=root))
+    return listing.open_folder(root, naming)
 
 
-def _open_location(location: DatasetLocation) -> Dataset:
+def _open_layout(layout: Layout) -> Dataset:
     """List a recognised data set: by its split file, its own lists, or its class folders."""
-    layout, _, images, _ = location
-    names = location.file(layout.names)
+    names, order = layout.file(layout.names), layout.file(layout.order)
     listed = read_classnames(names) if names else imagenet_classnames() if layout.numbered else {}
     renames = layout.renames
     if layout.numbered:
         numbers = {key: str(number) for number, key in enumerate(listed)}
         renames = {numbers.get(key, key): name for key, name in renames.items()}
         listed = {numbers[key]: name for key, name in listed.items()}
-    layout = replace(layout, renamed={**listed, **layout.renamed}, renames=renames)
-    location = location._replace(layout=layout)
+    listed = {**listed, **layout.renamed}
+    layout = replace(layout, renamed=listed, renames=renames, order_file=order)
+    root = layout.root
 
-    if file := location.file(layout.split_file):
-        dataset = read_split(file, images, layout.name)
+    if file := layout.file(layout.split_file):
+        dataset = read_split(file, root, layout.name)
         is_ambiguous = len(set(dataset.classnames)) < len(dataset.classnames)
         return _rename_classes(replace(dataset, allow_duplicates=is_ambiguous), layout)
-    if layout.lists and all(map(location.file, layout.lists.values())):
-        dataset = _open_lists(location)
-    elif layout.splits and all((images / split).is_dir() for split in layout.splits.values()):
-        dataset = _open_splits(location)
-    elif layout.nested and not split_folders(images):
-        dataset = _open_nested(location)
-    else:
-        dataset = _open_class_folders(location)
+    if layout.lists and all(map(layout.file, layout.lists.values())):
+        dataset = _open_lists(layout)
+    elif layout.splits and all((root / split).is_dir() for split in layout.splits.values()):
+        dataset = _open_splits(layout)
+    elif layout.nested and not split_folders(root):
+        dataset = _open_nested(layout)
+    else:  # class folders, or train/ and test/ of them, that nothing else describes
+        inside = {child.name for child in sub_folders(root)}
+        few = len(inside) < 2 and not split_folders(root)
+        if few or inside & set(layout.markers):  # that only a list can name
+            raise incomplete_error(layout)
+        is_other = layout.renamed and not layout.is_named and not looks_like(layout, root)
+        dataset = listing.open_folder(root, as_other_data(layout, layout) if is_other else layout)
     if names:
         those = "the others" if renames else "class names"
         dataset = replace(dataset, source=f"{dataset.source}, {those} from {names.name}")
@@ -157,48 +158,25 @@ def _rename_classes(dataset: Dataset, naming: Naming) -> Dataset:
     return naming.credit(dataset.renamed(names, naming.template), dataset.classnames)
 
 
-def _compare_with_published(dataset: Dataset, layout: Layout) -> Dataset:
-    """Add a note if it is not what papers report: a part of the data set, another split."""
-    if dataset.name != layout.name or dataset.sizes == layout.published:
-        return dataset
-    classes, *counts = layout.published
-    published = f"{classes} classes and {'/'.join(map(str, counts))} images"
-    note = f"{layout.name} as published has {published}: mind this when you compare"
-    return dataset.with_notes(note)
-
-
-def _open_splits(location: DatasetLocation) -> Dataset:
+def _open_splits(layout: Layout) -> Dataset:
     """Open by class folders of each split; a test/ with classes, unlike ImageNet's, is the test."""
-    layout, folder, images, named = location
-    folders = {split: images / path for split, path in layout.splits.items()}
+    root = layout.root
+    folders = {split: root / path for split, path in layout.splits.items()}
     if "train" in folders:
-        test, classes = images / "test", class_names(images)
-        if test.is_dir() and classes & {f.name for f in listing.sub_folders(test)}:
+        test, classes = root / "test", class_names(root)
+        if test.is_dir() and classes & {f.name for f in sub_folders(test)}:
             folders = {"train": folders["train"], "val": folders["test"], "test": test}
-        if not named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
-            layout = as_other_data(layout, layout, folder, classes)
-    how = ", ".join(f"{os.path.relpath(path, folder.parent)}/" for path in folders.values())
+        if not layout.is_named and len(classes) < 0.9 * layout.published[0]:  # ImageNet-100
+            layout = as_other_data(layout, layout)
+    how = ", ".join(f"{os.path.relpath(path, layout.folder.parent)}/" for path in folders.values())
     splits = {split: list_images(class_folders(f, layout)) for split, f in folders.items()}
-    notes = listing.loose_notes(images, *folders.values())
-    return listing.assemble(images, splits, layout, how, notes)
+    notes = listing.loose_notes(root, *folders.values())
+    return listing.assemble(root, splits, layout, how, notes)
 
 
-def _open_class_folders(location: DatasetLocation) -> Dataset:
-    """Open by class folders (or train/ and test/ of them) that nothing else describes."""
-    layout, folder, images, named = location
-    inside = {child.name for child in listing.sub_folders(images)}
-    few = len(inside) < 2 and not split_folders(images)
-    if few or inside & set(layout.markers):  # that only a list can name
-        raise incomplete_error(layout, folder)
-    if layout.renamed and not named and not looks_like(layout, images):  # other classes in it
-        layout = as_other_data(layout, layout, folder, class_names(images))
-    return open_folder(images, layout)
-
-
-def _open_lists(location: DatasetLocation) -> Dataset:
+def _open_lists(layout: Layout) -> Dataset:
     """Open by the set's own lists. Without one for val, a fifth of each class's train is val."""
-    layout = location.layout
-    splits = {split: _read_list(location, name) for split, name in layout.lists.items()}
+    splits = {split: _read_list(layout, name) for split, name in layout.lists.items()}
     how = ", ".join(layout.lists.values())
     if "val" not in splits:
         generator = random.Random(layout.seed)
@@ -208,76 +186,57 @@ def _open_lists(location: DatasetLocation) -> Dataset:
             count = round(0.2 * len(files))  # as CoOp's splits were made
             splits["val"][key], splits["train"][key] = files[:count], files[count:]
         how += f" (val: a fifth of train, drawn with the fixed seed {layout.seed})"
-    keys = _in_order(location, splits["train"])
-    return listing.assemble(location.images, splits, layout, how, keys=keys)
+    return listing.assemble(layout.root, splits, layout, how)
 
 
-def _read_list(location: DatasetLocation, name: str) -> dict[str, list[str]]:
+def _read_list(layout: Layout, name: str) -> dict[str, list[str]]:
     """Read the images of each class in a list, classes in the order of their first image."""
-    path = location.file(name)
-    where = f"list {path}"
-    if path.suffix == ".json":
-        content = read_json(path, where)
-        lists = list(content.values()) if isinstance(content, dict) else [content]
-    else:
-        lists = [read_text(path, where).split("\n")]
+    path = layout.file(name)
+    where, files = f"list {path}", {}
+    is_json = path.suffix == ".json"
+    content = read_json(path, where) if is_json else read_text(path, where).split("\n")
+    lists = list(content.values()) if isinstance(content, dict) else [content]
     if not all(type(lines) is list and set(map(type, lines)) == {str} for lines in lists):
-        raise ValueError(f"{where}: expected lists of images by class, got something else")
-    files: dict[str, list[str]] = {}
-    for number, line in enumerate(map(str.strip, chain.from_iterable(lists)), start=1):
+        raise input_error(where, "lists of images by class", "something else")
+    for number, line in enumerate(map(str.strip, chain(*lists)), start=1):
         if line and not line.startswith("#"):
-            if not (match := re.fullmatch(location.layout.entry, line)):
-                got = f"'{line}'"
-                raise ValueError(
-                    f"{where}, line {number}: expected an image and its class, got {got}"
-                )
-            file = os.path.join(location.images, f"{match['image']}.jpg")
+            if not (match := re.fullmatch(layout.entry, line)):
+                raise input_error(f"{where}, line {number}", "an image and its class", f"'{line}'")
+            file = os.path.join(layout.root, f"{match['image']}.jpg")
             files.setdefault(match["key"], []).append(file)
     if missing := labels_csv.missing_files(chain(*files.values())):
         got = labels_csv.describe_missing(missing)
-        raise FileNotFoundError(f"{where}: expected all its images in {location.images}, got {got}")
+        raise FileNotFoundError(f"{where}: expected all its images in {layout.root}, got {got}")
     return files
 
 
-def _open_nested(location: DatasetLocation) -> Dataset:
+def _open_nested(layout: Layout) -> Dataset:
     """Open by folders in folders: the classes are those that hold images."""
-    layout, folder, root, _ = location
-    start, files = len(os.path.join(root, "")), {}
+    root, files = layout.root, {}
+    start = len(os.path.join(root, ""))
     for file in (images := listing.images_in(root)):
         files.setdefault(os.path.dirname(file[start:]).replace(os.sep, "/"), []).append(file)
     loose = [file[start:] for file in files.pop("", [])]
     if len(files) < 2:
-        raise incomplete_error(layout, folder)
+        raise incomplete_error(layout)
     notes = (*listing.unread_notes(images.unread), *listing.in_no_class(loose))
-    how, keys = f"class folders in {root}", _in_order(location, files)
-    return listing.assemble(root, {"all": files}, layout, how, notes, keys)
+    return listing.assemble(root, {"all": files}, layout, f"class folders in {root}", notes)
 
 
-def _in_order(location: DatasetLocation, files: dict[str, list[str]]) -> list[str]:
-    """Put the classes in the order of labels: as the data set lists them, or sorted."""
-    path = location.file(location.layout.order)
-    if path is None:
-        return location.layout.ordered(files)
-    listed = [line.strip().strip("/") for line in read_text(path, f"list {path}").split("\n")]
-    if unknown := files.keys() - set(listed):
-        raise ValueError(f"list {path}: expected all classes, got none called '{min(unknown)}'")
-    return [key for key in listed if key in files]
-
-
-def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation | None:
+def find_dataset(layout: Layout, root: Path, children: dict[str, Path]) -> Layout | None:
     """Find the data set at `root`; around it, if `root` is its folder of images; or in a child."""
     around = (root.absolute().parent, root.resolve().parent)  # they differ for a link
     below = [children[name] for name in map(plain, layout.folders) if name in children]
     below += children.values() if len(children) <= 30 else ()  # a few may be called anything
     for folder in (root, *around, *below):
         for home in dict.fromkeys((folder, folder / layout.inner)):
-            location = _locate(layout, home)
-            if location and (folder not in around or location.images.resolve() == root.resolve()):
-                return location
+            located = _locate(layout, home)
+            if located and (folder not in around or located.root.resolve() == root.resolve()):
+                return located
     return None
 
 
-def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
+def _locate(layout: Layout, folder: Path) -> Layout | None:
     """Find the images, if this is the data set's folder: by markers, or by name and classes."""
     named = layout.is_called(name_of(folder))
     markers = layout.split_file, *(layout.markers or layout.images)  # only this data set has them
@@ -286,9 +245,9 @@ def _locate(layout: Layout, folder: Path) -> DatasetLocation | None:
     for images in layout.images:
         proven = marked or (images != "." and named)
         if proven and all((folder / images / split).is_dir() for split in splits):
-            return DatasetLocation(layout, folder, folder / images)
+            return replace(layout, folder=folder, root=folder / images)
     plain_classes = named and folder.is_dir() and looks_like(layout, folder)
-    return DatasetLocation(layout, folder, folder) if plain_classes else None
+    return replace(layout, folder=folder, root=folder) if plain_classes else None
 
 
 def looks_like(layout: Layout, folder: Path) -> bool:
@@ -301,7 +260,7 @@ def looks_like(layout: Layout, folder: Path) -> bool:
 
 def class_names(folder: Path) -> set[str]:
     """Name the class folders in a folder, or in its train/ (test/, val/)."""
-    return {f.name for f in listing.sub_folders(next(iter(split_folders(folder).values()), folder))}
+    return {f.name for f in sub_folders(next(iter(split_folders(folder).values()), folder))}
 
 
 def name_of(folder: Path) -> str:
@@ -309,46 +268,44 @@ def name_of(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))
 
 
-def as_other_data(naming: Naming, layout: Layout, folder: Path, classes: set[str]) -> Naming:
+def as_other_data(naming: Naming, layout: Layout) -> Naming:
     """Name a folder of other classes than the data set's, or fewer (ImageNet-100); note why."""
-    name = folder.resolve().name
-    others = f"these {len(classes)} classes are not {layout.name}'s {layout.published[0]}"
+    name, count = layout.folder.resolve().name, len(class_names(layout.root))
+    others = f"these {count} classes are not {layout.name}'s {layout.published[0]}"
     note = f"{others}: read as your own data; if it is {layout.name}, pass --dataset {layout.name}"
-    name = f"{name}-{len(classes)}" if name == layout.name else name
+    name = f"{name}-{count}" if name == layout.name else name
     return replace(naming, name=name, notes=(*naming.notes, note))
 
 
-def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> DatasetLocation:
+def find_class_folders(layout: Layout, root: Path, children: dict[str, Path]) -> Layout:
     """Find the data set that the caller named, as class folders without a list to know it by."""
     child = next((children[n] for n in map(plain, layout.folders) if n in children), None)
-    folder = child or root
+    layout = replace(layout, folder=child or root)
     if child is None and any(plain(n) in children for each in LAYOUTS for n in each.folders):
-        raise incomplete_error(layout, folder)  # a folder of other data sets, not of classes
+        raise incomplete_error(layout)  # a folder of other data sets, not of classes
     for other in LAYOUTS:
-        if other is not layout and find_dataset(other, folder, {}):
-            got = f"{other.name}: pass --dataset {other.name}"
-            raise ValueError(f"data folder {folder}: expected {layout.name}, got {got}")
-    for images in (folder / name for name in (*layout.images, ".")):
-        if images.is_dir() and (split_folders(images) or len(listing.sub_folders(images)) > 1):
-            return DatasetLocation(layout, folder, images)
-    raise incomplete_error(layout, folder)
+        if other.name != layout.name and find_dataset(other, layout.folder, {}):
+            fix = f"pass --dataset {other.name}"
+            raise input_error(f"data folder {layout.folder}", layout.name, other.name, fix)
+    for images in (layout.folder / name for name in (*layout.images, ".")):
+        if images.is_dir() and (split_folders(images) or len(sub_folders(images)) > 1):
+            return replace(layout, root=images)
+    raise incomplete_error(layout)
 
 
-def incomplete_error(layout: Layout, folder: Path) -> FileNotFoundError:
-    """Say what was looked for, what was found, what to put where."""
+def incomplete_error(layout: Layout) -> FileNotFoundError:
+    """Return the error of a data set without its images or lists: what to put where."""
+    folder = layout.folder
     images = [f"{name}/" for name in layout.images if name != "."] or layout.markers
     splits = " and ".join(f"{split}/" for split in layout.splits.values() if split != ".")
-    splits = splits or "a folder for each class"
-    lists = layout.split_file, " and ".join(layout.lists.values())
+    lists = " and ".join(layout.lists.values())
+    sources = filter(None, (layout.split_file, lists, splits or "a folder for each class"))
     mats = any(any(folder.glob(pattern)) for pattern in ("*.mat", "devkit/*.mat"))
-    not_read = " (.mat files are not read)" if mats else ""
-    expected = (
-        f"images in {' or '.join(images)} with {', or '.join(filter(None, (*lists, splits)))}"
-    )
-    got = f"got {listing.contents(folder)}{not_read}"
     return FileNotFoundError(
-        f"{layout.name} in {folder}: expected {expected}; {got}: put "
-        f"them there or into {layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
+        f"{layout.name} in {folder}: expected images in {' or '.join(images)} with "
+        f"{', or '.join(sources)}; got {listing.contents(folder)}"
+        f"{' (.mat files are not read)' if mats else ''}: put them there or into "
+        f"{layout.folders[0]}/ (CoOp's DATASETS.md says where to get them)"
     )
 
 

@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, filterfalse, islice
 from pathlib import Path
+from typing import NamedTuple
 
-from ..support.files import MAX_CLASSES, MAX_IMAGES, short_repr
+from ..support.files import MAX_CLASSES, MAX_IMAGES, input_error, short_repr
 from . import folders
-from .class_folders import split_folders
 from .folders import IMAGE_SUFFIXES, SPLIT_NAMES, Splits
 from .naming import Naming, read_rows
-from .samples import Dataset
+from .samples import SPLITS, Dataset
 
 MANY = 1000  # missing files are enough to know of
 LABELS, METADATA = "labels.csv", "metadata.csv"  # in a folder: list its images
@@ -61,7 +61,7 @@ def find_table(folder: Path) -> Path | None:
     if (table := folder / LABELS).is_file():
         return table
     table = folder / METADATA
-    has_classes = len(folders.sub_folders(folder)) > 1 or split_folders(folder)
+    has_classes = len(folders.sub_folders(folder)) > 1 or folders.split_folders(folder)
     return table if table.is_file() and not has_classes and lists_images(table) else None
 
 
@@ -74,30 +74,32 @@ def open_csv(path: Path, naming: Naming) -> Dataset:
     """
     where, read = f"labels {path}", naming.read
     if read.folders_are_classes:
-        raise ValueError(f"{where}: expected a folder for --folders-are-classes, got a CSV file")
+        raise input_error(where, "a folder for --folders-are-classes", "a CSV file")
     columns, header, rows = _read_table(path, where, read.columns)
-    if "split" not in columns:
-        columns |= _find_split(path, columns, header)
-    entries: _Entries = {}
+    columns |= {} if "split" in columns else _find_split(path, columns, header)
+    entries, width = {}, len(header)
     start = os.path.abspath(read.image_root or path.parent)
     for line, row in rows:
-        _check_row(f"{where}, line {line}", row, columns, len(header))
+        at = f"{where}, line {line}"
+        complete = len(row) == width or len(row) > max(columns.values()) and not any(row[width:])
+        if not complete or not all(row[column] for column in columns.values()):
+            expected = "path, label, train, val or test" if "split" in columns else "path, label"
+            got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
+            raise input_error(at, expected, got)
         name, label, cell = (row[columns[key]] if key in columns else "all" for key in _COLUMNS)
         file = os.path.normpath(os.path.join(start, name))
         if file in entries:
-            got = f"{name} again (line {entries[file][0]})"
-            raise ValueError(f"{where}, line {line}: expected each image once, got {got}")
-        entries[file] = line, sys.intern(label), sys.intern(cell)
+            raise input_error(at, "each image once", f"{name} again (line {entries[file].line})")
+        entries[file] = _Entry(line, sys.intern(label), sys.intern(cell))
     splits_of = {"all": "all"}
     if "split" in columns:
         column = header[columns["split"]]
-        splits_of = _splits_of(column, dict.fromkeys(cell for _, _, cell in entries.values()))
+        splits_of = _splits_of(column, dict.fromkeys(entry.cell for entry in entries.values()))
         for line, _, cell in entries.values():
             if cell not in splits_of:
                 got = f"'{cell}' in the column '{column}'"
                 fix = "fix it, or name another column by --columns split=NAME"
-                where = f"{where}, line {line}"
-                raise ValueError(f"{where}: expected train, val or test, got {got}: {fix}")
+                raise input_error(f"{where}, line {line}", "train, val or test", got, fix)
     names, notes = _name_labels(where, entries, naming.least_classes)
     moved = _find_images(where, entries, path.parent)
     splits: Splits = {split: {} for split in folders.IN_ORDER if split in splits_of.values()}
@@ -112,29 +114,27 @@ def open_csv(path: Path, naming: Naming) -> Dataset:
     return folders.assemble(root, splits, replace(naming, name=name), path.name, notes)
 
 
-_Entries = dict[str, tuple[int, str, str]]  # image -> line, label, cell of the split's column
+class _Entry(NamedTuple):
+    """A row: its line, label, and cell of the split's column."""
+
+    line: int
+    label: str
+    cell: str
 
 
-def _check_row(where: str, row: list[str], columns: dict[str, int], width: int) -> None:
-    """Raise ValueError for a row that lacks a cell that is read, or has more than the header."""
-    complete = len(row) == width or len(row) > max(columns.values()) and not any(row[width:])
-    if not complete or not all(row[column] for column in columns.values()):
-        expected = "path, label, train, val or test" if "split" in columns else "path, label"
-        got = f"{','.join(row)} ({len(row)} cells for {width} columns)"
-        raise ValueError(f"{where}: expected {expected}, got {got}")
-
-
-def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, str], list[str]]:
+def _name_labels(
+    where: str, entries: dict[str, _Entry], least: int
+) -> tuple[dict[str, str], list[str]]:
     """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
-    counts = Counter(label for _, label, _ in entries.values())
+    counts = Counter(entry.label for entry in entries.values())
     for line, label, _ in entries.values():
         if _LIST.fullmatch(label):
-            got = f"the list {label}: leave one label"
-            raise ValueError(f"{where}, line {line}: expected a label, got {got}")
+            fix = "leave one label"
+            raise input_error(f"{where}, line {line}", "a label", f"the list {label}", fix)
     numbers = list(map(_WHOLE.fullmatch, counts))
     names = {label: number[1] if all(numbers) else label for label, number in zip(counts, numbers)}
     if not least <= (count := len(set(names.values()))) <= MAX_CLASSES:
-        raise ValueError(f"{where}: expected {least} to {MAX_CLASSES:,} labels, got {count}")
+        raise input_error(where, f"{least} to {MAX_CLASSES:,} labels", count)
     parts = {label: set(re.split(r"\s*[|;,]\s*", label)) - {""} for label in counts}
     uses = Counter(chain.from_iterable(parts.values()))
     composed = [
@@ -146,7 +146,7 @@ def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, s
     return names, [note] if composed else []
 
 
-def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
+def _find_images(where: str, entries: dict[str, _Entry], folder: Path) -> dict[str, str]:
     """Map missing images to their files: with "/" for "\\", or with the ending that alone fits.
 
     Raises FileNotFoundError for those that still miss, with where in or below `folder` there is
@@ -166,7 +166,7 @@ def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
             if alike := [each for each in names if _without_ending(each) == name]:
                 fix = f"there is {os.path.join(parent, alike[0])}: fix the path or --image-root"
                 break
-        line = entries[missing[0]][0]
+        line = entries[missing[0]].line
         raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: {fix}")
     return {path: files[0] for path, files in fits.items()}
 
@@ -199,21 +199,20 @@ def _read_table(
         if not (meaning := _meaning(key)) or name not in header:
             expected = "image, label or split = a column's name"
             got = f"{short_repr(pair)}, columns {','.join(header)}"
-            raise ValueError(f"{where}: --columns: expected {expected}, got {got}")
+            raise input_error(f"{where}: --columns", expected, got)
         columns[meaning] = header.index(name)
-    for number, name in enumerate(header):
-        if (meaning := _meaning(name)) and number not in columns.values():
+    meanings = [(number, _meaning(name)) for number, name in enumerate(header)]
+    meanings += [(number, "path") for number, name in enumerate(header) if _word(name) in _IDS]
+    for number, meaning in meanings:
+        if meaning and number not in columns.values():
             columns.setdefault(meaning, number)
-    ids = [number for number, name in enumerate(header) if _word(name) in _IDS]
-    columns |= {"path": ids[0]} if ids and "path" not in columns else {}
     if "path" in columns and "label" in columns:
         return columns, header, rows
     if len(header) in (2, 3) and _without_ending(header[0]) != header[0]:
         columns = dict(zip(_COLUMNS, range(len(header))))
         return columns, [""] * len(header), chain([(line, header)], rows)
-    fix = "name others by --columns image=NAME,label=NAME"
-    got = f"{','.join(header) or 'an empty file'}: {fix}"
-    raise ValueError(f"{where}, line {line}: expected a header path,label[,split], got {got}")
+    got, fix = ",".join(header) or "an empty file", "name others by --columns image=NAME,label=NAME"
+    raise input_error(f"{where}, line {line}", "a header path,label[,split]", got, fix)
 
 
 def _word(text: str) -> str:
@@ -237,25 +236,24 @@ def _find_split(path: Path, columns: dict[str, int], header: list[str]) -> dict[
         cells = {n: words for n, words in cells.items() if len(words) <= 20}  # few are splits
     splits = [n for n in cells if {"train"} < set(_splits_of(header[n], cells[n]).values())]
     if len(splits) > 1:
-        got = " and ".join(header[number] for number in splits)
-        fix = f"pass --columns split={header[splits[0]]}"
-        raise ValueError(f"{where}: expected one column of train and test, got {got}: {fix}")
+        got, fix = " and ".join(header[n] for n in splits), f"split={header[splits[0]]}"
+        raise input_error(where, "one column of train and test", got, f"pass --columns {fix}")
     return dict(zip(("split",), splits))
 
 
 def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
     """Map cells of a column to the splits that they name, numbers only by the column's name."""
-    words, numbers = {cell: re.sub("(set|data|split)$", "", _word(cell)) for cell in cells}, {}
-    split = SPLIT_NAMES.get(_word(column).removeprefix("is").removesuffix("image"))
-    if _word(column) == "partition":  # as in CelebA
-        numbers = {"0": "train", "1": "val", "2": "test"}
-    elif split and _word(column).startswith("is"):
-        numbers = dict.fromkeys(("0", "false", "no"), "test" if split == "train" else "train")
-        numbers |= dict.fromkeys(("1", "true", "yes"), split)
+    words = {cell: re.sub("(set|data|split)$", "", _word(cell)) for cell in cells}
+    name, numbers = _word(column), {}
+    split = SPLIT_NAMES.get(name.removeprefix("is").removesuffix("image"))
+    if name == "partition":  # as in CelebA
+        numbers = dict(zip("012", SPLITS))
+    elif split and name.startswith("is"):
+        other = "test" if split == "train" else "train"
+        numbers = {"0": other, "false": other, "no": other, "1": split, "true": split, "yes": split}
     has_test = "test" in map(_SPLIT_WORDS.get, words.values())
     known = _SPLIT_WORDS | dict.fromkeys(_OTHER_TESTS, "val" if has_test else "test")
-    if numbers.keys() >= set(words.values()):
-        known = numbers
+    known = numbers if numbers.keys() >= set(words.values()) else known
     return {cell: known[word] for cell, word in words.items() if word in known}
 
 

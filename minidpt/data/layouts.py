@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from .naming import Naming
 from .samples import SPLITS
@@ -55,6 +56,13 @@ class Layout(Naming):
     nested: bool = False  # classes are the innermost folders
     has_split_file: bool = True  # CoOp made a split file of it
     classes: tuple[str, ...] = ()  # some class folders, to know it by where only its name tells
+    folder: Path = Path()  # where it lies, and the folder of its images, once they are found
+    root: Path = Path()
+
+    def file(self, name: str) -> Path | None:
+        """Find a list that belongs to it: in its folder, with the images, or beside either."""
+        beside = (self.folder, self.root, self.folder.parent, self.root.resolve().parent)
+        return next((where / name for where in beside if (where / name).is_file()), None)
 
     def is_called(self, name: str) -> bool:
         """Return whether that is its name, or what its folder is called."""

@@ -36,10 +36,7 @@ def comparable(name: str) -> str:
 
 
 def match_classes(dataset: Dataset, keys: list[str], names: list[str]) -> list[int | None]:
-    """Return for each class of a data set its number among others with these keys and names.
-
-    By the key, also in another spelling, then by the name; None for a class that is none of them.
-    """
+    """Find each class of a data set among others by its key, in any spelling, or name; or None."""
     class_keys = dataset.class_keys or dataset.classnames
     matches: list[int | None] = [None] * len(class_keys)
     for ours, theirs, form in (
@@ -75,7 +72,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
         content = files.read_json(path, where)
         if not isinstance(content, dict):
             got = files.short_repr(content)
-            raise ValueError(f'{where}: expected {{"folder": "name", ...}}, got {got}')
+            raise files.input_error(where, '{"folder": "name", ...}', got)
         pairs = ((1, pair) for pair in content.items())
     elif path.suffix.lower() == ".csv":
         pairs = read_rows(path, where)
@@ -87,7 +84,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     for line, pair in pairs:
         if len(pair) != 2 or not all(isinstance(cell, str) and cell.strip() for cell in pair):
             got = ", ".join(map(files.short_repr, pair))
-            raise ValueError(f"{where}, line {line}: expected a folder and its name, got {got}")
+            raise files.input_error(f"{where}, line {line}", "a folder and its name", got)
         key, name = pair[0].strip(), files.canonical_classname(pair[1], f"{where}, line {line}")
         if names.setdefault(key, name) != name:
             raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
@@ -99,13 +96,15 @@ class Naming:
     """How a data set is read and its classes are called; by default as their folders are."""
 
     name: str = ""
+    is_named: bool = False  # by the caller, not recognised
     template: str | tuple[str, ...] = DEFAULT_TEMPLATE
     rule: Callable[[str], str] = readable  # a folder or label -> class name
     renamed: Mapping[str, str] = field(default_factory=dict)  # exceptions from the rule
     renames: Mapping[str, str] = field(default_factory=dict)  # the caller's, before all others
     renames_file: str = ""  # where the caller has them
     dropped: Collection[str] = ()  # folders that are no class
-    sort: Callable[[str], str] = str  # labels are in this order of folders or labels
+    order_file: Path | None = None  # of all folders or labels, in the order of labels
+    sort: Callable[[str], str] = str  # without it, labels are in this order of them
     read: ReadOptions = DEFAULT_READ  # the caller's
     least_classes: int = 2  # of a data set's first split
     draws_split: bool = True  # where there is none; else all images are the test
@@ -113,7 +112,14 @@ class Naming:
     notes: tuple[str, ...] = ()  # on what the data set was taken for
 
     def ordered(self, keys: Collection[str]) -> list[str]:
-        """Sort folders or labels in the order of labels: as numbers if all of them are numbers."""
+        """Sort folders or labels in the order of labels: as listed, or as numbers if all are."""
+        if self.order_file:
+            where = f"list {self.order_file}"
+            text = files.read_text(self.order_file, where)
+            listed = [line.strip().strip("/") for line in text.split("\n")]
+            if unknown := set(keys).difference(listed):
+                raise files.input_error(where, "all classes", f"none called '{min(unknown)}'")
+            return [key for key in listed if key in keys]
         if all(key.isdecimal() and len(key) < 20 for key in keys):
             return sorted(keys, key=lambda key: (int(key), key))
         return sorted(keys, key=self.sort)
@@ -129,7 +135,7 @@ class Naming:
         for key in keys:
             if _WORDNET_ID.fullmatch(key) and key not in renamed:
                 got = f"the WordNet id '{key}', none of ImageNet's 1000: name it (--classnames)"
-                raise ValueError(f"{where}: expected a name for each class, got {got}")
+                raise files.input_error(where, "a name for each class", got)
             name = renamed.get(key) or files.canonical_classname(self.rule(key), where)
             names[key] = name
             other = keys_of.setdefault(name.casefold(), key)  # CLIP reads lower case
@@ -137,10 +143,10 @@ class Naming:
             if other != key and both[0] == both[1]:
                 notes.append(f"classes '{other}' and '{key}' are both called '{name}'")
             elif other != key:
-                got = f"'{other}' and '{key}': rename or merge them"
+                got, fix = f"'{other}' and '{key}'", "rename or merge them"
                 if self.renames:
-                    got = f"'{name}' for {got} ({self.renames_file})"
-                raise ValueError(f"{where}: expected different class names, got {got}")
+                    got, fix = f"'{name}' for {got}", f"{fix} ({self.renames_file})"
+                raise files.input_error(where, "different class names", got, fix)
         if all(map(str.isdecimal, names.values())):
             notes.append("numbers as class names tell CLIP little: name them (--classnames)")
         return names, notes
@@ -155,17 +161,15 @@ class Naming:
         count = sum(key in self.renames for key in keys)
         if not count:
             expected = f"the classes of {dataset.name} ({', '.join(list(keys)[:3])}, ...)"
-            raise ValueError(f"class names {self.renames_file}: expected {expected}, got none")
-        file = Path(self.renames_file).name
-        source = f"{dataset.source}, {count} of {len(keys)} class names from {file}"
-        return replace(dataset, source=source)
+            raise files.input_error(f"class names {self.renames_file}", expected, "none")
+        credit = f"{count} of {len(keys)} class names from {Path(self.renames_file).name}"
+        return replace(dataset, source=f"{dataset.source}, {credit}")
 
 
 def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file that are not empty, with line numbers, cells stripped.
+    """Yield line number and stripped cells of the rows of a CSV file that are not empty.
 
-    Commas, or semicolons or tabs if the first line has more of them. There may be `MAX_IMAGES`
-    rows, of 20 cells on the average.
+    Between cells stands what the first line has most of: commas, semicolons or tabs.
     """
     text = files.read_text(path, where, 20 * files.MAX_IMAGES)
     delimiter = max(",;\t", key=text.lstrip("\n").partition("\n")[0].count)
@@ -175,7 +179,7 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
         for count, row in enumerate(reader, start=1):
             if count > files.MAX_IMAGES:
                 expected = f"at most {files.MAX_IMAGES:,} rows"
-                raise ValueError(f"{where}: expected {expected}, got more: split it")
+                raise files.input_error(where, expected, "more", "split it")
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:

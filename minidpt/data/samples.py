@@ -1,8 +1,6 @@
 """Images with class names: a data set's lists, the few-shot draw, base and new classes, copies.
 
 open_dataset (datasets.py) or read_split (splits.py) -> few_shot, select_classes -> batches.py
-
-The user's folder is only ever read.
 """
 
 import hashlib
@@ -17,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..support.files import validate_name
+from ..support.files import input_error, validate_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 SPLITS = ("train", "val", "test")
@@ -25,16 +23,11 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How data of the user's own are read, where it cannot be told from them.
+    """How data of the user's own are read, where it cannot be told from them."""
 
-    folders_are_classes: also those that hold folders of the same names, or are called train.
-    columns: of a CSV file, what each means, such as "image=photo,label=art,split=x".
-    image_root: the folder that a CSV file's paths start from; None for its own.
-    """
-
-    folders_are_classes: bool = False
-    columns: str | None = None
-    image_root: str | None = None
+    folders_are_classes: bool = False  # also if they hold the same folders, or are called train
+    columns: str | None = None  # of a CSV file: "image=photo,label=art,split=x"
+    image_root: str | None = None  # that a CSV file's paths start from; None for its own folder
 
 
 DEFAULT_READ = ReadOptions()
@@ -50,32 +43,22 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three lists of samples with the names that they share.
-
-    `classnames[label]` is the name for prompts, `template` such as "a photo of a {}.", or several.
-    `root` is the folder that all paths lie in, `source` one line that says what was recognised from
-    which files, `notes` lines that the user should see (classes with few images, for example).
-    `drawn`: (shots, seed) of the draw that train and val come from, if they do; `subset`: of the
-    classes.
-    `class_keys[label]` is what the files call a class, its folder or label; None for `classnames`.
-    `is_split_drawn`: the data set had no split. `allow_duplicates`: a published list has classes
-    of one name.
-    """
+    """Three lists of samples with the names that they share."""
 
     name: str
-    root: Path
-    classnames: list[str]
-    template: str | tuple[str, ...]
+    root: Path  # the folder that all paths lie in
+    classnames: list[str]  # by label, for prompts
+    template: str | tuple[str, ...]  # such as "a photo of a {}.", or several
     train: list[Sample]
     val: list[Sample]
     test: list[Sample]
-    source: str
-    notes: tuple[str, ...] = ()
-    drawn: tuple[int, int] | None = None
-    subset: str = "all"
-    class_keys: list[str] | None = None
-    is_split_drawn: bool = False
-    allow_duplicates: bool = False
+    source: str  # a line: what was recognised from which files
+    notes: tuple[str, ...] = ()  # lines that the user should see
+    drawn: tuple[int, int] | None = None  # shots and seed of the draw that gave train and val
+    subset: str = "all"  # of the classes
+    class_keys: list[str] | None = None  # by label: its folder or label; None for `classnames`
+    is_split_drawn: bool = False  # the data set had none
+    allow_duplicates: bool = False  # classes of one name, as in a published list
 
     @property
     def splits(self) -> dict[str, list[Sample]]:
@@ -94,7 +77,7 @@ class Dataset:
     def renamed(self, classnames: list[str], template: str | tuple[str, ...]) -> "Dataset":
         """Return the same data set with these class names and this template."""
         listed = {
-            split: [sample._replace(classname=classnames[sample.label]) for sample in samples]
+            split: [s._replace(classname=classnames[s.label]) for s in samples]
             for split, samples in self.splits.items()
         }
         return replace(self, classnames=classnames, template=template, **listed)
@@ -112,13 +95,10 @@ class Dataset:
 def make_dataset(
     name: str, root: Path, classnames: list[str], listed: dict[str, list], how: str, **fields: Any
 ) -> Dataset:
-    """Build a Dataset and describe it in its line `source`; `how`: from which files.
-
-    Raises ValueError for a name that cannot be a folder's, and for classes all of one name.
-    """
+    """Build a Dataset; raises ValueError for a name that is no folder's, or one for all classes."""
     validate_name(name, f"data in {root}", folder=True)
     if len(classnames) > 1 == len(set(classnames)):
-        raise ValueError(f"data set {name} in {root}: expected several names, got {classnames[:3]}")
+        raise input_error(f"data set {name} in {root}", "several names", classnames[:3])
     counts = "/".join(str(len(listed[split])) for split in SPLITS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     untested = set(range(len(classnames))) - {sample.label for sample in listed["test"]}
@@ -130,15 +110,14 @@ def make_dataset(
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
     """Draw `shots` training images of each class, min(shots, 4) of val; the test set stays.
 
-    The published draw, image for image (CoOp's protocol): one generator, classes in the order
-    of their first image, first train, then val. A class with fewer images gives all it has, with a
-    note. What this very draw has left (a run's split file) stays as it is. Raises ValueError for
-    less than one shot, and for a data set that is only a test.
+    The published draw, image for image (CoOp's protocol): one generator, classes in the order of
+    their first image, first train, then val. A class with fewer images gives all, with a note. What
+    this very draw has left stays. Raises ValueError without a shot or training images.
     """
     if shots < 1:
-        raise ValueError(f"shots: expected at least 1, got {shots}")
+        raise input_error("shots", "at least 1", shots)
     if not dataset.train:
-        raise ValueError(f"{dataset.name}: expected training images, got only a test set")
+        raise input_error(dataset.name, "training images", "only a test set")
     train, val, generator = dataset.train, dataset.val, random.Random(seed)
     if dataset.drawn != (shots, seed):
         train = _draw(train, shots, generator)
@@ -173,21 +152,17 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
     half = math.ceil(count / 2)
     choices = {"all": range(count), "base": range(half), "new": range(half, count)}
     if which not in choices:
-        raise ValueError(f"classes: expected one of {', '.join(choices)}, got '{which}'")
+        raise input_error("classes", f"one of {', '.join(choices)}", f"'{which}'")
     if which != "all" != dataset.subset:
-        got = f"a split with the {dataset.subset} ones: pass --classes all"
-        raise ValueError(f"{dataset.name}: expected all classes of a data set, got {got}")
+        got = f"a split with the {dataset.subset} ones"
+        raise input_error(dataset.name, "all classes of a data set", got, "pass --classes all")
     labels = choices[which]
     if which != "all" and len(labels) < 2:
-        got = f"{len(labels)} of {count}: use a data set of at least 4 classes"
-        raise ValueError(f"{dataset.name}: expected at least 2 {which} classes, got {got}")
+        got, fix = f"{len(labels)} of {count}", "use a data set of at least 4 classes"
+        raise input_error(dataset.name, f"at least 2 {which} classes", got, fix)
     listed = {
-        split: [
-            sample._replace(label=sample.label - labels.start)
-            for sample in getattr(dataset, split)
-            if sample.label in labels
-        ]
-        for split in SPLITS
+        split: [s._replace(label=s.label - labels.start) for s in samples if s.label in labels]
+        for split, samples in dataset.splits.items()
     }
     counts = "/".join(str(len(samples)) for samples in listed.values())
     source = f"{dataset.source}; {which}: {len(labels)} classes, {counts} images"
@@ -201,9 +176,9 @@ def select_classes(dataset: Dataset, which: str) -> Dataset:
 
 def copies_note(train: Iterable[str], test: Iterable[str]) -> str:
     """Name the test images that are, byte for byte, training images, in a line; "" if none is."""
-    copies = find_copies(train, test)
-    first = f"copies of training images among the test images: {len(copies)}, such as "
-    return f"{first}{copies[0]}" if copies else ""
+    if not (copies := find_copies(train, test)):
+        return ""
+    return f"copies of training images among the test images: {len(copies)}, such as {copies[0]}"
 
 
 def find_copies(train: Iterable[str], test: Iterable[str]) -> list[str]:

@@ -11,23 +11,22 @@ from ..support import files
 from .labels_csv import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
-# Of a Dataset, noted.
 _DESCRIBED = ("name", "root", "template", "classnames", "drawn", "class_keys", "allow_duplicates")
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Write the three lists as JSON, in the split format that few-shot research uses.
 
-    `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, with
-    `_DESCRIBED` beside them; one image a line. Replaces the file at once.
+    `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, one image a
+    line, with `_DESCRIBED` beside them.
     """
     described = {name: getattr(dataset, name) for name in _DESCRIBED}
     described |= {"part": dataset.subset, "root": str(dataset.root.resolve())}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
-    for split in SPLITS:
+    for split, samples in dataset.splits.items():
         rows = (
             [Path(os.path.relpath(path, dataset.root)).as_posix(), label, classname]
-            for path, label, classname in getattr(dataset, split)
+            for path, label, classname in samples
         )
         lines.append(f'"{split}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     with files.atomic_write(path) as unfinished:

@@ -60,6 +60,11 @@ def short_repr(value: object) -> str:
     return repr(value) if is_short else f"a {type(value).__name__}"
 
 
+def input_error(where: str, expected: str, got: object, fix: str = "") -> ValueError:
+    """Return the error for bad input: `where` it is, expected, got, and how to mend it."""
+    return ValueError(f"{where}: expected {expected}, got {got}" + (f": {fix}" if fix else ""))
+
+
 def single_line_errors(reader: Function) -> Function:
     """Make every ValueError or OSError of a reader one line of at most 500 characters.
 

@@ -29,18 +29,18 @@ def test_class_folders_are_split_by_class(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.classnames == ["cat", "owl", "sea horse"]
     assert dataset.template == "a photo of a {}." and dataset.notes == ()
-    counts = {
-        split: [[i.label for i in getattr(dataset, split)].count(label) for label in range(3)]
-        for split in ("train", "val", "test")
-    }
+    counts = [
+        [sum(sample.label == label for sample in samples) for label in range(3)]
+        for samples in dataset.splits.values()
+    ]
     # 50 and 20 % of 7: 3.5 -> 4 (the even one), 1.4 -> 1; the rest is the test
-    assert counts == {"train": [4, 5, 10], "val": [1, 2, 4], "test": [2, 3, 6]}
+    assert counts == [[4, 5, 10], [1, 2, 4], [2, 3, 6]]
     assert len({item.path for item in all_samples(dataset)}) == 37
     for item in all_samples(dataset):
         assert item.classname == dataset.classnames[item.label]
         assert Path(item.path).parent.name == ["cat", "owl", "sea_horse"][item.label]
-    assert "3 classes" in dataset.source and "19/7/11" in dataset.source
-    assert "fixed seed 1" in dataset.source
+    drawn = "no split file: drawn 50/20/30 % with the fixed seed 1, 19/7/11 images"
+    assert f"3 classes, class folders in {tmp_path}, {drawn}" in dataset.source
 
 
 def test_drawn_split_depends_on_its_seed_alone(tmp_path):
@@ -100,11 +100,6 @@ def test_names_in_odd_encodings_can_be_opened(tmp_path):
         assert decode.open_image(item.path).size == (7, 5)
 
 
-def test_numbered_folders_are_counted_not_spelled(tmp_path):
-    draw_class_folders(tmp_path, {"10": 2, "9": 2, "0": 2})
-    assert open_dataset(tmp_path).classnames == ["0", "9", "10"]
-
-
 def test_only_visible_images_are_found_and_sub_folders_searched(tmp_path):
     draw_class_folders(tmp_path, {"a": 2, "b": 2, "recycler": 2, "temporary items": 2})
     draw_image(tmp_path / "a" / "deep" / "er" / "UPPER.JPG")
@@ -123,14 +118,9 @@ def test_only_visible_images_are_found_and_sub_folders_searched(tmp_path):
     ignored = "#recycle/, $RECYCLE.BIN/, @eaDir/ and 4 more"
     assert dataset.notes == ("not read: 1 image in no class folder, first loose.png",
                              f"ignored: {ignored}")  # fmt: skip
-    assert sorted(
-        f for f in relative_paths(all_samples(dataset), tmp_path) if f.startswith("a/")
-    ) == [
-        "a/deep/er/UPPER.JPG",
-        "a/image_0001.png",
-        "a/image_0002.png",
-        "a/x.WebP",
-    ]
+    paths = sorted(relative_paths(all_samples(dataset), tmp_path))
+    expected = ["a/deep/er/UPPER.JPG", "a/image_0001.png", "a/image_0002.png", "a/x.WebP"]
+    assert [path for path in paths if path.startswith("a/")] == expected
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -163,38 +153,37 @@ def test_a_link_to_nothing_or_to_itself_is_named(tmp_path, target):
 # ---- train, val, test
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
-def test_train_val_test_folders_are_kept(tmp_path, val):
-    draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 2})
-    draw_class_folders(tmp_path / val, {"dog": 1})
-    draw_class_folders(tmp_path / "test", {"dog": 2, "cat": 4})
+BOTH = {"dog": 3, "cat": 2}
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        *(
+            ({"train": BOTH, val: {"dog": 1}, "test": BOTH}, ([0, 0, 1, 1, 1], [1]))
+            for val in ("val", "valid", "validation", "Val")
+        ),
+        ({"test": BOTH}, ([], [])),
+        ({"Testing": BOTH}, ([], [])),
+        ({"val": BOTH}, ([], [])),
+        ({"val": {"dog": 1}, "test": BOTH}, ([], [1])),
+    ],
+)
+def test_train_val_test_folders_are_the_split(tmp_path, folders, labels):
+    for folder, counts in folders.items():
+        draw_class_folders(tmp_path / folder, counts)
     dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["cat", "dog"]
-    assert relative_paths(dataset.train, tmp_path)[0] == "train/cat/image_0001.png"
-    assert [item.label for item in dataset.train] == [0, 0, 1, 1, 1]
-    assert relative_paths(dataset.val, tmp_path) == [f"{val}/dog/image_0001.png"]
-    assert dataset.val[0].label == 1  # counted by the classes of train, not of val
-    assert [item.label for item in dataset.test] == [0, 0, 0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("folder", ["test", "Testing", "val"])
-def test_a_test_folder_alone_is_a_test_set(tmp_path, folder):
-    draw_class_folders(tmp_path / folder, {"dog": 3, "cat": 2})
-    dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["cat", "dog"] and dataset.train == dataset.val == []
-    assert [item.label for item in dataset.test] == [0, 0, 1, 1, 1]
-    with pytest.raises(ValueError, match="expected training images, got only a test set"):
-        few_shot(dataset, 1, seed=1)
-
-
-def test_val_and_test_without_train_have_the_classes_of_test(tmp_path):
-    draw_class_folders(tmp_path / "val", {"dog": 1})
-    draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 2})
-    dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["cat", "dog"] and dataset.train == []
-    assert relative_paths(dataset.val, tmp_path) == ["val/dog/image_0001.png"]
-    assert dataset.val[0].label == 1 and len(dataset.test) == 5
-    assert "folders val/, test/, 0/1/5 images" in dataset.source
+    assert dataset.classnames == ["cat", "dog"]  # of train, else of test
+    by_split = [[sample.label for sample in samples] for samples in dataset.splits.values()]
+    assert by_split == [*labels, [0, 0, 1, 1, 1]]
+    used = [samples for samples in dataset.splits.values() if samples]
+    for folder, samples in zip(folders, used, strict=True):
+        for path, label, _ in samples:
+            assert Path(path).parent == tmp_path / folder / dataset.classnames[label]
+    assert f"folders {', '.join(f'{folder}/' for folder in folders)}" in dataset.source
+    if not dataset.train:
+        with pytest.raises(ValueError, match="expected training images, got only a test set"):
+            few_shot(dataset, 1, seed=1)
 
 
 @pytest.mark.parametrize("others", [[], ["extra"], ["extra", "annotations"]])
@@ -233,11 +222,11 @@ def test_images_beside_class_folders_are_said(tmp_path, parts):
 
 
 def test_images_of_a_part_without_class_folders_are_said(tmp_path):
-    draw_class_folders(tmp_path / "train", {"dog": 3, "cat": 3})
-    draw_class_folders(tmp_path / "test", {"dog": 3, "cat": 3})
+    for folder in ("train", "test"):
+        draw_class_folders(tmp_path / folder, {"dog": 3, "cat": 3})
     draw_image(tmp_path / "val" / "a.png")
-    (note,) = open_dataset(tmp_path).notes
-    assert note == "not read: val/, which has no images in folders of the classes (a.png)"
+    note = "not read: val/, which has no images in folders of the classes (a.png)"
+    assert open_dataset(tmp_path).notes == (note,)
 
 
 def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
