@@ -144,7 +144,7 @@ def test_broken_image_surfaces_in_the_consumer_and_threads_end(samples, tmp_path
         assert threads() == []
 
 
-def test_threads_end_when_the_consumer_stops_early(samples):
+def test_threads_end_when_the_consumer_stops_early(samples, monkeypatch):
     for _ in batching.eval_batches(samples * 9, 7, 2, workers=3):
         assert threads()
         break
@@ -154,12 +154,10 @@ def test_threads_end_when_the_consumer_stops_early(samples):
             raise KeyboardInterrupt
     assert threads() == [] and raised
 
-
-def test_threads_end_when_interrupted_while_a_batch_is_made(samples, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "tensor", interrupted)
+    monkeypatch.setattr(torch, "tensor", interrupted)  # while a batch is made
     with pytest.raises(KeyboardInterrupt) as raised:
         next(batching.eval_batches(samples * 9, 7, 2, workers=3))
     assert threads() == [] and raised
@@ -174,9 +172,6 @@ def test_work_ahead_is_bounded(samples):
     time.sleep(0.2)
     assert len(opened) <= 2 + 2 * 2  # this batch and two more
     batches.close()
-
-
-def test_no_images_make_no_batch():
     assert list(batching.eval_batches([], 7, 4)) == []
 
 

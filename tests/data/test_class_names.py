@@ -1,12 +1,10 @@
 """Class names and templates that the caller gives."""
 
-import os
 
 import pytest
 from helpers.image_folders import SPLIT_TABLE, draw_class_folders, write_image_table
 
 from minidpt.data.datasets import open_dataset
-from minidpt.data.samples import few_shot
 from minidpt.data.splits import write_split
 
 
@@ -78,13 +76,3 @@ def test_template_is_the_callers(tmp_path):
     for template in ("no class", "{} and {}", ""):
         with pytest.raises(ValueError, match="template .*expected up to 1000 characters with {}"):
             open_dataset(tmp_path, template=template)
-
-
-def test_split_file_of_a_run_opens_without_listing_a_folder(tmp_path, monkeypatch):
-    draw_class_folders(tmp_path / "data", {"a": 8, "b": 8})
-    drawn = few_shot(open_dataset(tmp_path / "data", template="the {}"), 2, seed=3)
-    write_split(drawn, tmp_path / "split.json")
-    monkeypatch.setattr(os, "scandir", None)
-    again = open_dataset(tmp_path / "split.json")
-    assert (again.train, again.val, again.test) == (drawn.train, drawn.val, drawn.test)
-    assert again.template == "the {}" and again.name == "data"

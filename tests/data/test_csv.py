@@ -118,12 +118,9 @@ def test_folder_with_labels_csv_is_read_by_it(tmp_path):
 
 
 def test_csv_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
-    folder = draw_class_folders(tmp_path / "below", {"ox": 3, "owl": 3})
-    rows = [f"{file.relative_to(folder)},{file.parent.name}" for file in folder.rglob("*.png")]
-    (folder / "mine.csv").write_text("\n".join(rows))
-    absolute = open_dataset(tmp_path / "below/mine.csv")
+    absolute = open_dataset(write_image_table(tmp_path / "below", SPLIT_TABLE))
     monkeypatch.chdir(tmp_path)
-    relative = open_dataset("below/mine.csv")
+    relative = open_dataset("below/birds.csv")
     assert relative.fingerprint() == absolute.fingerprint()
     assert relative.train == absolute.train
 

