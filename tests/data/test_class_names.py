@@ -1,6 +1,5 @@
 """Class names and templates that the caller gives."""
 
-
 import pytest
 from helpers.image_folders import SPLIT_TABLE, draw_class_folders, write_image_table
 

@@ -12,7 +12,6 @@ from helpers.dataset_miniatures import (
     TEST_ONLY,
     assert_as_published,
     draw_miniature,
-    split_sizes,
     write_split,
 )
 from helpers.image_folders import draw_class_folders, read_error, relative_paths
@@ -40,11 +39,11 @@ def test_every_data_set_opens_by_its_folder_or_by_root_and_name(guide, name):
         assert open_dataset(guide[name]) == dataset
     classes = len(dataset.classnames)
     if name == "ImageNet":
-        assert split_sizes(dataset) == (4 * classes, 0, 2 * classes)
+        assert dataset.sizes[1:] == (4 * classes, 0, 2 * classes)
     elif name in TEST_ONLY:
-        assert split_sizes(dataset) == (0, 0, 3 * classes)
+        assert dataset.sizes[1:] == (0, 0, 3 * classes)
     else:
-        assert split_sizes(dataset) == (3 * classes, classes, 2 * classes)
+        assert dataset.sizes[1:] == (3 * classes, classes, 2 * classes)
 
 
 @pytest.mark.parametrize("name", ["Caltech101", "Food101", "EuroSAT", "UCF101", "ImageNetR"])
@@ -129,7 +128,7 @@ def test_own_lists_or_class_folders_serve_without_the_split_file(tmp_path, name)
     dataset = open_dataset(folder)
     assert_as_published(dataset, name)
     if name in ("OxfordPets", "SUN397"):  # own lists; a fifth of 4 for val
-        assert split_sizes(dataset) == tuple(n * len(dataset.classnames) for n in (3, 1, 2))
+        assert dataset.sizes[1:] == tuple(n * len(dataset.classnames) for n in (3, 1, 2))
         tested = {Path(item.path).name for item in dataset.test}
         assert all(("_2." in name or "_6." in name) or "_a" in name for name in tested)
     assert "split_zhou" not in dataset.source

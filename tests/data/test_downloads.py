@@ -13,7 +13,6 @@ from helpers.dataset_miniatures import (
     assert_as_published,
     draw_as_class_folders,
     draw_miniature,
-    split_sizes,
 )
 from helpers.image_folders import draw_class_folders, draw_image, read_error
 
@@ -38,7 +37,7 @@ def test_downloads_of_torchvision_open(tmp_path, name):
         assert open_dataset(tmp_path) == dataset == open_dataset(folder)
     classes = len(dataset.classnames)
     train, val = (4, 0) if name == "ImageNet" else (3, 1)  # by lists, or 50/20/30 % of 6
-    assert split_sizes(dataset) == (train * classes, val * classes, 2 * classes)
+    assert dataset.sizes[1:] == (train * classes, val * classes, 2 * classes)
 
 
 @pytest.mark.parametrize("name", ["OxfordPets", "Food101", "DescribableTextures"])
@@ -74,7 +73,7 @@ def test_plain_class_folders_open_by_name(tmp_path, name):
         assert dataset.classnames == ["tench", "goldfish", "great white shark"]
         return
     assert_as_published(dataset, name)
-    assert split_sizes(dataset)[2] == (6 if name in TEST_ONLY else 2) * len(dataset.classnames)
+    assert dataset.sizes[1:][2] == (6 if name in TEST_ONLY else 2) * len(dataset.classnames)
 
 
 def test_train_and_test_folders_open_by_name(tmp_path):
@@ -82,7 +81,7 @@ def test_train_and_test_folders_open_by_name(tmp_path):
     draw_class_folders(tmp_path / "test", {"AnnualCrop": 1, "River": 1})
     dataset = open_dataset(tmp_path, "eurosat")
     assert dataset.name == "EuroSAT" and dataset.classnames == ["Annual Crop Land", "River"]
-    assert split_sizes(dataset) == (4, 0, 2)
+    assert dataset.sizes[1:] == (4, 0, 2)
 
 
 FOLDERS = {name: layout_of(name).folders[0] for name in PLAIN if name != "OxfordFlowers"}
@@ -115,7 +114,7 @@ def test_train_and_test_folders_are_recognised_by_the_folder_s_name(tmp_path):
     food, sun = open_dataset(tmp_path / "food-101"), open_dataset(tmp_path / "sun397")
     assert food.name == "Food101" and food.classnames == ["apple pie", "tacos"]
     assert sun.name == "SUN397" and sun.classnames == ["abbey", "airplane cabin"]
-    assert split_sizes(food) == split_sizes(sun) == (4, 0, 4)
+    assert food.sizes[1:] == sun.sizes[1:] == (4, 0, 4)
     draw_class_folders(tmp_path / "paths" / "SUN397", {"a/abbey": 3, "c/cathedral/indoor": 3})
     nested = open_dataset(tmp_path / "paths" / "SUN397")
     assert nested.name == "SUN397" and nested.classnames == ["abbey", "indoor cathedral"]
@@ -219,7 +218,7 @@ def test_imagenet_is_about_a_thousand_classes(tmp_path, folder, count, name):
             touch(tmp_path / folder / split / wordnet_id, 1)
     dataset = open_dataset(tmp_path / folder)
     assert dataset.name == name and dataset.classnames[:2] == ["tench", "goldfish"]
-    assert split_sizes(dataset) == (count, 0, count)
+    assert dataset.sizes[1:] == (count, 0, count)
     if name != "ImageNet":
         assert f"these {count} classes are not ImageNet's 1000: " in dataset.notes[-1]
     named = open_dataset(tmp_path / folder, "ImageNet")
@@ -230,11 +229,11 @@ def test_a_test_folder_of_wordnet_ids_is_the_test(tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         draw_class_folders(tmp_path / split, {"n01440764": count, "n01443537": count})
     dataset = open_dataset(tmp_path)
-    assert dataset.classnames == ["tench", "goldfish"] and split_sizes(dataset) == (8, 4, 6)
+    assert dataset.classnames == ["tench", "goldfish"] and dataset.sizes[1:] == (8, 4, 6)
     assert all("/test/" in item.path for item in dataset.test)
     shutil.rmtree(tmp_path / "test")
     draw_image(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")  # ImageNet's own has no classes
-    assert split_sizes(open_dataset(tmp_path)) == (8, 0, 4)
+    assert open_dataset(tmp_path).sizes[1:] == (8, 0, 4)
     draw_image(tmp_path / "train" / "a.JPEG")
     assert open_dataset(tmp_path).notes[-1].startswith("not read: 1 image in no class folder")
 

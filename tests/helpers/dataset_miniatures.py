@@ -87,20 +87,9 @@ def draw_miniature(root: Path, name: str, torchvision: bool = False, split: bool
     As in CoOp's data guide, or as torchvision downloads it; the first with its split file if
     `split` (and if it has one).
     """
-    drawn_by = {
-        "ImageNet": draw_imagenet,
-        "Caltech101": draw_caltech,
-        "OxfordPets": draw_pets,
-        "StanfordCars": draw_cars,
-        "OxfordFlowers": draw_flowers,
-        "Food101": draw_food,
-        "FGVCAircraft": draw_aircraft,
-        "SUN397": draw_sun,
-        "DescribableTextures": draw_dtd,
-        "EuroSAT": draw_eurosat,
-        "UCF101": draw_ucf,
-    }.get(name, draw_variant)
-    return drawn_by(root, CLASSES[name], torchvision, name, split and not torchvision)
+    special = {"ImageNet": draw_imagenet, "StanfordCars": draw_cars, "SUN397": draw_sun}
+    draw = draw_variant if name in TEST_ONLY else special.get(name, draw_listed)
+    return draw(root, CLASSES[name], torchvision, name, split and not torchvision)
 
 
 def draw_as_class_folders(root: Path, name: str) -> Path:
@@ -117,11 +106,6 @@ TEMPLATES = {  # for zero-shot, of those that have another than "a photo of a {}
     "EuroSAT": "a centered satellite photo of {}.",
     "UCF101": "a photo of a person doing {}.",
 }
-
-
-def split_sizes(dataset: Dataset) -> tuple[int, int, int]:
-    """Return the numbers of samples of train, val and test."""
-    return len(dataset.train), len(dataset.val), len(dataset.test)
 
 
 def assert_as_published(dataset: Dataset, name: str) -> None:
@@ -195,34 +179,6 @@ def draw_imagenet(root, names, torchvision, name, split):
     return folder
 
 
-def draw_caltech(root, names, torchvision, name, split):
-    folder = root / ("caltech101" if torchvision else "caltech-101")
-    images = folder / "101_ObjectCategories"
-    drawn = draw_each(images, list(names), "{key}/image_{number:04d}.jpg")
-    if torchvision:
-        write_mat(folder / "Annotations" / "Faces_2" / "annotation_0001.mat")
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
-
-
-def draw_pets(root, names, torchvision, name, split):
-    folder = root / ("oxford-iiit-pet" if torchvision else "oxford_pets")
-    drawn = draw_each(folder / "images", list(names), "{key}_{number}.jpg")
-    write_mat(folder / "images" / "Abyssinian_100.mat")
-    lines = {"trainval": [], "test": []}
-    for number, (key, paths) in enumerate(drawn.items(), start=1):
-        species = 2 if key == "american_bulldog" else 1
-        for in_split, path in zip(SPLITS, paths, strict=True):
-            list_name = "test" if in_split == "test" else "trainval"
-            lines[list_name].append(f"{Path(path).stem} {number} {species} {number}")
-    for list_name, entries in lines.items():
-        write(folder / "annotations" / f"{list_name}.txt", *entries)
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
-
-
 def draw_cars(root, names, torchvision, name, split):
     folder = root / "stanford_cars"
     rows = {"train": [], "val": [], "test": []}
@@ -239,40 +195,64 @@ def draw_cars(root, names, torchvision, name, split):
     return folder
 
 
-def draw_flowers(root, names, torchvision, name, split):
-    folder = root / ("flowers-102" if torchvision else "oxford_flowers")
-    drawn = draw_each(folder / "jpg", list(names), "image_{all:05d}.jpg")
-    write_mat(folder / "imagelabels.mat")
-    write_mat(folder / "setid.mat")
-    if not torchvision:
-        write(folder / "cat_to_name.json", json.dumps(names))
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
+LISTED_IN = {  # CoOp's folder and torchvision's, where in it the images lie, their names
+    "Caltech101": (
+        "caltech-101",
+        "caltech101",
+        "101_ObjectCategories/{key}/image_{number:04d}.jpg",
+    ),
+    "OxfordPets": ("oxford_pets", "oxford-iiit-pet", "images/{key}_{number}.jpg"),
+    "OxfordFlowers": ("oxford_flowers", "flowers-102", "jpg/image_{all:05d}.jpg"),
+    "Food101": ("food-101", "food-101", "images/{key}/100{all:04d}.jpg"),
+    "FGVCAircraft": ("fgvc_aircraft", "fgvc-aircraft-2013b/data", "images/100{all:04d}.jpg"),
+    "DescribableTextures": ("dtd", "dtd/dtd", "images/{key}/{key}_{number:04d}.jpg"),
+    "EuroSAT": ("eurosat", "eurosat", "2750/{key}/{key}_{number}.jpg"),
+    "UCF101": ("ucf101", "ucf101", "UCF-101-midframes/{key}/v_{key}_g01_c{number:02d}.jpg"),
+}
 
 
-def draw_food(root, names, torchvision, name, split):
-    folder = root / "food-101"
-    drawn = draw_each(folder / "images", list(names), "{key}/100{all:04d}.jpg")
-    for list_name in ("train", "test"):
-        listed = [(in_split == "test") == (list_name == "test") for in_split in SPLITS]
-        stems = {k: [path[:-4] for path in compress(paths, listed)] for k, paths in drawn.items()}
-        write(folder / "meta" / f"{list_name}.json", json.dumps(stems))
-        write(folder / "meta" / f"{list_name}.txt", *sum(stems.values(), []))
-    write(folder / "meta" / "classes.txt", *names)
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
-
-
-def draw_aircraft(root, names, torchvision, name, split):
-    folder = root / ("fgvc-aircraft-2013b" if torchvision else "fgvc_aircraft")
-    data = folder / "data" if torchvision else folder
-    drawn = draw_each(data / "images", list(names), "100{all:04d}.jpg")
-    write(data / "variants.txt", *names)
-    for in_split, rows in split_rows(drawn, names).items():
-        lines = [f"{path[:-4]} {variant}" for path, _, variant in reversed(rows)]
-        write(data / f"images_variant_{in_split}.txt", *lines)
+def draw_listed(root, names, torchvision, name, split):
+    """Draw a data set of one folder of images, with its own lists and CoOp's."""
+    data = root / LISTED_IN[name][torchvision]
+    images, _, pattern = LISTED_IN[name][2].partition("/")
+    drawn = draw_each(data / images, list(names), pattern)
+    rows = split_rows(drawn, names)
+    if name == "Caltech101" and torchvision:
+        write_mat(data / "Annotations" / "Faces_2" / "annotation_0001.mat")
+    elif name == "OxfordPets":
+        write_mat(data / "images" / "Abyssinian_100.mat")
+        lines = {"trainval": [], "test": []}
+        for number, (key, paths) in enumerate(drawn.items(), start=1):
+            species = 2 if key == "american_bulldog" else 1
+            for in_split, path in zip(SPLITS, paths, strict=True):
+                list_name = "test" if in_split == "test" else "trainval"
+                lines[list_name].append(f"{Path(path).stem} {number} {species} {number}")
+        for list_name, entries in lines.items():
+            write(data / "annotations" / f"{list_name}.txt", *entries)
+    elif name == "OxfordFlowers":
+        write_mat(data / "imagelabels.mat")
+        write_mat(data / "setid.mat")
+        if not torchvision:
+            write(data / "cat_to_name.json", json.dumps(names))
+    elif name == "Food101":
+        for list_name in ("train", "test"):
+            listed = [(each == "test") == (list_name == "test") for each in SPLITS]
+            stems = {k: [file[:-4] for file in compress(v, listed)] for k, v in drawn.items()}
+            write(data / "meta" / f"{list_name}.json", json.dumps(stems))
+            write(data / "meta" / f"{list_name}.txt", *sum(stems.values(), []))
+        write(data / "meta" / "classes.txt", *names)
+    elif name == "FGVCAircraft":
+        write(data / "variants.txt", *names)
+        for in_split, listed in rows.items():
+            lines = [f"{path[:-4]} {variant}" for path, _, variant in reversed(listed)]
+            write(data / f"images_variant_{in_split}.txt", *lines)
+    elif name == "DescribableTextures":
+        for in_split, listed in rows.items():
+            write(data / "labels" / f"{in_split}1.txt", *(path for path, _, _ in listed))
+        write_mat(data / "imdb" / "imdb.mat")
+    folder = root / Path(LISTED_IN[name][torchvision]).parts[0]
+    if split and name != "FGVCAircraft":  # it has none
+        write_split(folder, name, rows)
     return folder
 
 
@@ -289,35 +269,6 @@ def draw_sun(root, names, torchvision, name, split):
     if split:
         write_split(folder, name, split_rows(drawn, names))
     return images if torchvision else folder
-
-
-def draw_dtd(root, names, torchvision, name, split):
-    folder = root / "dtd"
-    data = folder / "dtd" if torchvision else folder
-    drawn = draw_each(data / "images", list(names), "{key}/{key}_{number:04d}.jpg")
-    for in_split, rows in split_rows(drawn, names).items():
-        write(data / "labels" / f"{in_split}1.txt", *(path for path, _, _ in rows))
-    write_mat(data / "imdb" / "imdb.mat")
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
-
-
-def draw_eurosat(root, names, torchvision, name, split):
-    folder = root / "eurosat"
-    drawn = draw_each(folder / "2750", list(names), "{key}/{key}_{number}.jpg")
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
-
-
-def draw_ucf(root, names, torchvision, name, split):
-    folder = root / "ucf101"
-    pattern = "{key}/v_{key}_g01_c{number:02d}.jpg"
-    drawn = draw_each(folder / "UCF-101-midframes", list(names), pattern)
-    if split:
-        write_split(folder, name, split_rows(drawn, names))
-    return folder
 
 
 def draw_variant(root, names, torchvision, name, split):
