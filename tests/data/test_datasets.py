@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from helpers.dataset_miniatures import (
     draw_miniature,
     write_split,
 )
-from helpers.image_folders import draw_class_folders, read_error, relative_paths
+from helpers.image_folders import draw_class_folders, open_error, relative_paths
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.layouts import LAYOUTS, layout_of
@@ -193,17 +194,14 @@ def test_unknown_name_lists_the_choices(tmp_path):
 
 
 def test_several_data_sets_are_listed(guide):
-    with pytest.raises(ValueError, match="got ImageNet, Caltech101, .* pass --dataset") as error:
-        open_dataset(guide["ImageNet"].parent)
-    read_error(error, guide["ImageNet"].parent)
+    message = open_error(guide["ImageNet"].parent)
+    assert re.search("got ImageNet, Caltech101, .* pass --dataset", message)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_missing_is_looked_for_and_said(tmp_path, name):
     (tmp_path / "something").mkdir()
-    with pytest.raises(FileNotFoundError) as error:
-        open_dataset(tmp_path, name)
-    message = read_error(error, tmp_path)
+    message = open_error(tmp_path, name)
     layout = layout_of(name)
     assert message.startswith(f"{name} in ") and "got something/" in message
     assert f"into {layout.folders[0]}/" in message
@@ -231,9 +229,7 @@ def test_lists_without_their_images_are_recognised(tmp_path, name):
             shutil.rmtree(folder / images, ignore_errors=True)
     if name == "StanfordCars":
         shutil.rmtree(folder / "cars_train")
-    with pytest.raises(FileNotFoundError) as error:
-        open_dataset(folder)
-    read_error(error, folder)
+    assert name in open_error(folder)
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -241,9 +237,8 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path, name):
     folder = draw_miniature(tmp_path, name)
     gone = open_dataset(folder).train[0].path
     os.remove(gone)
-    with pytest.raises(FileNotFoundError, match="expected all its images .* 1 missing") as error:
-        open_dataset(folder)
-    assert gone in read_error(error, folder)
+    pattern = f"expected all its images .* 1 missing, the first {re.escape(gone)}"
+    assert re.search(pattern, open_error(folder))
 
 
 @pytest.mark.parametrize(
@@ -263,9 +258,7 @@ def test_broken_lists_are_named(tmp_path, name, file, content, message):
     folder = draw_miniature(tmp_path, name, split=False)
     content = content.encode() if isinstance(content, str) else content
     (folder / file).write_bytes(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        open_dataset(folder)
-    assert file in read_error(error, folder)
+    assert re.search(f"{file}.*{message}", open_error(folder))
 
 
 def test_nothing_is_written_into_any_data_folder(guide):

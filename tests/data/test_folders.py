@@ -1,22 +1,27 @@
 """Class folders: which images are found, how classes are called, what is refused."""
 
 import os
+import re
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers.image_folders import (
+    SPLIT_TABLE,
     all_samples,
     draw_class_folders,
     draw_image,
-    read_error,
+    open_error,
     relative_paths,
+    write_image_table,
 )
 
 from minidpt.data import folders, naming
 from minidpt.data.datasets import open_dataset
 from minidpt.data.samples import few_shot
+from minidpt.data.splits import write_split
 from minidpt.images import decode
 from minidpt.support.files import canonical_classname
 from minidpt.support.progress import use_progress
@@ -200,15 +205,6 @@ def test_a_train_folder_alone_is_split_and_its_siblings_are_no_classes(tmp_path,
     assert dataset.notes == (note, *([f"read: train/; not read: {unread}"] if others else []))
 
 
-def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
-    draw_class_folders(tmp_path / "data", {"sea horse": 2, "ox": 2, "road sign": 2})
-    names = tmp_path / "names.txt"
-    names.write_text("sea horse\tfish\nroad sign traffic sign\n")
-    dataset = open_dataset(tmp_path / "data", classnames=names)
-    assert dataset.classnames == ["ox", "road sign", "fish"]
-    assert "1 of 3 class names from names.txt" in dataset.source
-
-
 @pytest.mark.parametrize("parts", [[""], ["train"], ["train", "test"], ["train", "test", "val"]])
 def test_images_beside_class_folders_are_said(tmp_path, parts):
     for folder in parts:
@@ -243,6 +239,14 @@ def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
     assert reports == [("class folders listed", 3), 1, 2, 3]
 
 
+def test_thousands_of_classes_that_hold_folders_are_compared_at_once(monkeypatch):
+    monkeypatch.setattr(folders, "holds_images", lambda path: False)
+    monkeypatch.setattr(folders, "sub_folders", lambda path: [path / "images", path / path.name])
+    started = time.process_time()
+    assert folders.find_alike(Path(f"class{number}") for number in range(5000)) == ([], [])
+    assert time.process_time() - started < 5  # each with each: 20 s
+
+
 # ---- mistakes
 
 
@@ -264,9 +268,7 @@ def test_who_watches_is_told_of_the_class_folders_that_are_listed(tmp_path):
 def test_mistakes_get_one_line_that_names_the_folder(tmp_path, counts, message):
     (tmp_path / "root").mkdir()
     draw_class_folders(tmp_path / "root", counts)
-    with pytest.raises(ValueError, match=message) as error:
-        open_dataset(tmp_path / "root")
-    read_error(error, tmp_path / "root")
+    assert re.search(message, open_error(tmp_path / "root"))
 
 
 def test_a_file_or_nothing_is_no_data_folder(tmp_path):
@@ -302,3 +304,85 @@ def test_avif_and_jpeg_xl_are_images_where_pillow_reads_them(tmp_path, monkeypat
     monkeypatch.setattr(folders, "formats", lambda: ("JPEG", "AVIF", "JXL") if reads else ("JPEG",))
     images = folders.images_in(tmp_path)
     assert (len(images), sum(images.unread.values())) == ((4, 0) if reads else (2, 2))
+
+
+# ---- class names and templates that the caller gives
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "x1 snowy owl\n\nx3   lynx\nfolder name\n"),
+        ("names.csv", "folder,name\nx1,snowy owl\nx3,lynx\n"),
+        ("names.json", '{"x1": "snowy owl", "x3": "lynx"}'),
+    ],
+)
+def test_classes_are_renamed_by_a_file(tmp_path, name, text):
+    draw_class_folders(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    (tmp_path / name).write_text(text)
+    dataset = open_dataset(tmp_path / "data", classnames=tmp_path / name)
+    assert dataset.classnames == ["snowy owl", "x2", "lynx"]
+    assert {i.classname for i in dataset.test} == set(dataset.classnames)
+    assert dataset.source.endswith(f"2 of 3 class names from {name}")
+
+
+def test_classes_that_are_named_by_a_file_are_counted_not_the_names(tmp_path):
+    draw_class_folders(tmp_path / "data", {"x1": 3, "x2": 3, "x3": 3})
+    (tmp_path / "names.txt").write_text("x1 lynx\nowl x2\ndog x3\n")  # x2 and x3 by chance
+    dataset = open_dataset(tmp_path / "data", classnames=tmp_path / "names.txt")
+    assert dataset.source.endswith("1 of 3 class names from names.txt")
+
+
+def test_labels_of_a_csv_and_classes_of_a_split_file_are_renamed(tmp_path):
+    (tmp_path / "names.txt").write_text("owl snowy owl\n")
+    table = write_image_table(tmp_path / "data", SPLIT_TABLE)
+    write_split(open_dataset(table), tmp_path / "split.json")
+    for path in (table, tmp_path / "split.json"):
+        dataset = open_dataset(path, classnames=tmp_path / "names.txt")
+        assert dataset.classnames == ["snowy owl", "sea horse"]
+        assert {item.classname for item in dataset.test} == set(dataset.classnames)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("n.txt", "x1 a\nx2\n", "line 2: expected a folder and its name, got .*x2"),
+        ("n.txt", "x1 a\nx1 b\n", "line 2: expected one name for 'x1', got a second"),
+        ("n.csv", "x1,a,b\n", "line 1: expected a folder and its name"),
+        ("n.json", "{\n", "expected JSON, .* line 2"),
+        ("n.json", '["a", "b"]', "expected .*folder.*name"),
+        ("n.json", '{"x1": 1}', "expected a folder and its name"),
+        ("n.json", '{"x1": "a", "x1": "b"}', "expected JSON, got two entries 'x1'"),
+        ("n.json", "[" * 100_000, "n.json: expected JSON, got maximum recursion"),
+        ("n.json", '{"x1": "\\ud800"}', "a class's name, .*ud800"),
+        ("n.txt", "x1 a\x00b\n", "line 1: expected a class's name"),
+        ("n.txt", "x1 " + "a" * 501, "line 1: expected a class's name, up to 500 bytes"),
+        ("n.txt", "a x1\nb x2\n", r"expected the classes of data \(x1, x2, ...\), got none"),
+        ("n.txt", "x1 a\nx2 A\n", "expected different class names, got 'A' for 'x1' and 'x2'"),
+    ],
+)
+def test_mistakes_in_class_names_are_named(tmp_path, name, text, message):
+    draw_class_folders(tmp_path / "data", {"x1": 2, "x2": 2})
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        open_dataset(tmp_path / "data", classnames=tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="none.txt: expected a file"):
+        open_dataset(tmp_path / "data", classnames=tmp_path / "none.txt")
+
+
+def test_template_is_the_callers(tmp_path):
+    draw_class_folders(tmp_path, {"a": 2, "b": 2})
+    assert open_dataset(tmp_path, template="a sketch of {}").template == "a sketch of {}"
+    for template in ("no class", "{} and {}", ""):
+        with pytest.raises(ValueError, match="template: expected one {} for the class name"):
+            open_dataset(tmp_path, template=template)
+
+
+def test_class_names_for_folders_with_spaces_stand_behind_a_tab(tmp_path):
+    draw_class_folders(tmp_path / "data", {"sea horse": 2, "ox": 2, "road sign": 2})
+    names = tmp_path / "names.txt"
+    names.write_text("sea horse\tfish\nroad sign traffic sign\n")
+    dataset = open_dataset(tmp_path / "data", classnames=names)
+    assert dataset.classnames == ["ox", "road sign", "fish"]
+    assert "1 of 3 class names from names.txt" in dataset.source

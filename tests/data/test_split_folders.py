@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.image_folders import draw_class_folders, draw_image, read_error
+from helpers.image_folders import draw_class_folders, draw_image, open_error
 
 from minidpt.data.datasets import open_dataset
 from minidpt.data.folders import split_of
@@ -25,12 +25,6 @@ def draw_in(root: Path, *folders: str) -> Path:
 
 def sizes(dataset) -> list[int]:
     return list(map(len, dataset.splits.values()))
-
-
-def error_of(root: Path) -> str:
-    with pytest.raises(ValueError) as error:
-        open_dataset(root)
-    return read_error(error, root)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +83,7 @@ def test_train_like_beside_test_like_folders_are_the_split(tmp_path, train, val,
 )
 def test_two_folders_for_training_are_an_error(tmp_path, folders):
     expected = f"expected one folder for train, got {folders[0]}/ and {folders[1]}/: merge or ren"
-    assert expected in error_of(draw_in(tmp_path, *folders))
+    assert expected in open_error(draw_in(tmp_path, *folders))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +100,7 @@ def test_splits_without_classes_are_classes_only_by_the_option(tmp_path, names):
     draw_class_folders(tmp_path, dict.fromkeys(names, 4))
     splits = "train_images/, test_images/" if "bus" not in names else "train/"
     contents = ", ".join(f"{name}/" for name in names)
-    assert f"expected classes in {splits}, got none there ({contents}){ASK}" in error_of(tmp_path)
+    assert f"expected classes in {splits}, got none there ({contents}){ASK}" in open_error(tmp_path)
     dataset = open_dataset(tmp_path, read=AS_CLASSES)
     assert dataset.classnames == [name.replace("_", " ") for name in names]
 
@@ -125,7 +119,7 @@ def test_splits_without_classes_are_classes_only_by_the_option(tmp_path, names):
 def test_variants_of_the_same_classes_are_asked_about(tmp_path, folders, variants, shared):
     shared = ", ".join(f"{name}/" for name in shared)
     expected = f"expected class folders, got {variants}, which share {shared}{ASK}"
-    assert expected in error_of(draw_in(tmp_path, *folders))
+    assert expected in open_error(draw_in(tmp_path, *folders))
     classes = (
         ["color", "gray"] if folders[0] == "train/color" else {f.split("/")[0] for f in folders}
     )
@@ -136,7 +130,7 @@ def test_variants_of_the_same_classes_are_asked_about(tmp_path, folders, variant
 def test_capitals_do_not_hide_what_variants_share(tmp_path):
     draw_class_folders(tmp_path / "a", {"Bird": 3, "coin": 3, "x": 3})
     draw_class_folders(tmp_path / "b", {"bird": 3, "Coin": 3, "y": 3})
-    assert "a/, b/, which share Bird/, coin/" in error_of(tmp_path)
+    assert "a/, b/, which share Bird/, coin/" in open_error(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +169,7 @@ def test_train_and_test_in_each_class_are_the_split(tmp_path, names):
     assert f"train/, test/, val/ in the class folders in {tmp_path}" in dataset.source
     draw_image(tmp_path / "owl" / "a.png")
     shared = f"{min(names[::2])}/, {max(names[::2])}/"
-    assert f"got bird/, coin/, which share {shared}{ASK}" in error_of(tmp_path)
+    assert f"got bird/, coin/, which share {shared}{ASK}" in open_error(tmp_path)
     assert sum(sizes(open_dataset(tmp_path, read=AS_CLASSES))) == 16
 
 
@@ -210,10 +204,10 @@ def test_a_folder_alone_may_be_a_known_data_set_or_a_csv(tmp_path):
 def test_one_class_and_circles_are_not_looked_through(tmp_path):
     draw_class_folders(tmp_path / "two" / "owl", {"more": 1, "others": 1})
     draw_image(tmp_path / "two" / "owl" / "a.png")
-    assert "(or train/ and test/ of them, or labels.csv), got owl/" in error_of(tmp_path / "two")
+    assert "(or train/ and test/ of them, or labels.csv), got owl/" in open_error(tmp_path / "two")
     (tmp_path / "circle").mkdir()
     (tmp_path / "circle" / "on").symlink_to(tmp_path / "circle")
-    assert "labels.csv), got on/" in error_of(tmp_path / "circle")
+    assert "labels.csv), got on/" in open_error(tmp_path / "circle")
     draw_in(tmp_path / "splits", "train")
     draw_class_folders(tmp_path / "splits" / "test" / "bird", {"left": 2, "right": 1})
     dataset = open_dataset(tmp_path / "splits")
@@ -245,10 +239,10 @@ def test_names_that_differ_between_train_and_test_are_named(tmp_path, name):
     (tmp_path / "test" / "bird").rename(tmp_path / "test" / name)
     expected = f"expected only classes of train, got '{name}' in test"
     if name == "birds":
-        assert f"{expected}: remove it" in error_of(tmp_path)
+        assert f"{expected}: remove it" in open_error(tmp_path)
         return
     expected += " for 'bird': rename it"
-    assert expected in error_of(tmp_path)
+    assert expected in open_error(tmp_path)
     for other in ("coin", "flower"):
         shutil.rmtree(tmp_path / "test" / other)
-    assert expected in error_of(tmp_path)  # also alone
+    assert expected in open_error(tmp_path)  # also alone

@@ -1,10 +1,12 @@
 """Draw small folders of plain images."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from minidpt.data.datasets import open_dataset
 from minidpt.data.samples import Dataset, Sample
 
 
@@ -34,10 +36,12 @@ def all_samples(dataset: Dataset) -> list[Sample]:
     return dataset.train + dataset.val + dataset.test
 
 
-def read_error(error: pytest.ExceptionInfo, path: Path) -> str:
-    """Return a message, after asserting that it is one line, names a path and what was expected."""
-    message = str(error.value)
-    assert str(path) in message and "\n" not in message and ": expected " in message
+def open_error(path: Path, *args: Any, **options: Any) -> str:
+    """Return why `open_dataset` refuses a path: a line with its folder and what is expected."""
+    with pytest.raises((ValueError, OSError)) as error:
+        open_dataset(path, *args, **options)
+    message, folder = str(error.value), path if path.is_dir() else path.parent
+    assert str(folder) in message and "\n" not in message and ": expected " in message
     return message
 
 
