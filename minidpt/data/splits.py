@@ -11,18 +11,21 @@ from ..support import files
 from .labels_csv import describe_missing, missing_files
 from .samples import DEFAULT_TEMPLATE, SPLITS, Dataset, Sample, make_dataset
 
-_DESCRIBED = ("name", "root", "template", "classnames", "drawn", "class_keys", "allow_duplicates")
+_FIELDS = {  # of a Dataset, beside its three lists
+    **dict.fromkeys(("name", "root", "part"), str | None),
+    **dict.fromkeys(("classnames", "drawn", "class_keys"), list | None),
+    **{"template": str | list | None, "allow_duplicates": bool | None},
+}
 
 
 def write_split(dataset: Dataset, path: str | os.PathLike) -> None:
     """Write the three lists as JSON, in the split format that few-shot research uses.
 
     `{"train": [[path below root, label, class name], ...], "val": ..., "test": ...}`, one image a
-    line, with `_DESCRIBED` beside them.
+    line, with `_FIELDS` beside them.
     """
-    described = {name: getattr(dataset, name) for name in _DESCRIBED}
-    described |= {"part": dataset.subset, "root": str(dataset.root.resolve())}
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described.items()]
+    values = vars(dataset) | {"part": dataset.subset, "root": str(dataset.root.resolve())}
+    lines = [f"{json.dumps(name)}: {json.dumps(values[name])}" for name in _FIELDS]
     for split, samples in dataset.splits.items():
         rows = (
             [Path(os.path.relpath(path, dataset.root)).as_posix(), label, classname]
@@ -40,10 +43,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     label; perhaps more of what `write_split` writes. Raises FileNotFoundError or ValueError.
     """
     where = f"split file {path}"
-    kinds = dict.fromkeys(("name", "root", "part"), str | None)
-    kinds["template"] = str | list | None
-    kinds |= dict.fromkeys(("classnames", "drawn", "class_keys", *SPLITS), list | None)
-    kinds["allow_duplicates"] = bool | None
+    kinds = _FIELDS | dict.fromkeys(SPLITS, list | None)
     most = 5 * files.MAX_IMAGES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = files.check_fields(files.read_json(path, where, most), where, **kinds)
     content |= {split: content.get(split) or [] for split in SPLITS}

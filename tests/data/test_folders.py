@@ -375,7 +375,7 @@ def test_template_is_the_callers(tmp_path):
     draw_class_folders(tmp_path, {"a": 2, "b": 2})
     assert open_dataset(tmp_path, template="a sketch of {}").template == "a sketch of {}"
     for template in ("no class", "{} and {}", ""):
-        with pytest.raises(ValueError, match="template: expected one {} for the class name"):
+        with pytest.raises(ValueError, match="template .*expected up to 1000 characters with {}"):
             open_dataset(tmp_path, template=template)
 
 
