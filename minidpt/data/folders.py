@@ -339,7 +339,7 @@ def list_images(classes: list[Path]) -> dict[str, list[str]]:
 def assemble(
     root: Path, splits: Splits, naming: Naming, how: str, notes: Iterable[str] = ()
 ) -> Dataset:
-    """Make a Dataset of the files of each split and class; `how` and `notes` are told in it.
+    """Make a Dataset of the files of each split and class; `how`, for its `source`: from which.
 
     The first split has all classes, and an image of each. "all" is split by class, or is the test.
     Without "test", "val" is the test; without "train", it is a test set only.

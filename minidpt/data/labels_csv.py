@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, filterfalse, islice
 from pathlib import Path
-from typing import NamedTuple
 
 from ..support.files import MAX_CLASSES, MAX_IMAGES, input_error, short_repr
 from . import folders
@@ -31,6 +30,7 @@ _IDS = {"id", "imageid", "imgid", "fileid"}  # the path, if no other column is
 _SPLIT_WORDS = {**SPLIT_NAMES, "trainval": "train", "privatetest": "test"}
 _OTHER_TESTS = ("eval", "evaluation", "holdout", "heldout", "publictest")  # val, beside a test
 _LIST = re.compile(r"""[\[{](|.*["',\d].*)[\]}]""", re.DOTALL)  # of JSON, or Python
+_Entries = dict[str, tuple[int, str, str]]  # image -> line, label, cell of the split's column
 _WHOLE = re.compile(r"(-?\d+)(\.0*)?")  # pandas writes 1.0 in a column with gaps
 
 
@@ -89,12 +89,12 @@ def open_csv(path: Path, naming: Naming) -> Dataset:
         name, label, cell = (row[columns[key]] if key in columns else "all" for key in _COLUMNS)
         file = os.path.normpath(os.path.join(start, name))
         if file in entries:
-            raise input_error(at, "each image once", f"{name} again (line {entries[file].line})")
-        entries[file] = _Entry(line, sys.intern(label), sys.intern(cell))
+            raise input_error(at, "each image once", f"{name} again (line {entries[file][0]})")
+        entries[file] = line, sys.intern(label), sys.intern(cell)
     splits_of = {"all": "all"}
     if "split" in columns:
         column = header[columns["split"]]
-        splits_of = _splits_of(column, dict.fromkeys(entry.cell for entry in entries.values()))
+        splits_of = _splits_of(column, dict.fromkeys(cell for _, _, cell in entries.values()))
         for line, _, cell in entries.values():
             if cell not in splits_of:
                 got = f"'{cell}' in the column '{column}'"
@@ -109,28 +109,18 @@ def open_csv(path: Path, naming: Naming) -> Dataset:
     is_usual = path.name in (LABELS, METADATA)
     name = naming.name or (path.resolve().parent.name if is_usual else path.stem)
     parents = {os.path.dirname(moved.get(file, file)) for file in entries}
-    root = Path(os.path.commonpath(map(os.path.abspath, parents)))
+    root = Path(os.path.commonpath(parents))
     notes = (*_column_notes(columns, header, splits_of), *notes)
     return folders.assemble(root, splits, replace(naming, name=name), path.name, notes)
 
 
-class _Entry(NamedTuple):
-    """A row: its line, label, and cell of the split's column."""
-
-    line: int
-    label: str
-    cell: str
-
-
-def _name_labels(
-    where: str, entries: dict[str, _Entry], least: int
-) -> tuple[dict[str, str], list[str]]:
+def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, str], list[str]]:
     """Return what labels are called, "1" for "1.0" if all are numbers; note composed labels."""
-    counts = Counter(entry.label for entry in entries.values())
+    counts = Counter(label for _, label, _ in entries.values())
     for line, label, _ in entries.values():
         if _LIST.fullmatch(label):
-            fix = "leave one label"
-            raise input_error(f"{where}, line {line}", "a label", f"the list {label}", fix)
+            got = f"the list {label}: leave one label"
+            raise input_error(f"{where}, line {line}", "a label", got)
     numbers = list(map(_WHOLE.fullmatch, counts))
     names = {label: number[1] if all(numbers) else label for label, number in zip(counts, numbers)}
     if not least <= (count := len(set(names.values()))) <= MAX_CLASSES:
@@ -146,7 +136,7 @@ def _name_labels(
     return names, [note] if composed else []
 
 
-def _find_images(where: str, entries: dict[str, _Entry], folder: Path) -> dict[str, str]:
+def _find_images(where: str, entries: _Entries, folder: Path) -> dict[str, str]:
     """Map missing images to their files: with "/" for "\\", or with the ending that alone fits.
 
     Raises FileNotFoundError for those that still miss, with where in or below `folder` there is
@@ -166,7 +156,7 @@ def _find_images(where: str, entries: dict[str, _Entry], folder: Path) -> dict[s
             if alike := [each for each in names if _without_ending(each) == name]:
                 fix = f"there is {os.path.join(parent, alike[0])}: fix the path or --image-root"
                 break
-        line = entries[missing[0]].line
+        line = entries[missing[0]][0]
         raise FileNotFoundError(f"{where}, line {line}: expected images, got {got}: {fix}")
     return {path: files[0] for path, files in fits.items()}
 

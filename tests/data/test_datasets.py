@@ -136,6 +136,12 @@ def test_own_lists_or_class_folders_serve_without_the_split_file(tmp_path, name)
     assert open_dataset(folder, seed=0).test != [] and open_dataset(folder) == dataset
 
 
+def test_labels_are_in_the_order_of_the_data_set_s_own_list(tmp_path):
+    folder = draw_miniature(tmp_path, "FGVCAircraft")
+    (folder / "variants.txt").write_text("F/A-18\n707-320\n727-200\n")
+    assert open_dataset(folder).classnames == ["F/A-18", "707-320", "727-200"]
+
+
 # ---- the published draw
 
 
