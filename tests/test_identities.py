@@ -41,7 +41,7 @@ def test_the_digest_of_a_training_image_is_its_size_and_sha256(tmp_path):
 
 
 LIMITS = """
-model: TEXT_MEMORY=3*2**30 GUIDANCE_WEIGHT=0.1 MAX_TEMPLATE=1000
+model: TEXT_MEMORY=3*2**30 GUIDANCE_WEIGHT=0.1
 prompts: INIT_STD=0.02
 training: WARMUP_LR=1e-5
 inference: PREDICT_BATCH=100
@@ -64,6 +64,7 @@ runs.attention_pngs: MOST_CLASSES=10 BRIGHTEST=4 COVER=0.68 WIDTH=752 ROW=38
 runs.classify: MAX_LINE=2**16
 runs.config: MAX_RUNS=10**4
 support.files: MAX_TEXT=2**28 MAX_IMAGES=2*10**6 MAX_ENTRIES=10**6 MAX_CLASSES=25_000 MAX_NAME=500
+support.files: MAX_TEMPLATE=1000 MAX_TEMPLATES=1000
 support.progress: AFTER=2
 """
 

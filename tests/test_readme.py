@@ -61,14 +61,14 @@ def test_every_link_leads_somewhere(path):
 
 
 def test_figures_are_those_that_were_measured():
-    kept = json.loads((ROOT / "tests/benchmarks/figures.json").read_text(encoding="utf-8"))
+    measured = json.loads((ROOT / "tests/benchmarks/figures.json").read_text(encoding="utf-8"))
     shown = {}
     for path, text in TEXTS.items():
-        assert figures.fill(text, kept) == text, path
+        assert figures.fill(text, measured) == text, path
         readme = str(path.relative_to(ROOT))
         shown |= {match[2]: readme for match in figures.MARKERS.finditer(text)}
     assert shown == {name: figure.readme for name, figure in figures.FIGURES.items()}
-    assert shown.keys() == kept.keys()
+    assert shown.keys() == measured.keys()
 
 
 def test_every_option_in_the_readme_exists(monkeypatch, tmp_path):

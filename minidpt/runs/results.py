@@ -179,7 +179,7 @@ def tell_data_apart(results: Sequence[Row]) -> list[Row]:
     places: dict[tuple, set[str]] = {}
     for row in results:
         places.setdefault((row.data, row.key, *row.metrics), set()).add(row.folder)
-    alike = {data for (data, *_), found in places.items() if len(found) > 1}
+    alike = {data for (data, *_), roots in places.items() if len(roots) > 1}
     return [
         replace(row, fingerprint=f"{row.fingerprint} {row.folder}") if row.data in alike else row
         for row in results

@@ -165,7 +165,7 @@ def test_a_run_of_another_method_is_refused(saved, wanted, message, tmp_path):
     "shapes", [{}, {TEXT: (64,)}, {VISUAL: (2, 64)}, {VISUAL: (2, 2, 64), CLASS_AWARE: (1, 2, 64)}]
 )
 def test_tensors_of_no_method_are_refused_with_their_shapes(shapes):
-    tensors = {f"{part}.ctx": torch.zeros(shape) for part, shape in shapes.items()}
-    expected = "".join(f".*{part}.ctx {re.escape(str(shape))}" for part, shape in shapes.items())
+    tensors = {f"{name}.ctx": torch.zeros(shape) for name, shape in shapes.items()}
+    expected = "".join(f".*{name}.ctx {re.escape(str(shape))}" for name, shape in shapes.items())
     with pytest.raises(ValueError, match=f"expected CoOp's or DPT's, got {expected}"):
         infer_config(tensors, 12)

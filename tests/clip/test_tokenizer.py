@@ -66,11 +66,11 @@ def naive_bpe():
         parts[-1] += b"</w>"
         while known := [pair for pair in zip(parts, parts[1:]) if pair in world]:
             best, merged = min(known, key=world.__getitem__), parts[:1]
-            for part in parts[1:]:
-                if (merged[-1], part) == best:
-                    merged[-1] += part
+            for piece in parts[1:]:
+                if (merged[-1], piece) == best:
+                    merged[-1] += piece
                 else:
-                    merged.append(part)
+                    merged.append(piece)
             parts = merged
         return [ids[symbol] for symbol in parts]
 

@@ -141,7 +141,7 @@ def test_crop_boxes_have_the_published_distribution():
         assert np.abs(difference).max() < 0.035 * 900  # about four standard errors
 
 
-def test_random_view_is_the_crop_or_half_of_the_time_its_mirror_image():
+def test_random_view_is_the_crop_or_its_mirror_image():
     mirrored = []
     for seed in range(300):
         box = transforms.random_resized_crop_box(13, 11, random.Random(seed))

@@ -171,7 +171,7 @@ def test_data_sets_of_one_name_have_a_heading_each_and_a_mean(tmp_path):
     ]  # fmt: skip
 
 
-def test_data_of_equal_names_are_told_apart_by_folder_where_a_run_was_made_in_both():
+def test_data_of_equal_names_are_told_apart_by_folder():
     first, again = result(folder="/x"), result(folder="/y", accuracy=70.0)
     moved = result("Pets", folder="/x"), result("Pets", folder="/y", seed=2)  # another seed
     rows = results.summarise(results.tell_data_apart([first, again, *moved]))
@@ -290,7 +290,7 @@ def test_options_that_are_not_published_stand_in_the_caption():
     assert caption(result(method="zeroshot", shots=0)) == "Top-1 accuracy in percent."
 
 
-def test_published_means_stand_only_below_the_eleven_data_sets_of_vit_b_32():
+def test_published_means_stand_only_below_the_eleven_data_sets():
     def text(names: list[str], model: str = "ViT-B/32") -> str:
         return markdown(*(result(name, model=model, fingerprint=name) for name in names))
 
