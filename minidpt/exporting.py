@@ -103,8 +103,7 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> None:
     """
     path = Path(path)
     if os.path.lexists(path) and not (overwrite and path.is_file()):
-        got = "got one that exists (with --overwrite a file is replaced)"
-        raise FileExistsError(f"{path}: expected a new file, {got}")
+        raise FileExistsError(f"{path}: expected a new file, got one that exists (see --overwrite)")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.suffix not in (".pt2", ".onnx"):

@@ -148,7 +148,7 @@ class PromptedCLIP(nn.Module):
         self.text_prompts = TextPrompts(clip, names, config, world) if config.learns_text else None
         self.visual_prompts, self.class_aware = build_visual_prompts(clip, len(names), config)
         self.class_chunk = classes_that_fit(clip, self.text_prompts)
-        template_features = encode_templates(clip, names, template, world)  # W0
+        template_features = encode_template(clip, names, template, world)  # W0
         self.register_buffer("template_features", template_features, persistent=False)
         self._cache: tuple[Any, list[Tensor], PromptFeatures] | None = None
         self.to(clip.device)
@@ -454,29 +454,25 @@ def check_distinct(classnames: Sequence[str]) -> None:
             raise ValueError(f"class names: expected different ones, got {got}: {fix}")
 
 
-def encode_templates(
+@torch.no_grad()
+def encode_template(
     clip: CLIP, names: Sequence[str], template: str | tuple[str, ...], world: World
 ) -> Tensor:
-    """Compute W0 (C, E): of several templates the normalised mean of normalised text features.
+    """Compute W0, the normalised text features (C, E) of the template with canonical names.
 
-    As CLIP's ensembles for zero-shot classification (arXiv 2103.00020, section 3.1.4).
+    Of several templates their mean, normalised again (CLIP, arXiv 2103.00020, section 3.1.4).
     """
-    if isinstance(template, str):
-        return encode_template(clip, names, template, world)
-    texts = track(template, "templates encoded", len(template))
-    return F.normalize(sum(encode_template(clip, names, text, world) for text in texts), dim=-1)
-
-
-@torch.no_grad()
-def encode_template(clip: CLIP, names: Sequence[str], template: str, world: World) -> Tensor:
-    """Compute the normalised text features (C, E) of one template with canonical names."""
-    prompts = []
-    for name in names:
-        prompts.append([SOT_TOKEN, *encode(template.replace("{}", name)), EOT_TOKEN])
-        check_length(prompts[-1], f"template '{template}' and class '{name}'", clip)
-    layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
-    features = clip.encode_packed(clip.embed_packed(layout), layout).float()
-    return world.all_gather(F.normalize(features, dim=-1), len(prompts))
+    texts, total = ((template,) if isinstance(template, str) else template), None
+    for text in track(texts, "templates encoded", len(texts)) if len(texts) > 1 else texts:
+        prompts = [[SOT_TOKEN, *encode(text.replace("{}", name)), EOT_TOKEN] for name in names]
+        for name, prompt in zip(names, prompts):
+            check_length(prompt, f"template '{text}' and class '{name}'", clip)
+        layout = pack(world.shard(prompts) or prompts[:1]).to(clip.device)
+        features = clip.encode_packed(clip.embed_packed(layout), layout).float()
+        features = F.normalize(features, dim=-1)
+        total = features if total is None else total + features
+    total = total if len(texts) == 1 else F.normalize(total, dim=-1)
+    return world.all_gather(total, len(names))
 
 
 def classes_that_fit(clip: CLIP, text_prompts: TextPrompts | None) -> int | None:

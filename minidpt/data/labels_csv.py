@@ -188,7 +188,8 @@ def _read_table(
         key, _, name = map(str.strip, pair.partition("="))
         if not (meaning := _meaning(key)) or name not in header:
             expected = "image, label or split = a column's name"
-            got = f"{short_repr(pair)}, columns {','.join(header)}"
+            got = f"no column {short_repr(name)}" if meaning and name else short_repr(pair)
+            got += f", columns {','.join(header)}"
             raise input_error(f"{where}: --columns", expected, got)
         columns[meaning] = header.index(name)
     meanings = [(number, _meaning(name)) for number, name in enumerate(header)]

@@ -313,9 +313,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
 
 def new_files(args: Namespace) -> list[tuple[str, str]]:
     """Return the options that name a file to be written, with the files."""
-    files = [("--csv", args.csv), ("--json", None if args.json == "-" else args.json)]
-    files.append(("--features", args.features))
-    return [(name, path) for name, path in files if path is not None]
+    files = {"--csv": args.csv, "--json": args.json, "--features": args.features}
+    return [each for each in files.items() if each[1] and each != ("--json", "-")]
 
 
 def is_output(path: str, name: str) -> bool:

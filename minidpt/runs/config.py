@@ -203,7 +203,7 @@ class RunConfig:
         return 0 if self.epochs == 1 else 1
 
     def run_name(self, dataset: str) -> str:
-        """Return the name of the run's folder, which tells it from others on a data set."""
+        """Return the name of the run's folder, which tells it from others of a sweep."""
         name = f"{dataset}-{self.prompts.method}"
         if self.prompts.method != "zeroshot":
             name += f"-{self.shots}shots-seed{self.seed}"

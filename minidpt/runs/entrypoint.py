@@ -28,7 +28,7 @@ Step = TypeVar("Step")
 
 
 class Interrupted(KeyboardInterrupt):
-    """One of `SIGNALS`. how_to_resume: the command that resumes the run, if known."""
+    """One of `SIGNALS`. `make_runs` sets how_to_resume: the command that resumes the run."""
 
     def __init__(self, number: int):
         super().__init__()

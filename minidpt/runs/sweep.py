@@ -39,18 +39,21 @@ from .tables import markdown, write_tables
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make: its name, settings, data set, and the subsets of the classes by name.
+    """A run to make: its settings, its data set, and the subsets of the classes by name.
 
     The first subset is the one to train on. folder: the run's, once it is locked; record: before
     the run begins.
     """
 
-    name: str
     config: RunConfig
     dataset: Dataset
     subsets: dict[str, Dataset]
     folder: RunFolder | None = None
     record: RunRecord | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.run_name(self.dataset.name)
 
 
 @dataclass
@@ -105,36 +108,31 @@ def plan_runs(command: TrainCommand) -> list[PlannedRun]:
     Raises ValueError if a data set is only a test.
     """
     configs = expand_grid(command.options)
-    data = {config.data for config in configs}
-    roots = {path: Path(path or draw_demo("runs")).expanduser() for path in data}
     model = configs[0].model or ("tiny" if configs[0].data is None else "ViT-B/32")
-    planned: dict[tuple, dict[str, PlannedRun]] = {}  # data set -> name -> run
-    datasets, drawn = {}, set()
-    for config in configs:
+    datasets, planned, drawn = {}, {}, set()
+    for number, config in enumerate(configs):
+        root = Path(config.data or draw_demo("runs")).expanduser()
         name = config.dataset and layout_of(config.dataset).name
-        root = roots[config.data]
         config = replace(config, data=str(root.resolve()), dataset=name, model=model)
-        key = config.data, name
+        configs[number], key = config, (config.data, name)
         if key not in datasets:
             options = {"classnames": config.classnames, "template": config.template}
-            dataset = open_dataset(root, name, **options, read=merge_read_options(config))
-            print_line(dataset.source)
-            print_notes(dataset.notes)
-            names = ("base", "new") if config.classes == "base" else (config.classes,)
-            datasets[key] = dataset, {each: select_classes(dataset, each) for each in names}
-        dataset, subsets = datasets[key]
-        if config.prompts.method != "zeroshot" and key not in drawn:
+            datasets[key] = open_dataset(root, name, **options, read=merge_read_options(config))
+            print_line(datasets[key].source)
+            print_notes(datasets[key].notes)
+    names = distinct_names([(dataset.name, path) for (path, _), dataset in datasets.items()])
+    for (key, dataset), name in zip(list(datasets.items()), names):
+        subsets = ("base", "new") if configs[0].classes == "base" else (configs[0].classes,)
+        dataset = replace(dataset, name=name)
+        datasets[key] = dataset, {each: select_classes(dataset, each) for each in subsets}
+    for config in configs:
+        dataset, subsets = datasets[config.data, config.dataset]
+        if config.prompts.method != "zeroshot" and dataset.name not in drawn:
             few_shot(dataset, config.shots, config.seed)
-            drawn.add(key)
-        config = config.resolve(dataset.name, dataset.template)
-        name = config.run_name(dataset.name)
-        planned.setdefault(key, {})[name] = PlannedRun(name, config, dataset, subsets)
-    paths = [(dataset.name, path) for (path, _), (dataset, _) in datasets.items()]
-    return [
-        replace(run, name=run.config.run_name(name))
-        for name, runs in zip(distinct_names(paths), planned.values())
-        for run in runs.values()
-    ]
+            drawn.add(dataset.name)
+        run = PlannedRun(config.resolve(dataset.name, dataset.template), dataset, subsets)
+        planned[run.name] = run
+    return sorted(planned.values(), key=lambda run: names.index(run.dataset.name))
 
 
 def distinct_names(paths: list[tuple[str, str]]) -> list[str]:
@@ -160,7 +158,7 @@ def open_output(
 ) -> Iterator[tuple[list[PlannedRun], Path | None]]:
     """Lock where the results go, a run folder or a sweep; yield the runs with their folders."""
     paths = [Path(path) for path in dict.fromkeys(run.config.data for run in runs)]
-    datasets = {id(run.dataset): run.dataset for run in runs}.values()
+    datasets = {run.dataset.name: run.dataset for run in runs}.values()
     data = [*paths, *chain.from_iterable(map(folders_of, datasets))]
     out = command.out
     if len(runs) == 1 and not (out and is_sweep(out)):
@@ -269,12 +267,12 @@ def prepare(
     precision, reason = choose_precision(config.precision, device)
     reason = "the run's" if command.resume else reason
     where = str(device) if world.size == 1 else device.type
-    of_clip, datasets = clip.fingerprint(), {id(run.dataset): run.dataset for run in runs}
-    of_data = {key: dataset.fingerprint() for key, dataset in datasets.items()}
+    of_clip, datasets = clip.fingerprint(), {run.dataset.name: run.dataset for run in runs}
+    of_data = {name: dataset.fingerprint() for name, dataset in datasets.items()}
     fix = [folders.START_OVER_HINT] if command.resume else []
     todo = []
     for run in runs:
-        fingerprints = of_clip, of_data[id(run.dataset)]
+        fingerprints = of_clip, of_data[run.dataset.name]
         record = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
         if not run.folder.is_finished(run.config, record, *fix):
             todo.append(replace(run, record=record))
@@ -325,4 +323,4 @@ def dealing_order(run: PlannedRun) -> tuple[int, str, int]:
     """
     config = run.config
     training = config.epochs * config.shots * METHODS.index(config.prompts.method)
-    return -len(run.dataset.classnames), f"{run.dataset.name} {config.data}", -training
+    return -len(run.dataset.classnames), run.dataset.name, -training

@@ -278,7 +278,7 @@ def test_columns_are_named_by_hand(tmp_path):
     [
         ("", "got '', columns path,label"),
         ("foto", "got 'foto'"),
-        ("image=foto", "got 'image=foto', columns path,label"),
+        ("image=foto", "got no column 'foto', columns path,label"),
         ("colour=path", "got 'colour=path'"),
         ("image=path,label", "got 'label'"),
     ],

@@ -27,6 +27,7 @@ from helpers.short_runs import (
     CLASSNAMES,
     RunInputs,
     parse_predictions,
+    read_csv,
     read_prompts,
     run_checked,
     train,
@@ -34,7 +35,7 @@ from helpers.short_runs import (
 from helpers.tiny_models import DEEP
 
 import minidpt
-from minidpt.runs import report
+from minidpt.runs import classify, report
 from minidpt.runs.evaluation import describe_metrics
 
 # The test
@@ -116,7 +117,7 @@ def test_a_run_keeps_the_columns_and_the_image_root_of_its_csv(tmp_path, inputs,
 
 
 def test_eval_exports_the_model_of_a_run_into_a_new_file(trained, monkeypatch):
-    def export(model, path):  # what it writes: `test_exporting`
+    def export(model, path, overwrite):  # what it writes: `test_exporting`
         assert torch.equal(model.text_prompts.ctx, read_prompts(trained)["text_prompts.ctx"])
         Path(path).write_bytes(bytes(1_500_000))
 
@@ -151,16 +152,18 @@ def test_classes_of_images_are_written_to_a_new_csv(trained, inputs):
     images = [inputs.data / "Owl" / "0.png", "=1+1.png"]
     command = ("eval.py", "predict", trained, "--top", 2, "--csv", "out.csv", *images)
     result = run_command(*command)
-    head, *rows = csv.reader(Path("out.csv").read_text(encoding="utf-8").splitlines())
-    assert head == ["image", "class", "probability"] and rows[-1][0] == "'=1+1.png"  # no formula
+    rows = read_csv("out.csv")
+    assert tuple(rows[0]) == classify.HEADER and rows[-1]["image"] == "'=1+1.png"  # no formula
     printed = [
         (path, name, percent)
         for path, guesses in parse_predictions(result).items()
         for name, percent in guesses
     ]
-    written = [(path.lstrip("'"), name, round(100 * float(share), 1)) for path, name, share in rows]
-    assert written == printed
-    assert_one_line(run_command(*command), "eval.py", "--csv", "new file", "out.csv")
+    assert printed == [
+        (row["image"].lstrip("'"), row["class"], round(100 * float(row["probability"]), 1))
+        for row in rows
+    ]
+    assert_one_line(run_command(*command), "eval.py", "--csv", "new file", "out.csv", "--overwrite")
 
 
 def test_a_csv_of_classes_is_written_whole_though_nobody_reads_the_output(trained, tmp_path):

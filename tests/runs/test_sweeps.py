@@ -31,6 +31,7 @@ from minidpt.runs import folders as runs
 from minidpt.runs import sweep as sweeps
 from minidpt.runs.command_line import TrainCommand
 from minidpt.runs.config import RunConfig, RunRecord
+from minidpt.runs.folders import RunFolder
 from minidpt.support.distributed import World
 
 
@@ -148,7 +149,7 @@ def test_a_run_that_fails_is_named_and_the_sweep_continues(images, clip):
 
 
 def test_a_run_stopped_at_any_moment_of_its_beginning_can_restart(monkeypatch):
-    run, unlink = runs.RunFolder("run"), Path.unlink
+    run, unlink = RunFolder("run"), Path.unlink
     settings = RunConfig("d", model="m", epochs=3), RunRecord("c", "d", "cpu", "fp32", True)
 
     def stop(*_, **__):
@@ -283,36 +284,31 @@ def test_a_sweep_that_cannot_end_does_not_begin(guide, options, words):
 
 
 def test_data_sets_of_one_name_are_told_apart_by_their_folders(images, clip):
-    for number, parent in enumerate(("left", "right")):
+    """Also where files and classes have the same names, as those of a copy that was edited."""
+    for parent in ("left", "right"):
         shutil.copytree(images, Path(parent, "photos"))
-        for label in range(number):  # so that their test sets differ
-            shutil.rmtree(Path(parent, "photos", sorted(os.listdir(images))[label]))
     command = ["--data", "left/photos", "right/photos", "./left/photos", "--model", clip, *SHORT]
-    command += ["--epochs", 1, "--method", "coop"]
-    result = run_checked("train.py", *command, "--seed", 1, 2)
-    folder = Path("runs/photos-photos-sweep")
+    options = ["--epochs", 1, "--method", "coop", "--seed", 1, 2]
+    result = run_checked("train.py", *command, *options)
     assert "4 runs in runs/photos-photos-sweep, 0 of them finished" in result.out
-    summaries = {run.name: read_summary(run) for run in folder.glob("*/")}
-    classes = {name: each["classes"] for name, each in summaries.items()}
-    names = {side: f"photos-{side}-coop-3shots-seed" for side in ("left", "right")}
-    expected = {f"{names[side]}{n}": 5 - (side == "right") for side in names for n in (1, 2)}
-    assert classes == expected
-    configs = {name: json.loads((folder / name / "config.json").read_text()) for name in classes}
-    assert all(f"/{name.split('-')[1]}/photos" in c["data"] for name, c in configs.items())
-    assert len({config["record"]["data_fingerprint"] for config in configs.values()}) == 2
-    assert {each["dataset"] for each in summaries.values()} == {"photos"}
+    assert "Mean of 2 data sets" in result.out
+    runs = sorted(Path("runs/photos-photos-sweep").glob("*/"))
+    names = ["photos-left"] * 2 + ["photos-right"] * 2
+    assert [read_summary(run)["dataset"] for run in runs] == names
+    expected = [f"{name}-coop-3shots-seed{1 + n % 2}" for n, name in enumerate(names)]
+    assert [run.name for run in runs] == expected
+    folders = [Path(RunFolder(run).read_config()[0].data).parent.name for run in runs]
+    assert folders == ["left", "left", "right", "right"]
 
-    shutil.rmtree(folder / f"{names['right']}2")
-    shutil.move("left", "moved/left")
-    shutil.move("right", "moved/right")
-    moved = ["--resume", folder, "--data", "moved/left/photos", "moved/right/photos"]
-    result = run_checked("train.py", *moved)
+    shutil.rmtree(runs[3])
+    for side in ("left", "right"):
+        shutil.move(side, f"moved/{side}")
+    moved = ["moved/left/photos", "moved/right/photos"]
+    result = run_checked("train.py", "--resume", runs[3].parent, "--data", *moved)
     assert "4 runs in runs/photos-photos-sweep, 3 of them finished" in result.out
-    assert {run.name: read_summary(run)["classes"] for run in folder.glob("*/")} == expected
-    content = json.loads((folder / "sweep.json").read_text())
-    assert [Path(path).parts[-3:] for path in content["data"]] == [
-        ("moved", side, "photos") for side in names
-    ]
+    assert read_summary(runs[3])["dataset"] == "photos-right"
+    content = json.loads(Path(runs[3].parent, "sweep.json").read_text())
+    assert content["data"] == [str(Path(path).resolve()) for path in moved]
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,6 @@ def test_learned_prompts_serve_other_classes(clip, method):
     torch.testing.assert_close(turned(images).logits, model(images).logits[:, [2, 0, 1]])
 
 
-def test_contexts_of_classes_cannot_serve_others(clip):
-    config = minidpt.PromptConfig(method="coop", n_ctx=3, csc=True)
-    model = minidpt.build_model(minidpt.load(clip)[0], ["ox", "owl"], "a {}.", config)
-    with pytest.raises(ValueError, match="csc"):
-        model.for_classes(["ox", "gnu"])
-    same = model.for_classes(["ox", "owl"])
-    assert torch.equal(same.text_prompts.ctx, model.text_prompts.ctx)
-
-
 def test_only_runs_on_base_classes_are_base_to_new(images, clip):
     command = ("--data", images, "--model", clip, *SHORT, "--epochs", 1)
     run_checked("train.py", *command, "--out", "runs/all")
