@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pytest
 
 # Of this process and of those that tests start: sums' order and last bit depend on the threads.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+# A shell that starts the tests in the background has Ctrl-C ignored, which processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")  # before they are imported
 ROOT = Path(__file__).resolve().parent.parent
 

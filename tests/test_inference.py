@@ -313,6 +313,20 @@ def test_features_of_images_and_classes_are_those_of_the_logits(method):
 # Predictions
 
 
+def test_only_paths_are_read_by_several_threads(monkeypatch):
+    """Pillow images may share an open file."""
+    model, workers = ReferencePair(SMALL_CONFIGS["zeroshot"]).model, []
+
+    def predict_each(images, top, threads):
+        yield images, workers.append(threads)
+
+    monkeypatch.setattr(model, "predict_each", predict_each)
+    image = Image.new("RGB", (9, 9))
+    for images in (["a.png", Path("b.png")], ["a.png", image], image, "a.png"):
+        model.predict(images)
+    assert workers == [None, 0, 0, None]
+
+
 def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
     pair = ReferencePair(SMALL_CONFIGS["vlp"])
     image = Image.new("RGB", (23, 29), (40, 90, 0))

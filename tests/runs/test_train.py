@@ -174,9 +174,13 @@ def test_every_method_runs_and_says_what_it_learned(inputs, method):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_lower_precision_run_has_fp32_prompts_and_is_tested_in_it(inputs, precision, monkeypatch):
     options = ("--epochs", 3, "--visual-lr", 0.05, "--text-lr", 0.02, "--warmup-epochs", 0)
+    updates, update = [], torch.amp.GradScaler.update
+    noting = lambda scaler: updates.append(scaler.is_enabled()) or update(scaler)  # noqa: E731
+    monkeypatch.setattr(torch.amp.GradScaler, "update", noting)
     train(inputs, "exact", *options)
     result = train(inputs, "run", *options, "--precision", precision)
     losses = [[record["loss"] for record in read_metrics(run)] for run in ("run", "exact")]
+    assert updates == [False] * 6 + [precision == "fp16"] * 6
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[1][2] < 0.7 * losses[1][0]
     assert f"in {precision} (as set)" in result.out
     assert json.loads(Path("run/config.json").read_text())["record"]["precision"] == precision
@@ -273,15 +277,8 @@ def test_finite_prompts_whose_logits_are_not_are_no_result(inputs):
 def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
     where = (*inputs.options, "--out", "run")
     command = fork_command(ROOT / "train.py", *where, *SHORT, "--epochs", 100_000)
-    # A shell may have started the tests with Ctrl-C ignored, which processes inherit.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        running = subprocess.Popen(
-            command, cwd=tmp_path, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, before)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = subprocess.Popen(command, cwd=tmp_path, encoding="utf-8", **pipes)
     written = tmp_path / "run" / "metrics.jsonl"
     while not written.exists() or written.read_text(encoding="utf-8").count("\n") < 3:
         assert running.poll() is None
