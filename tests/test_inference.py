@@ -333,6 +333,7 @@ def test_predict_takes_files_of_any_kind_and_says_what_it_takes(tmp_path):
     image.save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     expected = pair.model.predict(image)
+    assert len(expected[0]) == len(next(pair.model.predict_each([image]))[1]) == 5  # of 7 classes
     sources = [str(tmp_path / "a.png"), io.BytesIO(content), image, tmp_path / "a.png"]
     for source in sources:
         assert pair.model.predict(source) == expected

@@ -13,16 +13,13 @@ from helpers.golden_cases import assert_close
 from helpers.reference_pair import (
     EQUAL_NAMES,
     SMALL_CONFIGS,
-    TEMPLATE,
     UNEQUAL_NAMES,
     ReferencePair,
     compute_logits,
     every_method,
     make_labels,
 )
-from helpers.tiny_models import DEEP, WIDE, Sizes, clip_state, random_images
-
-import minidpt
+from helpers.tiny_models import DEEP, WIDE, Sizes
 
 pytestmark = pytest.mark.usefixtures("clips_stay_as_they_are")
 
@@ -161,39 +158,6 @@ def test_no_label_among_the_selected_classes_adds_nothing_to_the_loss(guidance):
 
 
 # Equalities that need no reference
-
-
-def test_without_visual_prompts_vlp_is_coop_and_vpt_is_zero_shot():
-    coop = compute_logits({"method": "coop", "n_ctx": 3})
-    assert_close(compute_logits({"method": "vlp", "n_ctx": 3, "n_visual": 0}), coop, "VLP")
-    zero_shot = compute_logits({"method": "zeroshot"})
-    assert_close(compute_logits({"method": "vpt", "n_visual": 0}), zero_shot, "VPT")
-    assert (coop - zero_shot).abs().max() > 0.1
-
-
-def test_the_template_as_context_is_zero_shot():
-    config = minidpt.PromptConfig(method="coop", ctx_init="a photo of a")
-    clip = minidpt.build_clip(clip_state(WIDE))
-    model = minidpt.build_model(clip, UNEQUAL_NAMES, TEMPLATE, config).eval()
-    with torch.no_grad():
-        logits = model(random_images(WIDE, 4)).logits
-    assert_close(logits, compute_logits({"method": "zeroshot"}), "logits")
-
-
-def test_classes_in_another_order_only_reorder_the_outputs():
-    config = {**SMALL_CONFIGS["dpt"], "csc": True}
-    pair, order = ReferencePair(config), [4, 6, 0, 3, 5, 1, 2]
-    learned = {
-        name: value[order] if name == reference.CONTEXT or ".classfiers." in name else value
-        for name, value in pair.learned.items()
-    }
-    reordered = ReferencePair(config, classnames=[UNEQUAL_NAMES[c] for c in order])
-    reordered.model.load_published(learned)
-    with torch.no_grad():
-        outputs, moved = pair.model(pair.images()), reordered.model(pair.images())
-    assert_close(moved.logits, outputs.logits[:, order], "logits")
-    assert_close(moved.class_aware_logits, outputs.class_aware_logits[..., order], "auxiliary")
-    assert torch.equal(torch.tensor(order)[moved.top_classes], outputs.top_classes)
 
 
 def test_selected_classes_are_zero_shots_best_first_and_no_prompt_changes_them():

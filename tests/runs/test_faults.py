@@ -25,7 +25,6 @@ from helpers.run_command import (
     save_clip,
 )
 
-import minidpt
 from minidpt.demo import demo
 from minidpt.runs import entrypoint
 from minidpt.runs import folders as runs
@@ -86,15 +85,6 @@ def test_a_file_without_room_is_named_and_not_half_written(trained, options, wri
     assert run_command("train.py", *options, "--out", "run").status == 0
 
 
-def test_without_room_the_last_good_model_stays(trained):
-    model = minidpt.load_model(trained / "model.pt", minidpt.load(clip_of(trained))[0])
-    shutil.copy(trained / "model.pt", "model.pt")
-    before = contents(".")
-    with room(1000), pytest.raises(OSError, match="model.pt: expected free space"):
-        model.save("model.pt")
-    assert contents(".") == before
-
-
 def clip_of(run: Path) -> str:
     return json.loads((run / "config.json").read_text())["model"]
 
@@ -108,13 +98,6 @@ def test_without_room_the_result_of_other_data_leaves_the_earlier_ones(trained, 
         result = run_command("eval.py", "test", "run", "--data", "other")
     assert_one_line(result, "eval.py", "run/transfer.json", "free space")
     assert contents("run") == before
-
-
-def test_without_room_there_is_no_table_of_classes(trained):
-    with room(10):
-        result = run_command("eval.py", "test", trained, "--per-class", "--csv", "classes.csv")
-    assert_one_line(result, "eval.py", "classes.csv", "free space")
-    assert contents(".") == {}
 
 
 def test_without_room_no_demo_is_drawn(monkeypatch):

@@ -358,45 +358,41 @@ def test_lines_of_metrics_are_those_of_finished_epochs(stopped, full_run):
     assert_one_line(result, "train.py", "expected 3 lines of metrics.jsonl, got 1: start anew")
 
 
-def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
-    shutil.copytree(stopped, "run")
-    content = read_checkpoint("run/state.pt")
-    config, record = RunFolder("run").read_config()
+def new_state(run: Path, images: dict[str, bytes]) -> TrainingState:
+    """The state of a run before its training, with the scaler that fp16 has."""
+    config, record = RunFolder(run).read_config()
     names = ["gnu", "ox", "yak"]
     model = build_model(shared_clip(WIDE), names, config.template, config.prompts)
     optimizer = torch.optim.SGD(parameter_groups(model), momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    images = {f"{number}.png": bytes(40) for number in range(30_000)}  # as of ImageNet
-    content |= {"images": torch.zeros(40 * 30_000, dtype=torch.uint8), "momentum": {}}
-    write_checkpoint("run/state.pt", {**content, "scaler": scaler.state_dict()})
     settings = config.result_settings() | record.result_settings()
-    state = TrainingState(model, optimizer, scaler, settings, images)
+    return TrainingState(model, optimizer, scaler, settings, images)
+
+
+def test_momentum_may_be_missing_where_fp16_has_left_out_all_steps(stopped):
+    shutil.copytree(stopped, "run")
+    images = {f"{number}.png": bytes(40) for number in range(30_000)}  # as of ImageNet
+    state = new_state(stopped, images)
+    content = read_checkpoint("run/state.pt")
+    content |= {"images": torch.zeros(40 * 30_000, dtype=torch.uint8), "momentum": {}}
+    write_checkpoint("run/state.pt", {**content, "scaler": state.scaler.state_dict()})
     state.load(RunFolder("run"))
-    assert state.epoch == 3 and not optimizer.state
+    assert state.epoch == 3 and not state.optimizer.state
 
 
 def test_a_state_comes_back_with_momentum_scaler_and_random_numbers(full_run):
-    config, record = RunFolder(full_run).read_config()
-    settings, names = config.result_settings() | record.result_settings(), ["gnu", "ox", "yak"]
-
-    def new_state() -> TrainingState:
-        model = build_model(shared_clip(WIDE), names, config.template, config.prompts)
-        optimizer = torch.optim.SGD(parameter_groups(model), momentum=0.9)
-        scaler = torch.amp.GradScaler("cpu", enabled=True)
-        return TrainingState(model, optimizer, scaler, settings, {"a.png": bytes(40)})
-
-    saved = new_state()
+    saved, resumed = (new_state(full_run, {"a.png": bytes(40)}) for _ in range(2))
     Path("run").mkdir()
     saved.scaler.load_state_dict(saved.scaler.state_dict() | {"scale": 96.0, "_growth_tracker": 7})
     learned = saved.model.prompt_state_dict()
     for number, value in enumerate(learned.values()):
         saved.optimizer.state[value]["momentum_buffer"] = torch.full_like(value, number)
     saved.epoch, saved.metrics = 2, "{}\n{}\n"
-    torch.manual_seed(5)
+    generator = torch.random.get_rng_state()
     expected = torch.rand(3)
-    torch.manual_seed(5)
+    torch.random.set_rng_state(generator)
     saved.save(RunFolder("run"))
-    resumed = new_state()
+    torch.rand(5)
     resumed.load(RunFolder("run"))
     assert torch.equal(torch.rand(3), expected)
     assert (resumed.epoch, resumed.metrics) == (2, "{}\n{}\n")
