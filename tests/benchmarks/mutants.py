@@ -156,7 +156,8 @@ def nearest_tests(file: str) -> list[str]:
     key = max((key for key in NEAREST if file.startswith(key)), key=len)
     tests = [f"tests/{name}" for name in NEAREST[key].split()]
     alone = sorted((ROOT / "tests").rglob(f"test_{Path(file).stem}.py"))
-    return list(dict.fromkeys([*(str(each.relative_to(ROOT)) for each in alone), *tests]))
+    alone = [str(each.relative_to(ROOT)) for each in alone]
+    return list(dict.fromkeys([*alone, "tests/test_identities.py", *tests]))
 
 
 def killer(mutant: Mutant, checkout: Path, limit: float) -> str:
