@@ -21,6 +21,12 @@ TEST_ONLY = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
 LISTED = [name for name in NAMES if name not in TEST_ONLY + ["ImageNet"]]
 COLORS = [(200, 40, 40), (40, 160, 60), (50, 70, 220), (230, 200, 40), (150, 60, 170)]
 
+
+def called_so(*names: str) -> dict[str, str]:
+    """Return classes whose names are those of their folders."""
+    return dict(zip(names, names))
+
+
 # The name of a class in its folder (or list) → its name in the published split; in the order of
 # labels. None: no class.
 CLASSES: dict[str, dict[str, str | None]] = {
@@ -42,35 +48,23 @@ CLASSES: dict[str, dict[str, str | None]] = {
         "Acura TL Sedan 2012": "2012 Acura TL Sedan",
         "smart fortwo Convertible 2012": "2012 smart fortwo Convertible",
     },
-    "OxfordFlowers": {
-        "1": "pink primrose",
-        "2": "hard-leaved pocket orchid",
-        "10": "globe thistle",
-    },
-    "Food101": {"apple_pie": "apple_pie", "churros": "churros", "hot_dog": "hot_dog"},
-    "FGVCAircraft": {"707-320": "707-320", "727-200": "727-200", "F/A-18": "F/A-18"},
+    "OxfordFlowers": {"1": "pink primrose", "2": "hard-leaved orchid", "10": "globe thistle"},
+    "Food101": called_so("apple_pie", "churros", "hot_dog"),
+    "FGVCAircraft": called_so("707-320", "727-200", "F/A-18"),
     "SUN397": {
         "a/abbey": "abbey",
         "a/airplane_cabin": "airplane_cabin",
         "c/cathedral/indoor": "indoor cathedral",
         "c/cathedral/outdoor": "outdoor cathedral",
     },
-    "DescribableTextures": {
-        "banded": "banded",
-        "polka-dotted": "polka-dotted",
-        "zigzagged": "zigzagged",
-    },
+    "DescribableTextures": called_so("banded", "polka-dotted", "zigzagged"),
     "EuroSAT": {
         "AnnualCrop": "Annual Crop Land",
         "Forest": "Forest",
         "Highway": "Highway or Road",
         "SeaLake": "Sea or Lake",
     },
-    "UCF101": {
-        "Apply_Eye_Makeup": "Apply_Eye_Makeup",
-        "Tai_Chi": "Tai_Chi",
-        "Yo_Yo": "Yo_Yo",
-    },
+    "UCF101": called_so("Apply_Eye_Makeup", "Tai_Chi", "Yo_Yo"),
     "ImageNetV2": {"0": "tench", "1": "goldfish", "2": "crane bird"},
     "ImageNetSketch": {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane bird"},
     "ImageNetA": {"n01443537": "goldfish", "n02012849": "crane bird"},
