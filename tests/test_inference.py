@@ -23,6 +23,7 @@ from helpers.tiny_models import DEEP, WIDE, clip_state, random_images
 from PIL import Image
 
 import minidpt
+from minidpt import inference
 from minidpt.images.decode import WhiteLevel
 from minidpt.model import parameters_on_meta
 
@@ -311,6 +312,19 @@ def test_features_of_images_and_classes_are_those_of_the_logits(method):
 
 
 # Predictions
+
+
+def test_predict_takes_more_images_than_a_batch_and_refuses_no_classes(monkeypatch):
+    pair = ReferencePair(SMALL_CONFIGS["vlp"])
+    images = [Image.new("RGB", (23, 29), (40 * i, 0, 0)) for i in range(5)]
+    at_once = pair.model.predict(images, top=2)
+    monkeypatch.setattr(inference, "PREDICT_BATCH", 2)
+    in_parts = pair.model.predict(images, top=2)
+    assert [[p.classname for p in row] for row in in_parts] == [
+        [p.classname for p in row] for row in at_once
+    ]
+    with pytest.raises(ValueError, match="top: expected at least 1, got 0"):
+        pair.model.predict(images, top=0)
 
 
 def test_only_paths_are_read_by_several_threads(monkeypatch):
