@@ -13,11 +13,9 @@ X are two bins of seven rows, · being a row that is left over:
 
     SOT X X sea horse . EOT | dog . EOT cat . EOT ·
 
-Equals the plain encoder, which pads each prompt to 77 tokens and runs 77·n rows through every
-layer. Here linear layers, norms and MLPs take one matrix of S rows: 4,200 instead of 77,000 for
-ImageNet's 1,000 names behind 16 context vectors. Bins are for attention. Prompt by prompt, a layer
-would launch n kernels. Over all rows at once, it would compute S² scores. With bins, it launches
-one kernel for S·(p + T): a row attends to the prefix, and in its bin to its prompt up to itself.
+Equals the plain encoder, which runs 77·n rows through every layer: 77,000 instead of 4,200 for
+ImageNet's 1,000 names behind 16 context vectors. Bins are for attention: one kernel computes
+S·(p + T) scores, as a row attends to the prefix, and in its bin to its prompt up to itself.
 """
 
 from __future__ import annotations
