@@ -167,7 +167,8 @@ def caption(rows: Sequence[Row]) -> str:
         return "Top-1 accuracy in percent."
     least, *_, most = sorted(len(row.metrics) for row in learned) * 2
     seeds = f"{most}" if least == most else f"{least} to {most}"
-    about = f"mean ± standard deviation over {seeds} seeds (divided by their number, as in CoOp's)"
+    about = (f"mean ± standard deviation over {seeds} seeds (divided by their number, as in CoOp's "
+             "tables)")  # fmt: skip
     sentences = [f"Top-1 accuracy in percent, {about if most > 1 else 'one seed'}; in parentheses "
                  "the gain over zero-shot CLIP in points; the best in bold."]  # fmt: skip
     if counts := [len(row.metrics) for row in average_rows(learned) if row.metrics]:
