@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTED = Path(__file__).with_name("mutants.json")
 NEAREST = {  # by the beginning of a path, the longest counts: tests, the quickest first
     "train.py": "runs/test_wiring.py runs/test_train.py runs/test_resume.py runs/test_sweeps.py "
-    "runs/test_eval_elsewhere.py runs/test_run_data.py runs/test_transfer.py test_training.py",
+    "runs/test_eval_elsewhere.py runs/test_run_data.py runs/test_transfer.py test_training.py "
+    "runs/test_processes.py",
     "eval.py": "runs/test_eval.py runs/test_classify.py runs/test_transfer.py "
     "runs/test_command_line.py runs/test_checkpoint_options.py runs/test_report.py",
     "minidpt/model.py": "test_model.py test_methods.py test_golden.py test_inference.py "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,17 @@ def cpu_info(tmp_path, monkeypatch) -> Path:
     file = tmp_path / "cpuinfo"
     monkeypatch.setattr(devices, "CPU_INFO", file)
     return file
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc(monkeypatch):
+    calls, mallopt = [], lambda *arguments: calls.append(arguments)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    devices.keep_freed_memory()
+    expected = [(-4, 0), (-1, -1)] if sys.platform == "linux" else []  # M_MMAP_MAX, M_TRIM_...
+    assert calls == expected
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace())  # musl
+    devices.keep_freed_memory()
+    assert calls == expected
 
 
 def test_the_precision_on_a_processor_is_fp32_unless_asked_for():

@@ -42,6 +42,7 @@ def test_a_sweep_has_a_run_for_each_method_shots_and_seed(sweep):
     folders = {path.parent.name.replace(path.parent.name.split("-")[0], "pictures0", 1)
              for path in folder.glob("*/summary.json")}  # fmt: skip
     assert folders == names | {"pictures0-zeroshot"}
+    assert not list(folder.glob("*/report.html"))  # it has one of all
     assert "9 runs in" in result.out and "0 of them finished" in result.out
     assert (folder / "table.md").read_text(encoding="utf-8") in result.out
 

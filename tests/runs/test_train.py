@@ -5,12 +5,15 @@ A run is a process of its own; the others call the same main in this one, which 
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +40,8 @@ from minidpt.data.splits import read_split
 from minidpt.runs.config import PRECISIONS, RunConfig
 from minidpt.runs.folders import RunFolder
 
+TRAIN = SCRIPTS["train.py"]
+
 
 def test_training_prints_what_it_does_and_both_accuracies(training):
     folder, result = training
@@ -53,7 +58,8 @@ def test_training_prints_what_it_does_and_both_accuracies(training):
     zero_shot, accuracy = content["zero_shot_accuracy"], content["accuracy"]
     assert lines.pop(3).startswith("note: --epochs 6: warm-up takes 1 (published: 10), guidance")
     assert lines[3] == f"zero-shot accuracy {zero_shot:.2f} % on 12 test images"
-    assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} %" in lines[4]
+    gain = f"{accuracy - zero_shot:+.2f}"
+    assert f"dpt accuracy {accuracy:.2f} %, zero-shot {zero_shot:.2f} % ({gain}) in 0:" in lines[4]
     assert lines.pop(5).startswith("mean over classes ") and "top-5" not in result.out
     assert lines[5] == str(folder / "report.html") and str(folder) in lines[6]
     assert len(lines) == 7
@@ -104,8 +110,30 @@ def test_metrics_have_a_line_for_each_epoch(trained):
         rates = {"visual": minidpt.learning_rate(epoch, 0.01, 6, 1),
                  "text": minidpt.learning_rate(epoch, 0.002, 6, 1)}  # fmt: skip
         assert record["lr"] == pytest.approx(rates)
-        assert record["loss"] > 0 and record["images_per_second"] > 0
-        assert 0 < record["waited_for_images"] < 1
+
+
+def test_metrics_and_summary_have_times_in_seconds(inputs, monkeypatch):
+    ticks, options = itertools.count(step=2.25), []
+
+    class Waiting(TRAIN.TimedIterator):
+        waited = property(lambda self: 0.5, lambda self, value: None)
+
+    class Recorded(torch.optim.SGD):
+        def __init__(self, groups, **others):
+            options.append(others)
+            super().__init__(groups, **others)
+
+    monkeypatch.setattr(TRAIN, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(TRAIN, "TimedIterator", Waiting)
+    monkeypatch.setattr(TRAIN, "keep_freed_memory", lambda: options.append("memory"))
+    monkeypatch.setattr(torch.optim, "SGD", Recorded)
+    result = train(inputs, "run", "--epochs", 2)
+    for record in read_metrics("run"):  # 10 of 12 images, in batches of 5
+        assert record["images_per_second"] == pytest.approx(10 / 2.25)
+        assert record["waited_for_images"] == pytest.approx(0.5 / 2.25)
+    assert "lr 1.0e-05/1.0e-05 · 4 images/s, 22 % of time waiting" in result.progress
+    assert read_summary("run")["seconds"] == 11.2
+    assert options == ["memory", {"momentum": 0.9, "weight_decay": 5e-4, "fused": False}]
 
 
 def test_the_split_lists_the_images_that_were_used(trained, inputs):
@@ -165,8 +193,10 @@ def test_every_method_runs_and_says_what_it_learned(inputs, method):
     epochs = 0 if method == "zeroshot" else 2
     assert content["epochs"] == epochs
     assert (len(read_metrics("run")) if Path("run/metrics.jsonl").exists() else 0) == epochs
+    assert ("all 2 epochs are guidance" in result.out) == (method == "vlp")
     if method == "zeroshot":
         assert content["accuracy"] == content["zero_shot_accuracy"]
+        assert content["shots"] == content["seed"] == 0
     evaluated = run_checked("eval.py", "test", "run")
     assert f"{method} accuracy {content['accuracy']:.2f} %" in evaluated.out
 
@@ -224,7 +254,10 @@ def test_the_options_of_prompts_reach_the_model(inputs):
     assert {name.split(".")[1] for name in shapes if name.startswith("class_aware")} == {"0", "1"}
 
 
-def test_options_of_the_model_reach_it_and_its_test(inputs):
+def test_options_of_the_model_reach_it_and_its_test(inputs, monkeypatch):
+    chunks, fit = [], TRAIN.fit
+    noting = lambda model, *others: chunks.append(model.class_chunk) or fit(model, *others)  # noqa: E731
+    monkeypatch.setattr(TRAIN, "fit", noting)
     options = ("--no-quick-gelu", "--class-chunk", 1, "--visual-layers", 1, "--method", "vlp")
     train(inputs, "run", *options)
     saved = torch.load("run/model.pt", weights_only=True)
@@ -236,6 +269,7 @@ def test_options_of_the_model_reach_it_and_its_test(inputs):
     for name, value in read_prompts("all-at-once").items():
         torch.testing.assert_close(read_prompts("run")[name], value, rtol=1e-4, atol=1e-6)
     train(inputs, "quick", *options[1:])
+    assert chunks == [1, None, 1]
     assert read_summary("quick")["versions"]["minidpt"] == minidpt.__version__
     ours, theirs = read_prompts("run"), read_prompts("quick")
     assert not torch.equal(ours["text_prompts.ctx"], theirs["text_prompts.ctx"])
@@ -312,8 +346,11 @@ def test_few_epochs_beyond_warm_up_or_guidance_are_said(
 ):
     options = dict(epochs=epochs, warmup_epochs=warmup, guidance_epochs=guidance, batch_size=5)
     config = RunConfig(prompts=minidpt.PromptConfig(method), **options)
-    notes = "; ".join(SCRIPTS["train.py"].training_notes(config, "pets", train_images=12))
+    notes = "; ".join(TRAIN.training_notes(config, "pets", train_images=12))
     assert (f"training steps after warm-up: {steps};" in notes) == (steps is not None)
     assert ("guidance takes all" in notes) == is_all_guidance
+    of_one = TRAIN.training_notes(replace(config, batch_size=50), "pets", train_images=12)
+    if epochs > warmup and method == "dpt":
+        assert f"training steps after warm-up: {epochs - warmup};" in "; ".join(of_one)
     can_lower = steps is not None and method != "coop" and warmup > 0
     assert ("or lower --warmup-epochs" in notes) == can_lower
