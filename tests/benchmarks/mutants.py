@@ -152,6 +152,17 @@ def from_list(file: str, old: str, new: str) -> Mutant:
     return Mutant(file, text.index(old.encode()), old, new, "by hand")
 
 
+def changed_text(mutant: Mutant, text: bytes) -> bytes:
+    """Return the text of the file with the mutant."""
+    end = mutant.start + len(mutant.old.encode())
+    return text[: mutant.start] + mutant.new.encode() + text[end:]
+
+
+def is_equivalent(mutant: Mutant, equivalent: set[tuple[str, bytes]]) -> bool:
+    """Whether the text with the mutant is among those, of pairs of a file and its text."""
+    return (mutant.file, changed_text(mutant, (ROOT / mutant.file).read_bytes())) in equivalent
+
+
 def nearest_tests(file: str) -> list[str]:
     """Return the tests that reach a file, those of its own name first."""
     key = max((key for key in NEAREST if file.startswith(key)), key=len)
@@ -169,8 +180,7 @@ def killer(mutant: Mutant, checkout: Path, limit: float) -> str:
     path, failed = checkout / mutant.file, checkout / "failed"
     failed.write_text("")
     original, stat = path.read_bytes(), path.stat()
-    end = mutant.start + len(mutant.old.encode())
-    path.write_bytes(original[: mutant.start] + mutant.new.encode() + original[end:])
+    path.write_bytes(changed_text(mutant, original))
     try:
         if not (child := os.fork()):
             run_tests(checkout, nearest_tests(mutant.file))
@@ -233,9 +243,10 @@ def main() -> None:
         mutants = [from_list(*each) for each in lists["listed"]]
         mutants = [each for each in mutants if each.file in (args.files or code)]
     else:
-        equivalent = {tuple(each[:3]) for each in lists["equivalent"]}
+        mutants = [from_list(*each[:3]) for each in lists["equivalent"]]
+        equivalent = {(m.file, changed_text(m, (ROOT / m.file).read_bytes())) for m in mutants}
         mutants = [each for file in args.files or code for each in generate(file)]
-        mutants = [m for m in mutants if (m.file, m.old, m.new) not in equivalent]
+        mutants = [mutant for mutant in mutants if not is_equivalent(mutant, equivalent)]
         mutants = random.Random(args.seed).sample(mutants, min(args.count, len(mutants)))
     import torch._dynamo  # noqa: F401 (once, for all forks)
 

@@ -1,6 +1,5 @@
 """Images are transformed exactly as torchvision does."""
 
-import math
 import random
 
 import numpy as np

@@ -79,5 +79,9 @@ def test_a_run_is_the_training_written_by_hand(inputs, seed, warmup, guidance, s
     for name, value in model.prompt_state_dict().items():
         torch.testing.assert_close(read_prompts("run")[name], value.data, rtol=1e-4, atol=1e-6)
     records = read_metrics("run")
+    for epoch, record in enumerate(records):
+        rates = scheduled_rate(epoch, 0.01, warmup), scheduled_rate(epoch, 0.002, 1)
+        assert record["epoch"] == epoch + 1
+        assert (record["lr"]["visual"], record["lr"]["text"]) == pytest.approx(rates)
     assert [each["loss"] for each in records] == pytest.approx(losses, rel=1e-4)
     assert [each["train_accuracy"] for each in records] == pytest.approx(accuracies)
