@@ -29,6 +29,11 @@ def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(monkeypatch):
     shown = [line.rstrip() for line in terminal.getvalue().split("\r")]
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
+    now = iter([100.0, 130.0])
+    with progress.Progress("epoch", 8, after=0, done=4, stream=(resumed := Terminal())) as tell:
+        tell(5)  # in 30 s, the only one of this process
+    assert resumed.getvalue() == "\repoch 5/8 · 1:30 left\n"
+
     monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
     with redirect_stderr(io.StringIO()) as stream, progress.Progress("epoch", 30, after=0) as tell:
         for epoch in range(1, 31):  # as a log file
@@ -70,6 +75,20 @@ def test_what_is_said_beside_the_progress_has_a_line_of_its_own():
     assert re.fullmatch(
         r"\rimages 1/4 .*slow\nnote: so\n\rimages 2/4 .*slow\n", terminal.getvalue()
     )
+
+
+def test_the_time_for_which_items_are_waited_for_adds_up(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def items():
+        for _ in range(3):
+            now[0] += 2
+            yield now
+
+    for _ in (timed := progress.TimedIterator(items())):
+        now[0] += 5
+    assert timed.waited == 6
 
 
 def test_times_are_written_as_on_a_clock():
