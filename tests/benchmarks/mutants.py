@@ -101,7 +101,8 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield "dropped call", ast.Pass()
     elif isinstance(node, ast.Call) and len(node.args) > 1:
-        if not any(isinstance(argument, ast.Starred) for argument in node.args[:2]):
+        is_symmetric = getattr(node.func, "id", "") in ("min", "max")
+        if not is_symmetric and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
             changed.args[:2] = changed.args[1::-1]
             yield "swapped arguments", changed
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from minidpt.runs import attention_pngs
 from minidpt.runs.attention_pngs import (
     BRIGHTEST,
     COVER,
@@ -86,11 +87,39 @@ def test_every_text_is_drawn_without_an_error():
     assert (drawn("ox") < 128).any() and (drawn("") == 255).all()
 
 
-def test_a_bar_is_as_long_as_its_share():
-    image = compose("", {}, ["ox"], [("learned", "#0072b2", [0.25])])
-    blue = np.all(np.asarray(image)[130:] == (0, 0x72, 0xB2), axis=-1)  # below the legend
-    assert blue.any(axis=0).nonzero()[0].tolist() == list(range(264, 264 + 404 // 4 + 1))
-    assert blue.any(axis=1).sum() == 12
+def test_panels_texts_and_bars_lie_where_they_are_meant_to(monkeypatch):
+    texts, boxes, rectangle = [], [], ImageDraw.ImageDraw.rectangle
+
+    def note(draw, box, fill):
+        boxes.append((*box, fill))
+        rectangle(draw, box, fill=fill)
+
+    monkeypatch.setattr(attention_pngs, "write", lambda draw, *text, **_: texts.append(text))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", note)
+    red, blue = (Image.new("RGB", (224, 224), colour) for colour in ("red", "blue"))
+    rows = {"": [("seen", red), ("before", blue)], "likeliest": [("ox", blue)]}
+    bars = [("dpt", "#0072b2", [0.75, 0.25]), ("zero-shot", "#e69f00", [0.5, 0.0])]
+    page = compose("a.jpg", rows, ["ox", "gnu"], bars)
+    assert page.size == (752, 796)
+    assert texts == [
+        ((24, 42), "a.jpg", 704, 20), ((24, 78), "seen", 224, 13), ((264, 78), "before", 224, 13),
+        ((24, 340), "likeliest", 704), ((24, 364), "ox", 224, 13),
+        ((264, 620), "attention of a patch: 0 to 4 times the average, or more", 464, 13),
+        ((282, 667), "dpt", 90, 13), ((392, 667), "zero-shot", 90, 13),
+        ((254, 701), "ox", 224), ((573, 694), "75.0 %", 60, 12), ((472, 708), "50.0 %", 60, 12),
+        ((254, 739), "gnu", 224), ((371, 732), "25.0 %", 60, 12), ((270, 746), "0.0 %", 60, 12),
+    ]  # fmt: skip
+    assert boxes == [
+        (264, 656, 275, 667, "#0072b2"), (374, 656, 385, 667, "#e69f00"),
+        (264, 683, 567, 694, "#0072b2"), (264, 697, 466, 708, "#e69f00"),
+        (264, 721, 365, 732, "#0072b2"), (264, 735, 265, 746, "#e69f00"),
+    ]  # fmt: skip
+    pixels = np.asarray(page)
+    for colour, corners in (((255, 0, 0), (24, 86, 248, 310)), ((0, 0, 255), (264, 86, 488, 310))):
+        lit = np.argwhere((pixels[:330] == colour).all(axis=-1))  # of the first row
+        assert (*lit.min(0)[::-1], *lit.max(0)[::-1] + 1) == corners
+    scale = pixels[612, 24:248].tolist()  # of the colours
+    assert (scale[0], scale[-1]) == ([0, 32, 77], [255, 234, 70])
 
 
 def test_colours_go_from_blue_to_yellow_and_no_further():
