@@ -103,6 +103,8 @@ def test_few_rows_are_left_over_also_of_very_many_prompts(seed, many):
 def test_a_bin_has_64_rows_at_most_unless_a_prompt_is_longer():
     assert best_bin_size({13: 99}, 13) == 52 == MAX_BIN - 12  # of the sizes 13, 26, 39, 52
     assert best_bin_size({70: 99}, 13) == 70
+    # Where it decides that a key costs a tenth of a row, neither a ninth nor an eleventh.
+    assert best_bin_size({15: 4}, 17) == 17 and best_bin_size({14: 6}, 9) == 51
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -184,7 +186,7 @@ def test_scores_of_half_precision_are_in_fp32(dtype):
         assert torch.equal(packed_attention(4 * q, kv, layout), exact)
 
 
-@pytest.mark.parametrize("size", [1, 2, 30, 1000])
+@pytest.mark.parametrize("size", [1, 2, 8, 30, 1000])  # 8: two bins of 4
 def test_pieces_of_a_layout_hold_all_prompts_in_packed_order(size):
     prompts = [[SOT, 2, *[3] * n, 10 + n, EOT] for n in (7, 3, 15, 1, 12, 2)] * 20
     layout, decoded = pack(prompts), []
