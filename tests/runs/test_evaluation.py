@@ -21,7 +21,7 @@ from minidpt.images import decode
 from minidpt.images.decode import WhiteLevel
 from minidpt.images.transforms import Preprocess, normalize
 from minidpt.runs import evaluation
-from minidpt.support.distributed import World
+from minidpt.support.distributed import PeerLost, World
 from minidpt.support.progress import use_progress
 
 CLASSNAMES = ["ox", "owl", "gnu"]
@@ -157,6 +157,11 @@ def test_processes_on_one_machine_share_the_memory_of_pixels(clip, items):
         world = World(local_size=3)
         test = evaluation.EvalSet(items, clip, max_bytes=max_bytes, world=world)
         assert test.keeps_pixels == keeps_pixels
+
+
+def test_a_pass_over_test_images_ends_when_torchrun_has_ended(clip, items):
+    with pytest.raises(PeerLost, match="torchrun"):
+        list(evaluation.EvalSet(items, clip, world=World(parent=-1)).pixels())
 
 
 def test_all_ranks_have_read_their_images_before_anything_is_written(clip, items):

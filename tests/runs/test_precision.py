@@ -12,8 +12,10 @@ import torch
 from helpers.image_folders import draw_class_folders
 from helpers.run_command import SHORT, run_command, save_clip
 from helpers.short_runs import run_checked
+from helpers.tiny_models import WIDE, clip_state
 
-from minidpt.runs import devices
+from minidpt import build_clip
+from minidpt.runs import config, devices
 
 CPU = torch.device("cpu")
 
@@ -42,6 +44,13 @@ def test_the_precision_on_a_processor_is_fp32_unless_asked_for():
     assert devices.choose_precision("bf16", CPU) == ("bf16", "as set")
 
 
+@pytest.mark.parametrize(("precision", "dtype"), config.PRECISIONS.items())
+def test_a_moved_clip_is_in_its_precision_and_fp32_is_no_tf32(precision, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert devices.move_clip(build_clip(clip_state(WIDE)), CPU, precision).dtype == dtype
+    assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
+
+
 @pytest.mark.parametrize(
     ("flags", "chosen"),
     [
@@ -59,7 +68,7 @@ def test_auto_takes_bf16_where_the_processor_computes_in_it(cpu_info, flags, cho
     assert devices.choose_precision(None, CPU)[0] == "fp32"
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
 def test_auto_is_the_usual_precision_on_a_gpu(monkeypatch, cpu_info, capability):
     cpu_info.write_text("flags: bf16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

@@ -110,10 +110,15 @@ def test_a_pipe_or_a_folder_is_neither_replaced_nor_waited_for(make, tmp_path):
     assert os.listdir(tmp_path) == ["a"] and not (tmp_path / "a").is_file()
 
 
-def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
-    run = runs.RunFolder(tmp_path / "deep" / "run")
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    run, steps = runs.RunFolder(tmp_path / "deep" / "run"), []
     run.create(*SETTINGS)
-    run.write_json("summary.json", {"accuracy": 1.5, "name": "é"})
+    with monkeypatch.context() as patch:
+        for name in ("fsync", "replace"):  # on the disk first, so that a power cut leaves one whole
+            step = getattr(os, name)
+            patch.setattr(os, name, lambda *a, f=step: steps.append(f.__name__) or f(*a))
+        run.write_json("summary.json", {"accuracy": 1.5, "name": "é"})
+    assert steps == ["fsync", "replace"]
     assert run.read_json("summary.json") == {"accuracy": 1.5, "name": "é"}
     with pytest.raises(TypeError):
         run.write_json("summary.json", {"accuracy": object()})
