@@ -120,6 +120,9 @@ def test_panels_texts_and_bars_lie_where_they_are_meant_to(monkeypatch):
         assert (*lit.min(0)[::-1], *lit.max(0)[::-1] + 1) == corners
     scale = pixels[612, 24:248].tolist()  # of the colours
     assert (scale[0], scale[-1]) == ([0, 32, 77], [255, 234, 70])
+    assert (pixels[330:, 24] == (0, 32, 77)).all(axis=-1).nonzero()[0].tolist() == [
+        *range(280, 290)
+    ]
 
 
 def test_colours_go_from_blue_to_yellow_and_no_further():
