@@ -72,7 +72,7 @@ def open_dataset(
     if root.suffix.lower() == ".json":
         split = read_split(root, read.image_root)
         return _rename_classes(split, adapt(Naming(template=split.template)))
-    raise ValueError(f"data folder {root}: expected a folder, .csv or split.json, got another file")
+    raise input_error(f"data folder {root}", "a folder, .csv or split.json", "another file")
 
 
 def _open_any_folder(

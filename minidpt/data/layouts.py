@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..support.files import input_error
 from .naming import Naming
 from .samples import SPLITS
 
@@ -238,7 +239,7 @@ def layout_of(name: str) -> Layout:
         if layout.is_called(name):
             return layout
     choices = ", ".join(layout.name for layout in LAYOUTS)
-    raise ValueError(f"data set: expected one of {choices}, got '{name}'")
+    raise input_error("data set", f"one of {choices}", f"'{name}'")
 
 
 def plain(name: str) -> str:

@@ -87,7 +87,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
             raise files.input_error(f"{where}, line {line}", "a folder and its name", got)
         key, name = pair[0].strip(), files.canonical_classname(pair[1], f"{where}, line {line}")
         if names.setdefault(key, name) != name:
-            raise ValueError(f"{where}, line {line}: expected one name for '{key}', got a second")
+            raise files.input_error(f"{where}, line {line}", f"one name for '{key}'", "a second")
     return names
 
 
@@ -183,4 +183,4 @@ def read_rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
             if any(cells := [cell.strip() for cell in row]):
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num}: expected CSV, got {error}") from error
+        raise files.input_error(f"{where}, line {reader.line_num}", "CSV", error) from error

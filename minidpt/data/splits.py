@@ -47,7 +47,7 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
     most = 5 * files.MAX_IMAGES  # separators: a row ["a.png", 0, "a"], and its line's end have 5
     content = files.check_fields(files.read_json(path, where, most), where, **kinds)
     content |= {split: content.get(split) or [] for split in SPLITS}
-    expected = f"{where}: expected lists train, val, test of [path, label from 0, class name]"
+    expected = "lists train, val, test of [path, label from 0, class name]"
     named: dict[int, str] = {}
     for split in SPLITS:
         for row in content[split]:
@@ -55,13 +55,14 @@ def split_content(path: str | os.PathLike) -> dict[str, Any]:
             if not good or named.setdefault(row[1], row[2]) != row[2]:
                 cells = row[:4] if type(row) is list else [row]
                 got = f"[{', '.join(map(files.short_repr, cells))}] in {split}"
-                raise ValueError(f"{expected}, one name for each label, got {got}")
+                raise files.input_error(where, f"{expected}, one name for each label", got)
     names = content.get("classnames") or [named.get(label) for label in range(len(named))]
     count = len(names)
     wrong = [label for label in named if not 0 <= label < count or names[label] != named[label]]
     if wrong or not 1 <= count <= files.MAX_CLASSES:
         got = f"label {wrong[0]}, {files.short_repr(named[wrong[0]])}, of " if wrong else ""
-        raise ValueError(f"{expected} with every label in use, got {got}{count:,} classes")
+        got += f"{count:,} classes"
+        raise files.input_error(where, f"{expected} with every label in use", got)
     for number, name in enumerate(names):  # which keeps its "_", as in the published results
         files.validate_name(name, f"{where}, class {number}")
     files.check_class_keys(content.get("class_keys"), count, where)

@@ -130,6 +130,7 @@ def test_variants_of_the_same_classes_are_asked_about(tmp_path, folders, variant
 def test_capitals_do_not_hide_what_variants_share(tmp_path):
     draw_class_folders(tmp_path / "a", {"Bird": 3, "coin": 3, "x": 3})
     draw_class_folders(tmp_path / "b", {"bird": 3, "Coin": 3, "y": 3})
+    draw_class_folders(tmp_path / "c", {"bird": 3, "z": 3})  # shares one alone
     assert "a/, b/, which share Bird/, coin/" in open_error(tmp_path)
 
 
