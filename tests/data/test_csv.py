@@ -271,6 +271,8 @@ def test_columns_are_named_by_hand(tmp_path):
     dataset = open_dataset(path, read=ReadOptions(columns="image=foto,label=Art,split=x"))
     assert dataset.classnames == ["cat", "owl"] and letters(dataset.train) == "aceg"
     assert dataset.notes[0] == "columns not read: label, image"
+    dataset = open_dataset(table(tmp_path, "id,image"), read=ReadOptions(columns="label=image"))
+    assert dataset.classnames == ["cat", "owl"]  # its image is no path, then
 
 
 @pytest.mark.parametrize(
