@@ -136,9 +136,6 @@ def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[s
             f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS}, accuracy says "
             f"little about the method or the number of shots: raise --epochs{fewer}"
         )
-    if config.prompts.guided and config.epochs <= config.guidance_epochs:
-        share = "guidance takes all epochs (published: 30 of 100)"
-        notes.append(f"{share}: lower --guidance-epochs")
     return [note for note in notes if note]
 
 

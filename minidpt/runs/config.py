@@ -243,16 +243,17 @@ def published_settings(
 
 
 def short_schedule_note(config: RunConfig, dataset: str) -> str:
-    """Say how long the stages of a short run are that are not as published; "" for none."""
+    """Say which stages of a short run are not as published, in a line; "" for none."""
     usual = published_settings(config.prompts.method, config.shots, dataset)
-    lengths = {}
-    for name, stage in (("warmup_epochs", "warm-up"), ("guidance_epochs", "guidance")):
-        if name in usual:
-            lengths[stage] = getattr(config, name), usual[name]
-    lengths.setdefault("warm-up", (config.text_warmup_epochs, 1))
-    stages = [f"{stage} takes {n} (published: {m})" for stage, (n, m) in lengths.items() if n != m]
+    stages = [
+        f"{flag(name)} {getattr(config, name)} (published: {usual[name]})"
+        for name in ("warmup_epochs", "guidance_epochs")
+        if name in usual and getattr(config, name) != usual[name]
+    ]
+    if config.epochs == 1 and config.prompts.learns_text:
+        stages.append("no warm-up of the text side")
     is_short = config.epochs < SHORT
-    return f"--epochs {config.epochs}: {', '.join(stages)}" if is_short and stages else ""
+    return f"--epochs {config.epochs} with {', '.join(stages)}" if is_short and stages else ""
 
 
 def flag(name: str) -> str:

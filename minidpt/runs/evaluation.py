@@ -141,12 +141,12 @@ def read_images(
 class EvalPredictions(NamedTuple):
     """Of N test images the likeliest class (N,), its probability (N,), and the five likeliest.
 
-    All on the CPU. top5: (N, 5), or (N, C) with fewer classes.
+    All on the CPU. top5: (N, 5), or (N, C) with fewer classes; None if it was not kept.
     """
 
     predicted: Tensor
     probabilities: Tensor
-    top5: Tensor
+    top5: Tensor | None = None
 
 
 @torch.no_grad()
@@ -215,13 +215,13 @@ def compute_metrics(
 
 def describe_metrics(metrics: dict[str, float]) -> str:
     """Return the line that follows the accuracy of a test."""
-    words = {"top5_accuracy": "top-5 accuracy", "mean_class_accuracy": "mean over classes"}
-    parts = [f"{words[name]} {metrics[name]:.2f} %" for name in words if name in metrics]
     right, largest = metrics["accuracy"], metrics["largest_class_share"]
-    parts.append(f"confidence {metrics['mean_confidence']:.1f} %, right {right:.1f} %")
-    if right < largest:
-        parts.append(f"naming the largest class each time: {largest:.2f} %")
-    return "; ".join(parts)
+    line = f"mean over classes {metrics['mean_class_accuracy']:.2f} %; "
+    if "top5_accuracy" in metrics:
+        line += f"top-5 accuracy {metrics['top5_accuracy']:.2f} %; "
+    line += f"confidence {metrics['mean_confidence']:.1f} %, right {right:.1f} %"
+    below = f"; naming the largest class each time: {largest:.2f} %"
+    return line + below if right < largest else line
 
 
 def print_results(method: str, results: dict[str, dict], seconds: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from statistics import pstdev
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -104,21 +105,6 @@ def write_words(run: RunFolder, model: PromptedCLIP) -> None:
     run.write_json(WORDS, {"contexts": words})
 
 
-class Predictions(NamedTuple):
-    """Labels of N test images (N,), and the likeliest classes with probabilities."""
-
-    labels: np.ndarray
-    learned: np.ndarray
-    learned_probability: np.ndarray
-    zero_shot: np.ndarray
-    zero_shot_probability: np.ndarray
-
-    def surest_mistakes(self, most: int) -> list[int]:
-        """Return the images that are taken for a wrong class with the greatest probability."""
-        wrong = np.flatnonzero(self.learned != self.labels)
-        return wrong[np.argsort(-self.learned_probability[wrong], kind="stable")][:most].tolist()
-
-
 class ClassResult(NamedTuple):
     """A class's test images, how many are recognised, and mistakes (class, count), most first."""
 
@@ -136,9 +122,7 @@ class ClassResult(NamedTuple):
         return ", ".join(f"{classnames[label]} {count}" for label, count in self.mistakes[:most])
 
 
-def class_results(
-    labels: Tensor | np.ndarray, predicted: Tensor | np.ndarray, classes: int
-) -> list[ClassResult]:
+def class_results(labels: Tensor, predicted: Tensor, classes: int) -> list[ClassResult]:
     """Count for each class what its test images (N,) are taken for (N,)."""
     counts = [Counter() for _ in range(classes)]
     for label, prediction in sorted(zip(labels.tolist(), predicted.tolist(), strict=True)):
@@ -186,8 +170,13 @@ def write_predictions(
 
 
 @files.single_line_errors
-def read_predictions(run: RunFolder, class_keys: Sequence[str]) -> Predictions:
-    """Read what `write_predictions` wrote. Raises FileNotFoundError or ValueError."""
+def read_predictions(
+    run: RunFolder, class_keys: Sequence[str]
+) -> tuple[Tensor, EvalPredictions, EvalPredictions]:
+    """Read the labels (N,), and the predictions that `write_predictions` wrote.
+
+    Raises FileNotFoundError or ValueError.
+    """
     path = run.path(PREDICTIONS)
     content = files.read_text(path, str(path), most=11 * files.MAX_IMAGES)
     cells = (str(files.escape_formula(key)) for key in class_keys)
@@ -195,22 +184,24 @@ def read_predictions(run: RunFolder, class_keys: Sequence[str]) -> Predictions:
     try:
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
         _, label, _, learned, _, share, zero_shot, _, other_share = zip(*rows, strict=True)
-        labels = [np.array([known[n] for n in column]) for column in (label, learned, zero_shot)]
-        shares = [np.array(column, float) for column in (share, other_share)]
-        if tuple(header) != HEADER or not all(np.all((0 <= p) & (p <= 1)) for p in shares):
+        labels = [torch.tensor([known[n] for n in each]) for each in (label, learned, zero_shot)]
+        shares = [torch.tensor(list(map(float, column))) for column in (share, other_share)]
+        if tuple(header) != HEADER or not all(((0 <= p) & (p <= 1)).all() for p in shares):
             raise ValueError("other columns, or a probability that is none")
     except (KeyError, ValueError, csv.Error) as error:
         expected = f"expected {', '.join(HEADER)}, with classes of {SPLIT}"
         raise ValueError(f"{path}: {expected}, got {error}") from None
-    return Predictions(labels[0], labels[1], shares[0], labels[2], shares[1])
+    return labels[0], *map(EvalPredictions, labels[1:], shares)
 
 
 class RunReport:
-    """The sections of a run's report; `notes` says which were left out, and why."""
+    """The sections of a run's report; `notes` says which were left out, and why.
+
+    unreadable: the errors of images.
+    """
 
     def __init__(self, run: RunFolder, model: Model, root: str | None):
-        self.run, self.model, self.notes = run, model, []
-        self.shown, self.unreadable = 0, []  # images: how many, and errors of the others
+        self.run, self.model, self.notes, self.unreadable = run, model, [], []
         config, record = run.read_config()
         self.config = {**config.to_dict(), **asdict(record)}
         self.split = split_content(run.path(SPLIT))
@@ -237,20 +228,19 @@ class RunReport:
                 "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, keys)
             )
         if predictions:
-            labels, count = predictions.labels, len(classnames)
-            learned = class_results(labels, predictions.learned, count)
-            zero_shot = class_results(labels, predictions.zero_shot, count)
-            parts.append(accuracy_by_class(classnames, learned, zero_shot))
-            if count <= MATRIX:
-                parts.append(confusion_matrix(classnames, learned))
-            parts.append(self._made("Images", SPLIT, lambda: self.mistakes(predictions)))
+            labels, *both = predictions
+            results = [class_results(labels, each.predicted, len(classnames)) for each in both]
+            parts.append(accuracy_by_class(classnames, *results))
+            if len(classnames) <= MATRIX:
+                parts.append(confusion_matrix(classnames, results[0]))
+            parts.append(self._made("Images", SPLIT, lambda: self.mistakes(*predictions)))
         if is_finished and method in ("coop", "vlp", "dpt"):
             parts.append(self._made("Words", WORDS, self.words))
         rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
         settings = table(("setting", "value"), rows)
         parts.append(tag("details", tag("summary", "All settings"), settings))
         if self.unreadable:
-            count = f"{len(self.unreadable)} of {self.shown + len(self.unreadable)} images left out"
+            count = f"{len(self.unreadable)} images left out"
             self.notes.append(files.to_single_line(f"{count}: {self.unreadable[0]}"))
         return [each for each in parts if each]
 
@@ -268,14 +258,14 @@ class RunReport:
     def header(self) -> Markup:
         """Return what was run on what."""
         config, split = self.config, self.split
-        facts = [f"{len(split['classnames'])} classes ({config['classes']})"]
+        facts = [f"{len(split['classnames'])} classes ({config['classes']})",
+                 f"{len(split['test']):,} test images",
+                 f"CLIP {files.to_single_line(config['model'], 60)}"]  # fmt: skip
         if config["method"] != "zeroshot":
             count, epochs = config["shots"], config["epochs"]
-            facts += ["1 shot" if count == 1 else f"{count} shots"]
-            facts += ["1 epoch" if epochs == 1 else f"{epochs} epochs"]
-            facts.append(f"{len(split['train']):,} training images")
-        facts.append(f"{len(split['test']):,} test images")
-        facts.append(f"CLIP {files.to_single_line(config['model'], 60)}")
+            facts[1:1] = ["1 shot" if count == 1 else f"{count} shots",
+                          "1 epoch" if epochs == 1 else f"{epochs} epochs",
+                          f"{len(split['train']):,} training images"]  # fmt: skip
         about = tag("p", METHODS[config["method"]], class_="soft")
         facts = tag("p", " · ".join(facts), class_="soft")
         return tag("header", tag("h1", self.title), facts, about)
@@ -284,22 +274,17 @@ class RunReport:
         """Return the result beside zero-shot CLIP's, what it means, and what else was tested."""
         summary = self.run.read_summary(**OF_TEST, seconds=int | float, notes=list | None)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
-        tiles = [(f"{zero_shot:.2f} %", "zero-shot CLIP")]
+        tiles = [
+            (f"{summary[key]:.2f} %", key.replace("_", " "), about)
+            for key, about in MEANINGS.items() if summary.get(key) is not None
+        ]  # fmt: skip
         if self.config["method"] != "zeroshot":
-            tiles.insert(0, (f"{accuracy:.2f} %", f"{self.method}, test accuracy"))
-            side = "below" if accuracy < zero_shot else "above"
-            tiles.append((f"{abs(accuracy - zero_shot):.2f}", f"points {side} zero-shot"))
-        tiles.append((f"{summary['seconds'] / 60:.1f} min", "training and tests"))
-        numbers = (tag("div", tag("b", number), about) for number, about in tiles)
-        lines = (
-            (key.replace("_", " "), f"{summary[key]:.2f} %", about)
-            for key, about in MEANINGS.items()
-            if summary.get(key) is not None
-        )
-        parts = [tag("div", *numbers, class_="numbers")]
-        if fix := advice(summary):
-            parts.append(tag("p", tag("b", fix)))
-        parts.append(table(("result", "", "what it means"), lines))
+            gain = f"{accuracy - zero_shot:+.2f}".replace("-", "−")
+            tiles.insert(2, (gain, "gain", "in points over zero-shot CLIP"))
+        tiles.append((f"{summary['seconds'] / 60:.1f} min", "time", "training and tests"))
+        numbers = (tag("div", tag("b", number), words, tag("small", about))
+                   for number, words, about in tiles)  # fmt: skip
+        parts = [tag("div", *numbers, class_="grid numbers"), tag("p", tag("b", advice(summary)))]
         rows, _ = read_rows(self.run.folder)
         parts += html_tables(tables(rows)) if len(rows) > 1 else []
         notes = [files.to_single_line(note, 500) for note in summary.get("notes") or []]
@@ -334,57 +319,52 @@ class RunReport:
         return section("Training", about, tag("div", *charts, class_="grid"))
 
     def training_images(self) -> Markup:
-        """Return thumbnails of training images, of as many classes as there is space for."""
-        seen, samples = Counter(), []
-        for path, label, _ in self.split["train"]:
-            samples.append((seen[label], label, path))  # the first of each class, then the second
-            seen[label] += 1
-        figures = []
-        for label, path in sorted(sample[1:] for sample in sorted(samples)[:THUMBNAILS]):
-            if views := self.views(path, THUMBNAIL):
-                about = tag("figcaption", name(self.split["classnames"][label], 40))
-                figures.append(tag("figure", *(image(view, path) for _, view in views), about))
+        """Return thumbnails of training images at even distances in their list, by classes."""
+        samples, figures = self.split["train"], []
+        for path, _, classname in samples[:: math.ceil(len(samples) / THUMBNAILS) or 1]:
+            for about, view in self.views(path, THUMBNAIL):
+                caption = tag("figcaption", name(classname, 40))
+                figures.append(tag("figure", image(view, about), caption))
         about = f"{len(figures)} of {len(samples):,}, as CLIP sees them without random crops."
-        return section("Training images", about, tag("div", *figures, class_="thumbnails"))
+        return section("Training images", about, tag("div", *figures, class_="grid thumbnails"))
 
     def views(self, path: str, side: int, model: PromptedCLIP | None = None) -> list[Panel]:
         """Return what the model sees of an image, with maps of attention; nothing on an error."""
         file = os.path.join(self.root, path)
         try:
             if model:
-                views = attention_panels(model, file, side)[0]
-            else:
-                pixels = eval_pixels(self.white_level.open(file), side)
-                views = [("What the model sees", Image.fromarray(pixels.transpose(1, 2, 0)))]
+                return attention_panels(model, file, side)[0]
+            pixels = eval_pixels(self.white_level.open(file), side)
+            return [("What the model sees", Image.fromarray(pixels.transpose(1, 2, 0)))]
         except (OSError, ValueError) as error:
             self.unreadable.append(error)
             return []
-        self.shown += 1
-        return views
 
-    def mistakes(self, predictions: Predictions) -> Markup:
+    def mistakes(
+        self, labels: Tensor, learned: EvalPredictions, zero_shot: EvalPredictions
+    ) -> Markup:
         """Return the surest mistakes, with maps of attention where the model is to be had."""
         samples, names = self.split["test"], self.split["classnames"]
-        if len(samples) != len(predictions.labels):
+        if len(samples) != len(labels):
             raise ValueError(f"expected the images of {SPLIT}, got predictions of others")
-        chosen = predictions.surest_mistakes(MISTAKES)
+        right, before = learned.predicted == labels, zero_shot.predicted == labels
+        surest = learned.probabilities.argsort(descending=True, stable=True)
+        chosen = surest[~right[surest]][:MISTAKES].tolist()
         model = self._made("Maps of attention", MODEL, self.model) if chosen else None
         cards = []
         for index in chosen:
-            label, learned, share, zero_shot, other_share = (each[index] for each in predictions)
-            path = samples[index][0]
-            views = self.views(path, SIDE, model)
+            path, label, _ = samples[index]
             captions = [
                 tag("span", tag("b", name(names[label])), " taken for ",
-                    tag("b", name(names[learned])), f" {100 * share:.1f}\u00a0%"),
-                tag("span", "zero-shot: ", name(names[zero_shot]),
-                    f" {100 * other_share:.1f}\u00a0%"),
+                    tag("b", name(names[learned.predicted[index]])),
+                    f" {100 * learned.probabilities[index]:.1f}\u00a0%"),
+                tag("span", "zero-shot: ", name(names[zero_shot.predicted[index]]),
+                    f" {100 * zero_shot.probabilities[index]:.1f}\u00a0%"),
                 tag("small", name(path, 60)),
             ]  # fmt: skip
-            images = tag("div", *(image(view, about) for about, view in views), class_="views")
+            images = (image(view, about) for about, view in self.views(path, SIDE, model))
+            images = tag("div", *images, class_="views")
             cards.append(tag("figure", images, tag("figcaption", *captions)))
-        right = predictions.learned == predictions.labels
-        before = predictions.zero_shot == predictions.labels
         about = (
             f"{right.sum():,} of {len(right):,} test images are classified right. Zero-shot CLIP "
             f"classifies {(right & ~before).sum():,} of these wrong, and "
@@ -418,16 +398,13 @@ class RunReport:
 
 def advice(summary: dict[str, Any]) -> str:
     """Say what to do about a result that is worse than one without training; "" for others."""
-    accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
-    largest = summary.get("largest_class_share") or 0
-    if accuracy >= max(zero_shot, largest):
+    zero_shot, largest = summary["zero_shot_accuracy"], summary.get("largest_class_share") or 0
+    if summary["accuracy"] >= max(zero_shot, largest):
         return ""
+    better, fix = "zero-shot CLIP", "more --shots, more --epochs or lower learning rates"
     if largest > zero_shot:
         better = "naming the largest class each time"
         fix = "class names in plain words (--classnames), another --template or a larger --model"
-    else:
-        better = "zero-shot CLIP"
-        fix = "more --shots, more --epochs or lower learning rates"
     return f"This result is worse than {better}: try {fix}."
 
 

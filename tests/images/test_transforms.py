@@ -1,5 +1,6 @@
 """Images are transformed exactly as torchvision does."""
 
+import math
 import random
 
 import numpy as np

@@ -121,9 +121,9 @@ def test_short_runs_have_short_warm_up_and_guidance(epochs, dataset, options, ex
 
 
 @pytest.mark.parametrize(("method", "epochs", "note"), [
-    ("dpt", 10, "--epochs 10: warm-up takes 1 (published: 10), guidance takes 3 (published: 30)"),
-    ("vpt", 20, "--epochs 20: warm-up takes 2 (published: 10)"), ("coop", 20, ""),
-    ("coop", 1, "--epochs 1: warm-up takes 0 (published: 1)"), ("vlp", 50, ""),
+    ("dpt", 10, "--epochs 10 with --warmup-epochs 1 (published: 10), --guidance-epochs 3 "
+     "(published: 30)"), ("vpt", 20, "--epochs 20 with --warmup-epochs 2 (published: 10)"),
+    ("coop", 20, ""), ("coop", 1, "--epochs 1 with no warm-up of the text side"), ("vlp", 50, ""),
 ])  # fmt: skip
 def test_a_note_says_how_the_schedule_of_a_short_run_is(method, epochs, note):
     config = RunConfig(prompts=PromptConfig(method), epochs=epochs).resolve("pets", None)

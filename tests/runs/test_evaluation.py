@@ -225,7 +225,7 @@ def test_metrics_of_a_test_are_those_of_loops_over_images():
 def test_a_result_below_the_largest_class_is_said():
     metrics = {"accuracy": 24.25, "mean_class_accuracy": 31, "mean_confidence": 80.04,
                "largest_class_share": 50, "top5_accuracy": 90}  # fmt: skip
-    line = "top-5 accuracy 90.00 %; mean over classes 31.00 %; confidence 80.0 %, right 24.2 %"
+    line = "mean over classes 31.00 %; top-5 accuracy 90.00 %; confidence 80.0 %, right 24.2 %"
     below = "; naming the largest class each time: 50.00 %"
     assert evaluation.describe_metrics(metrics) == line + below
     assert evaluation.describe_metrics({**metrics, "largest_class_share": 24.25}) == line
