@@ -34,7 +34,7 @@ body { margin: auto; padding: 24px 16px; max-width: 1080px; overflow-wrap: anywh
 h2 { margin: 40px 0 0 } p { margin: 0 0 10px }
 .grid { display: grid; gap: 20px; --width: 300px;
   grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)) }
-.thumbnails { --width: 72px; gap: 8px } .thumbnails img { width: 100% }
+.thumbnails { --width: 72px; gap: 8px; font-size: 12px } .thumbnails img { width: 100% }
 .numbers { --width: 160px; gap: 12px; margin-bottom: 12px } .numbers b { font-size: 26px }
 .numbers div { background: var(--wash); padding: 10px 16px } .numbers > div > * { display: block }
 figure { margin: 0; min-width: 0; max-width: 440px }
