@@ -87,7 +87,7 @@ def draw_attention(model: PromptedCLIP, path: str | os.PathLike, top: int = 5) -
     if maps.class_aware is not None:
         selected = maps.top_classes[0].cpu()
         likeliest = learned[selected].topk(min(3, len(selected))).indices.tolist()
-        head = "class-aware prompts: the patches that each class's are made from (cross attention)"
+        head = "Patches that class-aware prompts of likely classes are made from (cross attention)"
         rows[head] = [
             (model.classnames[selected[slot]], overlay(panels[0][1], maps.class_aware[0, slot]))
             for slot in likeliest

@@ -122,7 +122,7 @@ def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
     test = evaluation.EvalSet(items, clip, batch_size=4)
     for images, frozen in test.batches(images=True):
         expected, output = model(images), model(images, frozen)
-        for ours, theirs in zip(output, expected, strict=True):
+        for ours, theirs in zip(output[:5], expected[:5], strict=True):  # without image_features
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 torch.testing.assert_close(ours, theirs)
