@@ -157,13 +157,13 @@ def test_nothing_of_clip_gets_a_gradient_and_every_learned_tensor_does(method):
     assert all(value.dtype == torch.float32 for value in trained)
 
 
-def test_logits_are_fp32_inside_autocast():
+def test_outputs_are_fp32_inside_autocast():
     pair = ReferencePair(SMALL_CONFIGS["dpt"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = pair.model(pair.images())
-    logits = [value for value in outputs if value is not None and value.is_floating_point()]
-    assert len(logits) == 4
-    assert all(value.dtype == torch.float32 for value in logits)
+    values = [value for value in outputs if value is not None and value.is_floating_point()]
+    assert len(values) == 5  # logits and features
+    assert all(value.dtype == torch.float32 for value in values)
 
 
 def test_classes_are_selected_in_fp32_inside_autocast():

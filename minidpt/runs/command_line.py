@@ -16,7 +16,7 @@ from ..checkpoints.pretrained import NAMES
 from ..config import COMMON, KINDS, check_option
 from ..data.samples import ReadOptions
 from ..support.files import check_template, read_text, short_repr, to_single_line
-from .config import DATA, FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
+from .config import FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
 from .folders import CONFIG, SWEEP, is_sweep, read_options
 
 
@@ -239,8 +239,7 @@ BEGINNINGS = {  # of what commands write
     "--features": b"PK",
 }
 OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
-CHANGES = {
-    "predict": OF_RUN, "report": OF_RUN, "export": OF_RUN, "table": {},
+CHANGES = {  # else OF_RUN
     "test": {**OF_RUN, **OF_TABLE,
              "data": {"nargs": None, "help": "other data to test on, given as to train.py"},
              "classes": {"help": "classes to test on"},
@@ -262,11 +261,11 @@ def parse_eval_command(text: str) -> Namespace:
     for name, (takes, help_text, arguments) in COMMANDS.items():
         usage = f"%(prog)s {takes} [options]"
         command = commands.add_parser(name, help=help_text, text=help_text, usage=usage)
-        command.add_run_options(name, **CHANGES[name])
+        changes = CHANGES.get(name, OF_RUN)
+        command.add_run_options(name, **changes)
         for argument in arguments:
-            group = command.groups[DATA if argument == "--image-root" else OUTPUT]
-            owner = group if argument.startswith("--") else command
-            owner.add_argument(argument, **ARGUMENTS[argument] | CHANGES[name].get(argument, {}))
+            owner = command.groups[OUTPUT] if argument.startswith("--") else command
+            owner.add_argument(argument, **ARGUMENTS[argument] | changes.get(argument, {}))
     options = vars(parser.parse_args())
     names = [*(argument.strip("-").replace("-", "_") for argument in ARGUMENTS), *OPTIONS]
     args = Namespace(**{**dict.fromkeys(names), **options})

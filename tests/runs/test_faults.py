@@ -111,7 +111,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
     command = (*options, "--method", "zeroshot", "coop", "vpt", "--out", "sweep")
     with room(12_000):  # for all but the state of VPT
         result = run_command("train.py", *command)
-    assert result.status == 2 and "| zero-shot" in result.out and "| coop" in result.out
+    assert result.status == 2 and "| zero-shot" in result.out and "| CoOp" in result.out
     failed, last = result.err.splitlines()
     assert "vpt-3shots-seed1: sweep/" in failed and "state.pt: expected free space" in failed
     assert "1 of 3 runs failed" in last
@@ -120,7 +120,7 @@ def test_a_sweep_without_room_says_what_failed_and_shows_the_table(options):
     with room(100):  # only the table is to be written, of more bytes
         result = run_command("train.py", *command)
     assert_one_line(result, "train.py", "sweep/table.md", "free space")
-    assert "| coop" in result.out and "| vpt" in result.out
+    assert "| CoOp" in result.out and "| VPT" in result.out
     assert not list(Path("sweep").rglob("*.part"))
 
 
