@@ -30,9 +30,9 @@ def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(monkeypatch):
     assert shown == ["", "epoch 1/8 · 3:30 left · loss 2.5", "epoch 4/8 · 1:00 left"]
 
     now = iter([100.0, 130.0])
-    with progress.Progress("epoch", 8, after=0, done=4, stream=(resumed := Terminal())) as tell:
+    with redirect_stderr(Terminal()) as terminal, progress.Progress("epoch", 8, 0, 4) as tell:
         tell(5)  # in 30 s, the only one of this process
-    assert resumed.getvalue() == "\repoch 5/8 · 1:30 left\n"
+    assert terminal.getvalue() == "\repoch 5/8 · 1:30 left\n"
 
     monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
     with redirect_stderr(io.StringIO()) as stream, progress.Progress("epoch", 30, after=0) as tell:
