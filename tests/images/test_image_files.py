@@ -201,6 +201,8 @@ def test_a_white_level_shows_images_by_it_and_clips_brighter_values(tmp_path):
     path = save_high_bit_depth(tmp_path, "b.tiff", 51, 102, kind=np.float32)
     assert_shows(decode.open_image(path, WhiteLevel(float=65535)), (0,) * 3, (0,) * 3)
     assert_shows(decode.open_image(path, WhiteLevel(float=255)), (51,) * 3, (102,) * 3)
+    path = save_high_bit_depth(tmp_path, "c.tiff", 2**30, 2**31 - 1, kind=np.int32)
+    assert_shows(decode.open_image(path), (128,) * 3, WHITE)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,16 @@ def test_results_come_in_order_with_any_number_of_threads(count):
     assert list(map_ordered(slow_first, range(7), count)) == [job * job for job in range(7)]
 
 
-def test_jobs_are_begun_at_most_that_many_ahead():
-    begun = []
-    results = map_ordered(begun.append, range(99), 2, ahead=5)
+@pytest.mark.parametrize(("ahead", "most"), [(5, 6), (None, 5)])  # twice as many as threads
+def test_jobs_are_begun_at_most_that_many_ahead(ahead, most):
+    begun, until = [], time.monotonic() + 5
+    results = map_ordered(begun.append, range(99), 2, ahead)
     assert begun == []  # nothing starts before it is asked for
     next(results)
+    while len(begun) < most and time.monotonic() < until:
+        time.sleep(0.01)
     time.sleep(0.05)
-    assert len(begun) <= 1 + 5
+    assert len(begun) == most
     results.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("minidpt")]
 
@@ -38,7 +41,7 @@ def machine(monkeypatch, tmp_path):
 
     def has(processors: int, share: str | None = None, processes: str | None = None) -> None:
         monkeypatch.setattr(os, "cpu_count", lambda: processors)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(pid, processors), False)
         monkeypatch.setattr(threads, "CONTAINER", tmp_path / "cpu.max")
         if share is not None:
             (tmp_path / "cpu.max").write_text(share)
