@@ -149,6 +149,10 @@ def test_test_images_that_take_too_much_memory_are_decoded_again(
     test = evaluation.EvalSet(items, clip, batch_size=3, max_bytes=size + spare)
     assert_same(list(test.pixels()), list(test.pixels()))
     assert len(decoded) == 7 * times
+    test.features()
+    decoded.clear()
+    evaluation.zero_shot(build(clip, "vpt"), test)  # needs nothing but the features
+    assert not decoded
 
 
 def test_processes_on_one_machine_share_the_memory_of_pixels(clip, items):
