@@ -101,7 +101,8 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield "dropped call", ast.Pass()
     elif isinstance(node, ast.Call) and len(node.args) > 1:
-        is_symmetric = getattr(node.func, "id", "") in ("min", "max")
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        is_symmetric = name in ("min", "max") or (name == "transpose" and len(node.args) == 2)
         if not is_symmetric and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
             changed.args[:2] = changed.args[1::-1]
             yield "swapped arguments", changed
