@@ -50,7 +50,7 @@ MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
 METHODS = {
     "zeroshot": "Zero-shot CLIP (Radford et al. 2021): nothing is learned.",
-    "coop": "CoOp, Context Optimization (Zhou et al. 2022): the words around a name are learned.",
+    "coop": "CoOp, Context Optimization (Zhou et al. 2022): words around class names are learned.",
     "vpt": "VPT, Visual Prompt Tuning (Jia et al. 2022): learned vectors join an image's patches.",
     "vlp": "VLP, visual and language prompts (Xing et al. 2023): CoOp and VPT, learned together.",
     "dpt": "DPT, Dual-modality Prompt Tuning (Xing et al. 2023): VLP with prompts made for each "
@@ -286,7 +286,8 @@ class RunReport:
                    for number, words, about in tiles)  # fmt: skip
         parts = [tag("div", *numbers, class_="grid numbers"), tag("p", tag("b", advice(summary)))]
         rows, _ = read_rows(self.run.folder)
-        parts += html_tables(tables(rows)) if len(rows) > 1 else []
+        if len(rows) > 1:
+            return tag("section", *parts, *html_tables(tables(rows)))  # with the notes
         notes = [files.to_single_line(note, 500) for note in summary.get("notes") or []]
         more = [f"{len(notes) - MOST_NOTES} more notes in {SUMMARY}"] if notes[MOST_NOTES:] else []
         parts.append(tag("ul", *(tag("li", note) for note in [*notes[:MOST_NOTES], *more])))
@@ -512,4 +513,5 @@ def html_tables(pages: Sequence[Table]) -> list[Markup]:
 def html_cell(cell: Cell, numbers: dict[str, int]) -> Markup:
     """Return a cell's text, and the numbers of its notes."""
     content = tag("b", cell.text) if cell.is_best else text(cell.text)
-    return Markup("".join([content, *(tag("sup", numbers[note]) for note in cell.notes)]))
+    marks = ", ".join(f"{numbers[note]}" for note in cell.notes)
+    return Markup(content + tag("sup", marks)) if marks else content
