@@ -61,7 +61,7 @@ def entry(dtype: object = "F32", shape: object = (2, 3), offsets: object = (0, 2
 
 def halves(first: int, second: int) -> dict[str, dict]:
     """The header of two tensors of 8 bytes that begin there, of which the file has 24."""
-    starts = {"b": second, "a": first}
+    starts = {"a": second, "b": first}  # in the header not as in the file
     return {name: entry(shape=(2,), offsets=(n, n + 8)) for name, n in starts.items()}
 
 
