@@ -95,8 +95,9 @@ def features_and_labels(model: minidpt.PromptedCLIP, images: Tensor) -> tuple[Te
     """Return normalised image features (N, E) and the predicted labels (N,)."""
     features, predicted = [], []
     for batch in images.split(BATCH):
-        features.append(model.image_features(batch, normalize=True))
-        predicted.append(model(batch, branches=False).logits.argmax(dim=-1))
+        output = model(batch, branches=False)
+        features.append(F.normalize(output.image_features, dim=-1))
+        predicted.append(output.logits.argmax(dim=-1))
     return torch.cat(features), torch.cat(predicted)
 
 
