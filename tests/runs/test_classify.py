@@ -404,7 +404,8 @@ def test_what_was_classified_before_a_stop_stays_in_all_files(run, monkeypatch, 
 
 def test_a_new_file_is_none_that_a_link_points_to():
     Path("o.csv").symlink_to("gone")
-    with pytest.raises(FileExistsError), classify.new_file("o.csv"):
+    args = Namespace(overwrite=False, images=["a.png"])
+    with pytest.raises(FileExistsError), classify.open_output("o.csv", args):
         pass
     assert os.readlink("o.csv") == "gone" and not Path("gone").exists()
 

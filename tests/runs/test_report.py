@@ -242,7 +242,7 @@ def test_advice_follows_a_result_worse_than_none(accuracy, zero_shot, largest, b
     assert (better is None) == (text == "") and f"worse than {better}" in text or not text
 
 
-def test_the_images_that_are_shown_are_of_all_classes_and_the_surest_mistakes(run):
+def test_images_shown_are_of_all_classes_and_the_surest_mistakes(run):
     shown = report.RunReport(RunFolder(run), lambda: None, None)
     shown.split |= {split: [[f"{n}.png", n // 20, "ox"] for n in range(100)] for split in
                     ("train", "test")}  # fmt: skip
