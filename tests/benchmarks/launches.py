@@ -14,14 +14,20 @@ from __future__ import annotations
 
 import argparse
 import collections
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from helpers.tiny_models import Sizes, clip_state
-from steps import Reference, classnames
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import minidpt
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1]), str(HERE.parent)]
+
+from helpers.tiny_models import Sizes, clip_state  # noqa: E402
+from steps import Reference, classnames  # noqa: E402
+
+import minidpt  # noqa: E402
 
 NARROW = Sizes(
     embedding=16, vision_width=64, vision_layers=12, text_width=64, text_layers=12, patch=32, grid=7
