@@ -205,19 +205,13 @@ def summarise(results: Iterable[Row]) -> list[Row]:
 
 
 def varying_settings(rows: Sequence[Row]) -> set[tuple]:
-    """Return the settings that tell rows apart, with the rows compared (`comparison`).
-
-    Values that are all alike, or all the default ones of their rows, tell none apart.
-    """
-    values: dict[tuple, set[tuple[str, bool]]] = {}
+    """Return the settings that tell rows apart, with the rows compared (`comparison`)."""
+    values: dict[tuple, set[str]] = {}
     for row in rows:
         for name in row.settings.keys() | set(TESTED):
-            value = json.dumps(row.settings.get(name)), name in row.defaults
+            value = json.dumps(row.settings.get(name))
             values.setdefault(comparison(row, name), set()).add(value)
-    return {
-        key for key, pairs in values.items()
-        if len({value for value, _ in pairs}) > 1 and not all(default for _, default in pairs)
-    }  # fmt: skip
+    return {key for key, different in values.items() if len(different) > 1}
 
 
 def comparison(row: Row, name: str) -> tuple:
@@ -234,7 +228,7 @@ def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) 
     """Name what tells a row from others, but for default values; options may be unusual on all."""
     texts, unusual = {}, []
     for name, value in sorted(row.settings.items()):
-        if name in row.defaults or value is None or value is False:
+        if name in row.defaults or value is None:
             continue
         shown = "" if value is True else files.to_single_line(value, 20 if name in LONG else 60)
         if comparison(row, name) in varying:

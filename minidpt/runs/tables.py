@@ -145,9 +145,7 @@ def accuracy_cell(row: Row, shared: Sequence[str], rivals: Sequence[float]) -> C
     if not row.metrics:
         return Cell("–", notes)
     accuracy, gain = row.mean("accuracy"), row.mean("accuracy") - row.mean("zero_shot_accuracy")
-    deviation = (
-        f" ± {pstdev(row.accuracies.values()):.1f}" if row.shots and len(row.metrics) > 1 else ""
-    )
+    deviation = f" ± {pstdev(row.accuracies.values()):.1f}" if len(row.metrics) > 1 else ""
     above = f" ({round(gain, 1) + 0:+})" if row.shots else ""  # + 0: no -0.0
     is_best = len(rivals) > 1 and round(accuracy, 1) == round(max(rivals), 1)
     return Cell(f"{accuracy:.1f}{deviation}{above}", notes, is_best)

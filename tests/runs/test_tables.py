@@ -259,6 +259,9 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise(usual)
     assert [row.label for row in rows] == ["VLP", "VLP"]
     assert "VLP            | **70.0 (+20.0)**" in tables.markdown(rows)
+    short = [replace(row, settings={"epochs": 20, "warmup_epochs": warmup, "template": row.dataset})
+             for row, warmup in zip(usual, (2, 1))]  # fmt: skip
+    assert [row.label for row in results.summarise(short)] == ["VLP", "VLP"]
     other = replace(usual[1], dataset="Pets", trained="Pets", tested="Pets")
     rows = results.summarise([usual[0], other])
     assert [row.label for row in rows] == ["VLP", "VLP (warmup epochs 1)"]
@@ -268,7 +271,7 @@ def test_options_that_are_not_published_stand_in_the_caption():
     def caption(*rows: results.Row) -> str:
         return tables.caption(results.summarise(rows))
 
-    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16)
+    short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, precision="bf16")
     text = caption(result(**short), result(method="coop", **short))
     assert text == (
         "Top-1 accuracy in percent, one seed; in parentheses the gain over zero-shot CLIP in "
@@ -380,6 +383,11 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
                     tested=row.tested.replace("DTD", "Pets")) for row in rows]  # fmt: skip
     lines = lines_of(tables.markdown([*rows, *pets]), "Base to new, CLIP tiny")
     assert [line[0] for line in lines] == ["Mean of 2 data sets"] * 2 + ["DTD"] * 2 + ["Pets"] * 2
+    lines = lines_of(
+        tables.markdown([*rows, *(replace(row, fingerprint="g") for row in rows)]),
+        "Base to new, CLIP tiny",
+    )
+    assert [line[0] for line in lines[2:]] == ["DTD [1]"] * 2 + ["DTD [2]"] * 2
 
 
 def test_the_csv_has_all_that_was_measured(tmp_path, sweep):
