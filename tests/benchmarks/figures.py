@@ -60,7 +60,7 @@ FIGURES = {
         BENCHMARKS, ("tests/benchmarks/steps.py --part text image --classes 100 --runs 1",)
     ),
     "floor": Figure(BENCHMARKS, ("tests/benchmarks/floor.py --classes 100",)),
-    "launches": Figure(BENCHMARKS, ("tests/benchmarks/launches.py",)),
+    "launches": Figure(BENCHMARKS, ("tests/benchmarks/launches.py --classes 10 100",)),
     "predicting": Figure(BENCHMARKS, ("tests/benchmarks/predicting.py --runs 1",)),
     "loading": Figure(BENCHMARKS, ("tests/benchmarks/loading.py --part pictures",)),
     "listing": Figure(BENCHMARKS, ("tests/benchmarks/listing.py",)),
