@@ -97,13 +97,15 @@ def export(model: PromptedCLIP, path: str | os.PathLike, overwrite: bool = False
 def check_target(path: str | os.PathLike, overwrite: bool = False) -> None:
     """Check that `export` can write this file, before anything is loaded.
 
-    Raises FileExistsError if it exists (with `overwrite`, if it is no file), FileNotFoundError if
-    its folder does not, and ValueError if its suffix is neither .pt2 nor .onnx, or a package is
-    missing for that.
+    Raises FileExistsError if it exists (with `overwrite`, if `export` has not made it),
+    FileNotFoundError if its folder does not, and ValueError if its suffix is neither .pt2 nor
+    .onnx, or a package is missing for that.
     """
     path = Path(path)
-    if os.path.lexists(path) and not (overwrite and path.is_file()):
-        raise FileExistsError(f"{path}: expected a new file, got one that exists (see --overwrite)")
+    replaces = overwrite and path.is_file() and not path.is_symlink()
+    if os.path.lexists(path) and not (replaces and ABOUT.encode() in path.read_bytes()):
+        expected = "a new file, or with --overwrite an earlier export"
+        raise FileExistsError(f"{path}: expected {expected}, got another")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.suffix not in (".pt2", ".onnx"):

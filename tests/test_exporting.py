@@ -119,10 +119,10 @@ def test_a_model_whose_logits_are_not_finite_is_not_exported(tmp_path):
     model = model_of(OF_METHOD["vpt"])
     model.visual_prompts.prompts.data.fill_(3e38)
     model.save(tmp_path / "model.pt")
-    (tmp_path / "a.pt2").write_bytes(b"earlier")
+    (tmp_path / "a.pt2").write_bytes(earlier := b"earlier minidpt.json")
     with pytest.raises(ValueError, match=f"^{tmp_path}/model.pt: expected finite logits, got NaN"):
         minidpt.export(model, tmp_path / "a.pt2", overwrite=True)
-    assert (tmp_path / "a.pt2").read_bytes() == b"earlier"
+    assert (tmp_path / "a.pt2").read_bytes() == earlier
     assert sorted(os.listdir(tmp_path)) == ["a.pt2", "model.pt"]
 
 
@@ -152,8 +152,11 @@ def test_an_unwritable_target_is_refused_in_one_line_beforehand(tmp_path, monkey
     with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
         minidpt.export(model, tmp_path / "none" / "a.pt2")
     (tmp_path / "b.pt2").mkdir()
-    with pytest.raises(FileExistsError, match="b.pt2: expected a new file"):
-        minidpt.export(model, tmp_path / "b.pt2", overwrite=True)
+    (tmp_path / "link.pt2").symlink_to("a.pt2")
+    for name in ("a.pt2", "b.pt2", "link.pt2"):
+        with pytest.raises(FileExistsError, match=f"{name}: expected a new file"):
+            minidpt.export(model, tmp_path / name, overwrite=True)
+    (tmp_path / "link.pt2").unlink()
     (tmp_path / "b.pt2").rmdir()
     monkeypatch.setattr(exporting, "ONNX_PACKAGES", ("no_such_package",))
     with pytest.raises(ValueError, match="a.onnx: packages are missing .* install no_such_package"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from contextlib import suppress
 from dataclasses import Field, fields
@@ -234,9 +235,9 @@ OF_RUN = {  # what options of runs say where a run has its own
     "device": {"help": "cpu, cuda, cuda:N, xpu or mps (default: the run's)"},
     "precision": {"help": "precision of the frozen CLIP (default: the run's)"},
 }
-BEGINNINGS = {  # of what commands write
-    "--csv": (b"image,label,class,", b"class,accuracy,"), "--json": b'{"image": ',
-    "--features": b"PK",
+MARKS = {  # of what commands write, in their first bytes
+    "--csv": rb"image,label,class,probability,|class,accuracy,right,", "--json": rb'\{"image": ',
+    "--features": rb"PK.{28}paths\.npy",
 }
 OF_TABLE = {"--csv": {"help": "new file for the table of --per-class"}}
 CHANGES = {  # else OF_RUN
@@ -300,8 +301,8 @@ def check_eval_command(parser: Parser, args: Namespace) -> None:
         if path == "-":
             parser.error(f"{name}: expected a file, got '-'")
         if os.path.lexists(path) and not (args.overwrite and is_output(path, name)):
-            also = "" if args.overwrite else " (--overwrite replaces earlier output)"
-            parser.error(f"{name}: expected a new file, got {path}, which is none{also}")
+            expected = "a new file, or with --overwrite an earlier output"
+            parser.error(f"{name}: expected {expected}, got {path}")
         if not os.path.isdir(os.path.dirname(path) or "."):
             parser.error(f"{name}: expected a file in a folder that exists, got {path}")
         if maps and Path(os.path.realpath(path)).is_relative_to(maps):
@@ -321,7 +322,7 @@ def is_output(path: str, name: str) -> bool:
     if os.path.islink(path) or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        return file.read(100).startswith(BEGINNINGS[name])
+        return bool(re.match(MARKS[name], file.read(100), re.DOTALL))
 
 
 def evaluates_other_data(args: Namespace) -> bool:

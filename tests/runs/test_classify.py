@@ -356,13 +356,14 @@ def test_the_file_of_a_stream_is_replaced_at_once():
 
 @pytest.mark.parametrize("option", ["--csv", "--json", "--features"])
 def test_a_file_that_is_not_of_an_earlier_command_is_never_replaced(run, option):
-    Path("mine.npz").write_text("mine")
+    Path("mine.npz").write_text("image,label,class,split\n")  # a list of images to learn from
+    np.savez("features.npz", mine=1)
     os.symlink("mine.npz", "link.npz")
     command = ("eval.py", "predict", run, *draw_images(1), "--overwrite", option)
-    for name in ("mine.npz", "link.npz", "many"):
+    for name in ("mine.npz", "features.npz", "link.npz", "many"):
         result = run_command(*command, name)
         assert_one_line(result, "eval.py", option, "expected a new file", name)
-    assert Path("mine.npz").read_text() == "mine"
+    assert Path("mine.npz").read_text() == "image,label,class,split\n"
 
 
 def test_an_answer_is_in_the_file_before_the_next_image_is_classified(run, monkeypatch):
