@@ -27,7 +27,7 @@ from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
-from minidpt.runs.config import RunConfig, short_schedule_note, versions
+from minidpt.runs.config import RunConfig, schedule_note, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import DeferredInterrupt, format_command, run_command
 from minidpt.runs.evaluation import (
@@ -127,7 +127,7 @@ def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[s
     """Return notes on a schedule that is not as published, or leaves too little training."""
     if not config.epochs or config.prompts.method == "zeroshot":
         return []
-    notes, learns_image = [short_schedule_note(config, dataset)], config.prompts.learns_image
+    notes, learns_image = [schedule_note(config, dataset)], config.prompts.learns_image
     warmup = config.warmup_epochs if learns_image else config.text_warmup_epochs
     steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
     if steps < MIN_STEPS:

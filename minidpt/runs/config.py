@@ -242,8 +242,8 @@ def published_settings(
     }
 
 
-def short_schedule_note(config: RunConfig, dataset: str) -> str:
-    """Say which stages of a short run are not as published, in a line; "" for none."""
+def schedule_note(config: RunConfig, dataset: str) -> str:
+    """Say which stages of training are not as published, in a line; "" for none."""
     usual = published_settings(config.prompts.method, config.shots, dataset)
     stages = [
         f"{flag(name)} {getattr(config, name)} (published: {usual[name]})"
@@ -252,8 +252,7 @@ def short_schedule_note(config: RunConfig, dataset: str) -> str:
     ]
     if config.epochs == 1 and config.prompts.learns_text:
         stages.append("no warm-up of the text side")
-    is_short = config.epochs < SHORT
-    return f"--epochs {config.epochs} with {', '.join(stages)}" if is_short and stages else ""
+    return f"--epochs {config.epochs} with {', '.join(stages)}" if stages else ""
 
 
 def flag(name: str) -> str:
