@@ -14,7 +14,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 from ..images.decode import MORE_FORMATS, formats
-from ..support.files import input_error
+from ..support.files import input_error, shorten
 from ..support.progress import track
 from .layouts import plain
 from .naming import Naming
@@ -156,12 +156,6 @@ def contents(folder: Path) -> str:
     """Describe what lies in a folder, in a few words for an error."""
     names = sorted(f"{name}/" if kind == FOLDER else name for name, _, kind in scan(folder))
     return shorten(names, 6) or "no folder and no file"
-
-
-def shorten(names: list[str], count: int = 3) -> str:
-    """Join the first of some names, and say how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain, filterfalse, islice
 from pathlib import Path
 
-from ..support.files import MAX_CLASSES, MAX_IMAGES, input_error, short_repr
+from ..support.files import MAX_CLASSES, MAX_IMAGES, input_error, short_repr, shorten
 from . import folders
 from .folders import IMAGE_SUFFIXES, SPLIT_NAMES, Splits
 from .naming import Naming, read_rows
@@ -132,7 +132,7 @@ def _name_labels(where: str, entries: _Entries, least: int) -> tuple[dict[str, s
         for label in counts
         if len(parts[label]) > 1 and any(uses[each] > 1 for each in parts[label])
     ]
-    note = f"combined labels are separate classes: {folders.shorten(composed)}"
+    note = f"combined labels are separate classes: {shorten(composed)}"
     return names, [note] if composed else []
 
 
@@ -251,7 +251,7 @@ def _splits_of(column: str, cells: Iterable[str]) -> dict[str, str]:
 def _column_notes(columns: dict, header: list[str], splits_of: dict[str, str]) -> Iterator[str]:
     """Note the columns that are not read, and how a split is read from one of another name."""
     if unread := [n for i, n in enumerate(header) if n and i not in columns.values()]:
-        yield f"columns not read: {folders.shorten(unread, 20)}"
+        yield f"columns not read: {shorten(unread, 20)}"
     name = header[columns["split"]] if "split" in columns else ""
     if name and _meaning(name) != "split":
         cells = ", ".join(f"{cell} is {split}" for cell, split in splits_of.items())

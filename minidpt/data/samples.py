@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..support.files import input_error, validate_name
+from ..support.files import input_error, shorten, validate_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 SPLITS = ("train", "val", "test")
@@ -102,9 +102,9 @@ def make_dataset(
     counts = "/".join(str(len(listed[split])) for split in SPLITS)
     source = f"{name}: {len(classnames)} classes, {how}, {counts} images (train/val/test)"
     untested = set(range(len(classnames))) - {sample.label for sample in listed["test"]}
-    notes = (f"class '{classnames[label]}' has no test image" for label in sorted(untested))
     dataset = Dataset(name, root, classnames, **listed, source=source, **fields)
-    return dataset.with_notes(*notes)
+    names = [f"'{classnames[label]}'" for label in sorted(untested)]
+    return dataset.with_notes(f"without a test image: {shorten(names)}") if names else dataset
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
@@ -123,12 +123,11 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
         train = _draw(train, shots, generator)
         val = _draw(val, min(shots, 4), generator)
     counts = Counter(sample.label for sample in train)
-    notes = (
-        f"class '{name}' has {counts[label]} images, {shots} shots wanted: using {counts[label]}"
-        for label, name in enumerate(dataset.classnames)
-        if counts[label] < shots
-    )
-    return replace(dataset, train=train, val=val, drawn=(shots, seed)).with_notes(*notes)
+    dataset = replace(dataset, train=train, val=val, drawn=(shots, seed))
+    named = enumerate(dataset.classnames)
+    fewer = [f"'{name}' {counts[label]}" for label, name in named if counts[label] < shots]
+    note = f"{shots} shots wanted, but these classes have fewer images: {shorten(fewer)}"
+    return dataset.with_notes(note) if fewer else dataset
 
 
 def _draw(samples: list[Sample], count: int, generator: random.Random) -> list[Sample]:

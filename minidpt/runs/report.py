@@ -44,7 +44,6 @@ HEADER = (  # of predictions.csv: labels are what the data's files call a class
 )  # fmt: skip
 MISTAKES, SIDE = 24, 144  # most images, and pixels a side
 THUMBNAILS, THUMBNAIL = 32, 96  # the same of training images
-MOST_NOTES = 20  # of a run
 VECTORS, CONTEXTS = 64, 30  # most vectors of a context, and contexts of single classes
 MATRIX, CLASSES = 30, 500  # most classes of a matrix, and that are listed
 SIDES = {"visual": "image side", "text": "text side"}  # as "lr" calls them
@@ -272,7 +271,7 @@ class RunReport:
 
     def accuracy(self) -> Markup:
         """Return the result beside zero-shot CLIP's, what it means, and what else was tested."""
-        summary = self.run.read_summary(**OF_TEST, seconds=int | float, notes=list | None)
+        summary = self.run.read_summary(**OF_TEST, seconds=int | float)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
         tiles = [
             (f"{summary[key]:.2f} %", key.replace("_", " "), about)
@@ -288,10 +287,7 @@ class RunReport:
         rows, _ = read_rows(self.run.folder)
         if len(rows) > 1:
             return tag("section", *parts, *html_tables(tables(rows)))  # with the notes
-        notes = [files.to_single_line(note, 500) for note in summary.get("notes") or []]
-        more = [f"{len(notes) - MOST_NOTES} more notes in {SUMMARY}"] if notes[MOST_NOTES:] else []
-        parts.append(tag("ul", *(tag("li", note) for note in [*notes[:MOST_NOTES], *more])))
-        return tag("section", *parts)
+        return tag("section", *parts, tag("ul", *(tag("li", note) for note in rows[0].notes)))
 
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""

@@ -16,7 +16,6 @@ from statistics import harmonic_mean, mean
 from typing import Any
 
 from ..config import METHODS
-from ..data.folders import shorten
 from ..data.samples import Dataset
 from ..data.splits import split_content
 from ..support import files
@@ -32,7 +31,7 @@ OF_RUN = {"dataset": str, "model": str, "method": str, "shots": int, "seed": int
           "notes": list | None}  # fmt: skip
 OF_TEST = dict.fromkeys(PERCENTAGES, NUMBER | None) | dict.fromkeys(PERCENTAGES[:2], NUMBER)
 OF_TEST |= {"test_images": int | None, "tested": str | None, "settings": dict | None}
-MOST_NOTES = 3  # of a run
+MOST_NOTES = 20  # of a run
 
 OF_ROWS = {name for name, about in OPTIONS.items() if about.is_grid} | {"classes"}
 OF_TRAINING = {name for name, about in OPTIONS.items() if about.read_by}  # zero-shot has none
@@ -152,9 +151,9 @@ def read_results(run: RunFolder) -> list[Row]:
     elif method not in METHODS or shots < 1:
         got = f"{shots} of {files.short_repr(method)}"
         raise ValueError(f"{where}: expected shots of a known method, got {got}")
-    notes = [str(note) for note in summary.get("notes") or []]
+    notes = [files.to_single_line(note) for note in summary.get("notes") or []]
     if more := notes[MOST_NOTES:]:
-        notes[MOST_NOTES:] = [f"{len(more)} more notes in {SUMMARY}"]
+        notes[MOST_NOTES:] = [f"more notes in {SUMMARY}: {len(more)}"]
     # What train.py has tested goes before what eval.py has tested under the same name.
     for name, test in {**noted_tests(run)[1], **summary["tests"]}.items():
         where = f"{run.folder}, test {name[:60]!r}"
@@ -239,11 +238,11 @@ def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) 
     short = ", ".join(text for name, text in texts.items() if name not in LONG)
     notes = [text for name, text in texts.items() if name in LONG]
     label = f"{METHOD_NAMES[row.method]} ({short})" if short else METHOD_NAMES[row.method]
-    shares_name = sum(name == row.dataset for name, _ in datasets) > 1
+    shared = sum(name == row.dataset for name, _ in datasets) > 1
     return replace(
         row, variant=", ".join(texts.values()), label=label, unusual=tuple(unusual),
         notes=tuple(dict.fromkeys([*notes, *row.notes])),
-        data_note=f"data in {row.folder}, fingerprint {row.fingerprint[:8]}" if shares_name else "",
+        data_note=f"data in {row.folder} (fingerprint {row.fingerprint[:8]})" if shared else "",
     )  # fmt: skip
 
 
@@ -278,8 +277,9 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
             alike = [row for row in group if row.kind == kind]
             metrics, notes = mean_metrics(alike), ()
             if lacking := datasets.keys() - {row.data for row in alike}:
-                names = [f"{data[0]} {datasets[data].data_note}".strip() for data in lacking]
-                metrics, notes = {}, (f"no mean: no result on {shorten(sorted(names))}",)
+                names = [" with ".join(filter(None, (data[0], datasets[data].data_note)))
+                         for data in lacking]  # fmt: skip
+                metrics, notes = {}, (f"no mean: no result on {files.shorten(sorted(names))}",)
             elif not metrics:
                 notes = ("no mean: no seed that all data sets have",)
             averages.append(replace(alike[0], **fields, metrics=metrics, notes=notes))

@@ -60,6 +60,12 @@ def short_repr(value: object) -> str:
     return repr(value) if is_short else f"a {type(value).__name__}"
 
 
+def shorten(names: list[str], count: int = 3) -> str:
+    """Join the first of some names, and say how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
 def input_error(where: str, expected: str, got: object, fix: str = "") -> ValueError:
     """Return the error for bad input: `where` it is, expected, got, and how to mend it."""
     return ValueError(f"{where}: expected {expected}, got {got}" + (f": {fix}" if fix else ""))
@@ -196,8 +202,8 @@ def check_template(template: object) -> str | tuple[str, ...]:
     """Return a template as a text, several as a tuple; ValueError unless each has `{}` once."""
     texts = [template] if isinstance(template, str) else template
     if not isinstance(texts, Sequence) or not 1 <= len(texts) <= MAX_TEMPLATES:
-        got = short_repr(template)
-        raise ValueError(f"template: expected a text, or up to {MAX_TEMPLATES:,}, got {got}")
+        got = len(texts) if isinstance(texts, Sequence) else short_repr(template)
+        raise ValueError(f"template: expected 1 to {MAX_TEMPLATES:,} texts, got {got}")
     for text in texts:
         is_text = isinstance(text, str) and len(text) <= MAX_TEMPLATE
         if not is_text or text.count("{}") != 1 or set("{}") & set(text.replace("{}", "")):

@@ -66,7 +66,7 @@ def test_tiny_classes_have_a_training_and_a_test_image(tmp_path, count, parts):
     dataset = open_dataset(tmp_path)
     counts = [sum(i.label == 0 for i in getattr(dataset, p)) for p in ("train", "val", "test")]
     assert tuple(counts) == parts
-    assert dataset.notes == (() if count > 1 else ("class 'a' has no test image",))
+    assert dataset.notes == (() if count > 1 else ("without a test image: 'a'",))
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,10 @@ def test_few_shots_of_seed_1_are_these():
 def test_fewer_images_than_shots_are_all_used_and_said():
     drawn = few_shot(made_dataset({0: 5, 1: 3, 2: 4}, {0: 2}), 4, seed=0)
     assert [sum(i.label == label for i in drawn.train) for label in range(3)] == [4, 3, 4]
-    assert drawn.notes == ("class 'class1' has 3 images, 4 shots wanted: using 3",)
+    about = "shots wanted, but these classes have fewer images: "
+    assert drawn.notes == (f"4 {about}'class1' 3",)
+    (note,) = few_shot(made_dataset(dict.fromkeys(range(5), 1), {}, 5), 4, seed=0).notes
+    assert note == f"4 {about}'class0' 1, 'class1' 1, 'class2' 1 and 2 more"
     assert len(drawn.val) == 2 and few_shot(drawn, 4, seed=0).train == drawn.train
     with pytest.raises(ValueError, match="shots: expected at least 1, got 0"):
         few_shot(drawn, 0, seed=0)

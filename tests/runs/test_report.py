@@ -386,7 +386,7 @@ def test_of_a_very_large_run_the_report_is_small_and_good(tmp_path, monkeypatch)
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert [name for name, _ in page.tags].count("img") == 3 * 24 + 32
     assert "taken for" in page.text and "Confusion matrix" not in page.text
-    assert "979 more notes" in page.text
+    assert "more notes in summary.json: 979" in page.text
     assert "The 500 lowest of 1,000 classes" in page.text
 
 
