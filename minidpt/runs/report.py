@@ -206,9 +206,8 @@ class RunReport:
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
         self.white_level = check_white_level(self.config["white_level"])
-        self.method = METHOD_NAMES[self.config["method"]]
         dataset = files.to_single_line(self.split.get("name") or "images", 80)
-        self.title = f"{self.method} on {dataset}"
+        self.title = f"{METHOD_NAMES[self.config['method']]} on {dataset}"
 
     def content(self) -> list[Markup]:
         method, classnames = self.config["method"], self.split["classnames"]

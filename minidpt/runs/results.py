@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -200,7 +201,8 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         metrics = {seed: group[seed].metrics[seed] for seed in sorted(group)}
         rows.append(replace(group[min(group)], metrics=metrics, notes=tuple(notes)))
     varying = varying_settings(rows)
-    return [describe_row(row, varying, {each.data for each in rows}) for row in rows]
+    names = Counter(name for name, _ in {row.data for row in rows})
+    return [describe_row(row, varying, names[row.dataset] > 1) for row in rows]
 
 
 def varying_settings(rows: Sequence[Row]) -> set[tuple]:
@@ -223,7 +225,7 @@ def comparison(row: Row, name: str) -> tuple:
     return name, row.model, row.method if name in OF_TRAINING else "", *test
 
 
-def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) -> Row:
+def describe_row(row: Row, varying: set[tuple], shares_name: bool) -> Row:
     """Name what tells a row from others, but for default values; options may be unusual on all."""
     texts, unusual = {}, []
     for name, value in sorted(row.settings.items()):
@@ -238,11 +240,10 @@ def describe_row(row: Row, varying: set[tuple], datasets: set[tuple[str, str]]) 
     short = ", ".join(text for name, text in texts.items() if name not in LONG)
     notes = [text for name, text in texts.items() if name in LONG]
     label = f"{METHOD_NAMES[row.method]} ({short})" if short else METHOD_NAMES[row.method]
-    shared = sum(name == row.dataset for name, _ in datasets) > 1
+    data_note = f"data in {row.folder} (fingerprint {row.fingerprint[:8]})" if shares_name else ""
     return replace(
         row, variant=", ".join(texts.values()), label=label, unusual=tuple(unusual),
-        notes=tuple(dict.fromkeys([*notes, *row.notes])),
-        data_note=f"data in {row.folder} (fingerprint {row.fingerprint[:8]})" if shared else "",
+        notes=tuple(dict.fromkeys([*notes, *row.notes])), data_note=data_note,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from ..data.samples import Dataset, few_shot, select_classes
 from ..demo.demo import draw_demo
 from ..model import build_model
 from ..support.distributed import PeerLost, World, join_world, world_from_environment
-from ..support.files import validate_name
+from ..support.files import input_error, validate_name
 from ..support.progress import notes_once, print_line, print_notes
 from . import entrypoint, folders
 from .command_line import TrainCommand
@@ -149,6 +149,8 @@ def distinct_names(paths: list[tuple[str, str]]) -> list[str]:
             end = "-".join(Path(path).parts[start : start + 1 if is_enough else None])
             name = validate_name(f"{name}-{end}", "--data", folder=True)
         distinct.append(name)
+    if len(set(map(str.casefold, distinct))) < len(distinct):
+        raise input_error("--data", "data sets of different names", distinct, "rename a folder")
     return distinct
 
 

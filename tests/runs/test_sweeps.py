@@ -324,6 +324,8 @@ def test_data_sets_of_one_name_are_told_apart_by_their_folders(images, clip):
 def test_names_that_are_alike_get_the_folders_that_differ(paths, expected):
     named = [*(("d", path) for path in paths), ("DTD", "/x/other")]
     assert sweeps.distinct_names(named) == [*expected, "DTD"]
+    with pytest.raises(ValueError, match="--data: expected data sets of different names"):
+        sweeps.distinct_names([("d", "/x/d"), ("d", "/y/d"), ("D-x", "/z/D-x")])
 
 
 def test_a_data_set_that_is_named_twice_is_trained_on_once(guide, clip):
