@@ -106,8 +106,8 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
         ("predict RUN empty", ["empty: expected a file, got a folder"]),
         ("predict RUN picture.png --top abc", ["--top: expected a whole number, got 'abc'"]),
         ("predict RUN picture.png --csv -", ["--csv: expected a file, got '-'"]),
-        ("predict RUN picture.png --csv loop", ["--csv: expected a new file, got loop"]),
-        ("predict RUN picture.png --json dangling", ["--json: expected a new file, got dangling"]),
+        ("predict RUN picture.png --csv loop", ["--csv: expected a new file, or", "got loop"]),
+        ("predict RUN picture.png --json dangling", ["--json: expected a new file", "dangling"]),
         ("predict RUN picture.png --attention-maps loop", ["loop: expected a new or empty one"]),
         (
             "predict RUN picture.png --attention-maps empty --json empty/a.json",
