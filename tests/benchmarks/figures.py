@@ -52,9 +52,6 @@ FIGURES = {
         ),
     ),
     "ablations": Figure(BENCHMARKS, (ABLATIONS, "eval.py table runs/ablations")),
-    "ablations-surroundings": Figure(
-        BENCHMARKS, (ABLATIONS, "tests/benchmarks/concentration.py runs/ablations")
-    ),
     "steps": Figure(BENCHMARKS, ("tests/benchmarks/steps.py --classes 100 397 1000 --runs 1",)),
     "encoders": Figure(
         BENCHMARKS, ("tests/benchmarks/steps.py --part text image --classes 100 --runs 1",)
