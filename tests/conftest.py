@@ -18,8 +18,9 @@ import pytest
 
 # Of this process and of those that tests start: sums' order and last bit depend on the threads.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-# A shell that starts the tests in the background has Ctrl-C ignored, which processes inherit.
+# A shell may ignore these for what it starts in the background, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 pytest.register_assert_rewrite("helpers")  # before they are imported
 ROOT = Path(__file__).resolve().parent.parent
 

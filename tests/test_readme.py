@@ -160,25 +160,27 @@ def test_the_command_that_the_demo_prints_repeats_its_accuracy(demo, monkeypatch
 
 def test_commands_that_need_no_download_run(demo, monkeypatch):
     """Those of a service and of published data are only parsed, see above."""
-    folder, out = demo
-    monkeypatch.chdir(folder)
-    run, photos = str(Path(out.splitlines()[-2]).parent), Path("my_pictures")
+    monkeypatch.chdir(demo[0])
+    photos = Path("my_pictures")
     for name in ("cup", "fish", "house"):
         shutil.copytree(next(Path().glob(f"runs/demo-v*/train/{name}")), photos / name)
-    shutil.copytree(next(Path().glob("runs/demo-v*/test/tree")), "folder")
-    for name in ("a.jpg", "b.jpg"):
+    Path("folder").mkdir()
+    for name in ("a.jpg", "b.jpg", "folder/c.png"):
         shutil.copy(next(photos.rglob("*.png")), name)
-    commands = []
+    run, shorter = "small", ["--epochs", "1"]
+    small = ["train.py", "--data", photos, "--shots", "2", "--model", "tiny", *shorter]
+    commands = [[*small, "--out", run]]
     for command in COMMANDS:
         program, script, *words = shlex.split(command.partition("&& ")[2] or command)
         offline = {"tiny", "--resume", "--config"} if script == "train.py" else {script}
         absent = {"./data", "DATA", "PROMPTS", "-"} & {*words}
         if script in SCRIPTS and program == "python" and offline & {script, *words} and not absent:
-            directory = photos if "--data" in words else run
-            values = {"RUN": run, "DIR": directory, "RUN/config.json": f"{run}/config.json"}
-            shorter = ["--epochs", "1"] if script == "train.py" and "--resume" not in words else []
-            commands.append([script, *(values.get(word, word) for word in words), *shorter])
-    assert len(commands) >= 10
+            values = {"RUN": run, "RUN/config.json": f"{run}/config.json"}
+            values |= {"DIR": photos if "--data" in words else run}
+            values |= {"FILE.pt2": f"{len(commands)}.pt2"}
+            words += shorter if script == "train.py" and "--resume" not in words else []
+            commands.append([script, *(values.get(word, word) for word in words)])
+    assert len(commands) > 10
     for command in commands:
         result = run_command(*command)
         assert result.status == 0, (command, result.err)
