@@ -118,9 +118,10 @@ def fill(text: str, figures: dict[str, dict]) -> str:
 
     def replace(match: re.Match) -> str:
         about = figures[match[2]]
+        threads = f"{about['threads']} thread{'' if about['threads'] == 1 else 's'}"
         source = (
             f"<sub>`{about['commands'][-1]}`, commit {about['commit']}, {about['processor']}, "
-            f"{about['threads']} threads, torch {about['torch']}</sub>"
+            f"{threads}, torch {about['torch']}</sub>"
         )
         return f"{match[1]}{about['text']}\n\n{source}\n{match[4]}"
 
