@@ -12,7 +12,7 @@ from .maps import AttentionMaps, attention_maps
 from .model import ModelOutput, PromptedCLIP, build_model, load_model
 from .training import learning_rate, parameter_groups
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0"
 __all__ = [
     "AttentionMaps", "CLIP", "METHODS", "ModelOutput", "Prediction", "PromptConfig", "PromptedCLIP",
     "attention_maps", "build_clip", "build_model", "export", "learning_rate", "load", "load_model",
