@@ -86,8 +86,7 @@ def test_bins_are_filled_with_the_longest_first_and_no_prompt_is_cut():
     assert first_fit_decreasing({2: 1}, 0, 2) == [[2]]
 
 
-@pytest.mark.parametrize("many", [200, 20_000])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed, many", [(0, 200), (1, 200), (2, 200), (3, 20_000)])
 def test_few_rows_are_left_over_also_of_very_many_prompts(seed, many):
     """For names as classes have them: 3 to 15 tokens, most of them short."""
     rng = random.Random(seed)
