@@ -78,6 +78,11 @@ def name(value: object, limit: int = 80) -> Markup:
     return tag("bdi", to_single_line(value, limit))
 
 
+def bullets(items: Iterable[object], kind: str = "ul") -> Markup:
+    """Return a list of items, numbered with `kind` "ol"."""
+    return tag(kind, *(tag("li", each) for each in items))
+
+
 def table(heads: Sequence[object], lines: Iterable[Sequence[object]], style: str = "") -> Markup:
     """Return a table; each line's first cell is its head, columns of numbers stand right."""
     rows = [[cell if isinstance(cell, Markup) else text(cell) for cell in line] for line in lines]

@@ -34,7 +34,7 @@ from .attention_pngs import Panel, attention_panels
 from .entrypoint import format_command
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
-from .page import Markup, Series, image, line_chart, name, page, section, table, tag, text
+from .page import Markup, Series, bullets, image, line_chart, name, page, section, table, tag, text
 from .results import METHOD_NAMES, OF_TEST, Row, read_rows
 from .tables import Cell, Table, caption, number_notes, tables
 
@@ -84,13 +84,10 @@ def write_report(
     else:
         rows, left_out = read_rows(folder)
         title, content = sweep_report(rows)
-        methods = (tag("li", about) for method, about in METHODS.items()
-                   if any(row.method == method for row in rows))  # fmt: skip
-        content += [section("Methods", "", tag("ul", *methods)), links_to_runs(folder)]
+        content.append(links_to_runs(folder))
         notes = [f"Runs: {left_out}"] if left_out else []
     if notes:
-        items = (tag("li", note) for note in notes)
-        content.append(section("Notes", "Parts that are left out of this page.", tag("ul", *items)))
+        content.append(section("Notes", "Parts that are left out of this page.", bullets(notes)))
     with files.atomic_write(folder / REPORT) as unfinished:
         unfinished.write_text(page(title, content), encoding="utf-8")
     return notes
@@ -201,46 +198,35 @@ class RunReport:
 
     def __init__(self, run: RunFolder, model: Model, root: str | None):
         self.run, self.model, self.notes, self.unreadable = run, model, [], []
-        config, record = run.read_config()
-        self.config = {**config.to_dict(), **asdict(record)}
+        self.config, self.record = run.read_config()
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
-        self.white_level = check_white_level(self.config["white_level"])
+        self.white_level = check_white_level(self.record.white_level)
         dataset = files.to_single_line(self.split.get("name") or "images", 80)
-        self.title = f"{METHOD_NAMES[self.config['method']]} on {dataset}"
+        self.title = f"{METHOD_NAMES[self.config.prompts.method]} on {dataset}"
 
     def content(self) -> list[Markup]:
-        method, classnames = self.config["method"], self.split["classnames"]
-        keys, parts, predictions = self.split.get("class_keys") or classnames, [self.header()], None
-        is_finished = self.run.path(SUMMARY).is_file()
-        if is_finished:
-            parts.append(self._made("Accuracy", SUMMARY, self.accuracy))
-        else:
+        """Return the sections, but for those whose file is not there or damaged."""
+        prompts, is_finished = self.config.prompts, self.run.path(SUMMARY).is_file()
+        learns = prompts.method != "zeroshot"
+        if not is_finished:
             fix = format_command("train", "--resume", self.run.folder)
             self.notes.append(f"no result yet: {fix} ends the run")
-        if method != "zeroshot":
-            parts.append(self._made("Curves", METRICS, self.curves))
-            parts.append(self._made("Training images", SPLIT, self.training_images))
-        if is_finished:
-            predictions = self._made(
-                "Classes and mistakes", PREDICTIONS, lambda: read_predictions(self.run, keys)
-            )
-        if predictions:
-            labels, *both = predictions
-            results = [class_results(labels, each.predicted, len(classnames)) for each in both]
-            parts.append(accuracy_by_class(classnames, *results))
-            if len(classnames) <= MATRIX:
-                parts.append(confusion_matrix(classnames, results[0]))
-            parts.append(self._made("Images", SPLIT, lambda: self.mistakes(*predictions)))
-        if is_finished and method in ("coop", "vlp", "dpt"):
-            parts.append(self._made("Words", WORDS, self.words))
-        rows = ((n, files.to_single_line(value, 200)) for n, value in sorted(self.config.items()))
-        settings = table(("setting", "value"), rows)
-        parts.append(tag("details", tag("summary", "All settings"), settings))
+        sections = (
+            (is_finished, "Accuracy", SUMMARY, self.accuracy),
+            (learns, "Curves", METRICS, self.curves),
+            (learns, "Training images", SPLIT, self.training_images),
+            (is_finished, "Classes and mistakes", PREDICTIONS, self.classes),
+            (is_finished and prompts.learns_text, "Words", WORDS, self.words),
+        )
+        made = [self._made(*about) for is_expected, *about in sections if is_expected]
         if self.unreadable:
             count = f"{len(self.unreadable)} images left out"
             self.notes.append(files.to_single_line(f"{count}: {self.unreadable[0]}"))
-        return [each for each in parts if each]
+        settings = sorted((self.config.to_dict() | asdict(self.record)).items())
+        rows = ((setting, files.to_single_line(value, 200)) for setting, value in settings)
+        all_settings = tag("summary", "All settings"), table(("setting", "value"), rows)
+        return [self.header(), *filter(None, made), tag("details", *all_settings)]
 
     def _made(self, title: str, file: str, make: Callable[[], Any]) -> Any:
         """Return what is made of a file, or None and a note of whatever is wrong with it."""
@@ -255,16 +241,15 @@ class RunReport:
 
     def header(self) -> Markup:
         """Return what was run on what."""
-        config, split = self.config, self.split
-        facts = [f"{len(split['classnames'])} classes ({config['classes']})",
+        config, split, method = self.config, self.split, self.config.prompts.method
+        facts = [f"{len(split['classnames'])} classes ({config.classes})",
                  f"{len(split['test']):,} test images",
-                 f"CLIP {files.to_single_line(config['model'], 60)}"]  # fmt: skip
-        if config["method"] != "zeroshot":
-            count, epochs = config["shots"], config["epochs"]
-            facts[1:1] = ["1 shot" if count == 1 else f"{count} shots",
-                          "1 epoch" if epochs == 1 else f"{epochs} epochs",
+                 f"CLIP {files.to_single_line(config.model, 60)}"]  # fmt: skip
+        if method != "zeroshot":
+            facts[1:1] = ["1 shot" if config.shots == 1 else f"{config.shots} shots",
+                          "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs",
                           f"{len(split['train']):,} training images"]  # fmt: skip
-        about = tag("p", METHODS[config["method"]], class_="soft")
+        about = tag("p", METHODS[method], class_="soft")
         facts = tag("p", " · ".join(facts), class_="soft")
         return tag("header", tag("h1", self.title), facts, about)
 
@@ -276,7 +261,7 @@ class RunReport:
             (f"{summary[key]:.2f} %", key.replace("_", " "), about)
             for key, about in MEANINGS.items() if summary.get(key) is not None
         ]  # fmt: skip
-        if self.config["method"] != "zeroshot":
+        if self.config.prompts.method != "zeroshot":
             gain = f"{accuracy - zero_shot:+.2f}".replace("-", "−")
             tiles.insert(2, (gain, "gain", "in points over zero-shot CLIP"))
         tiles.append((f"{summary['seconds'] / 60:.1f} min", "time", "training and tests"))
@@ -286,7 +271,7 @@ class RunReport:
         rows, _ = read_rows(self.run.folder)
         if len(rows) > 1:
             return tag("section", *parts, *html_tables(tables(rows)))  # with the notes
-        return tag("section", *parts, tag("ul", *(tag("li", note) for note in rows[0].notes)))
+        return tag("section", *parts, bullets(rows[0].notes))
 
     def curves(self) -> Markup:
         """Return charts of loss, accuracy on training views and learning rates by epoch."""
@@ -295,7 +280,7 @@ class RunReport:
         records = [files.parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
         if not records:
             raise ValueError("no epoch has ended")
-        shaded = self.config["guidance_epochs"] if self.config["method"] in ("vlp", "dpt") else None
+        shaded = self.config.guidance_epochs if self.config.prompts.guided else None
 
         def chart(title: str, *keys: str) -> Markup:
             lines = []
@@ -335,6 +320,18 @@ class RunReport:
         except (OSError, ValueError) as error:
             self.unreadable.append(error)
             return []
+
+    def classes(self) -> Markup:
+        """Return the accuracy by class, the confusion matrix, and mistakes."""
+        names = self.split["classnames"]
+        predictions = read_predictions(self.run, self.split.get("class_keys") or names)
+        labels, *both = predictions
+        results = [class_results(labels, each.predicted, len(names)) for each in both]
+        parts = [accuracy_by_class(names, *results)]
+        if len(names) <= MATRIX:
+            parts.append(confusion_matrix(names, results[0]))
+        parts.append(self._made("Images", SPLIT, lambda: self.mistakes(*predictions)))
+        return Markup("".join(filter(None, parts)))
 
     def mistakes(
         self, labels: Tensor, learned: EvalPredictions, zero_shot: EvalPredictions
@@ -410,9 +407,9 @@ def links_to_runs(folder: Path) -> Markup:
     for path in sorted(path.parent for path in folder.rglob(SUMMARY)):
         target = path / REPORT if (path / REPORT).is_file() else path
         run = path.relative_to(folder)
-        items.append(tag("li", tag("a", run, href=quote(os.fsencode(target.relative_to(folder))))))
+        items.append(tag("a", run, href=quote(os.fsencode(target.relative_to(folder)))))
     about = "Their folders, or their reports, which python eval.py report RUN makes."
-    return section("Runs", about, tag("ul", *items))
+    return section("Runs", about, bullets(items))
 
 
 def accuracy_by_class(
@@ -475,7 +472,9 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     if figures:
         about = "Means over seeds, if there are several, with bars of one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
-    return title, [*parts, section("Tables", "", *html_tables(pages))]
+    about = bullets(METHODS[each] for each in METHODS if METHOD_NAMES[each] in methods)
+    tables_section = section("Tables", "", *html_tables(pages))
+    return title, [*parts, tables_section, section("Methods", "", about)]
 
 
 def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
@@ -502,7 +501,7 @@ def html_tables(pages: Sequence[Table]) -> list[Markup]:
     for title, heads, lines, _ in pages:
         content = table(heads, [[html_cell(cell, numbers) for cell in line] for line in lines])
         parts.append(tag("div", tag("h3", html_cell(title, numbers)), content))
-    return [*parts, tag("ol", *(tag("li", note) for note in numbers))] if numbers else parts
+    return [*parts, bullets(numbers, "ol")] if numbers else parts
 
 
 def html_cell(cell: Cell, numbers: dict[str, int]) -> Markup:
