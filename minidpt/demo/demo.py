@@ -30,27 +30,18 @@ Range = tuple[float, float]  # low, high
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene is drawn, by default a street at night.
+    """How a scene is drawn, by default a street at night."""
 
-    saturation, value: of the things' colours; hues are free.
-    background: (saturation, value) ranges of the background.
-    outline: share of things drawn as outlines instead of filled.
-    clutter: number of random strokes over the background.
-    others: number of smaller things of other classes; other_size: their size by the main one's.
-    size: of the main thing, by the image's side; tilt: degrees to either side.
-    noise: amplitude of grain, 0–255, the same in the three channels.
-    """
-
-    saturation: Range = (0.2, 0.9)
+    saturation: Range = (0.2, 0.9)  # of the things' colours; hues are free
     value: Range = (0.6, 1.0)
-    background: tuple[Range, Range] = ((0.1, 0.6), (0.05, 0.3))
-    outline: float = 0.0
-    clutter: tuple[int, int] = (0, 2)
-    others: tuple[int, int] = (2, 3)
-    other_size: Range = (0.3, 0.45)
-    size: Range = (0.55, 0.85)
-    tilt: float = 12
-    noise: float = 40
+    background: tuple[Range, Range] = ((0.1, 0.6), (0.05, 0.3))  # its saturation and value
+    outline: float = 0.0  # share of things drawn as outlines instead of filled
+    clutter: tuple[int, int] = (0, 2)  # number of random strokes over the background
+    others: tuple[int, int] = (2, 3)  # number of smaller things of other classes
+    other_size: Range = (0.3, 0.45)  # of these, by the main one's
+    size: Range = (0.55, 0.85)  # of the main thing, by the image's side
+    tilt: float = 12  # degrees to either side
+    noise: float = 40  # amplitude of grain, 0–255, the same in the three channels
 
 
 STREET_STYLE = Style()

@@ -127,18 +127,14 @@ def normalize(
 
 
 @functools.cache
-def _constants(
-    device: torch.device, mean: Colours, std: Colours
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _constants(device: torch.device, mean: Colours, std: Colours) -> torch.Tensor:
     """255, mean and std on the device, made once: a copy in each step would wait for the GPU.
 
     255 is a tensor because CUDA replaces division by a number with a (less exact) multiplication.
     """
     with torch.inference_mode(False):
-        white, *colours = (
-            torch.tensor(value, dtype=torch.float32, device=device) for value in (255.0, mean, std)
-        )
-        return white, *(value.view(3, 1, 1) for value in colours)
+        rows = torch.tensor([(255.0,) * 3, mean, std], dtype=torch.float32, device=device)
+        return rows.view(3, 3, 1, 1)
 
 
 def eval_pixels(image: Image.Image, resolution: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images.transforms import eval_pixels
+from ..images.transforms import eval_transform, to_uint8
 from ..maps import AttentionMaps, attention_maps
 from ..model import PromptedCLIP
 from ..support.files import atomic_write, printable
@@ -107,11 +107,10 @@ def attention_panels(
 
     Returns square images of `side` pixels under captions, the model's input (1, 3, R, R), its maps.
     """
-    pixels = eval_pixels(model.white_level.open(path), model.clip.visual.resolution)
-    images = model.clip.normalize(torch.from_numpy(pixels)[None])
+    view = eval_transform(model.white_level.open(path), model.clip.visual.resolution)
+    images = model.clip.normalize(torch.from_numpy(to_uint8(view))[None])
     maps = attention_maps(model, images)
-    seen = Image.fromarray(pixels.transpose(1, 2, 0))
-    seen = seen.resize((side, side), Image.Resampling.BICUBIC)
+    seen = view.resize((side, side), Image.Resampling.BICUBIC)
     captions = {"Attention (not tuned)": maps.zero_shot}
     if model.config.learns_image:
         captions = {"Attention before tuning": maps.zero_shot, "Attention after tuning": maps.tuned}

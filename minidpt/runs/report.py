@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data.samples import Dataset
 from ..data.splits import split_content
 from ..images.decode import check_white_level
-from ..images.transforms import eval_pixels
+from ..images.transforms import eval_transform
 from ..model import PromptedCLIP
 from ..prompts import nearest_words
 from ..support import files
@@ -77,19 +76,18 @@ def write_report(
     if they have moved. Raises FileNotFoundError or ValueError if there is no run, or what it is
     cannot be read from its files.
     """
-    folder = Path(folder)
-    if (folder / CONFIG).is_file():
-        report = RunReport(RunFolder(folder), model, root)
+    run = RunFolder(folder)
+    if run.path(CONFIG).is_file():
+        report = RunReport(run, model, root)
         title, content, notes = report.title, report.content(), report.notes
     else:
         rows, left_out = read_rows(folder)
         title, content = sweep_report(rows)
-        content.append(links_to_runs(folder))
+        content.append(links_to_runs(run.folder))
         notes = [f"Runs: {left_out}"] if left_out else []
     if notes:
         content.append(section("Notes", "Parts that are left out of this page.", bullets(notes)))
-    with files.atomic_write(folder / REPORT) as unfinished:
-        unfinished.write_text(page(title, content), encoding="utf-8")
+    run.write_text(REPORT, page(title, content))
     return notes
 
 
@@ -315,8 +313,7 @@ class RunReport:
         try:
             if model:
                 return attention_panels(model, file, side)[0]
-            pixels = eval_pixels(self.white_level.open(file), side)
-            return [("What the model sees", Image.fromarray(pixels.transpose(1, 2, 0)))]
+            return [("What the model sees", eval_transform(self.white_level.open(file), side))]
         except (OSError, ValueError) as error:
             self.unreadable.append(error)
             return []

@@ -147,9 +147,7 @@ def read_results(run: RunFolder) -> list[Row]:
     summary, rows, where = run.read_summary(**OF_RUN), [], str(run.path(SUMMARY))
     dataset = files.validate_name(summary["dataset"], where, folder=True)
     method, shots, seed = summary["method"], summary["shots"], summary["seed"]
-    if method == "zeroshot":
-        shots = seed = 0
-    elif method not in METHODS or shots < 1:
+    if method not in METHODS or shots < (method != "zeroshot"):
         got = f"{shots} of {files.short_repr(method)}"
         raise ValueError(f"{where}: expected shots of a known method, got {got}")
     notes = [files.to_single_line(note) for note in summary.get("notes") or []]
@@ -176,10 +174,10 @@ def tell_data_apart(results: Sequence[Row]) -> list[Row]:
 
     Fingerprints are of the files' names: the images may be others.
     """
-    places: dict[tuple, set[str]] = {}
+    folders_of_run: dict[tuple, set[str]] = {}
     for row in results:
-        places.setdefault((row.data, row.key, *row.metrics), set()).add(row.folder)
-    alike = {data for (data, *_), roots in places.items() if len(roots) > 1}
+        folders_of_run.setdefault((row.data, row.key, *row.metrics), set()).add(row.folder)
+    alike = {data for (data, *_), roots in folders_of_run.items() if len(roots) > 1}
     return [
         replace(row, fingerprint=f"{row.fingerprint} {row.folder}") if row.data in alike else row
         for row in results
@@ -200,19 +198,14 @@ def summarise(results: Iterable[Row]) -> list[Row]:
         notes = dict.fromkeys(note for row in group.values() for note in row.notes)
         metrics = {seed: group[seed].metrics[seed] for seed in sorted(group)}
         rows.append(replace(group[min(group)], metrics=metrics, notes=tuple(notes)))
-    varying = varying_settings(rows)
-    names = Counter(name for name, _ in {row.data for row in rows})
-    return [describe_row(row, varying, names[row.dataset] > 1) for row in rows]
-
-
-def varying_settings(rows: Sequence[Row]) -> set[tuple]:
-    """Return the settings that tell rows apart, with the rows compared (`comparison`)."""
-    values: dict[tuple, set[str]] = {}
+    values: dict[tuple, set[str]] = {}  # of a setting, among the rows compared
     for row in rows:
         for name in row.settings.keys() | set(TESTED):
             value = json.dumps(row.settings.get(name))
             values.setdefault(comparison(row, name), set()).add(value)
-    return {key for key, different in values.items() if len(different) > 1}
+    varying = {key for key, different in values.items() if len(different) > 1}
+    names = Counter(name for name, _ in {row.data for row in rows})
+    return [describe_row(row, varying, names[row.dataset] > 1) for row in rows]
 
 
 def comparison(row: Row, name: str) -> tuple:
@@ -289,13 +282,9 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
 
 def mean_metrics(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
     """Average percentages over rows, for each seed that all have."""
-    means = {}
-    for seed in rows[0].metrics:
-        each = [row.metrics.get(seed, {}) for row in rows]
-        if all(each):
-            names = [name for name in PERCENTAGES if all(name in metrics for metrics in each)]
-            means[seed] = {name: mean(metrics[name] for metrics in each) for name in names}
-    return means
+    seeds = [seed for seed in rows[0].metrics if all(seed in row.metrics for row in rows)]
+    names = [name for name in PERCENTAGES if all(row.mean(name) is not None for row in rows)]
+    return {seed: {n: mean(row.metrics[seed][n] for row in rows) for n in names} for seed in seeds}
 
 
 def base_to_new(rows: Iterable[Row]) -> list[tuple[Row, Row, Row]]:

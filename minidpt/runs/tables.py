@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import pstdev
 from typing import NamedTuple
 
 from ..data.layouts import LAYOUTS
 from ..support import files
 from . import results
+from .folders import RunFolder
 from .results import PERCENTAGES, Row, average_rows, base_to_new
 
 ELEVEN = [layout.name for layout in LAYOUTS[:11]]  # the other four are tests of ImageNet's classes
@@ -217,23 +217,21 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     rows = [*rows, *(row for row in average_rows(rows) if row.metrics)]
     rows += [harmonic for *_, harmonic in base_to_new(rows)]
     seeds = sorted({seed for row in rows if row.shots for seed in row.metrics})
-    records = [csv_record(row, seeds) for row in rows]
+    records = []
+    for row in rows:
+        accuracies = row.accuracies if row.shots else {}  # zero-shot CLIP has no seeds
+        records.append({
+            "dataset": row.dataset, "trained": row.trained, "tested": row.tested,
+            "model": row.model, "method": row.method, "shots": row.shots or None,
+            "variant": row.variant, "seeds": len(accuracies) or None,
+            "zero_shot_accuracy": row.mean("zero_shot_accuracy"), "accuracy": row.mean("accuracy"),
+            "std": pstdev(accuracies.values()) if len(accuracies) > 1 else None,
+            **{name: row.mean(name) for name in (*PERCENTAGES[2:], "test_images")},
+            "data": row.folder, "data_fingerprint": row.fingerprint[:64],
+            "notes": "; ".join(row.notes),
+            **{f"seed {seed}": accuracies.get(seed) for seed in seeds},
+        })  # fmt: skip
     files.write_rows(path, records[0], (record.values() for record in records))
-
-
-def csv_record(row: Row, seeds: Sequence[int]) -> dict[str, object]:
-    """Return the columns of a row by name; zero-shot CLIP has neither shots nor seeds."""
-    accuracies = row.accuracies if row.shots else {}
-    return {
-        "dataset": row.dataset, "trained": row.trained, "tested": row.tested,
-        "model": row.model, "method": row.method, "shots": row.shots or None,
-        "variant": row.variant, "seeds": len(accuracies) or None,
-        "zero_shot_accuracy": row.mean("zero_shot_accuracy"), "accuracy": row.mean("accuracy"),
-        "std": pstdev(accuracies.values()) if len(accuracies) > 1 else None,
-        **{name: row.mean(name) for name in (*PERCENTAGES[2:], "test_images")},
-        "data": row.folder, "data_fingerprint": row.fingerprint[:64], "notes": "; ".join(row.notes),
-        **{f"seed {seed}": accuracies.get(seed) for seed in seeds},
-    }  # fmt: skip
 
 
 def write_tables(folder: str | os.PathLike) -> str:
@@ -242,7 +240,7 @@ def write_tables(folder: str | os.PathLike) -> str:
     text = markdown(rows)
     if left_out:
         text += f"\nRuns left out of the tables: {left_out}.\n"
-    with files.atomic_write(Path(folder) / "table.md") as unfinished_file:
-        unfinished_file.write_text(text, encoding="utf-8")
-    write_csv(rows, Path(folder) / "table.csv")
+    sweep = RunFolder(folder)
+    sweep.write_text("table.md", text)
+    write_csv(rows, sweep.path("table.csv"))
     return text
