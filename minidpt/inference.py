@@ -32,14 +32,11 @@ class Prediction(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """Labels of an image's likeliest classes, best first, their probabilities, and its features.
-
-    features: with the learned prompts, normalised (E,), on the CPU.
-    """
+    """Labels of an image's likeliest classes, best first, their probabilities, and its features."""
 
     labels: list[int]
     probabilities: list[float]
-    features: Tensor
+    features: Tensor  # (E,), with the learned prompts, normalised, on the CPU
 
     def predictions(self, classnames: Sequence[str]) -> list[Prediction]:
         """Return the classes by their names."""

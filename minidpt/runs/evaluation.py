@@ -139,14 +139,11 @@ def read_images(
 
 
 class EvalPredictions(NamedTuple):
-    """Of N test images the likeliest class (N,), its probability (N,), and the five likeliest.
+    """The likeliest class of N test images, its probability, and the five likeliest; on the CPU."""
 
-    All on the CPU. top5: (N, 5), or (N, C) with fewer classes; None if it was not kept.
-    """
-
-    predicted: Tensor
-    probabilities: Tensor
-    top5: Tensor | None = None
+    predicted: Tensor  # (N,)
+    probabilities: Tensor  # (N,)
+    top5: Tensor | None = None  # (N, 5), or (N, C) with fewer classes; None if it was not kept
 
 
 @torch.no_grad()

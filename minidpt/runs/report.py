@@ -189,13 +189,11 @@ def read_predictions(
 
 
 class RunReport:
-    """The sections of a run's report; `notes` says which were left out, and why.
-
-    unreadable: the errors of images.
-    """
+    """The sections of a run's report; `notes` says which were left out, and why."""
 
     def __init__(self, run: RunFolder, model: Model, root: str | None):
-        self.run, self.model, self.notes, self.unreadable = run, model, [], []
+        self.run, self.model, self.notes = run, model, []
+        self.unreadable: list[Exception] = []  # of images
         self.config, self.record = run.read_config()
         self.split = split_content(run.path(SPLIT))
         self.root = root or self.split.get("root") or ""
