@@ -79,6 +79,11 @@ setup(
         ]
     },
     cmdclass={"build_py": BuildWithFilesBeside, "sdist": SourcesWithoutTheirTimes},
-    package_data={"minidpt": ["py.typed"], "minidpt.clip": ["*.xz"], "minidpt.data": ["*.txt"]},
+    package_data={
+        "minidpt": ["py.typed"],
+        "minidpt.clip": ["*.xz"],
+        "minidpt.data": ["*.txt"],
+        "minidpt.runs": ["*.css"],
+    },
     include_package_data=False,
 )

@@ -23,6 +23,7 @@ for module in pkgutil.walk_packages(prompting.__path__, "prompting."):
     importlib.import_module(module.name)
 assert len(prompting.data.naming.imagenet_classnames()) == 1000
 assert prompting.data.naming.imagenet_classnames()["n01440764"] == "tench"
+assert ":root {" in prompting.runs.page.page("a title", [])
 """
 METHOD = """
 import sys

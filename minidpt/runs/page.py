@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -20,36 +21,6 @@ from ..support.files import printable, to_single_line
 WIDTH, HEIGHT = 340, 216  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 24, 36  # margins
 NUMBER = re.compile(r"(<[^>]*>)?([+−-]?\d|–|$)")  # how a cell begins that stands right
-STYLE = """
-:root { color-scheme: light dark; --paper: light-dark(#fff, #15181c);
-  --ink: light-dark(#1b1f24, #e6e9ed); --soft: light-dark(#59636e, #9aa4af);
-  --rule: light-dark(#d5dae0, #363d46); --wash: light-dark(#f4f6f8, #1e2329);
-  --c0: light-dark(#0072b2, #56b4e9); --c1: light-dark(#d55e00, #f0883e) }
-.c0, a { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: light-dark(#009e73, #2fc99b) }
-.c3 { color: light-dark(#b0578d, #dd93c0) } .c4 { color: light-dark(#a87d00, #e2c04f) }
-.cz, .soft, figcaption, summary, small, thead { color: var(--soft) }
-* { box-sizing: border-box }
-body { margin: auto; padding: 24px 16px; max-width: 1080px; overflow-wrap: anywhere;
-  background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "Noto Sans", sans-serif }
-h2 { margin: 40px 0 0 } p { margin: 0 0 10px }
-.grid { display: grid; gap: 20px; --width: 300px;
-  grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)) }
-.thumbnails { --width: 72px; gap: 8px; font-size: 12px } .thumbnails img { width: 100% }
-.numbers { --width: 160px; gap: 12px; margin-bottom: 12px } .numbers b { font-size: 26px }
-.numbers div { background: var(--wash); padding: 10px 16px } .numbers > div > * { display: block }
-figure { margin: 0; min-width: 0; max-width: 440px }
-figcaption b { color: var(--ink) } figcaption span, figcaption small { display: block }
-svg { display: block; width: 100%; overflow: visible; font-size: 11px; fill: var(--soft) }
-.axis { stroke: var(--rule) } .shade { fill: var(--wash) } .mark { fill: currentColor }
-.line { fill: none; stroke: currentColor; stroke-width: 1.8 } .cz .line { stroke-dasharray: 5 4 }
-.scroll { overflow: auto; max-height: 1200px } .track { width: clamp(90px, 30vw, 320px) }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 400 } .number { text-align: right; white-space: nowrap }
-td, th { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--rule); overflow-wrap: normal }
-.matrix td { min-width: 27px; padding: 0; text-align: center; background: var(--wash) }
-.matrix td span { display: block } .matrix thead span { writing-mode: vertical-rl }
-.views { display: flex; gap: 3px } .views img { flex: 1 1 0; min-width: 0 }
-"""
 
 
 class Markup(str):
@@ -113,12 +84,14 @@ def section(title: str, about: str, *content: Markup) -> Markup:
 
 def page(title: str, content: Iterable[Markup]) -> str:
     """Return the file's text. Its policy forbids the browser to fetch or to run anything."""
+    style = pkgutil.get_data(__package__, "page.css").decode()
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{text(title)}</title><style>{STYLE}</style></head>
+<title>{text(title)}</title><style>
+{style}</style></head>
 <body>{"".join(content)}</body></html>
 """
 
