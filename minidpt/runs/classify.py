@@ -83,10 +83,7 @@ def classify(
 
 
 def describe(
-    model: PromptedCLIP,
-    image: str,
-    result: Classification | ValueError | OSError,
-    unknown_below: float | None,
+    model: PromptedCLIP, image: str, result: Classification | Exception, unknown_below: float | None
 ) -> dict[str, Any]:
     """Return what JSON says of an image: "error", or "predictions" and perhaps "unknown"."""
     if isinstance(result, Exception):

@@ -30,29 +30,24 @@ BINS = 15  # of confidence
 class EvalSet:
     """Test images for one CLIP: decoded once, their frozen features computed once.
 
-    The pixels are kept after the first pass if they fit in `max_bytes` (default 2 GiB: 14,000
-    images at 224 pixels); otherwise each pass decodes again. Ranks share the images (`shard` are
-    this rank's) and, on one machine, `max_bytes`. Raises ValueError without samples.
+    The pixels are kept after the first pass if they fit in `max_bytes` (14,000 images at 224
+    pixels); otherwise each pass decodes again. Ranks share the images (`shard` are this rank's)
+    and, on one machine, `max_bytes`. Raises ValueError without samples.
     """
 
+    batch_size, max_bytes = 100, 2 * 1024**3
+
     def __init__(
-        self,
-        samples: list[Sample],
-        clip: CLIP,
-        batch_size: int = 100,
-        workers: int | None = None,
-        max_bytes: int = 2 * 1024**3,
-        world: World = SINGLE,
+        self, samples: list[Sample], clip: CLIP, workers: int | None = None, world: World = SINGLE
     ):
         if not samples:
             raise ValueError("expected test images, got none: give every class at least two images")
         self.samples, self.clip, self.world = samples, clip, world
         self.shard = world.shard(samples)
         self.labels = torch.tensor([sample.label for sample in samples])
-        self.batch_size, self.workers = batch_size, workers
         size = len(self.shard) * 3 * clip.visual.resolution**2
-        self.keeps_pixels = size <= max_bytes // world.local_size
-        self.white_level = WhiteLevel()
+        self.keeps_pixels = size <= self.max_bytes // world.local_size
+        self.workers, self.white_level = workers, WhiteLevel()
         self._pixels: list[Batch] = []
         self._features: Tensor | None = None
 

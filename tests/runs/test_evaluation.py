@@ -27,6 +27,10 @@ from minidpt.support.progress import use_progress
 CLASSNAMES = ["ox", "owl", "gnu"]
 
 
+class SmallBatches(evaluation.EvalSet):
+    batch_size = 3
+
+
 @pytest.fixture(scope="module")
 def clip() -> minidpt.CLIP:
     return minidpt.build_clip(clip_state(WIDE))
@@ -79,7 +83,7 @@ def test_accuracy_is_that_of_the_model_on_every_image(method, clip, items):
     wrong = [item._replace(label=(int(label) + 1) % 3) for item, label in zip(items, labels)]
     mixed = right[:3] + wrong[3:]  # of batches with 3/3, 0/3 and 0/1: not the mean of the batches
     for samples, expected in ((right, 100.0), (wrong, 0.0), (mixed, 300 / 7)):
-        test = evaluation.EvalSet(samples, clip, batch_size=3, workers=0)
+        test = SmallBatches(samples, clip, workers=0)
         predictions = evaluation.predict_eval_set(model, test).predicted
         assert evaluation.top1_accuracy(predictions, test.labels) == pytest.approx(expected)
 
@@ -89,7 +93,7 @@ def test_the_likeliest_classes_of_every_image_are_kept(clip, items):
     names = ["ox", "owl", "gnu", "yak", "emu", "elk", "cow"]
     model = minidpt.build_model(clip, names, "a {}.", minidpt.PromptConfig("coop", n_ctx=3))
     logits = naive_logits(model.eval(), items)
-    predictions = evaluation.predict_eval_set(model, evaluation.EvalSet(items, clip, batch_size=3))
+    predictions = evaluation.predict_eval_set(model, SmallBatches(items, clip))
     assert predictions.top5.tolist() == logits.argsort(descending=True)[:, :5].tolist()
     assert predictions.predicted.tolist() == predictions.top5[:, 0].tolist()
     shares = logits.softmax(dim=-1).amax(dim=-1)
@@ -111,7 +115,7 @@ def test_frozen_features_are_those_of_the_images(clip, items):
         expected = F.normalize(clip.encode_image(images), dim=-1)
     trained = minidpt.build_clip(clip_state(WIDE))
     trained.visual.ln_post.requires_grad_(True)  # by a user: no_grad is what the test needs
-    features = evaluation.EvalSet(items, trained, batch_size=2).features()
+    features = SmallBatches(items, trained).features()
     torch.testing.assert_close(features, expected)
     assert not features.requires_grad
 
@@ -119,7 +123,7 @@ def test_frozen_features_are_those_of_the_images(clip, items):
 @pytest.mark.parametrize("method", minidpt.METHODS)
 def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
     model = build(clip, method)
-    test = evaluation.EvalSet(items, clip, batch_size=4)
+    test = SmallBatches(items, clip)
     for images, frozen in test.batches(images=True):
         expected, output = model(images), model(images, frozen)
         for ours, theirs in zip(output[:5], expected[:5], strict=True):  # without image_features
@@ -129,7 +133,7 @@ def test_a_model_given_the_frozen_features_gives_the_same(method, clip, items):
 
 
 def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
-    test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
+    test = SmallBatches(items, clip, workers=0)
     for method in ("dpt", "coop"):
         evaluation.zero_shot(build(clip, method), test)
         evaluation.predict_eval_set(build(clip, method), test)
@@ -143,10 +147,11 @@ def test_test_images_are_decoded_once_for_all_models(clip, items, decoded):
 
 @pytest.mark.parametrize(("spare", "times"), [(0, 1), (-1, 2)])
 def test_test_images_that_take_too_much_memory_are_decoded_again(
-    clip, items, decoded, spare, times
+    clip, items, decoded, monkeypatch, spare, times
 ):
     size = 7 * 3 * clip.visual.resolution**2
-    test = evaluation.EvalSet(items, clip, batch_size=3, max_bytes=size + spare)
+    monkeypatch.setattr(SmallBatches, "max_bytes", size + spare)
+    test = SmallBatches(items, clip)
     assert_same(list(test.pixels()), list(test.pixels()))
     assert len(decoded) == 7 * times
     test.features()
@@ -155,11 +160,11 @@ def test_test_images_that_take_too_much_memory_are_decoded_again(
     assert not decoded
 
 
-def test_processes_on_one_machine_share_the_memory_of_pixels(clip, items):
+def test_processes_on_one_machine_share_the_memory_of_pixels(clip, items, monkeypatch):
     size = 7 * 3 * clip.visual.resolution**2
     for max_bytes, keeps_pixels in ((3 * size, True), (3 * size - 1, False)):
-        world = World(local_size=3)
-        test = evaluation.EvalSet(items, clip, max_bytes=max_bytes, world=world)
+        monkeypatch.setattr(SmallBatches, "max_bytes", max_bytes)
+        test = SmallBatches(items, clip, world=World(local_size=3))
         assert test.keeps_pixels == keeps_pixels
 
 
@@ -189,13 +194,13 @@ def test_prompts_are_computed_once_for_all_test_images(clip, items, monkeypatch)
     model, computed = build(clip, "dpt"), []
     compute = model.compute_prompt_features
     monkeypatch.setattr(model, "compute_prompt_features", lambda: computed.append(1) or compute())
-    evaluation.predict_eval_set(model, evaluation.EvalSet(items, clip, batch_size=3))
+    evaluation.predict_eval_set(model, SmallBatches(items, clip))
     model.predict([item.path for item in items])
     assert computed == [1]
 
 
 def test_a_pass_that_ends_early_keeps_no_part_of_the_test_images(clip, items):
-    test = evaluation.EvalSet(items, clip, batch_size=3, workers=0)
+    test = SmallBatches(items, clip, workers=0)
     next(iter(test.pixels()))
     assert sum(len(batch.labels) for batch in test.pixels()) == 7
 
@@ -306,7 +311,7 @@ def test_each_pass_over_images_is_told_to_who_watches(clip, items):
 
     with use_progress(watch):
         batches.ImageCache().fill([item.path for item in items])
-        test = evaluation.EvalSet(items, clip, batch_size=3)
+        test = SmallBatches(items, clip)
         list(test.batches(images=True))
     assert reports == {
         "training images read of 7": [1, 2, 3, 4, 5, 6, 7],
