@@ -82,8 +82,7 @@ def write_report(
         title, content, notes = report.title, report.content(), report.notes
     else:
         rows, left_out = read_rows(folder)
-        title, content = sweep_report(rows)
-        content.append(links_to_runs(run.folder))
+        title, content = sweep_report(run.folder, rows)
         notes = [f"Runs: {left_out}"] if left_out else []
     if notes:
         content.append(section("Notes", "Parts that are left out of this page.", bullets(notes)))
@@ -396,17 +395,6 @@ def advice(summary: dict[str, Any]) -> str:
     return f"This result is worse than {better}: try {fix}."
 
 
-def links_to_runs(folder: Path) -> Markup:
-    """Return links to the finished runs in a folder: to their reports, where there are any."""
-    items = []
-    for path in sorted(path.parent for path in folder.rglob(SUMMARY)):
-        target = path / REPORT if (path / REPORT).is_file() else path
-        run = path.relative_to(folder)
-        items.append(tag("a", run, href=quote(os.fsencode(target.relative_to(folder)))))
-    about = "Their folders, or their reports, which python eval.py report RUN makes."
-    return section("Runs", about, bullets(items))
-
-
 def accuracy_by_class(
     classnames: Sequence[str], learned: Sequence[ClassResult], zero_shot: Sequence[ClassResult]
 ) -> Markup:
@@ -449,7 +437,7 @@ def confusion_matrix(classnames: Sequence[str], results: Sequence[ClassResult]) 
     return section("Confusion matrix", about, table(heads, rows, "matrix"))
 
 
-def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
+def sweep_report(folder: Path, rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     """Return title and content of the report of many runs."""
     runs = sum(len(row.metrics) for row in rows if row.is_test_of_own_data)
     datasets = list({(row.trained, row.data): row.trained for row in rows}.values())
@@ -467,9 +455,15 @@ def sweep_report(rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     if figures:
         about = "Means over seeds, if there are several, with bars of one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
-    about = bullets(METHODS[each] for each in METHODS if METHOD_NAMES[each] in methods)
-    tables_section = section("Tables", "", *html_tables(pages))
-    return title, [*parts, tables_section, section("Methods", "", about)]
+    parts.append(section("Tables", "", *html_tables(pages)))
+    texts = (METHODS[each] for each in METHODS if METHOD_NAMES[each] in methods)
+    parts.append(section("Methods", "", bullets(texts)))
+    links = []
+    for run in sorted(path.parent for path in folder.rglob(SUMMARY)):
+        target = (run / REPORT if (run / REPORT).is_file() else run).relative_to(folder)
+        links.append(tag("a", run.relative_to(folder), href=quote(os.fsencode(target))))
+    about = "Their folders, or their reports, which python eval.py report RUN makes."
+    return title, [*parts, section("Runs", about, bullets(links))]
 
 
 def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
