@@ -3,8 +3,6 @@
 The text side is not in it, only its features, as constants.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import io

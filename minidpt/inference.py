@@ -1,7 +1,5 @@
 """Predict the classes of image files, and find the CLIP that a model file was trained on."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing

@@ -3,8 +3,6 @@
 Letters of shapes as in `model.py`; g: patches a side, so that N = 1 + g².
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ images (else of its test images) exceeds; brighter values are clipped. Pillow's 
 clip all beyond 255.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import threading

@@ -1,7 +1,5 @@
 """Threads that read images ahead, in order."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import deque

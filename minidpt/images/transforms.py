@@ -7,8 +7,6 @@ Pillow's bicubic filter, which averages over all source pixels when it shrinks (
 Images travel as 8-bit values; `normalize` runs where the model is.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import random

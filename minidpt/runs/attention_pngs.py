@@ -1,7 +1,5 @@
 """PNGs of attention: what the model sees, where it looks, and what it takes it for."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator

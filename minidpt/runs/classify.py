@@ -1,7 +1,5 @@
 """Classify images, however many: each result goes out as it comes, and only features are kept."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

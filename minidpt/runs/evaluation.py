@@ -4,8 +4,6 @@ What is the same for every model is computed once: a test image's pixels, and th
 feature of it. Zero-shot and CoOp need only that; VPT, VLP and DPT one pass with their prompts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from statistics import harmonic_mean

@@ -3,8 +3,6 @@
 tag, table, image, section, line_chart -> Markup; page -> the text of the file
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

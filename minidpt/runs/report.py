@@ -4,8 +4,6 @@ The report is made from files alone. A section whose files, images or CLIP are n
 out, and a note says so.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -4,8 +4,6 @@ read_rows: */summary.json below a folder -> Row, one for runs that differ in the
 average_rows, base_to_new: Rows -> Rows of means. tables.py lays all of them out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

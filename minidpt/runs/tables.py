@@ -3,8 +3,6 @@
 tables: Rows -> Tables of Cells, for `markdown` and report.py
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from statistics import pstdev
