@@ -33,7 +33,7 @@ from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, bullets, image, line_chart, name, page, section, table, tag, text
 from .results import METHOD_NAMES, OF_TEST, Row, read_rows
-from .tables import Cell, Table, caption, number_notes, tables
+from .tables import Cell, Table, caption, tables
 
 HEADER = (  # of predictions.csv: labels are what the data's files call a class
     "path", "label", "class", "learned label", "learned", "learned probability",
@@ -263,7 +263,7 @@ class RunReport:
         parts = [tag("div", *numbers, class_="grid numbers"), tag("p", tag("b", advice(summary)))]
         rows, _ = read_rows(self.run.folder)
         if len(rows) > 1:
-            return tag("section", *parts, *html_tables(tables(rows)))  # with the notes
+            return tag("section", *parts, *html_tables(*tables(rows)))  # with the notes
         return tag("section", *parts, bullets(rows[0].notes))
 
     def curves(self) -> Markup:
@@ -443,8 +443,7 @@ def sweep_report(folder: Path, rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     where = datasets[0] if len(datasets) == 1 else f"{len(datasets)} data sets"
     title = f"{', '.join(methods)} on {where}"
     labels = list(dict.fromkeys(row.label for row in rows if row.shots))
-    pages = tables(rows)
-    numbers = number_notes(pages)
+    pages, numbers = tables(rows)
     figures = [
         tag("div", tag("h3", html_cell(each.title, numbers)), chart_by_shots(each.rows, labels))
         for each in pages if any(row.shots and row.metrics for row in each.rows)
@@ -453,7 +452,7 @@ def sweep_report(folder: Path, rows: Sequence[Row]) -> tuple[str, list[Markup]]:
     if figures:
         about = "Means over seeds, if there are several, with bars of one standard deviation."
         parts.append(section("Accuracy", about, tag("div", *figures, class_="grid")))
-    parts.append(section("Tables", "", *html_tables(pages)))
+    parts.append(section("Tables", "", *html_tables(pages, numbers)))
     texts = (METHODS[each] for each in METHODS if METHOD_NAMES[each] in methods)
     parts.append(section("Methods", "", bullets(texts)))
     links = []
@@ -482,9 +481,9 @@ def chart_by_shots(rows: Sequence[Row], labels: Sequence[str]) -> Markup:
     return line_chart("accuracy, %", x_title, series, [f"{count}" for count in shots])
 
 
-def html_tables(pages: Sequence[Table]) -> list[Markup]:
+def html_tables(pages: Sequence[Table], numbers: dict[str, int]) -> list[Markup]:
     """Return the tables of table.md, and their numbered notes."""
-    numbers, parts = number_notes(pages), []
+    parts = []
     for title, heads, lines, _ in pages:
         content = table(heads, [[html_cell(cell, numbers) for cell in line] for line in lines])
         parts.append(tag("div", tag("h3", html_cell(title, numbers)), content))

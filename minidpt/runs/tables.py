@@ -47,10 +47,11 @@ PUBLISHED = Table(
 Entry = tuple[tuple[str, ...], str, Row]  # the cells before the first accuracy, the column, the row
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[Row]) -> tuple[list[Table], dict[str, int]]:
     """Return for each CLIP means, data sets by shots, base to new, and tests on other data.
 
-    Zero-shot CLIP stands in each, whether it was a run or not.
+    Zero-shot CLIP stands in each, whether it was a run or not. Also returns the notes of the cells,
+    numbered from 1 as they are read.
     """
     rows = results.summarise([*map(results.zero_shot_row, rows), *rows])
     rows = [*average_rows(rows), *rows]
@@ -77,7 +78,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             pages.append(pivot(Cell(f"Base to new, CLIP {model}"), heads, columns, entries))
         if by_test:
             pages.append(cross_dataset(model, by_test.values()))
-    return pages
+    cells = (cell for table in pages for line in ([table.title], *table.lines) for cell in line)
+    notes = dict.fromkeys(note for cell in cells for note in cell.notes)
+    return pages, {note: number for number, note in enumerate(notes, start=1)}
 
 
 def by_shots(rows: Sequence[Row]) -> Table:
@@ -149,13 +152,6 @@ def accuracy_cell(row: Row, shared: Sequence[str], rivals: Sequence[float]) -> C
     return Cell(f"{accuracy:.1f}{deviation}{above}", notes, is_best)
 
 
-def number_notes(pages: Iterable[Table]) -> dict[str, int]:
-    """Return the notes of the cells, numbered from 1 as they are read."""
-    cells = (cell for table in pages for line in ([table.title], *table.lines) for cell in line)
-    notes = dict.fromkeys(note for cell in cells for note in cell.notes)
-    return {note: number for number, note in enumerate(notes, start=1)}
-
-
 def caption(rows: Sequence[Row]) -> str:
     """Say what the numbers of tables are, and which options are not as published."""
     learned = [row for row in rows if row.shots]
@@ -184,8 +180,7 @@ def caption(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown, what their cells are, and their numbered notes."""
-    pages = tables(rows)
-    numbers = number_notes(pages)
+    pages, numbers = tables(rows)
     notes = [f"{number}. {files.to_single_line(note)}" for note, number in numbers.items()]
     parts = [*(markdown_table(table, numbers) for table in pages), caption(rows), "\n".join(notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
