@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
@@ -91,19 +90,6 @@ class Row:
         if self.means is not None:
             return self.means.get(metric)
         return mean(values) if values and None not in values else None
-
-    @cached_property
-    def defaults(self) -> set[str]:
-        """The settings that have their default values, which are the published ones.
-
-        Those of warm-up and guidance depend on the row's epochs.
-        """
-        args = self.method, self.shots, self.dataset
-        values = published_settings(*args, epochs=self.settings.get("epochs"))
-        values |= {"epochs": published_settings(*args).get("epochs")}
-        return {
-            name for name in self.settings.keys() & values if self.settings[name] == values[name]
-        }
 
 
 def tested_on(dataset: str, subset: str) -> str:
@@ -217,10 +203,16 @@ def comparison(row: Row, name: str) -> tuple:
 
 
 def describe_row(row: Row, varying: set[tuple], shares_name: bool) -> Row:
-    """Name what tells a row from others, but for default values; options may be unusual on all."""
+    """Name what tells a row from others, but for default values; options may be unusual on all.
+
+    Defaults are the published values; those of warm-up and guidance depend on the row's epochs.
+    """
+    kind = row.method, row.shots, row.dataset
+    defaults = published_settings(*kind, epochs=row.settings.get("epochs"))
+    defaults |= {"epochs": published_settings(*kind).get("epochs")}
     texts, unusual = {}, []
     for name, value in sorted(row.settings.items()):
-        if name in row.defaults or value is None:
+        if value in (None, defaults.get(name)):
             continue
         shown = "" if value is True else files.to_single_line(value, 20 if name in LONG else 60)
         if comparison(row, name) in varying:
