@@ -60,7 +60,7 @@ class Row:
     variant: str = ""  # settings that tell it from rows that are otherwise of the same kind
     label: str = ""  # the method, and what of `variant` fits in a cell; notes have the rest
     unusual: tuple[str, ...] = ()  # options that are not as published and not in `variant`
-    data_note: str = ""  # of a data set that shares its name with another
+    data_notes: tuple[str, ...] = ()  # of a data set that shares its name with another
 
     @property
     def data(self) -> tuple[str, str]:
@@ -225,10 +225,11 @@ def describe_row(row: Row, varying: set[tuple], shares_name: bool) -> Row:
     short = ", ".join(text for name, text in texts.items() if name not in LONG)
     notes = [text for name, text in texts.items() if name in LONG]
     label = f"{METHOD_NAMES[row.method]} ({short})" if short else METHOD_NAMES[row.method]
-    data_note = f"data in {row.folder} (fingerprint {row.fingerprint[:8]})" if shares_name else ""
+    data_note = f"data in {row.folder} (fingerprint {row.fingerprint[:8]})"
     return replace(
         row, variant=", ".join(texts.values()), label=label, unusual=tuple(unusual),
-        notes=tuple(dict.fromkeys([*notes, *row.notes])), data_note=data_note,
+        notes=tuple(dict.fromkeys([*notes, *row.notes])),
+        data_notes=(data_note,) if shares_name else (),
     )  # fmt: skip
 
 
@@ -256,15 +257,14 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
     for (_, trained, tested), group in sorted(groups.items()):
         datasets = {row.data: row for row in group}
         name = f"Mean of {len(datasets)} data sets"
-        fields = {"dataset": name, "folder": "", "fingerprint": "", "data_note": ""}
+        fields = {"dataset": name, "folder": "", "fingerprint": "", "data_notes": ()}
         fields |= {"trained": tested_on(name, trained), "tested": tested_on(name, tested)}
         kinds = {row.kind for row in group} if len(datasets) > 1 else ()
         for kind in sorted(kinds, key=lambda kind: (METHODS.index(kind[0]), *kind)):
             alike = [row for row in group if row.kind == kind]
             metrics, notes = mean_metrics(alike), ()
             if lacking := datasets.keys() - {row.data for row in alike}:
-                names = [" with ".join(filter(None, (data[0], datasets[data].data_note)))
-                         for data in lacking]  # fmt: skip
+                names = [" with ".join([data[0], *datasets[data].data_notes]) for data in lacking]
                 metrics, notes = {}, (f"no mean: no result on {files.shorten(sorted(names))}",)
             elif not metrics:
                 notes = ("no mean: no seed that all data sets have",)
@@ -371,8 +371,7 @@ def by_shots(rows: Sequence[Row]) -> Table:
              for n in sorted({row.shots for row in rows if row.shots}) or [0]}  # fmt: skip
     entries = [((row.label,), names[n], row) for row in rows for n in names
                if n == row.shots or not row.shots]  # fmt: skip
-    notes = [rows[0].data_note] if rows[0].data_note else []
-    title = Cell(f"{rows[0].tested}, CLIP {rows[0].model}", notes)
+    title = Cell(f"{rows[0].tested}, CLIP {rows[0].model}", rows[0].data_notes)
     return pivot(title, ["method"], list(names.values()), entries)._replace(rows=rows)
 
 
@@ -411,8 +410,8 @@ def pivot(
         shared = [note for note in first.notes if all(note in row.notes for row in others)]
         cells = list(map(Cell, line))
         cells[at] = Cell(line[at], shared)
-        if at and first.data_note:
-            cells[0] = Cell(line[0], [first.data_note])
+        if at:
+            cells[0] = Cell(line[0], first.data_notes)
         for column in columns:
             cell = Cell("")
             if row := by_column.get(column):
