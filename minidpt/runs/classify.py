@@ -137,10 +137,8 @@ def write_features(path: str, model: PromptedCLIP, features: dict[str, Tensor]) 
     rows = torch.cat([class_features[:0], *(each[None] for each in features.values())])
     with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(
-            file, paths=np.array([*features], dtype=str),
-            features=rows,
-            classnames=np.array(model.classnames),
-            class_keys=np.array(model.class_keys or model.classnames),
+            file, paths=np.array([*features], dtype=str), features=rows,
+            classnames=model.classnames, class_keys=model.class_keys or model.classnames,
             class_features=class_features,
         )  # fmt: skip
 

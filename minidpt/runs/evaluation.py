@@ -60,10 +60,8 @@ class EvalSet:
 
     def pixels(self, task: str = "test images") -> Iterator[Batch]:
         """Yield batches of uint8 images and labels of its `shard`; `task` names the progress."""
-        side, open_image = self.clip.visual.resolution, self.white_level.open
-        batches = self._pixels or eval_batches(
-            self.shard, side, self.batch_size, self.workers, open_image
-        )
+        options = self.clip.visual.resolution, self.batch_size, self.workers, self.white_level.open
+        batches = self._pixels or eval_batches(self.shard, *options)
         done, decoded = 0, []
         with task_progress(task, len(self.shard)) as update:
             for batch in batches:
@@ -219,12 +217,10 @@ def print_results(method: str, results: dict[str, dict], seconds: float) -> None
     (_, first), *others = results.items()
     accuracy, before = first["accuracy"], first["zero_shot_accuracy"]
     gain = "" if method == "zeroshot" else f" ({accuracy - before:+.2f})"
-    print_line(
-        f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} %{gain} "
-        f"in {format_duration(seconds)}",
-        describe_metrics(first),
-    )
+    duration = format_duration(seconds)
+    line = f"{method} accuracy {accuracy:.2f} %, zero-shot {before:.2f} %{gain} in {duration}"
+    print_line(line, describe_metrics(first))
     for name, other in others:
-        mean = f"{harmonic_mean([accuracy, other['accuracy']]):.2f}"
-        print_line(f"{name}: accuracy {other['accuracy']:.2f} %, zero-shot "
-            f"{other['zero_shot_accuracy']:.2f} %; harmonic mean with base {mean} %")  # fmt: skip
+        new, before = other["accuracy"], other["zero_shot_accuracy"]
+        mean = f"harmonic mean with base {harmonic_mean([accuracy, new]):.2f} %"
+        print_line(f"{name}: accuracy {new:.2f} %, zero-shot {before:.2f} %; {mean}")

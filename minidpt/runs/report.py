@@ -366,11 +366,10 @@ class RunReport:
         """Return the nearest words of each learned context vector."""
         parts = []
         for context in self.run.read_json(WORDS)["contexts"]:
-            rows = [
-                (number, *(tag("span", word, " ", tag("small", f"{distance:.2f}"))
-                           for word, distance in row))
-                for number, row in enumerate(context["words"][:VECTORS], start=1)
-            ]  # fmt: skip
+            rows = []
+            for number, row in enumerate(context["words"][:VECTORS], start=1):
+                near = (tag("span", word, " ", tag("small", f"{far:.2f}")) for word, far in row)
+                rows.append((number, *near))
             parts += [tag("h3", name(context["class"]))] if context["class"] else []
             parts.append(table(("vector", "nearest", "2nd", "3rd", "4th", "5th"), rows))
         about = (

@@ -478,10 +478,7 @@ def markdown_table(table: Table, numbers: dict[str, int]) -> str:
     lines = [list(table.heads), *(list(map(format_cell, line)) for line in table.lines)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    ]
+    lines = [" | ".join(map(str.ljust, line, widths)) for line in lines]
     title = format_cell(table.title._replace(is_best=True))
     return "\n".join([f"{title}\n", *(f"| {line} |" for line in lines)])
 
