@@ -58,9 +58,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     With an odd margin the half pixel is rounded to the even side; where the image is smaller, black
     is added, with the odd pixel at the right and at the bottom.
     """
-    left, top = (
-        round((side - size) / 2) if side >= size else -((size - side) // 2) for side in image.size
-    )
+    margins = (side - size for side in image.size)
+    left, top = (round(m / 2) if m >= 0 else -(-m // 2) for m in margins)
     return image.crop((left, top, left + size, top + size))  # Pillow fills what lies outside, black
 
 

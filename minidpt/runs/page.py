@@ -58,11 +58,10 @@ def table(heads: Sequence[object], lines: Iterable[Sequence[object]], style: str
     numeric = [all(map(NUMBER.match, column)) for column in zip(*rows)] or [False] * len(heads)
     styles = [{}, *({"class_": "number"} if right else {} for right in numeric[1:])]
     head = (tag("th", cell, scope="col", **style) for cell, style in zip(heads, styles))
-    body = (
-        tag("tr", tag("th", row[0], scope="row"),
-            *(tag("td", cell, **style) for cell, style in zip(row[1:], styles[1:])))
-        for row in rows
-    )  # fmt: skip
+    body = []
+    for first, *others in rows:
+        cells = (tag("td", cell, **style) for cell, style in zip(others, styles[1:]))
+        body.append(tag("tr", tag("th", first, scope="row"), *cells))
     content = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_=style)
     return tag("div", content, class_="scroll")
 
