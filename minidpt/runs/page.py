@@ -104,7 +104,8 @@ class Series(NamedTuple):
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return some `count` round numbers, the first at or below `low`, the last at or above."""
-    rough = max(high - low, abs(high) / 1000, 1e-9) / count
+    span = high - low if high > low else abs(high)
+    rough = max(span, abs(high) / 1000, 1e-9) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -51,15 +51,19 @@ METHODS = {
     "dpt": "DPT, Dual-modality Prompt Tuning (Xing et al. 2023): VLP with prompts made for each "
     "image, from its likeliest classes.",
 }
-MEANINGS = {  # of numbers in summary.json
-    "accuracy": "test images that are classified right",
-    "zero_shot_accuracy": "the same before any training",
-    "largest_class_share": "accuracy of always naming the class with the most test images",
-    "mean_class_accuracy": "accuracy where a small class counts as much as a large one",
-    "top5_accuracy": "test images whose class is among the five likeliest",
-    "mean_confidence": "mean probability of the predicted classes; more than accuracy: too sure",
-    "calibration_error": "mean distance of confidence from accuracy, in 15 bins; 0 is best",
-}
+MEANINGS = {  # of numbers in summary.json: title, meaning
+    "accuracy": ("accuracy", "test images that are classified right"),
+    "zero_shot_accuracy": ("zero-shot accuracy", "the same before any training"),
+    "largest_class_share": ("largest class", "accuracy of always naming the class with the most "
+                            "test images"),
+    "mean_class_accuracy": ("mean over classes", "accuracy where a small class counts as much as a "
+                            "large one"),
+    "top5_accuracy": ("top-5 accuracy", "test images whose class is among the five likeliest"),
+    "mean_confidence": ("mean confidence", "mean probability of the predicted classes; more than "
+                        "accuracy: too sure"),
+    "calibration_error": ("calibration error", "mean distance of confidence from accuracy, in 15 "
+                          "bins; 0 is best"),
+}  # fmt: skip
 Model = Callable[[], PromptedCLIP | None]
 
 
@@ -250,8 +254,8 @@ class RunReport:
         summary = self.run.read_summary(**OF_TEST, seconds=int | float)
         accuracy, zero_shot = summary["accuracy"], summary["zero_shot_accuracy"]
         tiles = [
-            (f"{summary[key]:.2f} %", key.replace("_", " "), about)
-            for key, about in MEANINGS.items() if summary.get(key) is not None
+            (f"{summary[key]:.2f} %", title, about)
+            for key, (title, about) in MEANINGS.items() if summary.get(key) is not None
         ]  # fmt: skip
         if self.config.prompts.method != "zeroshot":
             gain = f"{accuracy - zero_shot:+.2f}".replace("-", "−")
@@ -357,8 +361,9 @@ class RunReport:
         )
         if model:
             about += (
-                " The maps show the attention of the class token in the last layer, before and "
-                "after tuning: blue is none, yellow four times the average or more."
+                " The maps show the attention of the class token in the last layer, "
+                f"{'before and after' if self.config.prompts.learns_image else 'unchanged by'} "
+                "tuning: blue is none, yellow four times the average or more."
             )
         return section("Surest mistakes", about, tag("div", *cards, class_="grid"))
 

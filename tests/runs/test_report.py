@@ -161,7 +161,7 @@ def test_the_report_says_what_was_run_and_how_it_went(trained):
         "training accuracy (random crops), %", "learning rate", "Accuracy by class",
         "Confusion matrix", "Surest mistakes", "Learned context in words", "All settings",
         "Dual-modality Prompt Tuning (Xing et al. 2023)", *result["notes"],
-        f"{result['largest_class_share']:.2f} % largest class share accuracy of always naming",
+        f"{result['largest_class_share']:.2f} % largest class accuracy of always naming",
         f"{result['mean_confidence']:.2f} % mean confidence mean probability",
     ):  # fmt: skip
         assert text in page.text, text
@@ -405,7 +405,8 @@ def test_nearest_words_are_those_of_all_distances_in_double_precision():
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [
-    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (52.3, 96, [50, 60, 70, 80, 90, 100]), (3, 3, None),
+    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (52.3, 96, [50, 60, 70, 80, 90, 100]), (3, 3, [3, 4]),
+    (0.002, 0.002, [0.002, 0.0025]), (9.0989, 9.0989, [8, 10]), (0, 0, None),
     (1e-5, 0.01, [0, 0.002, 0.004, 0.006, 0.008, 0.01]),
 ])  # fmt: skip
 def test_axes_have_round_numbers_that_hold_all_values(low, high, expected):
