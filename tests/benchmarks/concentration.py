@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -36,11 +35,13 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import minidpt  # noqa: E402
+from minidpt.config import METHODS  # noqa: E402
 from minidpt.data.splits import read_split  # noqa: E402
 from minidpt.demo.demo import SEED, STREET_STYLE, demo_files, draw_scene  # noqa: E402
 from minidpt.demo.things import THINGS  # noqa: E402
 from minidpt.images.transforms import eval_pixels, normalize  # noqa: E402
 from minidpt.runs.folders import MODEL, SPLIT, RunFolder  # noqa: E402
+from minidpt.runs.results import METHOD_NAMES  # noqa: E402
 
 BATCH = 96
 COLUMNS = ("surroundings decide", "accuracy with", "accuracy without")
@@ -125,22 +126,27 @@ def measure(
     return dict(zip(COLUMNS, values, strict=True))
 
 
+def row_name(run: RunFolder, folder: Path) -> str:
+    """Return a run's method, and of several sweeps in a folder the run's."""
+    method = METHOD_NAMES[run.read_config()[0].prompts.method]
+    sweep = run.folder.parent.relative_to(folder)
+    return f"{method} ({sweep.name})" if sweep.name else method
+
+
 def main() -> None:
     """Draw the images, or print a table with a row for the runs that differ in their seed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="a sweep of train.py on the demo, or a run")
+    parser.add_argument("folder", type=Path, help="a sweep of train.py on the demo, or of sweeps")
     parser.add_argument("--draw", action="store_true", help="draw all 24 things into the folder")
     args = parser.parse_args()
     if args.draw:
         return draw_data_set(args.folder)
-    paths = sorted(path.parent for path in args.folder.rglob(MODEL))
     clip, rows, images = minidpt.load("tiny")[0], defaultdict(list), None
-    for path in paths:
-        run = RunFolder.open(path)
+    runs = [RunFolder.open(path.parent) for path in sorted(args.folder.rglob(MODEL))]
+    for run in sorted(runs, key=lambda run: METHODS.index(run.read_config()[0].prompts.method)):
         images = images or with_and_without(run, clip.visual.resolution)
         results = measure(minidpt.load_model(run.path(MODEL), clip), *images)
-        name = path.relative_to(args.folder.parent)
-        rows[re.sub(r"-seed\d+$", "", str(name))].append(results)
+        rows[row_name(run, args.folder)].append(results)
     print(f"| % | seeds | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for name, results in rows.items():
