@@ -29,4 +29,3 @@ sweep n-visual-1 --n-visual 1
 sweep n-visual-5 --n-visual 5
 sweep n-ctx-4 --n-ctx 4
 python eval.py table "$out"
-python tests/benchmarks/concentration.py "$out"
