@@ -87,11 +87,12 @@ def as_markdown(output: str) -> str:
 
 
 def commit() -> str:
-    """Return the commit of the checkout; with a + if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(
-        command, cwd=ROOT, text=True, check=True, stdout=subprocess.PIPE
-    ).stdout.strip()
+    """Return the commit of the checkout; with a + if a file of Python differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, text=True,
+                          stdout=subprocess.PIPE).stdout.strip()  # fmt: skip
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
+    return f"{name}+" if differs else name
 
 
 def processor() -> str:
