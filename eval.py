@@ -12,8 +12,6 @@
 Each has its options: python eval.py test --help
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys
@@ -25,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 
 from minidpt.checkpoints.pretrained import NAMES, find_file
-from minidpt.checkpoints.published import infer_config, read_published
+from minidpt.checkpoints.prompt_file import infer_config, read_published
 from minidpt.config import PromptConfig
 from minidpt.data.datasets import folders_of
 from minidpt.data.samples import copies_note

@@ -11,8 +11,6 @@ Prints zero-shot CLIP's accuracy beside the learned one's and leaves a run folde
 data sets are a sweep: a folder of runs and a table.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable
@@ -29,7 +27,7 @@ from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
 from minidpt.runs.config import RunConfig, schedule_note, versions
 from minidpt.runs.devices import keep_freed_memory
-from minidpt.runs.entrypoint import DeferredInterrupt, format_command, run_command
+from minidpt.runs.entrypoint import format_command, run_command
 from minidpt.runs.evaluation import (
     EvalSet,
     compute_metrics,
@@ -39,10 +37,9 @@ from minidpt.runs.evaluation import (
     top1_accuracy,
     zero_shot,
 )
-from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER
+from minidpt.runs.folders import MODEL, REPORT, SPLIT, STATE, SUMMARY, TRANSFER, TrainingState
 from minidpt.runs.report import SIDES, write_predictions, write_report, write_words
 from minidpt.runs.results import tested_on
-from minidpt.runs.state import TrainingState
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.support.progress import Progress, TimedIterator, print_line, print_notes
 from minidpt.training import check_finite, learning_rate, parameter_groups
@@ -164,7 +161,7 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
     count, size = len(train_set.train), config.batch_size
     seen = count if count < size else count - count % size
     progress = Progress("epoch", config.epochs, after=0, done=state.epoch)
-    with progress, DeferredInterrupt() as interrupt:
+    with progress:
         for epoch in range(state.epoch, config.epochs):
             for group in optimizer.param_groups:
                 name = group["name"]
@@ -176,9 +173,8 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
             ))  # fmt: skip
             started = time.monotonic()
             loss, correct = train_one_epoch(
-                model, interrupt.check_before(batches), optimizer, scaler,
-                guidance=epoch < config.guidance_epochs,
-            )  # fmt: skip
+                model, batches, optimizer, scaler, guidance=epoch < config.guidance_epochs
+            )
             seconds = time.monotonic() - started
             state.epoch = epoch + 1
             check_finite(loss, model, state.epoch, str(run_folder.path(MODEL)), record.precision)

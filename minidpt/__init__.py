@@ -1,7 +1,7 @@
 """minidpt: few-shot prompt tuning of CLIP (zero-shot, CoOp, VPT, VLP, DPT) in plain PyTorch."""
 
 from .checkpoints.pretrained import load
-from .checkpoints.published import read_published
+from .checkpoints.prompt_file import read_published
 from .clip.network import CLIP
 from .clip.state_dict import build_clip
 from .clip.tokenizer import tokenize

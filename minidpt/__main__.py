@@ -1,7 +1,5 @@
 """`python -m minidpt`: what is installed here; and the commands minidpt-train and minidpt-eval."""
 
-from __future__ import annotations
-
 import importlib.util
 import platform
 import sys

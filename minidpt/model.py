@@ -47,8 +47,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints.prompt_file import SavedModel, read_model, write_model
-from .checkpoints.published import from_published, to_published
+from .checkpoints import prompt_file
 from .clip.network import CLIP
 from .clip.packing import pack
 from .clip.state_dict import check_tensors
@@ -341,7 +340,8 @@ class PromptedCLIP(nn.Module):
         Raises ValueError if names or shapes do not fit this model; it is unchanged then.
         """
         where = f"published prompts do not fit {self.config}"
-        self.load_prompt_state_dict(from_published(tensors, self.prompt_state_dict(), where))
+        learned = prompt_file.from_published(tensors, self.prompt_state_dict(), where)
+        self.load_prompt_state_dict(learned)
 
     def published(self, grad: bool = False) -> dict[str, Tensor]:
         """Return the learned tensors, or with `grad` their gradients, under the published names."""
@@ -349,7 +349,7 @@ class PromptedCLIP(nn.Module):
         if grad:
             for name, value in values.items():
                 values[name] = torch.zeros_like(value) if value.grad is None else value.grad
-        return to_published(values)
+        return prompt_file.to_published(values)
 
     def save(self, path: str | os.PathLike) -> None:
         """Save learned tensors, class names, template, config, CLIP's name and fingerprint.
@@ -364,7 +364,7 @@ class PromptedCLIP(nn.Module):
             "fingerprint": self.clip.fingerprint(),
             "image_size": self.clip.image_size,
         }
-        write_model(path, SavedModel(
+        prompt_file.write_model(path, prompt_file.SavedModel(
             learned, self.classnames, self.template, asdict(self.config), dict(self.white_level),
             about_clip, self.class_keys, self.allow_duplicates,
         ))  # fmt: skip
@@ -534,7 +534,7 @@ def load_model(path: str | os.PathLike, clip: CLIP | None = None) -> PromptedCLI
     Raises FileNotFoundError if the file is missing; ValueError if it is not such a file, CLIP's
     weights are others than those the prompts were learned with, or the prompts are not finite.
     """
-    saved = read_model(path)
+    saved = prompt_file.read_model(path)
     try:
         config, clip = PromptConfig(**saved.config), find_clip(saved, clip)
         # Before any is made: what a config asks for may be more than any memory.

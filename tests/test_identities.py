@@ -48,8 +48,7 @@ inference: PREDICT_BATCH=100
 exporting: MAX_ONNX=2**31-2**24
 checkpoints.pretrained: TIMEOUT=30
 checkpoints.reader: MAX_ENTRIES=10**5 MAX_NAME=256 MAX_PICKLE=2**21 MAX_DIRECTORY=2**21
-checkpoints.reader: MAX_HEADER=2**21
-checkpoints.unpickler: MAX_NAME=1000 MAX_WORK=3*10**5 MAX_DIMENSIONS=64
+checkpoints.reader: MAX_HEADER=2**21 MAX_GLOBAL=1000 MAX_WORK=3*10**5 MAX_DIMENSIONS=64
 clip.network: HEAD_WIDTH=64 MAX_RESOLUTION=4096
 clip.packing: MAX_BIN=64
 clip.state_dict: VIT_L_WIDTH=1024 MAX_LAYERS=256 MAX_LENGTH=2**20

@@ -5,8 +5,6 @@ found by its own tensors, not by a list of wrappers. A configuration says what n
 activation, the width of heads, the colours; what it names that minidpt lacks is refused by name.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping

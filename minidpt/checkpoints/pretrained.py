@@ -4,8 +4,6 @@ OpenAI's files are looked for under their own names, `ViT-B-32.pt` and so on, in
 this code, in the folder that MINIDPT_WEIGHTS names, and where OpenAI's package keeps them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The command lines of train.py and eval.py: options of runs as `config.py` declares them."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os

@@ -1,7 +1,5 @@
 """Where a command computes: the device, the precision on it, the memory of its tensors."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a command runs and ends: signals, errors of one line, the exit status, several processes."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os
@@ -10,12 +8,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from ..support.distributed import SINGLE, PeerLost, World, leave_world, world_from_environment
+from ..support.distributed import SINGLE, World, leave_world, world_from_environment
 from ..support.files import to_single_line
 from ..support.progress import Progress, print_line, print_notes, use_progress
 
@@ -23,8 +21,6 @@ SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Window
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
-
-Step = TypeVar("Step")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,50 +31,22 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + number
 
 
-class DeferredInterrupt:
-    """Defers `SIGNALS` in the block to `check` or its end; the second does not wait."""
+def catch_signals() -> None:
+    """Raise Interrupted at `SIGNALS` that are not ignored, such as behind nohup.
 
-    def __enter__(self) -> DeferredInterrupt:
-        self.caught: int | None = None
-        self._before = catch_signals(self._catch)
-        return self
+    After one another one is not heard: torchrun sends SIGTERM after Ctrl-C. The same one is.
+    """
+    caught = []
 
-    def _catch(self, number: int, frame: object) -> None:
-        if self.caught is not None:
+    def interrupt(number: int, frame: object) -> None:
+        caught.append(number)
+        if number == caught[0]:
             raise Interrupted(number)
-        self.caught = number
 
-    def check(self) -> None:
-        """Raise Interrupted if there was a signal."""
-        if self.caught is not None:
-            raise Interrupted(self.caught)
-
-    def check_before(self, items: Iterable[Step]) -> Iterator[Step]:
-        """Yield the same items, each after a `check`."""
-        for item in items:
-            self.check()
-            yield item
-
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if kind in (None, PeerLost):  # by the signal, which the other got, too
-            self.check()
-
-
-def catch_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Set the handler of `SIGNALS`, where they are not ignored; return those before."""
-    before = {}
     if threading.current_thread() is threading.main_thread():  # no other gets signals
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # such as behind nohup
-                before[number] = signal.signal(number, handler)
-    return before
-
-
-def interrupt(number: int, frame: object) -> NoReturn:
-    """Raise Interrupted: a handler of signals."""
-    raise Interrupted(number)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
 
 
 def is_user_error(error: Exception) -> bool:
@@ -131,7 +99,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
-    catch_signals(interrupt)
+    catch_signals()
     world = SINGLE
     try:
         world = world_from_environment()

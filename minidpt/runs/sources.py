@@ -1,7 +1,5 @@
 """What eval.py works on: the models of run folders, their own test images or other data."""
 
-from __future__ import annotations
-
 import functools
 import os
 from argparse import Namespace

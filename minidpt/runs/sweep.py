@@ -3,8 +3,6 @@
 One run, or those of a sweep, share CLIP, data sets and test images.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator

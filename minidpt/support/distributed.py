@@ -6,8 +6,6 @@ loss of the batch, so gradients are summed: those of the text features where the
 then those of all parameters, at once. The parameters are the same on every rank.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -47,7 +45,7 @@ class World:
         """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
-    def single(self) -> World:
+    def single(self) -> "World":
         """Return a world of this process alone, for a run that it does not share."""
         return replace(self, rank=0, size=1)
 

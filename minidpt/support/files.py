@@ -1,7 +1,5 @@
 """Files: those of others are read within bounds, with one-line errors; ours are written whole."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import functools

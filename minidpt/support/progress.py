@@ -3,8 +3,6 @@
 The package reports to what `use_progress` names; without it nothing is shown.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -57,7 +55,7 @@ class Progress:
     The line is cut to the terminal's width and holds neither colours nor other escape sequences.
     """
 
-    shown: ClassVar[Progress | None] = None  # whose line the cursor stands in
+    shown: ClassVar["Progress | None"] = None  # whose line the cursor stands in
 
     def __init__(self, task: str, total: int | None, after: float | None = None, done: int = 0):
         self.task, self.total = task, total
@@ -67,7 +65,7 @@ class Progress:
         self.started, self.updated = time.monotonic(), -math.inf
         self.is_rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __call__(self, done: int, text: str = "") -> None:

@@ -25,8 +25,7 @@ from helpers.tiny_models import WIDE, clip_state, random_images
 from torch import Tensor
 
 import minidpt
-from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.checkpoints.unpickler import AttributeBag
+from minidpt.checkpoints.reader import AttributeBag, read_checkpoint
 
 OPEN_CLIP_CONFIG = {
     "model_cfg": {

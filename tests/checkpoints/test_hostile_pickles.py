@@ -23,8 +23,12 @@ from helpers.pickled_archives import (
 
 import minidpt
 from minidpt.checkpoints import reader as checkpoint
-from minidpt.checkpoints.reader import read_checkpoint, read_state_dict
-from minidpt.checkpoints.unpickler import AttributeBag, _rebuild_tensor
+from minidpt.checkpoints.reader import (
+    AttributeBag,
+    _rebuild_tensor,
+    read_checkpoint,
+    read_state_dict,
+)
 
 
 def read(folder: Path, program: bytes, **members: bytes) -> object:

@@ -13,7 +13,7 @@ from helpers.tiny_models import WIDE, clip_state, learned_shapes, learned_tensor
 from torch import Tensor, nn
 
 import minidpt
-from minidpt.checkpoints.published import CLASS_AWARE, TEXT, VISUAL, infer_config
+from minidpt.checkpoints.prompt_file import CLASS_AWARE, TEXT, VISUAL, infer_config
 
 NAMES = ["ox", "red fox", "gnu"]
 TEMPLATE = "a photo of a {}."

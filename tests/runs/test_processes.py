@@ -267,7 +267,7 @@ def test_a_process_beside_the_first_waits_to_be_ended_before_it_prints(monkeypat
     """What ends it has ended the first, which has said so: torchrun sees that within 6 s."""
     slept = []
     monkeypatch.setattr(entrypoint.time, "sleep", slept.append)
-    monkeypatch.setattr(entrypoint, "catch_signals", lambda handler: {})
+    monkeypatch.setattr(entrypoint, "catch_signals", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: slept.append(arguments))
 
     def fail():

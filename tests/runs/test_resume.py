@@ -31,8 +31,7 @@ from helpers.tiny_models import WIDE, shared_clip
 from minidpt import build_model, parameter_groups
 from minidpt.checkpoints.prompt_file import write_checkpoint
 from minidpt.checkpoints.reader import read_checkpoint
-from minidpt.runs.folders import RunFolder, lock_output_folder
-from minidpt.runs.state import TrainingState
+from minidpt.runs.folders import RunFolder, TrainingState, lock_output_folder
 from minidpt.runs.sweep import is_finished
 from minidpt.support.files import file_lock
 
@@ -403,14 +402,23 @@ def test_a_state_comes_back_with_momentum_scaler_and_random_numbers(full_run):
         assert resumed.optimizer.state[value]["momentum_buffer"].eq(number).all()
 
 
-def test_a_second_signal_does_not_wait_for_the_step(command, monkeypatch):
+@pytest.mark.parametrize("number, reached", [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_signal_after_another_one_is_heard_if_it_is_the_same(
+    command, monkeypatch, number, reached
+):
+    """Ctrl-C, on which torchrun sends SIGTERM; or Ctrl-C again."""
+    ended = []
+
     def twice(*_, **__):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("not reached")
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), number)
+            ended.append(True)
 
     monkeypatch.setattr(TRAIN, "train_one_epoch", twice)
     assert run_command(*command, "--out", "run").status == 130
+    assert bool(ended) == reached
 
 
 def test_while_the_report_is_drawn_there_is_nothing_to_go_on_with(command, monkeypatch):
