@@ -30,24 +30,10 @@ from minidpt.data.samples import copies_note
 from minidpt.exporting import check_target, export
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
-from minidpt.runs import devices, sources
+from minidpt.runs import command_line, devices, evaluation, sources
 from minidpt.runs.attention_pngs import attention_map_folder
 from minidpt.runs.classify import classify, image_batches
-from minidpt.runs.command_line import (
-    evaluates_other_data,
-    new_files,
-    parse_eval_command,
-    published_config,
-)
 from minidpt.runs.entrypoint import run_command
-from minidpt.runs.evaluation import (
-    EvalSet,
-    compute_metrics,
-    describe_metrics,
-    predict_eval_set,
-    read_images,
-    zero_shot,
-)
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.report import print_class_accuracy, write_report
 from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
@@ -57,7 +43,7 @@ from minidpt.support.progress import print_line, print_notes
 
 def main() -> int:
     """Parse the command line and call the function of the subcommand."""
-    args = parse_eval_command(__doc__)
+    args = command_line.parse_eval_command(__doc__)
     set_max_pixels(args.max_pixels)
     commands = {"test": evaluate_runs, "predict": predict, "table": table, "report": report,
                 "export": export_run, "published": evaluate_published}  # fmt: skip
@@ -128,7 +114,7 @@ def evaluate_runs(args: Namespace) -> None:
     configs = [run.read_config()[0] for run in runs]
     tests = sources.eval_datasets(args, runs, configs)
     check_new_files(args, chain.from_iterable(folders_of(dataset) for dataset, _ in tests))
-    is_other = evaluates_other_data(args)
+    is_other = command_line.evaluates_other_data(args)
     moved = None if is_other else args.image_root
     learned_from = [sources.train_images(run, moved) for run in runs]
     if is_other:
@@ -136,9 +122,10 @@ def evaluate_runs(args: Namespace) -> None:
             noted_tests(run)
     world = join_world(sources.device_of_runs(runs, args))
     models, precision = sources.load_runs(runs, args)
-    where = f"on {models[0].clip.device} in {precision}"
+    clip = models[0].clip
+    where = f"on {clip.device} in {precision}"
     for dataset, numbers in tests:
-        eval_set = EvalSet(dataset.test, models[0].clip, workers=args.workers, world=world)
+        eval_set = evaluation.EvalSet(dataset.test, clip, workers=args.workers, world=world)
         if is_other:
             print_line(dataset.source)
             print_notes(dataset.notes)
@@ -147,7 +134,7 @@ def evaluate_runs(args: Namespace) -> None:
             name = f"{run.folder}: " if len(runs) > 1 else ""
             paths = [sample.path for sample in eval_set.samples]
             notes = [copies_note(learned_from[number], paths)] if world.is_main else []
-            notes += read_images(model, [eval_set])
+            notes += evaluation.read_images(model, [eval_set])
             is_same_data = not (args.data or args.dataset)
             if is_same_data and args.classes == "new" and config.classes != "base":
                 notes.append("the run has learned from these classes, too: they are not new")
@@ -166,7 +153,7 @@ def evaluate_published(args: Namespace) -> None:
     """Test prompts of the published code: their shapes tell all but `top_k` and the position."""
     tensors = read_published(args.folder)
     device = devices.choose_device(args.device)
-    config = published_config(args)
+    config = command_line.published_config(args)
     datasets = sources.other_datasets(args, config)
     check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
     clip = devices.load_clip(config)
@@ -188,30 +175,31 @@ def evaluate_published(args: Namespace) -> None:
             allow_duplicates=dataset.allow_duplicates,
         ).eval()  # fmt: skip
         model.load_published(tensors)
-        eval_set = EvalSet(dataset.test, clip, workers=args.workers)
-        print_notes(read_images(model, [eval_set]))
+        eval_set = evaluation.EvalSet(dataset.test, clip, workers=args.workers)
+        print_notes(evaluation.read_images(model, [eval_set]))
         evaluate_model(f"{dataset.name}: ", model, eval_set, f"on {device} in {precision}", args)
 
 
 def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
     """Raise ValueError if a file is to be written into one of the data folders."""
     data = list(data)
-    for option, path in new_files(args):
+    for option, path in command_line.new_files(args):
         check_outside(Path(path), data, "file", option)
 
 
 def evaluate_model(
-    begin: str, model: PromptedCLIP, eval_set: EvalSet, where: str, args: Namespace
+    begin: str, model: PromptedCLIP, eval_set: evaluation.EvalSet, where: str, args: Namespace
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
-    learned, classes = predict_eval_set(model, eval_set), len(model.classnames)
-    metrics = compute_metrics(learned, zero_shot(model, eval_set), eval_set.labels, classes)
+    learned, classes = evaluation.predict_eval_set(model, eval_set), len(model.classnames)
+    zero_shot = evaluation.zero_shot(model, eval_set)
+    metrics = evaluation.compute_metrics(learned, zero_shot, eval_set.labels, classes)
     before, result = metrics["zero_shot_accuracy"], metrics["accuracy"]
     if eval_set.world.is_main:
         print_line(
             f"{begin}{model.config.method} accuracy {result:.2f} %, zero-shot {before:.2f} % "
             f"on {len(eval_set)} test images ({model.clip.name} {where})",
-            f"{begin}{describe_metrics(metrics)}",
+            f"{begin}{evaluation.describe_metrics(metrics)}",
         )
         if args.per_class:
             print_class_accuracy(model.classnames, eval_set.labels, learned.predicted, args.csv)

@@ -25,7 +25,7 @@ from minidpt.data.splits import write_split
 from minidpt.images.decode import set_max_pixels
 from minidpt.model import PromptedCLIP, build_model
 from minidpt.runs.command_line import parse_train_command
-from minidpt.runs.config import RunConfig, schedule_note, versions
+from minidpt.runs.config import RunConfig, training_notes, versions
 from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import format_command, run_command
 from minidpt.runs.evaluation import (
@@ -43,8 +43,6 @@ from minidpt.runs.results import tested_on
 from minidpt.runs.sweep import PlannedRun, Shared, is_finished, make_runs, optional_output
 from minidpt.support.progress import Progress, TimedIterator, print_line, print_notes
 from minidpt.training import check_finite, learning_rate, parameter_groups
-
-MIN_STEPS = 10  # warn below this; the shortest published schedule has 49 (CoOp, 1 shot)
 
 
 def main() -> int:
@@ -118,22 +116,6 @@ def draw_train_set(planned: PlannedRun) -> Dataset:
         return replace(subset, train=[], val=[])
     drawn = few_shot(planned.dataset, planned.config.shots, planned.config.seed)
     return select_classes(drawn, subset_name)  # the published protocol draws before it selects
-
-
-def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[str]:
-    """Return notes on a schedule that is not as published, or leaves too little training."""
-    if not config.epochs or config.prompts.method == "zeroshot":
-        return []
-    notes, learns_image = [schedule_note(config, dataset)], config.prompts.learns_image
-    warmup = config.warmup_epochs if learns_image else config.text_warmup_epochs
-    steps = max(config.epochs - warmup, 0) * max(train_images // config.batch_size, 1)
-    if steps < MIN_STEPS:
-        fewer = " or lower --warmup-epochs" if learns_image and warmup else ""
-        notes.append(
-            f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS}, accuracy says "
-            f"little about the method or the number of shots: raise --epochs{fewer}"
-        )
-    return [note for note in notes if note]
 
 
 def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Shared) -> None:

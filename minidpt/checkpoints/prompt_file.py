@@ -19,13 +19,7 @@ from torch import Tensor
 
 from ..clip.state_dict import check_tensors, listed
 from ..images.decode import WhiteLevel, check_white_level
-from ..support.files import (
-    atomic_write,
-    check_class_keys,
-    check_fields,
-    check_template,
-    short_repr,
-)
+from ..support.files import atomic_write, check_class_keys, check_fields, check_template, short_repr
 from .reader import read_checkpoint
 
 FORMAT = "minidpt 3"  # 1 and 2: of 0.1 and 0.2

@@ -14,13 +14,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ..support.files import (
-    check_template,
-    input_error,
-    read_json,
-    read_text,
-    single_line_errors,
-)
+from ..support.files import check_template, input_error, read_json, read_text, single_line_errors
 from . import folders as listing
 from . import labels_csv
 from .folders import class_folders, list_images, split_folders, sub_folders

@@ -34,6 +34,7 @@ DATA, OPTIMISATION, OUTPUT = "data", "optimisation", "output"
 MAX_FLOAT = float(torch.finfo(torch.float32).max)
 MAX_RUNS = 10_000  # of a sweep
 SHORT = 50  # epochs: the fewest published; with fewer warm-up and guidance are shorter, too
+MIN_STEPS = 10  # a note on fewer; the shortest published schedule has 49 (CoOp, 1 shot)
 GROUPS = (COMMON, DATA, METHOD, OPTIMISATION, OUTPUT)  # in the order of --help
 TESTS = ("test", "published")  # subcommands of eval.py
 ON_A_DEVICE = (*TESTS, "predict", "report", "export")
@@ -242,17 +243,29 @@ def published_settings(
     }
 
 
-def schedule_note(config: RunConfig, dataset: str) -> str:
-    """Say which stages of training are not as published, in a line; "" for none."""
-    usual = published_settings(config.prompts.method, config.shots, dataset)
+def training_notes(config: RunConfig, dataset: str, train_images: int) -> list[str]:
+    """Return notes on a schedule that is not as published, or leaves too little training."""
+    prompts, epochs = config.prompts, config.epochs
+    if not epochs or prompts.method == "zeroshot":
+        return []
+    usual = published_settings(prompts.method, config.shots, dataset)
     stages = [
         f"{flag(name)} {getattr(config, name)} (published: {usual[name]})"
         for name in ("warmup_epochs", "guidance_epochs")
         if name in usual and getattr(config, name) != usual[name]
     ]
-    if config.epochs == 1 and config.prompts.learns_text:
+    if epochs == 1 and prompts.learns_text:
         stages.append("no warm-up of the text side")
-    return f"--epochs {config.epochs} with {', '.join(stages)}" if stages else ""
+    notes = [f"--epochs {epochs} with {', '.join(stages)}"] if stages else []
+    warmup = config.warmup_epochs if prompts.learns_image else config.text_warmup_epochs
+    steps = max(epochs - warmup, 0) * max(train_images // config.batch_size, 1)
+    if steps < MIN_STEPS:
+        fewer = " or lower --warmup-epochs" if prompts.learns_image and warmup else ""
+        notes.append(
+            f"training steps after warm-up: {steps}; with fewer than {MIN_STEPS}, accuracy says "
+            f"little about the method or the number of shots: raise --epochs{fewer}"
+        )
+    return notes
 
 
 def flag(name: str) -> str:
@@ -277,6 +290,17 @@ def expand_grid(options: Mapping[str, Any], where: str = "options") -> list[RunC
     ]
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    return {
+        "minidpt": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """Facts that a run finds out beyond its settings, kept with them in config.json.
@@ -292,7 +316,7 @@ class RunRecord:
     precision: str
     quick_gelu: bool
     white_level: dict[str, float] | None = None
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=versions)
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> RunRecord:
@@ -309,14 +333,3 @@ class RunRecord:
         """Return what of it decides the result, by name."""
         names = ("clip_fingerprint", "data_fingerprint", "precision")
         return {name: getattr(self, name) for name in names}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    return {
-        "minidpt": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }

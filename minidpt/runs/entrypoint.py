@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ..support.distributed import SINGLE, World, leave_world, world_from_environment
 from ..support.files import to_single_line
-from ..support.progress import Progress, print_line, print_notes, use_progress
+from ..support.progress import Progress, prefix_lines, print_line, print_notes, use_progress
 
 SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Windows)
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -178,22 +178,5 @@ def prefix_output(name: str, world: World) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    out, err = (PrefixedStream(stream, name) for stream in (sys.__stdout__, sys.__stderr__))
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__), prefix_lines(name):
         yield
-
-
-class PrefixedStream(io.TextIOBase):
-    """Writes whole lines to a stream, each behind a name."""
-
-    def __init__(self, stream: Any, name: str):
-        self.stream, self.name, self.line = stream, name, ""
-
-    def write(self, text: str) -> int:
-        """Write whole lines; the rest waits for its end."""
-        *lines, self.line = (self.line + text).split("\n")
-        self.stream.write("".join(f"{self.name}: {line}\n" for line in lines))
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()

@@ -19,17 +19,33 @@ ProgressCallback = Callable[[int], None]  # takes how much is done
 Watch = Callable[[str, "int | None"], AbstractContextManager[ProgressCallback]]
 
 _watch: ContextVar[Watch] = ContextVar("watch", default=lambda *_: nullcontext(lambda done: None))
+_printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)  # notes, see notes_once
+_prefix = ContextVar("prefix", default="")  # of printed lines
 AFTER = 2.0  # seconds that a task takes before anything is shown of it
 
 
 @contextmanager
-def use_progress(watch: Watch) -> Iterator[None]:
-    """Report the long operations of the block to `watch(task, total)`."""
-    token = _watch.set(watch)
+def _set(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _watch.reset(token)
+        variable.reset(token)
+
+
+def use_progress(watch: Watch) -> AbstractContextManager[None]:
+    """Report the long operations of the block to `watch(task, total)`."""
+    return _set(_watch, watch)
+
+
+def notes_once() -> AbstractContextManager[None]:
+    """Print each note of the block once only, such as those that all runs of a sweep share."""
+    return _set(_printed, set())
+
+
+def prefix_lines(name: str) -> AbstractContextManager[None]:
+    """Print each line of the block behind a name, and progress by lines."""
+    return _set(_prefix, f"{name}: ")
 
 
 def task_progress(task: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
@@ -63,7 +79,8 @@ class Progress:
         self.first, self.stream, self.length = done, sys.stderr, 0
         self.tenths = done * 10 // total if total else 0
         self.started, self.updated = time.monotonic(), -math.inf
-        self.is_rewritten = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_rewritten = is_terminal and not _prefix.get()
 
     def __enter__(self) -> "Progress":
         return self
@@ -138,21 +155,8 @@ class TimedIterator:
 def print_line(*lines: object, stream=None) -> None:
     """Print lines at once; names of files and classes in them may hold anything, even newlines."""
     Progress.end_line()
-    for line in lines:
-        print(printable(str(line)), file=stream, flush=True)
-
-
-_printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
-
-
-@contextmanager
-def notes_once() -> Iterator[None]:
-    """Print each note of the block once only, such as those that all runs of a sweep share."""
-    token = _printed.set(set())
-    try:
-        yield
-    finally:
-        _printed.reset(token)
+    for line in lines:  # each in one write, as other processes may print, too
+        print(f"{printable(f'{_prefix.get()}{line}')}\n", end="", file=stream, flush=True)
 
 
 def print_notes(notes: Iterable[object]) -> None:

@@ -15,7 +15,7 @@ from minidpt.runs.config import (
     RunRecord,
     expand_grid,
     published_settings,
-    schedule_note,
+    training_notes,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,12 +127,13 @@ def test_short_runs_have_short_warm_up_and_guidance(epochs, dataset, options, ex
 ])  # fmt: skip
 def test_a_note_says_how_the_schedule_of_a_short_run_is(method, epochs, note):
     config = RunConfig(prompts=PromptConfig(method), epochs=epochs).resolve("pets", None)
-    assert schedule_note(config, "pets") == note
+    assert training_notes(config, "pets", 10**6) == ([note] if note else [])
 
 
 def test_a_long_run_with_the_numbers_of_a_short_one_says_so():
     config = RunConfig(epochs=60, warmup_epochs=1).resolve("pets", None)
-    assert schedule_note(config, "pets") == "--epochs 60 with --warmup-epochs 1 (published: 10)"
+    note = "--epochs 60 with --warmup-epochs 1 (published: 10)"
+    assert training_notes(config, "pets", 10**6) == [note]
 
 
 def test_a_record_comes_back_from_its_json():

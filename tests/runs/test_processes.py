@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +23,7 @@ from minidpt.checkpoints.reader import read_checkpoint
 from minidpt.runs import entrypoint
 from minidpt.runs.devices import choose_device
 from minidpt.support.distributed import SINGLE, World
+from minidpt.support.progress import Progress, print_line
 
 SWEEP = ("--method", "zeroshot", "coop", "vpt", "--seed", 1, 2, "--epochs", 3)
 
@@ -281,12 +283,16 @@ def test_a_process_beside_the_first_waits_to_be_ended_before_it_prints(monkeypat
         assert capsys.readouterr().err.endswith(": error: of this process alone\n")
 
 
-def test_lines_behind_a_name_are_written_whole(capsys):
-    named = entrypoint.PrefixedStream(sys.stdout, "run")
-    print("one\ntw", end="", file=named)
-    assert capsys.readouterr().out == "run: one\n"
-    print("o", file=named)
-    assert capsys.readouterr().out == "run: two\n" and not named.isatty()
+def test_lines_behind_a_name_are_written_whole(monkeypatch):
+    """Several processes write to one stream, which torchrun has them do without a buffer."""
+    writes = []
+    stream = SimpleNamespace(write=writes.append, flush=lambda: None, isatty=lambda: True)
+    for name in ("__stdout__", "__stderr__"):
+        monkeypatch.setattr(sys, name, stream)
+    with entrypoint.prefix_output("run", World(1, 2)):
+        print_line("one", "two")
+        assert not Progress("epoch", 10).is_rewritten
+    assert [text for text in writes if text] == ["run: one\n", "run: two\n"]
 
 
 @pytest.mark.parametrize(

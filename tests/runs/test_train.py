@@ -36,7 +36,7 @@ from helpers.short_runs import (
 
 import minidpt
 from minidpt.data.splits import read_split
-from minidpt.runs.config import PRECISIONS, RunConfig
+from minidpt.runs.config import PRECISIONS, RunConfig, training_notes
 from minidpt.runs.folders import RunFolder
 
 TRAIN = SCRIPTS["train.py"]
@@ -307,9 +307,9 @@ def test_ctrl_c_leaves_a_model_that_can_be_used(tmp_path, inputs):
 def test_few_steps_after_warm_up_are_said(method, epochs, warmup, steps):
     options = dict(epochs=epochs, warmup_epochs=warmup, guidance_epochs=1, batch_size=5)
     config = RunConfig(prompts=minidpt.PromptConfig(method), **options)
-    notes = "; ".join(TRAIN.training_notes(config, "pets", train_images=12))
+    notes = "; ".join(training_notes(config, "pets", train_images=12))
     assert (f"training steps after warm-up: {steps};" in notes) == (steps is not None)
-    of_one = TRAIN.training_notes(replace(config, batch_size=50), "pets", train_images=12)
+    of_one = training_notes(replace(config, batch_size=50), "pets", train_images=12)
     if epochs > warmup and method == "dpt":
         assert f"training steps after warm-up: {epochs - warmup};" in "; ".join(of_one)
     can_lower = steps is not None and method != "coop" and warmup > 0
