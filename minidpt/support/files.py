@@ -285,32 +285,32 @@ def write_rows(path: str | os.PathLike, header: Iterable, rows: Iterable[Iterabl
 
 
 @contextmanager
-def file_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
-    """Let one process at a time into the block, by an empty file; yields whether it is locked.
+def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Let one process at a time into the block, by an empty file, where the file system has locks.
 
-    It is not on file systems without locks. The lock ends with the process: a file left behind
-    stops nobody. Creates its folder. While another is in the block, waits, or raises
-    BlockingIOError with text `busy`. Raises FileExistsError if no file has its name.
+    The lock ends with the process: a file left behind stops nobody. Creates its folder. While
+    another is in the block, waits, or raises BlockingIOError with text `busy`. Raises
+    FileExistsError if no file has its name.
     """
     with explain_write_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: expected a file, got a folder or pipe: remove it")
-    is_locked = False
     with ExitStack() as files:
-        while fcntl and not is_locked:
+        while fcntl:
             with explain_write_error(path):
                 file = files.enter_context(open(path, "ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
                 # Its owner has removed it since, if the name is of another file now, or of none.
                 with suppress(FileNotFoundError):
-                    is_locked = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        break
             except BlockingIOError:
                 raise BlockingIOError(busy) from None
             except OSError:  # such as ENOLCK, ENOTSUP of a network's
                 break
         try:
-            yield is_locked
+            yield
         finally:
             path.unlink(missing_ok=True)
