@@ -5,8 +5,6 @@ share a batch, each divides its sum by the global counts, so that the losses of 
 gradients, sum to those of the batch. Letters of shapes as in `model.py`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

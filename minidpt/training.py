@@ -1,7 +1,5 @@
 """Helpers of the loop in train.py: parameter groups, learning rate, NaN check, default epochs."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -7,8 +7,6 @@ Letters of shapes: B images; H heads of width d, together W wide; Q queries; A t
 attend to, which give keys and values. Those of packed prompts, S, b, T and p, are `packing.py`'s.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """From a state dict to a CLIP: sizes read off the shapes of the tensors, all of which must fit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

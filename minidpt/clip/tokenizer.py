@@ -13,8 +13,6 @@ so the id of a merged token is also its rank: of two merges, the one with the sm
 `weights/make_merges.py`, and read when the first text is tokenized.
 """
 
-from __future__ import annotations
-
 import functools
 import heapq
 import lzma
