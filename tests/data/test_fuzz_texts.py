@@ -1,6 +1,6 @@
 """Damaged texts and features of all kinds end in a value or in one line.
 
-python tests/data/test_fuzz_texts.py [COUNT] [SEED]      # more of them: 50,000 take minutes
+`benchmarks/fuzz.py` tries more of them.
 """
 
 from __future__ import annotations
@@ -168,11 +168,3 @@ def test_the_fuzzer_sees_what_a_reader_does_wrong(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "read_split", lambda path, folder: {}["x"])
     failures = run(22, seed=1)
     assert len(failures) == 2 and all("zhou.json" in failure for failure in failures)
-
-
-if __name__ == "__main__":
-    count, seed = (int(text) for text in (*sys.argv[1:], *("50000", "0")[len(sys.argv) - 1 :]))
-    started, failures = time.monotonic(), run(count, seed)
-    print("\n".join(failures[:20]))
-    print(f"{count:,} inputs, {len(failures)} wrong, {time.monotonic() - started:.0f} s")
-    sys.exit(bool(failures))

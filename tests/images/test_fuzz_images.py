@@ -1,6 +1,8 @@
 """Damaged and hostile images: each ends in an RGB view or in an error of one line.
 
-`run(n, seed)` tries n mutated files and returns the failures; here a few, a benchmark may try many.
+`run(n, seed)` tries n mutated files and returns the failures: a few here, in numbers by
+`benchmarks/fuzz.py`.
+`benchmarks/fuzz.py`.
 """
 
 import io
