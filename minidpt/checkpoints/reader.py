@@ -315,8 +315,11 @@ class Unpickler(pickle._Unpickler):
     def fill(self, items: list) -> None:
         """Run SETITEM or SETITEMS: put keys and values, in turns, into the dict on the stack.
 
-        Keys but text are dropped, as to hash them may take for ever; only dicts take text.
+        Keys but text are dropped, as to hash them may take for ever.
         """
+        if not isinstance(self.stack[-1], dict):  # such as a tensor, which would take ""
+            kind = type(self.stack[-1]).__name__
+            raise ValueError(f"expected a state dict, got a pickle that sets items of a {kind}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str):
                 self.stack[-1][key] = value

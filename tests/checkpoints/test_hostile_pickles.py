@@ -133,6 +133,13 @@ def test_attributes_are_set_of_nothing_but_dicts(tmp_path, target, kind):
         read(tmp_path, program)
 
 
+@pytest.mark.parametrize("target", [b"]", pickle_tensors(Rebuilt())[2:-1]], ids=["list", "tensor"])
+def test_items_are_set_of_nothing_but_dicts(tmp_path, target):
+    program = b"\x80\x02" + target + pickle_text("") + b"K\x01s."
+    with pytest.raises(ValueError, match="sets items of a (list|Tensor)"):
+        read(tmp_path, program)
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -235,7 +242,7 @@ def test_keys_but_texts_are_left_out_as_hashing_may_be_endless(tmp_path, key):
          + b"t."),
         ("too many values", b"(" + b"N" * 100 + b"tQ."),
         ("names a{100,}", pickle_text("a" * 10**6) + b"q\x00h\x00\x93."),
-        ("no state dict .TypeError", b"]" + pickle_text("a") + b"Ns."),
+        ("sets items of a list", b"]" + pickle_text("a") + b"Ns."),
         ("has 3,000,006 bytes", pickle_text("a" * (3 * 10**6 - 2)) + b"."),
     ],
 )  # fmt: skip
