@@ -58,6 +58,11 @@ FIGURES = {
     "listing": Figure(BENCHMARKS, ("tests/benchmarks/listing.py",)),
     "commands": Figure(BENCHMARKS, ("tests/benchmarks/commands.py --epochs 5",)),
     "peers": Figure(BENCHMARKS, ("tests/benchmarks/peers.py --fp32-only --batch 32 --runs 5",)),
+    "fuzz": Figure(
+        BENCHMARKS,
+        ("tests/benchmarks/fuzz.py --checkpoints 60000 --texts 100000 --images 40000",),
+    ),
+    "kills": Figure(BENCHMARKS, ("tests/benchmarks/kills.py --kills 200",)),
     "ranks": Figure(BENCHMARKS, ("tests/benchmarks/ranks.py --runs 1",)),
 }
 

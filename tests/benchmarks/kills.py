@@ -5,7 +5,7 @@
 Each run, of CoOp or DPT on a two-layer CLIP, alone or in a sweep, is a process of its own, forked
 after the imports. It is killed a few times, gone on with each time, and must then have the weights,
 metrics and accuracy of one that was left alone, to the last bit, and nothing else in its folder.
-Prints counts as JSON; exit status 1 at the first difference.
+Prints a table of counts; exit status 1 at the first difference.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def main() -> None:
             sys.exit(Path("errors").read_text())
         compare(Path(f"whole-{kind}"), out)
         counts[f"{kind} compared"] += 1
-    print(json.dumps(counts, indent=1))
+    print("| what | times |\n|---|---|")
+    print(*(f"| {what} | {times} |" for what, times in counts.items()), sep="\n")
     shutil.rmtree(folder)
 
 

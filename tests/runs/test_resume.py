@@ -99,7 +99,7 @@ def test_runs_that_are_killed_at_random_moments_come_to_the_same_bits():
     command = fork_command(script, "--kills", 5, "--seed", seed)
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
-    assert json.loads(done.stdout)["kills"] == 5
+    assert "| kills | 5 |" in done.stdout
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
