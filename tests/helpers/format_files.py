@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import minidpt  # noqa: E402
 from helpers.run_command import run_command  # noqa: E402
 from helpers.tiny_models import Sizes, clip_state  # noqa: E402
-from minidpt.runs.state import TrainingState  # noqa: E402
+from minidpt.runs.folders import TrainingState  # noqa: E402
 
 SIZES = Sizes(embedding=32, vision_width=64, vision_layers=2, text_width=64, text_layers=2)
 COLORS = {"Owl": (70, 80, 150), "gnu": (90, 120, 80), "red_fox": (170, 80, 70),
