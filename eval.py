@@ -16,10 +16,8 @@ import io
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from minidpt.checkpoints.pretrained import NAMES, find_file
@@ -113,7 +111,7 @@ def evaluate_runs(args: Namespace) -> None:
     runs = [RunFolder.open(folder) for folder in args.runs]
     configs = [run.read_config()[0] for run in runs]
     tests = sources.eval_datasets(args, runs, configs)
-    check_new_files(args, chain.from_iterable(folders_of(dataset) for dataset, _ in tests))
+    check_new_files(args, [path for dataset, _ in tests for path in folders_of(dataset)])
     is_other = command_line.evaluates_other_data(args)
     moved = None if is_other else args.image_root
     learned_from = [sources.train_images(run, moved) for run in runs]
@@ -155,7 +153,7 @@ def evaluate_published(args: Namespace) -> None:
     device = devices.choose_device(args.device)
     config = command_line.published_config(args)
     datasets = sources.other_datasets(args, config)
-    check_new_files(args, chain.from_iterable(map(folders_of, datasets)))
+    check_new_files(args, [path for dataset in datasets for path in folders_of(dataset)])
     clip = devices.load_clip(config)
     precision, _ = devices.choose_precision(config.precision, device)
     clip = devices.move_clip(clip, device, precision)
@@ -180,9 +178,8 @@ def evaluate_published(args: Namespace) -> None:
         evaluate_model(f"{dataset.name}: ", model, eval_set, f"on {device} in {precision}", args)
 
 
-def check_new_files(args: Namespace, data: Iterable[Path]) -> None:
+def check_new_files(args: Namespace, data: list[Path]) -> None:
     """Raise ValueError if a file is to be written into one of the data folders."""
-    data = list(data)
     for option, path in command_line.new_files(args):
         check_outside(Path(path), data, "file", option)
 
@@ -191,9 +188,7 @@ def evaluate_model(
     begin: str, model: PromptedCLIP, eval_set: evaluation.EvalSet, where: str, args: Namespace
 ) -> tuple[float, float]:
     """Return zero-shot CLIP's accuracy and the model's, in percent; the first process prints."""
-    learned, classes = evaluation.predict_eval_set(model, eval_set), len(model.classnames)
-    zero_shot = evaluation.zero_shot(model, eval_set)
-    metrics = evaluation.compute_metrics(learned, zero_shot, eval_set.labels, classes)
+    metrics, learned, _ = evaluation.evaluate(model, eval_set)
     before, result = metrics["zero_shot_accuracy"], metrics["accuracy"]
     if eval_set.world.is_main:
         print_line(

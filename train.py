@@ -30,8 +30,7 @@ from minidpt.runs.devices import keep_freed_memory
 from minidpt.runs.entrypoint import format_command, run_command
 from minidpt.runs.evaluation import (
     EvalSet,
-    compute_metrics,
-    predict_eval_set,
+    evaluate,
     print_results,
     read_images,
     top1_accuracy,
@@ -63,7 +62,6 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     A resumed run repeats all of this but the finished epochs.
     """
     started, config, run_folder = time.monotonic(), planned.config, planned.folder
-    record = planned.record
     drawn = draw_train_set(planned)
     torch.manual_seed(config.seed)
     model = build_model(
@@ -87,11 +85,11 @@ def run_once(planned: PlannedRun, shared: Shared) -> None:
     accuracy = top1_accuracy(zero_shot(model, eval_set).predicted, eval_set.labels)
     print_line(f"zero-shot accuracy {accuracy:.2f} % on {len(eval_set)} test images")
     if shared.world.is_main:
-        run_folder.create(config, replace(record, white_level=dict(model.white_level)))
+        run_folder.create(config, replace(planned.record, white_level=dict(model.white_level)))
         write_split(drawn, run_folder.path(SPLIT))
     if learned:
         fit(model, drawn, planned, shared)
-    results, predictions = evaluate(model.eval(), planned, eval_sets)
+    results, predictions = evaluate_subsets(model.eval(), planned, eval_sets)
     if not shared.world.is_main:
         return
     model.save(run_folder.path(MODEL))
@@ -142,8 +140,7 @@ def fit(model: PromptedCLIP, train_set: Dataset, planned: PlannedRun, shared: Sh
     # `train_batches` drops the last batch if it is partial, unless it is the only one.
     count, size = len(train_set.train), config.batch_size
     seen = count if count < size else count - count % size
-    progress = Progress("epoch", config.epochs, after=0, done=state.epoch)
-    with progress:
+    with Progress("epoch", config.epochs, after=0, done=state.epoch) as progress:
         for epoch in range(state.epoch, config.epochs):
             for group in optimizer.param_groups:
                 name = group["name"]
@@ -216,9 +213,9 @@ def epoch_line(metrics: dict) -> str:
     )
 
 
-def evaluate(
+def evaluate_subsets(
     model: PromptedCLIP, planned: PlannedRun, eval_sets: dict[str, EvalSet]
-) -> tuple[dict, tuple]:
+) -> tuple[dict, list]:
     """Evaluate on each subset of the classes.
 
     Returns results by name, and the predictions on the first subset, learned and zero-shot.
@@ -227,10 +224,9 @@ def evaluate(
     for subset, eval_set in eval_sets.items():
         classnames = planned.subsets[subset].classnames
         tested = model if classnames == model.classnames else model.for_classes(classnames)
-        predictions = predict_eval_set(tested, eval_set), zero_shot(tested, eval_set)
-        first = first or predictions
-        metrics = compute_metrics(*predictions, eval_set.labels, len(classnames))
+        metrics, *predictions = evaluate(tested, eval_set)
         results[tested_on(planned.dataset.name, subset)] = metrics
+        first = first or predictions
     return results, first
 
 

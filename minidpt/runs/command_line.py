@@ -16,7 +16,7 @@ from ..config import COMMON, KINDS, check_option
 from ..data.samples import ReadOptions
 from ..support.files import check_template, read_text, short_repr, to_single_line
 from .config import FIELDS, GROUPS, OPTIONS, OUTPUT, RunConfig, expand_grid, flag
-from .folders import CONFIG, SWEEP, is_sweep, read_options
+from .folders import CONFIG, RECORD, SWEEP, RunFolder, is_sweep
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,7 +164,8 @@ def read_earlier(config: str | None, resume: str | None) -> dict[str, Any]:
         path /= SWEEP if is_sweep(path) else CONFIG
         if not path.is_file():
             raise ValueError(f"--resume: expected a run folder, with {CONFIG}, got {resume}")
-    options, record = read_options(path)
+    options = RunFolder(path.parent).read_json(path.name)
+    record = options.pop(RECORD, None)
     if not options:
         raise ValueError(f"{path}: expected the settings of a run, got none: pass its {CONFIG}")
     if resume and isinstance(record, dict):

@@ -23,16 +23,8 @@ SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Window
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
 
-class Interrupted(KeyboardInterrupt):
-    """One of `SIGNALS`. `make_runs` sets how_to_resume: the command that resumes the run."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.status = 128 + number
-
-
 def catch_signals() -> None:
-    """Raise Interrupted at `SIGNALS` that are not ignored, such as behind nohup.
+    """Raise KeyboardInterrupt, with the exit status, at `SIGNALS` that are not ignored (nohup).
 
     After one another one is not heard: torchrun sends SIGTERM after Ctrl-C. The same one is.
     """
@@ -41,7 +33,7 @@ def catch_signals() -> None:
     def interrupt(number: int, frame: object) -> None:
         caught.append(number)
         if number == caught[0]:
-            raise Interrupted(number)
+            raise KeyboardInterrupt(128 + number)
 
     if threading.current_thread() is threading.main_thread():  # no other gets signals
         for number in SIGNALS:
@@ -81,14 +73,12 @@ def print_log() -> Iterator[None]:
     """Print the records of the logger `minidpt` in the block, as notes."""
     logger, handler = logging.getLogger("minidpt"), logging.Handler()
     handler.emit = lambda record: print_notes([record.getMessage()])
-    before = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -111,7 +101,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads the output, `head` say, has had enough
         status = 141  # as a shell tells it of a program that does not catch the signal
     except KeyboardInterrupt as stop:
-        status = getattr(stop, "status", 130)
+        status = stop.args[0] if stop.args else 130
         if world.is_main:
             print_error(stop)
     except Exception as error:
@@ -130,25 +120,25 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
-def relaunch_command(script: str, world: World = SINGLE) -> list[str]:
-    """Return the command that starts train or eval as this one was, in as many processes."""
+def format_command(script: str, *arguments: Path | str, world: World = SINGLE) -> str:
+    """Return a command for the user to paste: train or eval, started as this one was.
+
+    It has as many processes as `world`; a path that begins with "-" is no option.
+    """
     called = Path(sys.argv[0])
     installed = called.stem.startswith("minidpt-")
     file = f"minidpt-{script}" if installed else str(called.with_name(f"{script}.py"))
-    if world.size == 1:
-        return [file] if installed else ["python", file]
-    nodes = -(-world.size // world.local_size)
-    start = ["torchrun", f"--nproc_per_node={world.local_size}"]
-    if nodes > 1:
-        start.insert(1, f"--nnodes={nodes}")
-    return [*start, "--no-python", file] if installed else [*start, file]
-
-
-def format_command(script: str, *arguments: Path | str, world: World = SINGLE) -> str:
-    """Return a command for the user to paste; a path that begins with "-" is no option."""
+    start = [] if installed else ["python"]
+    if world.size > 1:
+        nodes = -(-world.size // world.local_size)
+        start = ["torchrun", f"--nproc_per_node={world.local_size}"]
+        if nodes > 1:
+            start.insert(1, f"--nnodes={nodes}")
+        if installed:
+            start.append("--no-python")
     is_path = [isinstance(each, Path) and str(each).startswith("-") for each in arguments]
     words = [f"./{each}" if path else str(each) for each, path in zip(arguments, is_path)]
-    return shlex.join([*relaunch_command(script, world), *words])
+    return shlex.join([*start, file, *words])
 
 
 @contextmanager

@@ -201,6 +201,15 @@ def compute_metrics(
     return metrics
 
 
+def evaluate(
+    model: PromptedCLIP, eval_set: EvalSet
+) -> tuple[dict[str, float], EvalPredictions, EvalPredictions]:
+    """Return a model's `compute_metrics`, its predictions, and zero-shot CLIP's."""
+    predictions = predict_eval_set(model, eval_set), zero_shot(model, eval_set)
+    metrics = compute_metrics(*predictions, eval_set.labels, len(model.classnames))
+    return metrics, *predictions
+
+
 def describe_metrics(metrics: dict[str, float]) -> str:
     """Return the line that follows the accuracy of a test."""
     right, largest = metrics["accuracy"], metrics["largest_class_share"]

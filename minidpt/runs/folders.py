@@ -79,9 +79,8 @@ class RunFolder:
 
     def read_config(self) -> tuple[RunConfig, RunRecord]:
         """Return the run's settings. Raises ValueError if config.json is damaged."""
-        options, record = read_options(self.path(CONFIG))
-        where = str(self.path(CONFIG))
-        if record is None:
+        options, where = self.read_json(CONFIG), str(self.path(CONFIG))
+        if (record := options.pop(RECORD, None)) is None:
             got = "those of an earlier version, or of another program: make the run again"
             raise ValueError(f"{where}: expected the settings of a run of minidpt 1.0, got {got}")
         check_fields(options, where, data=str, model=str)
@@ -165,12 +164,6 @@ class RunFolder:
         """
         where = str(self.path(name))
         return check_fields(read_json(where, where), where, **needed)
-
-
-def read_options(path: Path) -> tuple[dict[str, Any], Any]:
-    """Return the options in a config.json or sweep.json, and the record of a run, if any."""
-    options = check_fields(read_json(path, str(path)), str(path))
-    return options, options.pop(RECORD, None)
 
 
 def list_contents(folder: Path) -> set[str]:

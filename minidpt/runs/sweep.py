@@ -194,7 +194,7 @@ def make_runs(command: TrainCommand, run_once: RunOnce) -> int:
             for run in todo:
                 run_once(run, Shared(clip, images, world, False))
             return 0
-        except (entrypoint.Interrupted, PeerLost) as stop:
+        except (KeyboardInterrupt, PeerLost) as stop:
             stop.how_to_resume = resume_command(runs, sweep, world)
             raise
 

@@ -153,8 +153,6 @@ class _AllGather(torch.autograd.Function):
 class PeerLost(ConnectionError):
     """Another process has ended."""
 
-    how_to_resume = ""  # the command that resumes what was begun, if known
-
 
 def world_from_environment() -> World:
     """Read from torchrun's environment which process this is; it has joined no other yet.

@@ -306,10 +306,12 @@ def test_lines_behind_a_name_are_written_whole(monkeypatch):
 def test_the_command_to_go_on_starts_as_many_processes(size, local, words, monkeypatch):
     world = World(0, size, 0, local)
     monkeypatch.setattr(sys, "argv", ["there/eval.py"])
-    assert entrypoint.relaunch_command("train", world) == [*words, "there/train.py"]
+    command = entrypoint.format_command("train", world=world)
+    assert command.split() == [*words, "there/train.py"]
     monkeypatch.setattr(sys, "argv", ["bin/minidpt-train"])
     installed = [*words[: 0 if size == 1 else None], *["--no-python"] * (size > 1)]
-    assert entrypoint.relaunch_command("eval", world) == [*installed, "minidpt-eval"]
+    command = entrypoint.format_command("eval", world=world)
+    assert command.split() == [*installed, "minidpt-eval"]
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):
