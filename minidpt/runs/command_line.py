@@ -114,15 +114,10 @@ def path_option(text: str) -> str:
 
 
 class TrainCommand(NamedTuple):
-    """What train.py is asked for.
+    """What train.py is asked for."""
 
-    options: by name those that were given, or are in the file; a list where several values make a
-        sweep.
-    out, resume: folders, or None.
-    """
-
-    options: dict[str, Any]
-    out: str | None
+    options: dict[str, Any]  # those that were given, or are in a file; lists make a sweep
+    out: str | None  # a folder, as is `resume`
     resume: str | None
 
 

@@ -303,19 +303,14 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Facts that a run finds out beyond its settings, kept with them in config.json.
+    """Facts that a run finds out beyond its settings, kept with them in config.json."""
 
-    clip_fingerprint: of CLIP's weights; data_fingerprint: of the lists of images and classes.
-    device, precision: those it computes in. quick_gelu: CLIP's activation, said or guessed.
-    white_level: of images of more than 8 bits, by kind.
-    """
-
-    clip_fingerprint: str
-    data_fingerprint: str
+    clip_fingerprint: str  # of CLIP's weights
+    data_fingerprint: str  # of the lists of images and classes
     device: str
-    precision: str
-    quick_gelu: bool
-    white_level: dict[str, float] | None = None
+    precision: str  # that the frozen CLIP has
+    quick_gelu: bool  # CLIP's activation, from its files or guessed
+    white_level: dict[str, float] | None = None  # of images of more than 8 bits, by kind
     versions: dict[str, str] = field(default_factory=versions)
 
     @classmethod

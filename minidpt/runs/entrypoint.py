@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -35,10 +34,9 @@ def catch_signals() -> None:
         if number == caught[0]:
             raise KeyboardInterrupt(128 + number)
 
-    if threading.current_thread() is threading.main_thread():  # no other gets signals
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, interrupt)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def is_user_error(error: Exception) -> bool:

@@ -86,9 +86,7 @@ class RunFolder:
         check_fields(options, where, data=str, model=str)
         return RunConfig.from_dict(options, where), RunRecord.from_dict(record, where)
 
-    def is_finished(
-        self, config: RunConfig, record: RunRecord, fix: str = "pass another --out, or remove it"
-    ) -> bool:
+    def is_finished(self, config: RunConfig, record: RunRecord, fix: str) -> bool:
         """Whether the folder holds a run of these settings that has its result.
 
         Raises ValueError, which `fix` ends, if it holds another run, a damaged one, or none.
@@ -264,19 +262,15 @@ class TrainingState:
     """State of a training that changes from epoch to epoch, saved in one file to resume it.
 
     Orders and crops of images are not in it: they follow from the seed and the epoch's number.
-
-    settings: those that decide the result of the run, saved to be compared, as are
-    images: the files of the training images and their digests, of 40 bytes; main process only.
-    epoch: number of finished epochs; metrics: their lines of metrics.jsonl.
     """
 
     model: PromptedCLIP
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
-    settings: dict[str, Any]
-    images: dict[str, bytes]
-    epoch: int = 0
-    metrics: str = ""
+    settings: dict[str, Any]  # that decide the run's result, saved to be compared, as are
+    images: dict[str, bytes]  # digests of the training images by file; main process only
+    epoch: int = 0  # number of finished epochs
+    metrics: str = ""  # their lines of metrics.jsonl
 
     def save(self, run: RunFolder) -> None:
         """Write metrics.jsonl, then state.pt, which says how many of its lines count, and model.pt.

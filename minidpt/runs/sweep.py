@@ -36,17 +36,13 @@ from .results import markdown, read_rows, write_tables
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make: its settings, its data set, and the subsets of the classes by name.
-
-    The first subset is the one to train on. folder: the run's, once it is locked; record: before
-    the run begins.
-    """
+    """A run to make."""
 
     config: RunConfig
     dataset: Dataset
-    subsets: dict[str, Dataset]
-    folder: RunFolder | None = None
-    record: RunRecord | None = None
+    subsets: dict[str, Dataset]  # of its classes, by name; the first is the one to train on
+    folder: RunFolder | None = None  # once it is locked
+    record: RunRecord | None = None  # before the run begins
 
     @property
     def name(self) -> str:
@@ -55,15 +51,11 @@ class PlannedRun:
 
 @dataclass
 class Shared:
-    """Resources that the runs of a command share.
+    """Resources that the runs of a command share."""
 
-    clip: on its device, in its precision. images: decoded training images. world: the processes
-    that share a run.
-    """
-
-    clip: CLIP
-    images: ImageCache
-    world: World
+    clip: CLIP  # on its device, in its precision
+    images: ImageCache  # decoded training images
+    world: World  # the processes that share a run
     is_sweep: bool
     _opened: tuple = (None, {})  # the last data set, its evaluation sets
 
@@ -268,12 +260,12 @@ def prepare(
     where = str(device) if world.size == 1 else device.type
     of_clip, datasets = clip.fingerprint(), {run.dataset.name: run.dataset for run in runs}
     of_data = {name: dataset.fingerprint() for name, dataset in datasets.items()}
-    fix = [folders.START_OVER_HINT] if command.resume else []
+    fix = folders.START_OVER_HINT if command.resume else "pass another --out, or remove it"
     todo = []
     for run in runs:
         fingerprints = of_clip, of_data[run.dataset.name]
         record = RunRecord(*fingerprints, where, precision, clip.quick_gelu)
-        if not run.folder.is_finished(run.config, record, *fix):
+        if not run.folder.is_finished(run.config, record, fix):
             todo.append(replace(run, record=record))
     if world.size > 1:
         todo.sort(key=dealing_order)

@@ -25,19 +25,14 @@ NO_LABEL = -100  # of an image that counts nothing in a loss (`F.cross_entropy`'
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a run, as one of them sees them.
+    """The processes that share a run, as one of them sees them."""
 
-    rank, size: its number, from 0, and how many there are.
-    local_rank, local_size: the same among those on this machine.
-    store: torch's, which all of them read and write; None for a single process.
-    parent: the id of the process that started this one, torchrun's; None: it may end.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    rank: int = 0  # its number
+    size: int = 1  # how many there are
+    local_rank: int = 0  # the same among those on this machine
     local_size: int = 1
-    store: Any = field(default=None, compare=False, repr=False)
+    store: Any = field(default=None, compare=False, repr=False)  # torch's, which all share
+    # The id of torchrun, which started this process; None: it may end.
     parent: int | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -114,7 +114,7 @@ def kinds(folder: Path) -> list[Kind]:
 
     def read_run(_: Path) -> None:
         write_tables(run.folder)
-        run.is_finished(*SETTINGS)
+        run.is_finished(*SETTINGS, "")
 
     return [
         Kind("split.json", {**described, **SPLIT_ROWS}, opened),

@@ -161,18 +161,18 @@ def test_a_run_stopped_at_any_moment_of_its_beginning_can_restart(monkeypatch):
         for name in ("metrics.jsonl", "split.json", "model.pt", "transfer.json"):
             run.path(name).touch()
         run.write_json("summary.json", {"tests": {}})
-        assert run.is_finished(*settings)
+        assert run.is_finished(*settings, "")
         steps = iter([unlink] * moment + [stop])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "unlink", lambda *args, **kw: next(steps)(*args, **kw))  # noqa: B023
             run.create(*settings)
-        assert run.is_finished(*settings) == (moment == 0)  # and it is no error
+        assert run.is_finished(*settings, "") == (moment == 0)  # and it is no error
 
     run.create(*settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runs.os, "replace", stop)
         run.create(*settings)
-    assert not run.is_finished(*settings)
+    assert not run.is_finished(*settings, "")
 
 
 def test_a_damaged_result_stops_a_sweep_before_its_first_run(sweep):
