@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import shlex
 import signal
@@ -19,19 +20,22 @@ from ..support.progress import Progress, prefix_lines, print_line, print_notes, 
 SIGNALS = [  # Ctrl-C, what ends a job, a terminal that is closed (not on Windows)
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+SIGNAL_SECONDS = 5  # after a signal in which others are not heard
 TORCHRUN_POLL_SECONDS = 6  # seconds after which torchrun has seen that a process has ended
 
 
 def catch_signals() -> None:
     """Raise KeyboardInterrupt, with the exit status, at `SIGNALS` that are not ignored (nohup).
 
-    After one another one is not heard: torchrun sends SIGTERM after Ctrl-C. The same one is.
+    For some seconds after one no other is heard, so that the first can end the command in order:
+    torchrun sends SIGTERM after Ctrl-C, and wrappers send on what the terminal has sent.
     """
-    caught = []
+    heard = -math.inf
 
     def interrupt(number: int, frame: object) -> None:
-        caught.append(number)
-        if number == caught[0]:
+        nonlocal heard
+        if time.monotonic() - heard > SIGNAL_SECONDS:
+            heard = time.monotonic()
             raise KeyboardInterrupt(128 + number)
 
     for number in SIGNALS:

@@ -20,7 +20,15 @@ from ..data.labels_csv import describe_missing, missing_files
 from ..data.samples import SPLITS
 from ..data.splits import split_content
 from ..model import PromptedCLIP
-from ..support.files import atomic_write, check_fields, file_lock, read_json, read_text, short_repr
+from ..support.files import (
+    atomic_write,
+    check_fields,
+    file_lock,
+    read_json,
+    read_text,
+    short_repr,
+    to_single_line,
+)
 from .config import FIELDS, RunConfig, RunRecord, flag
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
@@ -132,7 +140,8 @@ class RunFolder:
                     there, fix = f"{there}, {describe_missing(gone)}", f"put them back, or {fix}"
             elif name in FIELDS and type(got.get(name)) in (str, int, float):  # no bool
                 fix = f"pass {flag(name)} {got[name]}, or {fix}"
-            raise ValueError(f"run folder {self.folder}: expected {expected}, got {there}: {fix}")
+            text = f"run folder {self.folder}: expected {expected}, got {there}: {fix}"
+            raise ValueError(to_single_line(text))
 
     def _missing_images(self) -> list[str]:
         """List the images of split.json that are missing in its folder, if that is still there."""

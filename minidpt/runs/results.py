@@ -275,7 +275,8 @@ def average_rows(rows: Sequence[Row]) -> list[Row]:
 def mean_metrics(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
     """Average percentages over rows, for each seed that all have."""
     seeds = [seed for seed in rows[0].metrics if all(seed in row.metrics for row in rows)]
-    names = [name for name in PERCENTAGES if all(row.mean(name) is not None for row in rows)]
+    each = [row.metrics[seed] for row in rows for seed in seeds]
+    names = [name for name in PERCENTAGES if all(name in metrics for metrics in each)]
     return {seed: {n: mean(row.metrics[seed][n] for row in rows) for n in names} for seed in seeds}
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from helpers.run_command import (
 from helpers.short_runs import run_checked
 
 import minidpt
-from minidpt.runs import command_line
+from minidpt.runs import command_line, entrypoint
 
 # Bad input
 
@@ -222,3 +223,16 @@ def test_freed_memory_is_kept_and_not_cleared_by_the_system_again(tmp_path):
     if usual < 1000:
         pytest.skip("this C library, or huge pages, cost few page faults anyway")
     assert with_fewer < usual / 2  # a few tensors may find their place taken by something small
+
+
+def test_a_signal_long_after_another_is_heard(monkeypatch):
+    before = {number: signal.getsignal(number) for number in entrypoint.SIGNALS}
+    monkeypatch.setattr(entrypoint, "SIGNAL_SECONDS", -1)
+    try:
+        entrypoint.catch_signals()
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            with pytest.raises(KeyboardInterrupt, match=f"^{status}$"):
+                signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def test_the_data_folder_is_only_read(trained, inputs):
     run_command("eval.py", "test", "run")
     run_command("eval.py", "predict", "run", inputs.data)
     assert snapshot_folder(inputs.data) == before
+
+
+def test_settings_that_differ_are_named_in_one_line():
+    run = runs.RunFolder("run")
+    run.create(replace(SETTINGS[0], classnames="a\nb\x1b"), SETTINGS[1])
+    with pytest.raises(ValueError, match="expected a run with classnames None, got one") as error:
+        run.is_finished(*SETTINGS, "remove it")
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("out", ["run", "Owl/run", None])
