@@ -102,8 +102,8 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> None:
     path = Path(path)
     replaces = overwrite and path.is_file() and not path.is_symlink()
     if os.path.lexists(path) and not (replaces and ABOUT.encode() in path.read_bytes()):
-        expected = "a new file, or with --overwrite an earlier export"
-        raise FileExistsError(f"{path}: expected {expected}, got another")
+        fix = "pass another, or overwrite=True (--overwrite) to replace an earlier export"
+        raise FileExistsError(f"{path}: expected a new file, got one that is there: {fix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.suffix not in (".pt2", ".onnx"):

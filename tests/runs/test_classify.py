@@ -313,11 +313,16 @@ def test_an_image_is_unknown_below_a_probability(run, model):
     assert_one_line(run_command(*command[:-1], 60), "eval.py", "--unknown-below", "0 to 1", "60")
 
 
+def load_arrays(path: str) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
 def test_features_of_images_that_can_be_read_are_written_with_the_classes(run, model):
     paths = draw_images(2)
     command = ["predict", run, paths[0], "gone.png", paths[1], "--features"]
     assert run_command("eval.py", *command, "o.npz").status == 2
-    content = np.load("o.npz")
+    content = load_arrays("o.npz")
     assert content["paths"].tolist() == paths and content["features"].dtype == np.float32
     assert (content["classnames"].tolist(), content["class_keys"].tolist()) == (NAMES, KEYS)
     logits = float(model.clip.logit_scale.exp()) * content["features"] @ content["class_features"].T
@@ -341,7 +346,7 @@ def test_files_of_an_earlier_command_are_replaced_when_all_is_there(run, monkeyp
     assert sorted(os.listdir()) == ["many", *before]
     assert run_command(*command, paths[0]).status == 0
     assert [entry["image"] for entry in lines(Path("o.jsonl").read_text())] == paths[:1]
-    assert len(read_csv("o.csv")) == 2 and np.load("o.npz")["paths"].tolist() == paths[:1]
+    assert len(read_csv("o.csv")) == 2 and load_arrays("o.npz")["paths"].tolist() == paths[:1]
 
 
 def test_the_file_of_a_stream_is_replaced_at_once():

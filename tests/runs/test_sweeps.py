@@ -293,7 +293,7 @@ def test_data_sets_of_one_name_are_told_apart_by_their_folders(images, clip):
     result = run_checked("train.py", *command, *options)
     assert "4 runs in runs/photos-photos-sweep, 0 of them finished" in result.out
     assert "Mean of 2 data sets" in result.out
-    runs = sorted(Path("runs/photos-photos-sweep").glob("*/"))
+    runs = sorted(path.parent for path in Path("runs/photos-photos-sweep").glob("*/summary.json"))
     names = ["photos-left"] * 2 + ["photos-right"] * 2
     assert [read_summary(run)["dataset"] for run in runs] == names
     expected = [f"{name}-coop-3shots-seed{1 + n % 2}" for n, name in enumerate(names)]
