@@ -167,3 +167,12 @@ def test_fresh_prompts_are_drawn_as_the_paper_says():
             bound = 1 / math.sqrt(inputs)
             assert 0.9 * bound < value.abs().max() <= bound, name
             assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+
+
+def test_class_aware_prompts_are_fp32_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        generator = ClassAwarePrompts(embed_dim=7, width=64, classes=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in generator.parameters()} == {torch.float32}

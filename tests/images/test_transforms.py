@@ -119,6 +119,11 @@ def test_crop_box_falls_back_to_the_centre_of_thin_images():
     assert box(60, 50, Scripted(*[1.0] * 20)) == (0, 0, 60, 50)
 
 
+def test_a_crop_of_an_image_of_one_pixel_is_that_pixel():
+    boxes = {transforms.random_resized_crop_box(1, 1, random.Random(seed)) for seed in range(50)}
+    assert boxes == {(0, 0, 1, 1)}  # 8 % of it would be rounded to no pixel
+
+
 def test_crop_boxes_have_the_published_distribution():
     generator, numpy = random.Random(3), np.random.default_rng(5)
     boxes = [transforms.random_resized_crop_box(900, 600, generator) for _ in range(4000)]
