@@ -34,7 +34,8 @@ from minidpt.runs.classify import classify, image_batches
 from minidpt.runs.entrypoint import run_command
 from minidpt.runs.folders import RunFolder, check_outside
 from minidpt.runs.report import print_class_accuracy, write_report
-from minidpt.runs.results import noted_tests, record_cross_dataset, write_tables
+from minidpt.runs.results import noted_tests, record_cross_dataset
+from minidpt.runs.tables import write_tables
 from minidpt.support.distributed import join_world, world_from_environment
 from minidpt.support.progress import print_line, print_notes
 

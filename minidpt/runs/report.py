@@ -32,7 +32,8 @@ from .entrypoint import format_command
 from .evaluation import EvalPredictions
 from .folders import CONFIG, METRICS, MODEL, PREDICTIONS, REPORT, SPLIT, SUMMARY, WORDS, RunFolder
 from .page import Markup, Series, bullets, image, line_chart, name, page, section, table, tag, text
-from .results import METHOD_NAMES, OF_TEST, Cell, Row, Table, caption, read_rows, tables
+from .results import METHOD_NAMES, OF_TEST, Row, read_rows
+from .tables import Cell, Table, caption, tables
 
 HEADER = (  # of predictions.csv: labels are what the data's files call a class
     "path", "label", "class", "learned label", "learned", "learned probability",

@@ -31,7 +31,8 @@ from .devices import choose_device, choose_precision, load_clip, move_clip
 from .evaluation import EvalSet
 from .folders import RunFolder, is_sweep, list_contents
 from .report import write_report
-from .results import markdown, read_rows, write_tables
+from .results import read_rows
+from .tables import markdown, write_tables
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from minidpt.data.samples import SPLITS
 from minidpt.data.splits import read_split
 from minidpt.runs.config import RunConfig, RunRecord
 from minidpt.runs.folders import CONFIG, RECORD, SPLIT, SUMMARY, TRANSFER, RunFolder
-from minidpt.runs.results import write_tables
+from minidpt.runs.tables import write_tables
 
 SPLIT_ROWS = {
     split: [[f"{letter}.png", label, "ab"[label]] for label, letter in enumerate(letters)]

@@ -13,7 +13,7 @@ import pytest
 from helpers.run_command import assert_one_line, read_summary, run_command
 from helpers.short_runs import read_csv, run_checked
 
-from minidpt.runs import results
+from minidpt.runs import results, tables
 from minidpt.runs.config import RunConfig, published_settings
 
 
@@ -94,7 +94,7 @@ def test_runs_of_other_settings_and_of_the_same_seed_are_kept_apart(sweep, image
     shutil.copytree(run, "again/longer")
     config = json.loads(Path("again/longer/config.json").read_text())
     Path("again/longer/config.json").write_text(json.dumps({**config, "epochs": 50}))
-    text = results.write_tables("again")
+    text = tables.write_tables("again")
     rows = [
         row for row in read_csv("again/table.csv") if (row["method"], row["shots"]) == ("dpt", "3")
     ]
@@ -119,7 +119,7 @@ def result(dataset="DTD", method="dpt", seed=1, zero_shot=50.0, accuracy=60.0, *
 
 
 def markdown(*rows: results.Row) -> str:
-    return results.markdown(results.summarise(rows))
+    return tables.markdown(results.summarise(rows))
 
 
 def lines_of(text: str, title: str) -> list[list[str]]:
@@ -156,13 +156,13 @@ def test_data_sets_of_one_name_have_a_heading_each_and_a_mean(tmp_path):
         result("pets", accuracy=60.0, zero_shot=40.0, folder="/x/pets", fingerprint=first),
         result("pets", accuracy=80.0, zero_shot=70.0, folder="/y/pets", fingerprint=second),
     ])  # fmt: skip
-    text = results.markdown(rows)
+    text = tables.markdown(rows)
     assert "**pets, CLIP tiny** [1]\n" in text and "**pets, CLIP tiny** [2]\n" in text
     assert lines_of(text, "Mean of 2 data sets, CLIP tiny")[1] == ["DPT", "**70.0 (+15.0)**"]
     assert lines_of(text, "pets, CLIP tiny")[0] == ["zero-shot CLIP", "40.0"]
     assert text.endswith("1. data in /x/pets (fingerprint 01234567)\n"
                          "2. data in /y/pets (fingerprint fedcba98)\n")  # fmt: skip
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     cells = [(row["dataset"], row["data"], row["data_fingerprint"], row["accuracy"])
              for row in read_csv(tmp_path / "table.csv")]  # fmt: skip
     mean = ("Mean of 2 data sets", "", "", "70.0")
@@ -231,7 +231,7 @@ def test_a_setting_that_varies_on_one_data_set_leaves_the_mean():
     assert [(row.dataset, row.label) for row in rows] == [
         ("DTD", "DPT"), ("Pets", "DPT"), ("Pets", "DPT (epochs 200)"),
     ]  # fmt: skip
-    mean = lines_of(results.markdown(rows), "Mean of 2 data sets, CLIP tiny")
+    mean = lines_of(tables.markdown(rows), "Mean of 2 data sets, CLIP tiny")
     assert mean[1:] == [["DPT", "**60.0 (+10.0)**"], ["DPT (epochs 200) [1]", "–"]]
 
 
@@ -241,7 +241,7 @@ def test_runs_on_other_images_or_of_other_weights_are_not_pooled(setting):
     others = [result(**{setting: second}, seed=n, accuracy=a) for n, a in ((2, 10.0), (3, 20.0))]
     rows = results.summarise([result(**{setting: first}), *others])
     assert [row.accuracies for row in rows] == [{1: 60.0}, {2: 10.0, 3: 20.0}]
-    text = results.markdown(rows)
+    text = tables.markdown(rows)
     assert "0123" not in text.split("\n1. ")[0] and "\n1. " in text  # only in notes
     if setting == "clip_fingerprint":
         assert [row.label for row in rows] == ["DPT", "DPT"]
@@ -251,14 +251,14 @@ def test_runs_on_other_images_or_of_other_weights_are_not_pooled(setting):
 def test_only_runs_of_like_settings_are_averaged_over_data_sets():
     rows = results.summarise([result("DTD", epochs=8), result("Pets", epochs=4)])
     assert [row.variant for row in rows] == ["epochs 8", "epochs 4"]
-    mean = lines_of(results.markdown(rows), "Mean of 2 data sets, CLIP tiny")
+    mean = lines_of(tables.markdown(rows), "Mean of 2 data sets, CLIP tiny")
     assert [line[1] for line in mean] == ["50.0", "–", "–"]
     # each data set's published numbers of epochs and of warm-up are alike: ImageNet has its own
     usual = [result("DTD", "vlp", warmup_epochs=10),
              result("ImageNet", "vlp", warmup_epochs=1, accuracy=80.0)]  # fmt: skip
     rows = results.summarise(usual)
     assert [row.label for row in rows] == ["VLP", "VLP"]
-    assert "VLP            | **70.0 (+20.0)**" in results.markdown(rows)
+    assert "VLP            | **70.0 (+20.0)**" in tables.markdown(rows)
     short = [replace(row, settings={"epochs": 20, "warmup_epochs": warmup, "template": row.dataset})
              for row, warmup in zip(usual, (2, 1))]  # fmt: skip
     assert [row.label for row in results.summarise(short)] == ["VLP", "VLP"]
@@ -269,7 +269,7 @@ def test_only_runs_of_like_settings_are_averaged_over_data_sets():
 
 def test_options_that_are_not_published_stand_in_the_caption():
     def caption(*rows: results.Row) -> str:
-        return results.caption(results.summarise(rows))
+        return tables.caption(results.summarise(rows))
 
     short = dict(epochs=6, batch_size=32, csc=True, n_ctx=16, precision="bf16")
     text = caption(result(**short), result(method="coop", **short))
@@ -286,7 +286,7 @@ def test_options_that_are_not_published_stand_in_the_caption():
     both = [result(**short, seed=1), result(**short, seed=2), result(**{**short, "epochs": 100})]
     rows = results.summarise(both)  # in the row's name it is said already
     assert {row.label for row in rows} == {"DPT (epochs 6)", "DPT"}
-    text = results.caption(rows)
+    text = tables.caption(rows)
     assert text.startswith("Top-1 accuracy in percent, mean ± standard deviation over 1 to 2 seeds "
                            "(divided by their number, as in CoOp's tables); ")  # fmt: skip
     assert text.endswith("bold. Settings not as published: --csc.")
@@ -297,7 +297,7 @@ def test_published_means_stand_only_below_the_eleven_data_sets():
     def text(names: list[str], model: str = "ViT-B/32") -> str:
         return markdown(*(result(name, model=model, fingerprint=name) for name in names))
 
-    below = text(results.ELEVEN).split("**Mean of 11 data sets, CLIP ViT-B/32**")[1]
+    below = text(tables.ELEVEN).split("**Mean of 11 data sets, CLIP ViT-B/32**")[1]
     assert below.split("**")[3].startswith("Published means over the 11 data sets")
     published = lines_of(below, "Published means over the 11 data sets, ViT-B/32 (read off a plot, "
                          "±0.2)")  # fmt: skip
@@ -306,8 +306,8 @@ def test_published_means_stand_only_below_the_eleven_data_sets():
         ["Tip-Adapter-F", "66.5", "77.1"], ["PLOT++", "66.5", "77.6"],
         ["CLIP-LoRA", "67.9", "78.9"],
     ]  # fmt: skip
-    for names, model in ((results.ELEVEN[1:], "ViT-B/32"), (results.ELEVEN, "ViT-B/16"),
-                         ([*results.ELEVEN[1:], "mine"], "ViT-B/32")):  # fmt: skip
+    for names, model in ((tables.ELEVEN[1:], "ViT-B/32"), (tables.ELEVEN, "ViT-B/16"),
+                         ([*tables.ELEVEN[1:], "mine"], "ViT-B/32")):  # fmt: skip
         assert "Published" not in text(names, model) and "Mean of" in text(names, model)
 
 
@@ -348,7 +348,7 @@ def test_what_is_no_run_is_left_out_of_the_tables(sweep):
 def test_the_csv_has_a_value_for_each_seed(tmp_path):
     plain = result(method="zeroshot", shots=0, seed=0, accuracy=50.0)
     rows = results.summarise([result(seed=1), result(seed=3, accuracy=70.0), plain])
-    results.write_csv([*rows, *results.summarise([result("Pets", seed=2, accuracy=5.5)])],
+    tables.write_csv([*rows, *results.summarise([result("Pets", seed=2, accuracy=5.5)])],
                      tmp_path / "table.csv")  # fmt: skip
     table = read_csv(tmp_path / "table.csv")
     assert "seed 0" not in table[0]
@@ -368,23 +368,23 @@ def test_the_csv_has_a_harmonic_mean_for_each_seed_of_both_halves(tmp_path):
         for half, accuracies in halves.items() for seed, a in accuracies.items()
     ]  # fmt: skip
     rows = results.summarise(rows)
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     mean = read_csv(tmp_path / "table.csv")[2]
     assert mean["tested"] == "DTD, harmonic mean of base and new" and mean["seeds"] == "3"
     assert [mean[f"seed {seed}"] for seed in (1, 2, 3)] == ["40.0", "32.0", "16.0"]
     assert float(mean["accuracy"]) == pytest.approx(2 * 50 * 30 / (50 + 30))  # not their mean
     assert mean["zero_shot_accuracy"] == "50.0"
-    text = results.markdown(rows)
+    text = tables.markdown(rows)
     assert lines_of(text, "Base to new, CLIP tiny")[1][3:] == [
         "**50.0 ± 29.4 (+0.0)**", "30.0 ± 8.2 (-20.0)", "37.5 ± 10.0 (-12.5)",
     ]  # fmt: skip
     assert "A harmonic mean is that of two average accuracies." in text
     pets = [replace(row, dataset="Pets", trained=row.trained.replace("DTD", "Pets"),
                     tested=row.tested.replace("DTD", "Pets")) for row in rows]  # fmt: skip
-    lines = lines_of(results.markdown([*rows, *pets]), "Base to new, CLIP tiny")
+    lines = lines_of(tables.markdown([*rows, *pets]), "Base to new, CLIP tiny")
     assert [line[0] for line in lines] == ["Mean of 2 data sets"] * 2 + ["DTD"] * 2 + ["Pets"] * 2
     lines = lines_of(
-        results.markdown([*rows, *(replace(row, fingerprint="g") for row in rows)]),
+        tables.markdown([*rows, *(replace(row, fingerprint="g") for row in rows)]),
         "Base to new, CLIP tiny",
     )
     assert [line[0] for line in lines[2:]] == ["DTD [1]"] * 2 + ["DTD [2]"] * 2
@@ -398,7 +398,7 @@ def test_the_csv_has_all_that_was_measured(tmp_path, sweep):
         del test["calibration_error"]
         test |= {"top5_accuracy": 90.5, "mean_confidence": 80.5, "test_images": 15}
         path.write_text(json.dumps(content | {"notes": ["a", *range(24)]}))
-    text = results.write_tables("again")
+    text = tables.write_tables("again")
     (row,) = (r for r in read_csv("again/table.csv") if (r["method"], r["shots"]) == ("dpt", "3"))
     assert (row["top5_accuracy"], row["mean_confidence"]) == ("90.5", "80.5")
     assert (row["test_images"], row["calibration_error"]) == ("15", "")
@@ -409,11 +409,11 @@ def test_the_csv_has_all_that_was_measured(tmp_path, sweep):
 def test_names_in_tables_are_no_formulas_no_columns_and_no_control_characters(tmp_path):
     odd = result("a|b", tested="@x\x1b[31m\ny")
     rows = results.summarise([result("=1+1"), odd, result("caf\udce9")])
-    results.write_csv(rows, tmp_path / "table.csv")
+    tables.write_csv(rows, tmp_path / "table.csv")
     names = [row["dataset"] for row in read_csv(tmp_path / "table.csv")]
     assert names == ["'=1+1", "a|b", "caf\\udce9", "Mean of 2 data sets"]
     assert read_csv(tmp_path / "table.csv")[1]["tested"].startswith("'@x")
-    table = results.markdown(rows)
+    table = tables.markdown(rows)
     assert "a\\|b" in table and "\x1b" not in table and "@x\\x1b[31m y" in table
     assert "**caf\\udce9, CLIP tiny**" in table
 
